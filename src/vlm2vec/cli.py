@@ -1,0 +1,128 @@
+"""The command line: one function a verb, each a thin wrapper of a function of the library.
+
+Nothing heavy is imported before a verb needs it: `vlm2vec --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vlm2vec.errors import UserError
+
+app = typer.Typer(
+    help="Turn a vision-language model into one embedding model for text and pictures: train, measure, use.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+console = Console()
+
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+OptionsOption = Annotated[
+    list[str] | None, typer.Option("--option", help="Setting of the model's family, key=value; may be repeated.")
+]
+
+
+@app.command()
+def demo(
+    output: OutputOption = Path("runs/demo"),
+    fresh: Annotated[bool, typer.Option(help="Train again even where results are there.")] = False,
+) -> None:
+    """Prepare a benchmark, train the built-in model, score it beside a dual encoder, and report."""
+    from vlm2vec.demo import run_demo
+
+    run_demo(output, fresh=fresh)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes, such as train.steps=100.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the run's last step checkpoint.")] = False,
+) -> None:
+    """Train an embedding model by a recipe."""
+    from vlm2vec.training.config import dump_recipe, load_recipe
+    from vlm2vec.training.run import train as run_train
+
+    settings = load_recipe(recipe, overrides or [])
+    console.print(dump_recipe(settings), markup=False, highlight=False)
+    folder = run_train(settings, resume=resume)
+    console.print(f"Trained model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id, or the built-in compact.")],
+    benchmark: Annotated[Path, typer.Option(help="The benchmark's YAML file.")],
+    output: OutputOption,
+    data: Annotated[Path | None, typer.Option(help="Folder of the evaluation sets, if not as the file says.")] = None,
+    option: OptionsOption = None,
+) -> None:
+    """Score a model on a benchmark; writes results.json, a Markdown table, a leaderboard file and an HTML report."""
+    from vlm2vec.evaluation.evaluate import results_json
+    from vlm2vec.evaluation.report import comparison_table
+    from vlm2vec.evaluation.run import score_model
+
+    settings = dict(_key_value(text) for text in option or [])
+    facts, results = score_model(model, benchmark, output, data=data, options=settings)
+    console.print(comparison_table({model: results_json(model, facts, results)}).table)
+    console.print(f"Results: {output}/results.json\nReport:  {output}/report.html")
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="A folder that `vlm2vec train` wrote.")]) -> None:
+    """Recompute a checkpoint's golden vectors and compare them with the saved ones."""
+    from vlm2vec.models.embedder import Embedder
+    from vlm2vec.models.golden import verify_golden
+
+    cosines = verify_golden(Embedder.from_pretrained(folder), folder)
+    console.print(f"{folder}: cosines to the saved vectors: lowest {cosines.min():.6f} of {len(cosines)}")
+    if cosines.min() < 0.999:
+        raise UserError(f"{folder}: the vectors differ from the saved ones (cosine {cosines.min():.4f})")
+
+
+@data_app.command("demo")
+def data_demo(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Parent folder; default: the user's cache folder.")
+    ] = None,
+) -> None:
+    """Prepare the demo benchmark: emoji of three vendors in the MMEB layout."""
+    from vlm2vec.cache import cache_folder
+    from vlm2vec.data.demo import prepare_demo
+
+    root = prepare_demo(output or cache_folder(), progress=lambda stage, done, total: None)
+    console.print(
+        f"Demo benchmark: {root}\nNext: vlm2vec eval compact --benchmark {root}/benchmark.yaml -o runs/compact"
+    )
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+
+
+def _key_value(text: str) -> tuple[str, object]:
+    import yaml
+
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise UserError(f"--option {text!r}: expected key=value, such as num_layers=4")
+    return key, yaml.safe_load(value)
+
+
+if __name__ == "__main__":
+    main()

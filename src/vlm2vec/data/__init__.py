@@ -1,0 +1,1 @@
+"""Reading rows, drawing batches, preparing the demo benchmark."""

@@ -1,0 +1,298 @@
+"""The plan of the demo benchmark emoji-mmeb: which emoji are seen or held out, and the rows of its subsets.
+
+Nothing here reads a file or draws a pixel. A picture is planned as the drawings it shows and where; `demo.py`
+paints and stores them. So the leak rules (which drawing may occur where) hold or fail on the plan alone.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+Digests = Mapping[str, Mapping[str, str]]
+CELL, CANVAS = 64, 192  # sides of a single drawing and of a composed picture, in pixels
+SEEN_VENDORS, HELD_OUT_VENDOR = ("noto", "twemoji"), "fluent"
+TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark",
+         "1F3FF": "dark"}  # fmt: skip
+HELD_OUT_SHARE, RESERVED_SHARE = 0.22, 0.18
+NUM_EVAL, NUM_EDIT_BASES, NUM_EDIT_PAIRS, NUM_GRIDS, NUM_SHEETS = 200, 40, 1500, 1600, 1200
+
+NAME_QUERY = "<|image_1|>\nIdentify the emoji shown in the image\n"
+T2I_QUERY = "Find me an emoji that matches the given description: {}\n"
+EDIT_QUERY = "<|image_1|>\nFind the same emoji with the described change: with {} skin tone\n"
+VQA_QUERY = "<|image_1|>\nRepresent the given image with the following question: {}\n"
+CORNER_QUESTION, NEIGHBOUR_QUESTION = "What is in the {} corner?", "What is {} the {}?"
+SELECT_QUERY = "<|image_1|>\nSelect the portion of the image that "
+LABEL_QUERY = SELECT_QUERY + 'isolates the object labeled as "{}"\n'
+PLACE_QUERY = SELECT_QUERY + 'follows the language expressions. "the emoji in the {}"\n'
+IMAGE_TARGET = "<|image_1|>\nRepresent the given image.\n"
+CROP_TARGET = "<|image_1|>\nRepresent the given cropped image of the object\n"
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+SIDES = ("left of", "right of", "above", "below")
+PLACES = ("top left", "top middle", "top right", "middle left", "center", "middle right", "bottom left",
+          "bottom middle", "bottom right")  # fmt: skip
+FIXED_TEXTS = (NAME_QUERY, T2I_QUERY, EDIT_QUERY, VQA_QUERY, CORNER_QUESTION, NEIGHBOUR_QUESTION, LABEL_QUERY,
+               PLACE_QUERY, IMAGE_TARGET, CROP_TARGET, *TONES.values(), *CORNERS, *SIDES, *PLACES)  # fmt: skip
+
+# Subcategories whose names nobody could guess from an unseen drawing or whose drawings hardly differ, then names:
+# near copies of another emoji in at least one vendor's set, genderless twins with another word for the concept.
+_DROPPED = (
+    "country-flag;subdivision-flag;alphanum;keycap;skin-tone;time;family;gender;geometric;arrow;math;zodiac;"
+    "punctuation;currency;av-symbol;other-symbol;transport-sign;person with pouting face;water polo;haircut;"
+    "imp;snowman without snow;woman with bunny ears;smiling cat face with open mouth;right anger bubble;"
+    "six pointed star with middle dot;speaker with one sound wave;left speech bubble;woman pouting;rowboat;"
+    "right-pointing magnifying glass;adult;child;older adult;surfer;swimmer;person doing cartwheel;handball;"
+    "bicyclist;mountain bicyclist;pedestrian;runner;guardsman;wrestlers;face massage;man pouting;face palm;"
+    "information desk person;face with no good gesture;face with ok gesture;person bowing deeply;snowboarder;"
+    "happy person raising one hand;merperson;bride with veil;man with turban;bearded person;shrug"
+)
+# Too little skin to tell two tones apart in every vendor's drawing.
+_TONELESS = re.compile("sleeping acc|golfing|horse racing|super(hero|villain)|^bath$|levitating")
+# Rewrites, in this order, to the words one would say; the last two cut words for no thing that is shown.
+_REWRITES = {
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'", r"\b(wo)?mans\b": r"\1man's", "(.*): bald": r"bald \1",
+    "heavy black heart": "red heart", r"black (?=\w+ suit|scissors|telephone)": "", "waving (?=black)": "",
+    "white (?=smiling)|left-pointing (?=mag)": "", "black sun with rays": "sun", "white medium star": "star",
+    r"white (\w+) pointing (backhand )?index": r"\2index pointing \1", "black nib": "pen nib", ": ": " with ",
+    "reversed hand with middle finger extended": "middle finger", "fisted hand sign": "fist", "maize": "corn",
+    "playing card black joker": "joker card", "mahjong tile red dragon": "mahjong tile", "hocho": "kitchen knife",
+    "extraterrestrial alien": "alien", "father christmas": "santa claus", "mother christmas": "mrs claus",
+    "octagonal sign": "stop sign", "construction sign": "roadblock", "sleeping symbol": "zzz",
+    "aubergine": "eggplant", "moyai": "moai statue",
+    "^pouting face": "furious face", "police cars revolving": "police", "^dancer": "woman dancing",
+    "no entry sign": "prohibited", r"(?<!peace)(?<!atom) symbol\b": "", r"(?<!warning)(?<!stop) sign\b": "",
+}  # fmt: skip
+_GENDERED = re.compile(r"\b(wo)?m[ae]n\b")
+_NOT_CONCEPT = re.compile(r"\b((wo)?m[ae]ns?|boy|girl|male|female|person|people|face|oncoming)\b")
+_ALIASES = {"princess": "prince", "mermaid": "merman", "mrs claus": "santa claus", "mx claus": "santa claus"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to paint: `parts` are (drawing key, left, top, side) on a white square of `size` pixels."""
+
+    name: str
+    size: int
+    parts: tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """An emoji as `vendor` draws it ("" for no vendor in particular), its skin tones as (tone, code)."""
+
+    code: str
+    name: str
+    concept: str
+    tones: tuple[tuple[str, str], ...] = ()
+    vendor: str = ""
+
+    def picture(self, code: str = "") -> Picture:
+        """The single picture of this drawing, or of its skin tone with that `code`."""
+        key = f"{self.vendor}-{code or self.code}"
+        return Picture(key, CELL, ((key, 0, 0, CELL),))
+
+
+# A query, the picture it shows, the right answer's text and picture, and a wrong answer ("" for none).
+Item = tuple[str, Picture | None, str, Picture | None, str]
+
+
+@dataclass
+class Subset:
+    """One subset: its rows as in the parquet file, and its pictures by the zip member that holds them."""
+
+    name: str
+    meta_task: str
+    split: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    pictures: dict[str, Picture] = field(default_factory=dict)
+
+    def path(self, picture: Picture | None) -> str:
+        """Registers `picture` and returns the path that a row names it by ("" for no picture)."""
+        if picture is None:
+            return ""
+        # The evaluation subsets share one zip, where a single drawing lies in one folder for all of them.
+        train, own = self.split == "train", picture.size == CANVAS
+        folder = f"{self.name}/Train" if train else self.name if own else "Emoji"
+        self.pictures[f"{folder}/{picture.name}.png"] = picture
+        return f"{'images/' if train else ''}{folder}/{picture.name}.png"
+
+    def add_train(self, items: Iterable[Item]) -> "Subset":
+        """Adds a training row for each item."""
+        for query, shown, text, picture, wrong in items:
+            row = {"qry": query, "qry_image_path": self.path(shown), "pos_text": text}
+            row |= {"pos_image_path": self.path(picture), "neg_text": wrong, "neg_image_path": ""}
+            self.rows.append(row)
+        return self
+
+    def add_eval(self, items: Iterable[Item], pool: Sequence[tuple[str, Picture | None]]) -> "Subset":
+        """Adds a query for each item, over one shared pool with the right answer moved to the front."""
+        for query, shown, *gold, _ in items:
+            texts, pictures = zip(gold, *(other for other in pool if other != tuple(gold)), strict=True)
+            row: dict[str, Any] = {"qry_text": query, "qry_img_path": self.path(shown)}
+            row |= {"tgt_text": list(texts), "tgt_img_path": [self.path(picture) for picture in pictures]}
+            self.rows.append(row)
+        return self
+
+
+def words(text: str) -> str:
+    """Gives the words of `text` between spaces, so that a test of one in another finds whole words only."""
+    return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower().replace(chr(39), '')))} "
+
+
+def plain_code(unified: str) -> str:
+    """Lower-case code points without the variation selector, which file names carry or lack at will."""
+    return "-".join(point for point in unified.lower().split("-") if point != "fe0f")
+
+
+def build_catalogue(entries: Sequence[Mapping[str, Any]], digests: Digests) -> list[Emoji]:
+    """The emoji of `emoji.json` that all vendors draw, each with its own `digests[vendor][code]`."""
+    chosen: dict[str, tuple[Emoji, Mapping[str, Any]]] = {}
+    seen, dropped = set[tuple[str, str]](), set(_DROPPED.split(";"))
+    for entry in entries:
+        raw = name = str(entry["name"]).lower()
+        for pattern, better in _REWRITES.items():
+            name = re.sub(pattern, better, name)
+        if name in chosen or not dropped.isdisjoint((raw, entry["subcategory"])):
+            continue
+        code = plain_code(entry["unified"])
+        if _claim([code], digests, seen):
+            concept = words(_NOT_CONCEPT.sub("", words(name))).strip()
+            emoji = Emoji(code, name, _ALIASES.get(concept, concept))
+            chosen[name] = (emoji, entry.get("skin_variations") or {})
+    gendered = {emoji.concept for emoji, _ in chosen.values() if _GENDERED.search(emoji.name)} - {""}
+    kept = []
+    for emoji, variations in chosen.values():
+        if emoji.concept in gendered and not _GENDERED.search(emoji.name):
+            continue  # drawn almost like the man or the woman of the same concept
+        codes = [plain_code(variations[tone]["unified"]) for tone in TONES if tone in variations]
+        toned = len(codes) == len(TONES) and not _TONELESS.search(emoji.name) and _claim(codes, digests, seen)
+        kept.append(replace(emoji, tones=tuple(zip(TONES.values(), codes, strict=True)) if toned else ()))
+    return kept
+
+
+def split_emoji(emojis: Sequence[Emoji]) -> dict[str, list[Emoji]]:
+    """The drawings to train on, to test seen names with (`ind_test`) and of held-out names (`held_out`).
+
+    Divided by concept, so that no held-out name is part of any text that training can show.
+    """
+    texts = [(emoji.concept, words(emoji.name)) for emoji in emojis]
+    fixed = [words(text) for text in FIXED_TEXTS]
+    # A name inside many others ("man", "heart") would pull all of those out of training with it: it stays in.
+    held = {concept for concept, _ in texts if concept and _unit("held-out", concept) < HELD_OUT_SHARE}
+    for concept, name in texts:
+        num_others = sum(name in text for other, text in texts if other != concept)
+        if num_others > 2 or any(name in text for text in fixed):
+            held.discard(concept)
+    leaks = held
+    while leaks:
+        names = [name for concept, name in texts if concept in held]
+        leaks = {c for c, text in texts if c not in held and any(name in text for name in names)}
+        held = held | leaks
+    split: dict[str, list[Emoji]] = {"train": [], "ind_test": [], "held_out": []}
+    for emoji in emojis:
+        if emoji.concept in held:
+            split["held_out"].append(replace(emoji, vendor=HELD_OUT_VENDOR))
+            continue
+        reserved = SEEN_VENDORS[_unit("vendor", emoji.concept) < 0.5]
+        for vendor in SEEN_VENDORS:
+            test = vendor == reserved and _unit("reserved", emoji.concept) < RESERVED_SHARE
+            split["ind_test" if test else "train"].append(replace(emoji, vendor=vendor))
+    return split
+
+
+def plan_subsets(split: Mapping[str, Sequence[Emoji]]) -> list[Subset]:
+    """Plans the five training and the ten evaluation subsets."""
+    train = split["train"]
+    naming, finding = _single_items(train)
+    subsets = [
+        Subset("EmojiName", "classification", "train").add_train(naming),
+        Subset("EmojiT2I", "retrieval", "train").add_train(finding),
+        Subset("EmojiEdit", "retrieval", "train").add_train(_edit_items(train, 9999)[:NUM_EDIT_PAIRS]),
+        Subset("EmojiVQA", "vqa", "train").add_train(_vqa_items(train, "train", NUM_GRIDS)),
+        Subset("EmojiSheet", "grounding", "train").add_train(_sheet_items(train, "train", NUM_SHEETS)),
+    ]
+    for prefix, side, drawings in (("Emoji", "ind", split["ind_test"]), ("Fluent", "ood", split["held_out"])):
+        few = _by_hash(drawings, side)[:NUM_EVAL]
+        edits = _edit_items(drawings, NUM_EDIT_BASES)[:NUM_EVAL]
+        bases = dict.fromkeys(shown for _, shown, *_ in edits)
+        toned = [(text, drawn) for _, _, text, drawn, _ in edits] + [(IMAGE_TARGET, base) for base in bases]
+        names = [(drawn.name, None) for drawn in few]
+        images, crops = ([(text, drawn.picture()) for drawn in few] for text in (IMAGE_TARGET, CROP_TARGET))
+        naming, finding = _single_items(few)
+        vqa, sheets = (plan(few, side, NUM_EVAL // 2) for plan in (_vqa_items, _sheet_items))
+        subsets += [
+            Subset(f"{prefix}Name", "classification", side).add_eval(naming, names),
+            Subset(f"{prefix}T2I", "retrieval", side).add_eval(finding, images),
+            Subset(f"{prefix}Edit", "retrieval", side).add_eval(edits, toned),
+            Subset(f"{prefix}VQA", "vqa", side).add_eval(vqa, names),
+            Subset(f"{prefix}Sheet", "grounding", side).add_eval(sheets, crops),
+        ]
+    return subsets
+
+
+def _unit(*parts: str) -> float:
+    """A number in [0, 1) that depends on the words alone, on every machine and in every version of Python."""
+    return int.from_bytes(hashlib.sha256("/".join(parts).encode()).digest()[:6], "big") / 2**48
+
+
+def _by_hash(drawings: Sequence[Emoji], salt: str) -> list[Emoji]:
+    return sorted(drawings, key=lambda drawn: _unit("order", salt, drawn.vendor, drawn.code))
+
+
+def _claim(codes: Sequence[str], digests: Digests, seen: set[tuple[str, str]]) -> bool:
+    """Marks the drawings of `codes` as taken; False if a vendor lacks one or draws two emoji alike."""
+    keys = [(vendor, drawings.get(code, "")) for vendor, drawings in digests.items() for code in codes]
+    if len(set(keys)) < len(keys) or any(not digest or (vendor, digest) in seen for vendor, digest in keys):
+        return False
+    seen.update(keys)
+    return True
+
+
+def _single_items(drawings: Iterable[Emoji]) -> tuple[list[Item], list[Item]]:
+    """From picture to name, and from name to picture."""
+    names: list[Item] = [(NAME_QUERY, drawn.picture(), drawn.name, None, "") for drawn in drawings]
+    return names, [(T2I_QUERY.format(text), None, IMAGE_TARGET, shown, "") for _, shown, text, *_ in names]
+
+
+def _edit_items(drawings: Sequence[Emoji], num_bases: int) -> list[Item]:
+    bases = _by_hash([drawn for drawn in drawings if drawn.tones], "edit")[:num_bases]
+    pairs = [(drawn, tone, code) for drawn in bases for tone, code in drawn.tones]
+    pairs.sort(key=lambda pair: _unit("edit", pair[0].vendor, pair[2]))
+    return [(EDIT_QUERY.format(tone), d.picture(), IMAGE_TARGET, d.picture(c), "") for d, tone, c in pairs]
+
+
+def _vqa_items(drawings: Sequence[Emoji], seed: str, num_pictures: int) -> list[Item]:
+    """Pictures of four emoji of one vendor; of each, one question by corner and one by neighbour."""
+    vendors = sorted({drawn.vendor for drawn in drawings})
+    by_vendor = [[drawn for drawn in drawings if drawn.vendor == vendor] for vendor in vendors]
+    rng, items, half = random.Random(f"emoji-mmeb/vqa/{seed}"), list[Item](), CANVAS // 2
+    for number in range(num_pictures):
+        four, parts = rng.sample(by_vendor[number % len(vendors)], 4), []
+        for place, drawn in enumerate(four):
+            side = rng.randint(60, 86)
+            left, top = (rng.randint(0, half - side) + half * axis for axis in (place % 2, place // 2))
+            parts.append((drawn.picture().name, left, top, side))
+        picture = Picture(f"grid-{number:04d}", CANVAS, tuple(parts))
+        names, corner, gold = [drawn.name for drawn in four], rng.randrange(4), rng.randrange(4)
+        near = gold ^ rng.choice((1, 2))  # across or down: bit 0 is the column, bit 1 is the row
+        where = SIDES[(gold > near) + 2 * (abs(gold - near) == 2)]
+        neighbour = NEIGHBOUR_QUESTION.format(where, names[near])
+        for question, answer in ((CORNER_QUESTION.format(CORNERS[corner]), corner), (neighbour, gold)):
+            wrong = rng.choice([name for name in names if name != names[answer]])
+            items.append((VQA_QUERY.format(question), picture, names[answer], None, wrong))
+    return items
+
+
+def _sheet_items(drawings: Sequence[Emoji], seed: str, num_pictures: int) -> list[Item]:
+    """Sheets of nine emoji with nine names; of each, one expression by label and one by place."""
+    rng, items = random.Random(f"emoji-mmeb/sheet/{seed}"), list[Item]()
+    for number in range(num_pictures):
+        # A name has at most two drawings, so that eighteen hold nine names.
+        nine = list({drawn.name: drawn for drawn in rng.sample(drawings, 18)}.values())[:9]
+        cells = tuple((d.picture().name, CELL * (i % 3), CELL * (i // 3), CELL) for i, d in enumerate(nine))
+        sheet, (label, place) = Picture(f"sheet-{number:04d}", CANVAS, cells), rng.sample(range(9), 2)
+        items.append((LABEL_QUERY.format(nine[label].name), sheet, CROP_TARGET, nine[label].picture(), ""))
+        items.append((PLACE_QUERY.format(PLACES[place]), sheet, CROP_TARGET, nine[place].picture(), ""))
+    return items

@@ -1,0 +1,89 @@
+"""The demo: from nothing to a trained model beside its baseline, scored on four meta-tasks, in one command."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vlm2vec.cache import cache_folder
+from vlm2vec.data.demo import prepare_demo
+from vlm2vec.evaluation.evaluate import TaskResult, results_json
+from vlm2vec.evaluation.report import comparison_table, write_html
+from vlm2vec.evaluation.run import score_model
+from vlm2vec.models.checkpoint import provenance
+from vlm2vec.progress import progress_bar
+from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
+from vlm2vec.training.run import CHECKPOINTS, read_log, train
+
+RUNS = {"dual encoder": ("dual-encoder", "demo-dual.yaml"), "VLM2Vec": ("trained", "demo.yaml")}
+console = Console()
+
+
+def run_demo(output: Path, fresh: bool = False) -> None:
+    """Prepares, scores untrained, trains both models, scores them, and reports.
+
+    Args:
+        output: Gets `untrained`, `dual-encoder`, `trained` and `report.html`.
+        fresh: Train again even where a finished run of the same recipe is there.
+    """
+    since = time.perf_counter()
+    console.rule("1. the demo benchmark")
+    root = _prepare()
+    recipes = {name: _recipe(file, root, output / folder) for name, (folder, file) in RUNS.items()}
+    console.rule("2. the built-in model, untrained")
+    columns: dict[str, dict[str, Any]] = {}
+    results: list[TaskResult] = []
+    model = recipes["VLM2Vec"].model
+    columns["untrained"], _ = _score(model.base, root, output / "untrained", model.options)
+    for step, (name, recipe) in enumerate(recipes.items(), start=3):
+        console.rule(f"{step}. {name}: {recipe.train.steps} steps of {recipe.train.batch_size} pairs")
+        _train(recipe, fresh)
+        columns[name], results = _score(str(recipe.output), root, recipe.output, {})
+    console.rule("results")
+    comparison = comparison_table(columns)
+    console.print(comparison.table)
+    console.print(comparison.remark)
+    curves = {name: read_log(recipe.output) for name, recipe in recipes.items()}
+    about = provenance(seconds=round(time.perf_counter() - since), seed=recipes["VLM2Vec"].train.seed)
+    write_html(output / "report.html", "vlm2vec demo", columns, results, curves, about)
+    trained = recipes["VLM2Vec"].output
+    console.print(f"\nTook {about['seconds']} s. Report with pictures: {output / 'report.html'}")
+    console.print(f"Next: vlm2vec eval {trained} --benchmark {root / 'benchmark.yaml'} --output {output / 'again'}")
+
+
+def _prepare() -> Path:
+    with progress_bar("preparing the demo benchmark", None) as advance:
+        return prepare_demo(cache_folder(), progress=lambda stage, done, total: advance(0))
+
+
+def _recipe(file: str, root: Path, output: Path) -> Recipe:
+    return load_recipe(recipe_path(file), [f"data.root={root / 'train'}", f"output={output}"])
+
+
+def recipe_path(file: str) -> Path:
+    """A shipped recipe: in the installed package, or in the clone that the package was installed from."""
+    package = Path(__file__).parent
+    installed = package / "recipes" / file
+    return installed if installed.is_file() else package.parents[1] / "recipes" / file
+
+
+def _train(recipe: Recipe, fresh: bool) -> None:
+    """Trains, goes on with an interrupted run of the same recipe, or reuses a finished one and says so."""
+    saved = recipe.output / "recipe.yaml"
+    started = recipe.output / CHECKPOINTS / "recipe.yaml"
+    same = any(path.is_file() and path.read_text() == dump_recipe(recipe) for path in (saved, started))
+    if fresh or not same:
+        shutil.rmtree(recipe.output, ignore_errors=True)
+    if saved.is_file():
+        console.print(f"{recipe.output}: finished earlier with this recipe; reused (--fresh trains again)")
+        return
+    train(recipe, resume=recipe.output.exists())
+
+
+def _score(model: str, root: Path, output: Path, options: dict[str, Any]) -> tuple[dict[str, Any], list[TaskResult]]:
+    benchmark, results = score_model(model, root / "benchmark.yaml", output, options=options)
+    return results_json(model, benchmark, results), results

@@ -1,0 +1,230 @@
+"""The HTML page of a report: one file with its pictures inside, nothing to fetch. Knows how things look, not scores."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from PIL import Image
+
+from vlm2vec.evaluation.evaluate import Sample, TaskResult
+from vlm2vec.images import ImageRef
+from vlm2vec.types import EmbeddingInput
+
+if TYPE_CHECKING:
+    from vlm2vec.evaluation.report import Comparison
+
+TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
+QUERY_PIXELS = 128
+CANDIDATE_PIXELS = 96
+MOST_TEXT = 280
+PLACEHOLDER = re.compile(r"<\|image_\d+\|>")
+# The loss curve, in units of its viewBox.
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 12, 58
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inlined picture."""
+
+    uri: str
+    alt: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One input as the page shows it."""
+
+    pictures: list[Picture]
+    text: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One query and what the model found."""
+
+    query: Shown
+    candidates: list[tuple[Shown, str, bool]]
+    """(candidate, cosine, is it gold), best first."""
+    gold: Shown | None
+    """Where it is not among the candidates shown."""
+    is_hit: bool
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss curve in coordinates of the drawing."""
+
+    name: str
+    points: str
+    first: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Everything that the loss drawing needs; ticks are (position, label)."""
+
+    curves: list[Curve]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    top: int = TOP
+    right: int = WIDTH - RIGHT
+    bottom: int = HEIGHT - BOTTOM
+
+
+@dataclass
+class Thumbnails:
+    """Small copies of pictures as data URIs, each made once."""
+
+    made: dict[tuple[ImageRef, int], Picture] = field(default_factory=dict)
+
+    def get(self, image: ImageRef, pixels: int) -> Picture:
+        """The picture at most `pixels` wide and high."""
+        key = (image, pixels)
+        if key not in self.made:
+            small = image.load()
+            small.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
+            encoded = io.BytesIO()
+            small.save(encoded, format="WEBP", quality=78, method=4)
+            uri = "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
+            # The stem only: a page that is passed on should not tell where its maker keeps files.
+            alt = Path(image.member or image.path or "picture").stem
+            self.made[key] = Picture(uri, alt, small.width, small.height)
+        return self.made[key]
+
+
+def render_page(
+    title: str,
+    comparison: Comparison,
+    results: Sequence[TaskResult],
+    loss_curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    facts: Sequence[tuple[str, str]],
+) -> str:
+    """The whole page.
+
+    Args:
+        title: Heading.
+        comparison: The runs side by side.
+        results: Task results of the last run, whose samples are shown.
+        loss_curves: Training log by run.
+        facts: (name, value) for the foot.
+
+    Raises:
+        UserError: if a picture cannot be read.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = percent
+    thumbnails = Thumbnails()
+    tasks = [(result, [_card(sample, thumbnails) for sample in result.samples]) for result in results]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=title,
+        comparison=comparison,
+        overall=next((row for row in comparison.rows if row.name == "overall" and row.is_group), None),
+        anchors={result.task.name: f"task-{i}" for i, result in enumerate(results, start=1)},
+        tasks=tasks,
+        chart=loss_chart(loss_curves),
+        facts=facts,
+    )
+
+
+def percent(score: float | None) -> str:
+    """A score as percent with one decimal; a dash where there is none."""
+    return "–" if score is None else f"{100 * score:.1f}"
+
+
+def loss_chart(loss_curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:
+    """Places the curves in one drawing; None where no run has a loss.
+
+    Args:
+        loss_curves: By run, entries with `step` and `loss`; entries without both, or not finite, are passed over.
+    """
+    series = {}
+    for name, entries in loss_curves.items():
+        found = [(float(e["step"]), float(e["loss"])) for e in entries if "step" in e and "loss" in e]
+        finite = sorted(point for point in found if math.isfinite(point[1]))
+        if finite:
+            series[name] = finite
+    if not series:
+        return None
+    steps = [step for points in series.values() for step, _ in points]
+    losses = [loss for points in series.values() for _, loss in points]
+    x_values, y_values = _ticks(0, max(steps)), _ticks(min(losses), max(losses))
+
+    def x(step: float) -> float:
+        return round(LEFT + step / max(x_values[-1], max(steps)) * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(loss: float) -> float:
+        share = (loss - y_values[0]) / (y_values[-1] - y_values[0])
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+    curves = [
+        Curve(name, " ".join(f"{x(s)},{y(v)}" for s, v in points), f"{points[0][1]:.3f}", f"{points[-1][1]:.3f}")
+        for name, points in series.items()
+    ]
+    return Chart(curves, [(x(v), f"{v:g}") for v in x_values], [(y(v), f"{v:g}") for v in y_values])
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that enclose the range."""
+    span = high - low or max(abs(high), 1.0)
+    magnitude = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(factor * magnitude for factor in (1, 2, 5, 10) if span / (factor * magnitude) <= 6)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _card(sample: Sample, thumbnails: Thumbnails) -> Card:
+    candidates = [candidate for candidate, _, _ in sample.top]
+    # "Represent the given image." below every picture says nothing.
+    texts = {_text(candidate) for candidate in (*candidates, sample.gold)}
+    bare = len(texts) == 1
+    place = next((i for i, (_, _, is_gold) in enumerate(sample.top, start=1) if is_gold), None)
+    is_hit, verdict = _verdict(sample, place)
+    return Card(
+        _shown(sample.query, thumbnails, QUERY_PIXELS),
+        [(_shown(c, thumbnails, CANDIDATE_PIXELS, bare), f"{cosine:.4f}", gold) for c, cosine, gold in sample.top],
+        None if place else _shown(sample.gold, thumbnails, CANDIDATE_PIXELS, bare),
+        is_hit,
+        verdict,
+    )
+
+
+def _verdict(sample: Sample, place: int | None) -> tuple[bool, str]:
+    """Whether the sample is a hit by the rule of the score: ties are misses."""
+    if place is None:
+        return False, f"Miss: the gold is not among the first {len(sample.top)}"
+    gold_cosine = sample.top[place - 1][1]
+    if all(is_gold or cosine < gold_cosine for _, cosine, is_gold in sample.top):
+        return True, "Hit: the gold is first"
+    if place == 1:
+        return False, "Miss: another candidate ties with the gold"
+    return False, f"Miss: the gold is number {place}"
+
+
+def _shown(item: EmbeddingInput, thumbnails: Thumbnails, pixels: int, bare: bool = False) -> Shown:
+    """An input for the page; `bare` leaves out the text beside a picture."""
+    pictures = [thumbnails.get(image, pixels) for image in item.images]
+    return Shown(pictures, "" if bare and pictures else _text(item))
+
+
+def _text(item: EmbeddingInput) -> str:
+    parts = (item.instruction, PLACEHOLDER.sub(" ", item.text or ""))
+    text = " ".join(" ".join(part.split()) for part in parts if part).strip()
+    return text if len(text) <= MOST_TEXT else f"{text[: MOST_TEXT - 1].rstrip()}…"

@@ -1,0 +1,1 @@
+"""Backbones, prompts, pooling, checkpoints: everything between an input and its vector."""

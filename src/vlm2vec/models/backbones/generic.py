@@ -1,0 +1,154 @@
+"""`generic`: any vision-language model that transformers loads, with the family's own processor.
+
+Each example is processed on its own. Its token tensors are padded and stacked; everything else (pictures, grids,
+sizes) is laid one after another, and `Batch.rows` counts what belongs to whom. That serves every family alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import transformers
+from torch import nn
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.prompts import PromptTemplate, split_at_pictures
+from vlm2vec.types import Batch, EmbeddingInput
+
+SETTINGS = {"padding_side": ("right", "left"), "positions": ("auto", "text")}
+TOKEN_TENSORS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
+
+
+class Generic(Backbone):
+    """A model that AutoModel loads and the processor that its folder names.
+
+    Settings (`options` of `load`; beside these any of the family's image processor, such as `max_pixels`):
+        padding_side: "right" (default) or "left".
+        positions: "auto" (default) gives pictures multimodal rotary positions, where the family has them, if the
+            prompt holds its vision-start token; "text" never does, as a plain forward of transformers 4.46.
+    """
+
+    name: ClassVar[str] = "generic"
+    template = PromptTemplate()
+
+    def __init__(self, model: nn.Module, processor: Any, settings: dict[str, Any]) -> None:
+        super().__init__(model)
+        self.processor = processor
+        self.settings = settings
+        self.config: Any = model.config  # reached directly, as the next: PEFT may wrap the model later
+        self.rope_index: Any = getattr(model, "get_rope_index", None)
+        self.lora_targets = _language_linears(model)  # type: ignore[misc]
+        self.image_token = str(processor.image_token)
+
+    @classmethod
+    def load(cls, source: str, dtype: torch.dtype, revision: str | None = None, **options: Any) -> Self:
+        """Loads a folder or hub id, safetensors only and never with code from there; see the class for `options`."""
+        common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        try:
+            processor = _load_processor(source, common, options)
+            model, report = transformers.AutoModel.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
+            )
+            if report["missing_keys"]:
+                raise UserError(f"weight {min(report['missing_keys'])} is missing")
+            return cls(model, processor, options)
+        except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{source}: cannot be loaded as a vision-language model: {reason}") from error
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the language model."""
+        return int(self.config.get_text_config().hidden_size)
+
+    def options(self) -> dict[str, Any]:
+        """The settings given to `load`."""
+        return dict(self.settings)
+
+    def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+        """Token tensors [B, L, ...], padded on one side, and the family's picture tensors, packed."""
+        return _stack(list(map(self._example, inputs)), self.processor.tokenizer.pad_token_id or 0, self.settings)
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """Final-norm hidden states [B, L, D]."""
+        dtype = next(self.model.parameters()).dtype
+        # A part without pictures has packed tensors of no rows; models expect to be given none at all.
+        used = {name: tensor for name, tensor in batch.tensors.items() if name not in batch.rows or len(tensor)}
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in used.items()}
+        if self.rope_index is not None:
+            tensors["position_ids"] = tensors["position_ids"].permute(2, 0, 1)
+        return self.model(**tensors, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+    def save_processor(self, folder: Path) -> None:
+        """Writes tokenizer and picture settings as transformers does."""
+        self.processor.save_pretrained(folder)
+
+    def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
+        pieces = split_at_pictures(self.template.render(item))
+        prompt = "".join(self.image_token if isinstance(piece, int) else piece for piece in pieces)
+        pictures = [item.images[piece].load() for piece in pieces if isinstance(piece, int)]
+        try:
+            output = self.processor(text=[prompt], images=pictures or None, return_tensors="pt")
+        except ValueError as error:  # a picture of extreme shape, or the backbone's own image token in the text
+            about = ", ".join([repr(prompt[:60]), *map(str, item.images)])
+            raise UserError(f"{about}: {str(error).splitlines()[0]}") from error
+        tensors = {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
+        if tensors["input_ids"].shape[1] == 0:
+            raise UserError("input has an empty text and no picture: nothing to encode")
+        return tensors if self.rope_index is None else tensors | {"position_ids": self._positions(tensors)}
+
+    def _positions(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Rotary positions of one example, [1, L, 3]; VLM2Vec was trained without vision-start: text positions."""
+        ids, start = tensors["input_ids"], getattr(self.config, "vision_start_token_id", None)
+        plain = "image_grid_thw" not in tensors or self.settings.get("positions") == "text"
+        if plain or (start is not None and start not in ids):
+            return torch.arange(ids.shape[1]).view(1, -1, 1).expand(1, -1, 3)
+        return self.rope_index(**tensors)[0].permute(1, 2, 0)  # type: ignore[no-any-return]
+
+
+def _load_processor(source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
+    """The processor without its video part, which needs torchvision; PIL, so that vectors do not depend on that."""
+    settings = {name: value for name, value in options.items() if name not in SETTINGS}
+    images = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", **common, **settings)
+    known = {**dict.fromkeys(images.valid_kwargs.__annotations__), **SETTINGS}
+    for name, value in options.items():
+        if name not in known or value not in (SETTINGS.get(name) or (value,)):
+            raise UserError(f"setting {name}={value!r}: allowed are {SETTINGS} and {', '.join(sorted(known))}")
+    saved, _ = transformers.ProcessorMixin.get_processor_dict(source, revision=common["revision"])
+    usual = transformers.PROCESSOR_MAPPING[type(transformers.AutoConfig.from_pretrained(source, **common))]
+    family: Any = getattr(transformers, saved.get("processor_class", ""), usual)
+    parts = {"image_processor": images, "tokenizer": transformers.AutoTokenizer.from_pretrained(source, **common)}
+    names = [name for name in family.get_attributes() if name != "video_processor"]
+    pictures_only: Any = type(family.__name__, (family,), {"get_attributes": classmethod(lambda _: names)})
+    return pictures_only.from_args_and_dict([parts[name] for name in names], saved)
+
+
+def _language_linears(model: Any) -> str:
+    """A pattern of all linear layers in the language model, none of the vision tower."""
+    decoder = model.get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    leaves = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    return rf"{re.escape(path)}\..*\.({'|'.join(sorted(leaves))})"
+
+
+def _stack(examples: list[dict[str, torch.Tensor]], pad_id: int, settings: dict[str, Any]) -> Batch:
+    batch = Batch({}, padded=TOKEN_TENSORS)
+    for name in dict.fromkeys(name for example in examples for name in example):
+        if name in TOKEN_TENSORS:
+            parts = [example.get(name, torch.zeros_like(example["input_ids"])) for example in examples]
+        else:
+            parts = [example[name] for example in examples if name in example]
+            batch.rows[name] = torch.tensor([len(example.get(name, ())) for example in examples])
+        full = torch.tensor([part.shape[1:] for part in parts]).amax(dim=0).tolist()
+        left = name in TOKEN_TENSORS and settings.get("padding_side") == "left"
+        for i, part in enumerate(parts):
+            missing = [want - size for want, size in zip(full, part.shape[1:], strict=True)]
+            gaps = [gap for lack in reversed(missing) for gap in ((lack, 0) if left else (0, lack))]  # last dim first
+            parts[i] = nn.functional.pad(part, gaps, value=pad_id if name == "input_ids" else 0)
+        batch.tensors[name] = torch.cat(parts)
+    return batch

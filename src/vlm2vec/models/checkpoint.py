@@ -1,0 +1,166 @@
+"""The checkpoint folder: what is written, and how it becomes the same model again.
+
+`embedder.json` says which base, which settings and how vectors are made; beside it lie either an adapter in PEFT's
+layout (`adapter_config.json`, `adapter_model.safetensors`) or all weights (`model.safetensors`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vlm2vec.errors import UserError
+
+if TYPE_CHECKING:
+    from vlm2vec.models.backbones.base import Backbone
+
+EMBEDDER_FILE = "embedder.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class EmbedderFile(BaseModel):
+    """Content of `embedder.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = 1
+    base: str
+    revision: str | None = None
+    options: dict[str, Any] = {}
+    pooling: str = "last"
+    embedding_dim: int
+    normalize: bool = True
+    template: dict[str, str] = {}
+    adapter: bool
+
+
+def read_embedder_file(folder: Path) -> EmbedderFile:
+    """Reads `embedder.json`.
+
+    Raises:
+        UserError: if it is not valid, naming the field.
+    """
+    path = folder / EMBEDDER_FILE
+    try:
+        return EmbedderFile.model_validate_json(path.read_text())
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "content"
+        raise UserError(f"{path}: {field}: {first['msg']}; the checkpoint is damaged or of a newer version") from error
+
+
+def add_adapter(backbone: Backbone, rank: int, alpha: int, dropout: float, targets: list[str] | None) -> None:
+    """Wraps the backbone's model with LoRA; parts that were never pretrained stay trainable in full."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets or backbone.lora_targets,
+        modules_to_save=backbone.trained_modules or None,
+    )
+    backbone.model = get_peft_model(backbone.model, config)
+
+
+def save_weights(backbone: Backbone, folder: Path) -> bool:
+    """Writes the adapter if there is one, else all weights; returns whether it was an adapter."""
+    from peft import PeftModel
+
+    if isinstance(backbone.model, PeftModel):
+        backbone.model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        return True
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.model.state_dict().items()}
+    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    return False
+
+
+def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> None:
+    """Puts a saved adapter on a base model; every tensor of the file must find its place, and every place a tensor.
+
+    Raises:
+        UserError: naming the first tensor that is missing or left over.
+    """
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    state = _load_safetensors(folder / ADAPTER_FILE)
+    if isinstance(backbone.model, PeftModel):
+        set_peft_model_state_dict(backbone.model, state)
+    else:
+        backbone.model = PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable)
+    expected = set(get_peft_model_state_dict(backbone.model, save_embedding_layers=False))
+    for problem, names in (("was not used", set(state) - expected), ("is missing", expected - set(state))):
+        if names:
+            raise UserError(
+                f"{folder / ADAPTER_FILE}: tensor {min(names)} {problem} ({len(names)} such tensors); "
+                "the adapter was made for another base or another version of it"
+            )
+
+
+def load_weights(backbone: Backbone, folder: Path) -> None:
+    """Loads all weights of a fully tuned model in place.
+
+    Raises:
+        UserError: naming a tensor that is missing, left over or of another shape.
+    """
+    try:
+        backbone.model.load_state_dict(_load_safetensors(folder / WEIGHTS_FILE))
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / WEIGHTS_FILE}: does not fit the model ({detail})") from error
+
+
+def write_folder(folder: Path, write: Any) -> None:
+    """Calls `write(beside)` on a new folder beside and renames it: `folder` is whole or absent."""
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    beside.mkdir(parents=True)
+    try:
+        write(beside)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """Versions, git revision and the given facts: what one needs to know to trust a number."""
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    names = ("vlm2vec", "torch", "transformers", "peft", "accelerate", "safetensors", "pillow")
+    return {
+        "versions": {name: version(name) for name in names},
+        "git_revision": git.stdout.strip() if git.returncode == 0 else None,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **facts,
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON beside and renames."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    beside.replace(path)
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path}: missing; expected a safetensors file (pickled weights are not loaded)")
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from error

@@ -1,0 +1,208 @@
+"""`Embedder`: a backbone plus pooling and normalisation; the public verbs.
+
+Shapes: N inputs, B examples, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vlm2vec.errors import UserError
+from vlm2vec.models import checkpoint
+from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
+from vlm2vec.models.registry import backbone_class
+from vlm2vec.types import Batch, EmbeddingInput
+
+Inputs = Iterable[Any]
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor computes in it natively, else float32 (emulated bfloat16 is many times slower)."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if device.type == "cpu" and native else torch.float32
+
+
+class Embedder(nn.Module):
+    """One embedding model for text, pictures and both.
+
+    Args:
+        backbone: The model family's network and processor.
+        base: Built-in name, folder or hub id that the backbone came from.
+        revision: Hub revision of the base.
+    """
+
+    def __init__(self, backbone: Backbone, base: str, revision: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.base = base
+        self.revision = revision
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        base: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Loads an embedding model.
+
+        Args:
+            source: A folder that `save_pretrained` or `vlm2vec train` wrote, a base VLM's folder or hub id, or
+                the built-in "compact".
+            base: For an adapter folder: a base other than the one it names.
+            device: Default: CUDA where there is one, else the CPU.
+            dtype: Of the base weights. Default: `best_dtype(device)`.
+            revision: Hub revision of the base.
+            **options: Settings of the family, such as `num_layers` of "compact".
+
+        Raises:
+            UserError: if `source` is no checkpoint, or its tensors do not fit the base.
+        """
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or best_dtype(where)
+        folder = Path(source)
+        if not (folder / EMBEDDER_FILE).is_file():
+            return cls._load_base(str(source), dtype, revision, options).to(where).eval()
+        saved = checkpoint.read_embedder_file(folder)
+        loaded = cls._load_base(base or saved.base, dtype, saved.revision, {**saved.options, **options})
+        backbone = loaded.backbone
+        backbone.pooling = saved.pooling
+        if saved.adapter:
+            checkpoint.load_adapter(backbone, folder)
+        else:
+            checkpoint.load_weights(backbone, folder)
+        return loaded.to(where).eval()
+
+    @classmethod
+    def _load_base(cls, base: str, dtype: torch.dtype, revision: str | None, options: dict[str, Any]) -> Self:
+        pinned = {"revision": revision} if revision else {}
+        return cls(backbone_class(base, revision).load(base, dtype, **pinned, **options), base, revision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the base weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of the vectors."""
+        return self.backbone.embedding_dim
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Unit-norm vectors [B, D] in float32."""
+        return F.normalize(self.backbone(batch).float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        inputs: Inputs,
+        *,
+        instruction: str | None = None,
+        batch_size: int = 32,
+        truncate_dim: int | None = None,
+        precision: str = "float32",
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> np.ndarray:
+        """Vectors of the inputs, in order.
+
+        Args:
+            inputs: Strings, picture paths (`pathlib.Path`), PIL images, dicts (`text`, `image` / `images`,
+                `instruction`) or `EmbeddingInput`s. A single string, dict or picture is refused: give a list.
+            instruction: For inputs that have none of their own.
+            batch_size: Examples a forward pass; equal inputs are encoded once.
+            truncate_dim: Keep the first dimensions only, normalised again.
+            precision: "float32" or "float16".
+            progress: Called with the number of inputs encoded since the last call.
+
+        Returns:
+            Unit-norm array [N, D].
+
+        Raises:
+            UserError: for an input that is empty or unreadable, or an unknown precision.
+        """
+        if precision not in ("float32", "float16"):
+            raise UserError(f"precision {precision!r}: expected float32 or float16")
+        if truncate_dim is not None and not 1 <= truncate_dim <= self.embedding_dim:
+            raise UserError(f"truncate_dim {truncate_dim}: expected 1 to {self.embedding_dim}")
+        if isinstance(inputs, str | dict | EmbeddingInput):
+            raise UserError("encode expects a list of inputs; wrap the single one: encode([...])")
+        items = [EmbeddingInput.of(value, instruction) for value in inputs]
+        unique = list(dict.fromkeys(items))
+        # Neighbours of like length pad each other least.
+        order = sorted(range(len(unique)), key=lambda i: (len(unique[i].images), len(unique[i].text or "")))
+        vectors = np.empty((len(unique), truncate_dim or self.embedding_dim), dtype=precision)
+        was_training = self.training
+        self.eval()
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            output_BD = self(self.backbone.process([unique[i] for i in rows]).to(self.device))
+            if truncate_dim is not None:
+                output_BD = F.normalize(output_BD[:, :truncate_dim], dim=-1)
+            vectors[rows] = output_BD.cpu().numpy()
+            progress(len(rows))
+        self.train(was_training)
+        place = {item: row for row, item in enumerate(unique)}
+        return vectors[[place[item] for item in items]]
+
+    def encode_query(self, inputs: Inputs, **kwargs: Any) -> np.ndarray:
+        """`encode`, named as sentence-transformers names it."""
+        return self.encode(inputs, **kwargs)
+
+    def encode_document(self, inputs: Inputs, **kwargs: Any) -> np.ndarray:
+        """`encode`, named as sentence-transformers names it."""
+        return self.encode(inputs, **kwargs)
+
+    @staticmethod
+    def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Cosines of all pairs of unit-norm rows: [N, D] and [M, D] -> [N, M]."""
+        return np.asarray(a, dtype=np.float32) @ np.asarray(b, dtype=np.float32).T
+
+    def save_pretrained(self, folder: str | Path, extra: Sequence[tuple[str, Any]] = ()) -> Path:
+        """Writes a checkpoint folder, whole or not at all.
+
+        Args:
+            folder: Replaced if it is there.
+            extra: Further JSON files as (name, content).
+        """
+        folder = Path(folder)
+        checkpoint.write_folder(folder, lambda beside: self.write_files(beside, extra))
+        return folder
+
+    def write_files(self, folder: Path, extra: Sequence[tuple[str, Any]] = ()) -> None:
+        """Writes the checkpoint's files into an existing folder."""
+        adapter = checkpoint.save_weights(self.backbone, folder)
+        self.backbone.save_processor(folder)
+        template = getattr(self.backbone, "template", None)
+        about = EmbedderFile(
+            base=self.base,
+            revision=self.revision,
+            options=self.backbone.options(),
+            pooling=self.backbone.pooling,
+            embedding_dim=self.embedding_dim,
+            template=asdict(template) if template else {},
+            adapter=adapter,
+        )
+        checkpoint.write_json(folder / EMBEDDER_FILE, about.model_dump())
+        for name, content in extra:
+            checkpoint.write_json(folder / name, content)

@@ -1,0 +1,29 @@
+"""From the final hidden states of L tokens to one vector. Shapes: B examples, L tokens, D embedding dim."""
+
+from __future__ import annotations
+
+import torch
+
+
+def last_token(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+    """The hidden state of each row's last real token, wherever the padding stands.
+
+    Args:
+        hidden_BLD: Hidden states after the final norm, shape [B, L, D].
+        mask_BL: 1 for real tokens, 0 for padding, shape [B, L].
+
+    Returns:
+        Shape [B, D].
+    """
+    positions_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+    last_B = (mask_BL.bool() * (positions_L + 1)).amax(dim=1) - 1
+    return hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), last_B]
+
+
+def mean(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+    """The mean over each row's real tokens; arguments and result as `last_token`."""
+    weights_BL1 = mask_BL.unsqueeze(-1).to(hidden_BLD.dtype)
+    return (hidden_BLD * weights_BL1).sum(dim=1) / weights_BL1.sum(dim=1).clamp(min=1)
+
+
+POOLINGS = {"last": last_token, "mean": mean}

@@ -1,0 +1,57 @@
+"""Which class loads which model: one line a family, keyed by the HF `model_type` or a built-in's name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.base import Backbone
+
+BUILT_IN = {
+    "compact": "vlm2vec.models.backbones.compact:Compact",
+    "compact-dual": "vlm2vec.models.backbones.compact_dual:CompactDual",
+}
+BACKBONES: dict[str, str] = {}
+GENERIC = "vlm2vec.models.backbones.generic:Generic"
+
+
+def backbone_class(source: str, revision: str | None = None) -> type[Backbone]:
+    """The class that loads `source`: a built-in's name, a folder, or a hub id.
+
+    Raises:
+        UserError: if `source` is none of these.
+    """
+    if source in BUILT_IN:
+        return _import(BUILT_IN[source])
+    return _import(BACKBONES.get(_model_type(source, revision), GENERIC))
+
+
+def _model_type(source: str, revision: str | None) -> str:
+    folder = Path(source)
+    if folder.is_dir():
+        config = folder / "config.json"
+        if not config.is_file():
+            raise UserError(f"{folder}: not a checkpoint: no config.json or embedder.json in this folder")
+        try:
+            return str(json.loads(config.read_text()).get("model_type", ""))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{config}: not valid JSON ({error})") from error
+    if folder.exists() or source.startswith((".", "/", "~")):
+        raise UserError(f"{source}: not a checkpoint folder; give a folder, a hub id or one of {sorted(BUILT_IN)}")
+    from transformers import AutoConfig
+
+    try:
+        return str(AutoConfig.from_pretrained(source, revision=revision).model_type)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{source}: neither a folder, a built-in {sorted(BUILT_IN)} nor a model that the hub gave ({first_line})"
+        ) from error
+
+
+def _import(path: str) -> type[Backbone]:
+    module, _, name = path.partition(":")
+    loaded: type[Backbone] = getattr(importlib.import_module(module), name)
+    return loaded

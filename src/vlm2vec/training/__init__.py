@@ -1,0 +1,1 @@
+"""Recipes, gradient caching, the trainer, the alignment of the built-in model."""

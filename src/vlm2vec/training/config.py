@@ -1,0 +1,141 @@
+"""A training recipe: YAML plus dotted overrides -> typed settings. Contradictions die here, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vlm2vec.errors import UserError
+
+
+class Section(BaseModel):
+    """Settings whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelSettings(Section):
+    """What is trained."""
+
+    base: str = "compact"
+    """A built-in, a folder or a hub id."""
+    revision: str | None = None
+    options: dict[str, Any] = {}
+    """Settings of the family, such as `num_layers` of compact."""
+    pooling: Literal["last", "mean"] = "last"
+    gradient_checkpointing: bool = False
+
+
+class LoraSettings(Section):
+    """Low-rank adapters; `lora: null` in a recipe tunes everything that is not frozen."""
+
+    rank: int = Field(default=8, ge=1)
+    """VLM2Vec's ablation favours 4 to 8 (arXiv 2410.05160, table 3)."""
+    alpha: int = Field(default=64, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    targets: list[str] | None = None
+    """Linear layers by name; null: the family's own choice."""
+
+
+class DataSettings(Section):
+    """What it is trained on."""
+
+    root: Path
+    """A folder in the MMEB-train layout, relative to where the command runs."""
+    sets: dict[str, float] | list[str] | None = None
+    """Names, or names with weights; null: every set of the folder, weighted by its size."""
+    batching: Literal["mixed", "single"] = "mixed"
+    """Batches of several sets, or of one set each."""
+    use_negatives: bool = True
+    mask_equal_targets: bool = True
+    """Targets equal to a query's positive are not its negatives."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """Before the first step every picture is checked; an unreadable one stops the run, or its pairs are left out
+    and counted."""
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches; 0: in the main process, which suffices where pictures are cached."""
+
+
+class TrainSettings(Section):
+    """How it is trained."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    """Pairs a step over all processes; every other pair's target is a negative."""
+    chunk_size: int = Field(default=32, ge=1)
+    """Examples a forward pass (GradCache): a memory knob that does not change the gradient."""
+    kept_chunks: int = Field(default=0, ge=0)
+    """So many chunks keep their graph and skip the second forward pass: faster, more memory, same gradient."""
+    learning_rate: float = Field(default=2e-5, gt=0)
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=0.02, gt=0)
+    bf16: bool | None = None
+    """null: where the processor computes in bfloat16 natively."""
+    seed: int = 42
+    log_steps: int = Field(default=10, ge=1)
+    save_steps: int = Field(default=500, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSettings:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+        return self
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    model: ModelSettings = ModelSettings()
+    lora: LoraSettings | None = LoraSettings()
+    data: DataSettings
+    train: TrainSettings
+    output: Path
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.model.base == "compact-dual" and self.model.pooling != "last":
+            raise ValueError("model.pooling has no effect on compact-dual; remove it")
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies overrides such as `train.steps=100`.
+
+    Raises:
+        UserError: for a missing file, invalid YAML, an unknown key, a bad value or a contradiction.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe")
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"override {override!r}: expected key=value, such as train.steps=100")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        return Recipe.model_validate(OmegaConf.to_container(merged, resolve=True))
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_problem(error)}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: not a valid recipe ({' '.join(str(error).split())[:200]})") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `load_recipe` reads it back."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "recipe"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {field}; remove it or check its spelling"
+    return f"{field}: {first['msg']} (got {first['input']!r})" if first["loc"] else first["msg"]

@@ -1,0 +1,147 @@
+"""A whole training run: read, check, train, save. Knows no command line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm2vec.cache import cache_folder
+from vlm2vec.data.readers import list_sets, read_train_set
+from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
+from vlm2vec.models import checkpoint
+from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.golden import write_golden
+from vlm2vec.models.pictures import read_pictures
+from vlm2vec.progress import progress_bar
+from vlm2vec.training.config import Recipe, dump_recipe
+from vlm2vec.training.trainer import ContrastiveTrainer
+from vlm2vec.types import TrainExample
+
+CHECKPOINTS = "checkpoints"
+LOG_FILE = "log.json"
+logger = logging.getLogger(__name__)
+
+
+def build_embedder(recipe: Recipe) -> Embedder:
+    """The recipe's model with adapters in place; new weights depend on the recipe's seed only."""
+    torch.manual_seed(recipe.train.seed)
+    settings = recipe.model
+    # Weights that are trained stay in float32; autocast computes in bfloat16 where that is native.
+    embedder = Embedder.from_pretrained(
+        settings.base, dtype=torch.float32, revision=settings.revision, **settings.options
+    )
+    embedder.backbone.pooling = settings.pooling
+    if recipe.lora:
+        lora = recipe.lora
+        checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    if settings.gradient_checkpointing:
+        embedder.backbone.enable_gradient_checkpointing()
+    embedder.backbone.cache_pictures(cache_folder() / "vision")
+    return embedder
+
+
+def read_sets(recipe: Recipe) -> dict[str, list[TrainExample]]:
+    """Examples of every set that the recipe names.
+
+    Raises:
+        UserError: see `read_train_set`.
+    """
+    names = list(recipe.data.sets) if recipe.data.sets else list_sets(recipe.data.root)
+    return {name: read_train_set(recipe.data.root, name, recipe.data.use_negatives) for name in names}
+
+
+def check_pictures(
+    embedder: Embedder, sets: dict[str, list[TrainExample]], on_bad_image: str
+) -> dict[str, list[TrainExample]]:
+    """Reads every picture once before the first step; a frozen encoder's outputs are kept on the way.
+
+    Returns:
+        The sets, without the pairs of unreadable pictures where `on_bad_image` is "skip".
+
+    Raises:
+        UserError: for the first unreadable picture where it is "stop", or if nothing is left of a set.
+    """
+    pictures = dict.fromkeys(image for examples in sets.values() for e in examples for image in example_images(e))
+    bad: dict[ImageRef, UserError] = {}
+    with progress_bar("checking and encoding pictures", len(pictures)) as advance:
+        read_pictures(embedder, pictures, advance, bad if on_bad_image == "skip" else None)
+    kept = {
+        name: [e for e in examples if not any(image in bad for image in example_images(e))]
+        for name, examples in sets.items()
+    }
+    for name, examples in kept.items():
+        skipped = len(sets[name]) - len(examples)
+        if skipped:
+            first = next(bad[i] for e in sets[name] for i in example_images(e) if i in bad)
+            logger.warning("%s: %d pairs left out for unreadable pictures; the first: %s", name, skipped, first)
+        if not examples:
+            raise UserError(f"{name}: no pair with readable pictures is left")
+    return kept
+
+
+def example_images(example: TrainExample) -> Iterable[ImageRef]:
+    """All pictures of a pair and its negatives."""
+    for item in (example.query, example.target, *example.negatives):
+        yield from item.images
+
+
+def train(recipe: Recipe, resume: bool = False) -> Path:
+    """Runs a recipe to its end and returns the run's folder, a checkpoint that `Embedder.from_pretrained` loads.
+
+    Args:
+        recipe: Settings; saved with the run as resolved.
+        resume: Go on from the run's last step checkpoint.
+
+    Raises:
+        UserError: for bad input, or if the output folder already holds a run and `resume` is off.
+    """
+    output = recipe.output
+    if output.exists() and any(output.iterdir()) and not resume:
+        raise UserError(f"{output}: already holds a run; choose another output, delete it, or go on with --resume")
+    last = last_checkpoint(output) if resume else None
+    sets = read_sets(recipe)
+    embedder = build_embedder(recipe)
+    sets = check_pictures(embedder, sets, recipe.data.on_bad_image)
+    (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    (output / CHECKPOINTS / "recipe.yaml").write_text(dump_recipe(recipe))
+    with progress_bar("training", recipe.train.steps) as advance:
+        done = 0
+
+        def on_step(step: int) -> None:
+            nonlocal done
+            advance(step - done)
+            done = step
+
+        trainer = ContrastiveTrainer(embedder, recipe, sets, output / CHECKPOINTS, on_step)
+        result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if trainer.is_world_process_zero():
+        facts = {"seconds": result.metrics["train_runtime"], "pairs": {n: len(e) for n, e in sets.items()}}
+        _save_run(embedder.eval(), recipe, trainer.state.log_history, facts)
+    return output
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The newest step checkpoint of a run, None where there is none."""
+    found = sorted((output / CHECKPOINTS).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return found[-1] if found else None
+
+
+def _save_run(embedder: Embedder, recipe: Recipe, log: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    output = recipe.output
+    embedder.write_files(output)
+    write_golden(embedder, output)
+    (output / "recipe.yaml").write_text(dump_recipe(recipe))
+    checkpoint.write_json(output / "provenance.json", checkpoint.provenance(**facts))
+    checkpoint.write_json(output / LOG_FILE, [entry for entry in log if "loss" in entry])
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    """Loss and learning rate by step of a finished run."""
+    log: list[dict[str, float]] = json.loads((run / LOG_FILE).read_text())
+    return log

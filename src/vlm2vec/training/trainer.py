@@ -1,0 +1,161 @@
+"""The contrastive step on `transformers.Trainer`, which brings checkpoints, resuming, schedules and processes.
+
+Shapes: B queries, M targets, D embedding dim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainingArguments
+
+from vlm2vec.data.collate import PairBatch, collate_pairs
+from vlm2vec.data.sampler import BatchSampler
+from vlm2vec.losses import equal_target_mask, info_nce
+from vlm2vec.models import checkpoint
+from vlm2vec.models.embedder import Embedder, best_dtype
+from vlm2vec.training.config import Recipe
+from vlm2vec.training.gather import gather_rows, num_processes, sum_gradients
+from vlm2vec.training.gradcache import cached_backward
+from vlm2vec.types import Batch, TrainExample
+
+
+class ContrastiveTrainer(transformers.Trainer):
+    """Trains an `Embedder` with InfoNCE over the whole global batch.
+
+    Args:
+        embedder: The model, adapters in place.
+        recipe: Settings.
+        sets: Examples by set name.
+        folder: Where step checkpoints go.
+        on_step: Called after each step with the number of steps done.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        recipe: Recipe,
+        sets: dict[str, list[TrainExample]],
+        folder: Path,
+        on_step: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        self.recipe = recipe
+        self.sets = sets
+        self.embedder = embedder
+        super().__init__(
+            model=embedder,
+            args=_arguments(recipe, folder, embedder.device),
+            train_dataset=[example for examples in sets.values() for example in examples],
+            callbacks=[_StepCallback(on_step)],
+        )
+        self.remove_callback(transformers.PrinterCallback)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """One pass over the loader is the whole run, so that resuming is skipping the first batches."""
+        sizes = {name: len(examples) for name, examples in self.sets.items()}
+        train = self.recipe.train
+        sampler = BatchSampler(
+            list(sizes.values()),
+            list(set_weights(self.recipe, sizes).values()),
+            train.batch_size,
+            train.steps,
+            train.seed,
+            self.recipe.data.batching,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self._collate,
+            num_workers=self.recipe.data.num_workers,
+        )
+
+    def _collate(self, examples: Sequence[TrainExample]) -> dict[str, PairBatch]:
+        # The base class looks for "labels" among a batch's keys.
+        return {"pairs": collate_pairs(self.embedder.backbone.process, examples)}
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """GradCache over the pairs of all processes; the gradient is summed once, after the last chunk."""
+        pairs: PairBatch = inputs["pairs"]
+        model.train()
+        train = self.recipe.train
+        keys_M = torch.cat(_interleave(gather_rows(pairs.target_keys.to(self.args.device)), len(pairs.query)))
+
+        def encode(batch: Batch) -> torch.Tensor:
+            with self.compute_loss_context_manager():
+                vectors: torch.Tensor = model(batch)
+            return vectors
+
+        def loss(sides: Sequence[torch.Tensor]) -> torch.Tensor:
+            queries_BD = torch.cat(gather_rows(sides[0]))
+            targets_MD = torch.cat(_interleave(gather_rows(sides[1]), len(sides[0])))
+            index_B = torch.arange(len(queries_BD), device=queries_BD.device)
+            same_BM = equal_target_mask(keys_M, index_B) if self.recipe.data.mask_equal_targets else None
+            return info_nce(queries_BD, targets_MD, index_B, train.temperature, same_BM)
+
+        # Without DDP's own hooks: it waits for gradients of every parameter, and a text-only chunk has none of some.
+        with model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext():
+            sides = (pairs.query.to(self.args.device), pairs.target.to(self.args.device))
+            value = cached_backward(encode, sides, loss, train.chunk_size, train.kept_chunks)
+        sum_gradients(self.embedder.parameters())
+        return value
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.embedder.write_files(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load = checkpoint.load_adapter if self.recipe.lora else checkpoint.load_weights
+        load(self.embedder.backbone, Path(resume_from_checkpoint))
+
+
+class _StepCallback(TrainerCallback):
+    def __init__(self, on_step: Callable[[int], None]) -> None:
+        self.on_step = on_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_step(state.global_step)
+
+
+def set_weights(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
+    """Share of each set in the batches: as the recipe says, else by its size."""
+    chosen = recipe.data.sets
+    return dict(chosen) if isinstance(chosen, dict) else {name: float(size) for name, size in sizes.items()}
+
+
+def _interleave(parts: Sequence[torch.Tensor], num_positives: int) -> list[torch.Tensor]:
+    """All processes' positives in query order, then all negatives; each process brings equally many positives."""
+    return [part[:num_positives] for part in parts] + [part[num_positives:] for part in parts]
+
+
+def _arguments(recipe: Recipe, folder: Path, device: torch.device) -> TrainingArguments:
+    train = recipe.train
+    native = best_dtype(device) is torch.bfloat16
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=train.steps,
+        per_device_train_batch_size=train.batch_size // num_processes(),
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.schedule,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        bf16=native if train.bf16 is None else train.bf16,
+        use_cpu=device.type == "cpu",
+        seed=train.seed,
+        logging_steps=train.log_steps,
+        save_steps=train.save_steps,
+        save_total_limit=2,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )

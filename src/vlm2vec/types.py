@@ -1,0 +1,163 @@
+"""The values that cross module borders. No file is opened here.
+
+Shapes: B examples, M targets, L tokens, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingInput:
+    """What becomes one vector: text, pictures, or both, with an optional task instruction.
+
+    Attributes:
+        text: Free text. If it holds the canonical placeholder `<|image_1|>`, it is the whole prompt, verbatim.
+        images: Pictures in the order of their placeholders, not decoded yet.
+        instruction: What the vector is for; ignored where `text` holds a placeholder (it is then part of the text).
+    """
+
+    text: str | None = None
+    images: tuple[ImageRef, ...] = ()
+    instruction: str | None = None
+
+    @staticmethod
+    def of(value: Any, instruction: str | None = None) -> EmbeddingInput:
+        """Makes an input from what users pass: a string, a path to a picture, a PIL image, or a dict.
+
+        A `pathlib.Path` or PIL image is a picture; a `str` is text. A dict has any of `text`, `image` / `images`,
+        `instruction`.
+
+        Raises:
+            UserError: for an unknown dict key, an empty input or an unsupported type.
+        """
+        if isinstance(value, EmbeddingInput):
+            return value
+        if isinstance(value, str):
+            return EmbeddingInput(text=value, instruction=instruction)
+        if not isinstance(value, dict):
+            return EmbeddingInput(images=(ImageRef.of(value),), instruction=instruction)
+        unknown = set(value) - {"text", "image", "images", "instruction"}
+        if unknown:
+            raise UserError(f"input has unknown keys {sorted(unknown)}; allowed: text, image, images, instruction")
+        pictures = value.get("images", value.get("image", ()))
+        pictures = pictures if isinstance(pictures, list | tuple) else [pictures]
+        images = tuple(ImageRef.of(picture) for picture in pictures if picture is not None)
+        if value.get("text") is None and not images:
+            raise UserError("input is empty: give text, image or both")
+        return EmbeddingInput(value.get("text"), images, value.get("instruction", instruction))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainExample:
+    """One contrastive pair and its explicit negatives.
+
+    Attributes:
+        query: The query side.
+        target: The positive.
+        negatives: Hard negatives, possibly none.
+        source: Name of the training set, for batches of one source and for messages.
+    """
+
+    query: EmbeddingInput
+    target: EmbeddingInput
+    negatives: tuple[EmbeddingInput, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalQuery:
+    """One query with its own candidates (local scope); `relevant` holds positions in `candidates`."""
+
+    query: EmbeddingInput
+    candidates: tuple[EmbeddingInput, ...]
+    relevant: tuple[int, ...] = (0,)
+
+
+@dataclass
+class Batch:
+    """Model inputs of B examples that can be cut, moved and gathered without knowing the backbone.
+
+    Attributes:
+        tensors: By name. The first dimension is the example, unless the name is in `rows`.
+        rows: For a packed tensor (such as pictures of all examples, one after another): how many of its rows
+            belong to each example, shape [B].
+        padded: Names of tensors [B, L, ...] that share the token dimension of `attention_mask`; columns that are
+            padding for all of a part's examples are dropped when the batch is cut.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    padded: tuple[str, ...] = ("input_ids", "attention_mask")
+
+    def __len__(self) -> int:
+        for name, tensor in self.tensors.items():
+            if name not in self.rows:
+                return int(tensor.shape[0])
+        raise AssertionError("a batch needs one tensor with an example dimension")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    def get(self, name: str) -> torch.Tensor | None:
+        """The tensor of that name, or None."""
+        return self.tensors.get(name)
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Examples start to stop - 1, packed rows included, with the padding trimmed to these examples."""
+        tensors = {}
+        for name, tensor in self.tensors.items():
+            if name in self.rows:
+                first = int(self.rows[name][:start].sum())
+                tensors[name] = tensor[first : first + int(self.rows[name][start:stop].sum())]
+            else:
+                tensors[name] = tensor[start:stop]
+        rows = {name: counts[start:stop] for name, counts in self.rows.items()}
+        return Batch(tensors, rows, self.padded)._trimmed()
+
+    def split(self, chunk_size: int) -> Iterator[Batch]:
+        """Parts of at most `chunk_size` examples in order; the last may be smaller."""
+        for start in range(0, len(self), chunk_size):
+            yield self.slice(start, min(start + chunk_size, len(self)))
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        return Batch(moved, self.rows, self.padded)
+
+    def _trimmed(self) -> Batch:
+        mask = self.tensors.get("attention_mask")
+        if mask is None or len(mask) == 0:
+            return self
+        used = mask.any(dim=0).nonzero()
+        first, last = int(used[0]), int(used[-1]) + 1
+        for name in self.padded:
+            if name in self.tensors:
+                self.tensors[name] = self.tensors[name][:, first:last]
+        return self
+
+
+class Processor(Protocol):
+    """Turns inputs into the tensors of one backbone."""
+
+    def __call__(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+        """The batch of these inputs, in order."""
+        ...
+
+
+class Encoder(Protocol):
+    """What evaluation and search need of a model; a ten-line class can be one."""
+
+    def encode(self, inputs: Sequence[EmbeddingInput]) -> np.ndarray:
+        """Unit-norm vectors [N, D] in input order."""
+        ...

@@ -1,0 +1,75 @@
+"""What several test modules share: a cache folder of the test run's own base models, and a small training folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+# The tests run on two cores beside each other's subprocesses; more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (230, 220, 40)}
+
+
+def draw(path: Path, color: str, seed: int) -> None:
+    """A noisy picture of one colour."""
+    noise = np.random.default_rng(seed).integers(-25, 25, size=(40, 40, 3))
+    pixels = np.clip(np.array(COLORS[color]) + noise, 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write_train_set(root: Path, name: str, rows: list[dict[str, str]]) -> Path:
+    """One set in the MMEB-train layout; absent fields are ""."""
+    table = pa.Table.from_pylist([{**dict.fromkeys(TRAIN_COLUMNS, ""), **row} for row in rows])
+    file = root / name / "original-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file)
+    return file
+
+
+@pytest.fixture
+def train_root(tmp_path: Path) -> Path:
+    """Two sets: colours by picture (with negatives), and text to picture."""
+    root = tmp_path / "train"
+    cls, ret = [], []
+    for i in range(16):
+        color = list(COLORS)[i % 4]
+        path = f"images/Color/Train/{color}_{i}.png"
+        draw(root / path, color, i)
+        other = list(COLORS)[(i + 1) % 4]
+        ask = "<|image_1|>\nName the colour\n"
+        cls.append({"qry": ask, "qry_image_path": path, "pos_text": f"{color} {i}", "neg_text": other})
+        want = "<|image_1|>\nRepresent the given image.\n"
+        ret.append({"qry": f"Find something {color} {i}\n", "pos_text": want, "pos_image_path": path})
+    write_train_set(root, "Color", cls)
+    write_train_set(root, "Find", ret)
+    return root
+
+
+@pytest.fixture
+def recipe_values(train_root: Path, tmp_path: Path) -> dict[str, object]:
+    """A recipe for the built-in model at its smallest."""
+    return {
+        "model": {"base": "compact", "options": {"num_layers": 1, "visual_tokens": 4, "image_size": 64}},
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
+        "data": {"root": str(train_root)},
+        "train": {
+            "steps": 6,
+            "batch_size": 8,
+            "chunk_size": 4,
+            "learning_rate": 1e-3,
+            "log_steps": 1,
+            "save_steps": 3,
+            "warmup_steps": 1,
+        },
+        "output": str(tmp_path / "run"),
+    }

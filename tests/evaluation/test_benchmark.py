@@ -1,0 +1,84 @@
+"""A benchmark file that is wrong gives one line that names the file and the field."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from evaluation.toys import write_toy_benchmark
+
+from vlm2vec.errors import UserError
+from vlm2vec.evaluation.benchmark import load_benchmark
+from vlm2vec.evaluation.evaluate import read_tasks
+
+
+def message_of(path: Path, data: Path | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        benchmark, folder = load_benchmark(path, data)
+        read_tasks(benchmark, folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_valid_file_gives_its_tasks_and_the_data_folder_beside_it(toy_file: Path) -> None:
+    benchmark, folder = load_benchmark(toy_file)
+    assert [task.name for task in benchmark.tasks] == ["Find", "Name"]
+    assert folder == toy_file.parent / "eval"
+
+
+def test_a_given_data_folder_comes_before_the_one_in_the_file(toy_file: Path, tmp_path: Path) -> None:
+    assert load_benchmark(toy_file, tmp_path)[1] == tmp_path
+
+
+def test_an_unknown_key_is_named_with_the_file(tmp_path: Path) -> None:
+    message = message_of(write_toy_benchmark(tmp_path, colour="red"))
+    assert "benchmark.yaml" in message
+    assert "tasks.0.colour" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("metric", "hit@7"), ("meta_task", "cooking"), ("split", "both"), ("num_queries", "many")]
+)
+def test_a_wrong_value_is_named_with_the_file(tmp_path: Path, field: str, value: str) -> None:
+    message = message_of(write_toy_benchmark(tmp_path, **{field: value}))
+    assert "benchmark.yaml" in message
+    assert f"tasks.0.{field}" in message
+
+
+@pytest.mark.parametrize(("field", "value", "found"), [("num_queries", 61, "60"), ("num_candidates", 9, "10")])
+def test_a_count_that_is_not_the_stated_one_is_named_with_the_set(
+    tmp_path: Path, field: str, value: int, found: str
+) -> None:
+    message = message_of(write_toy_benchmark(tmp_path, **{field: value}))
+    assert f"Find: {field} is {found}" in message
+    assert str(value) in message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert str(tmp_path / "none.yaml") in message_of(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: [unclosed\ntasks: {")
+    assert str(path) in message_of(path)
+
+
+def test_a_missing_data_folder_is_named_with_the_option_that_gives_it(toy_file: Path, tmp_path: Path) -> None:
+    message = message_of(toy_file, tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in message
+    assert "--data" in message
+
+
+def test_a_file_without_a_data_folder_asks_for_one(toy_file: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(toy_file.read_text())
+    del content["source"]
+    path = tmp_path / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert "--data" in message_of(path)
+
+
+def test_a_task_without_its_set_names_the_sets_that_are_there(tmp_path: Path) -> None:
+    message = message_of(write_toy_benchmark(tmp_path, name="Lost"))
+    assert "Lost" in message
+    assert "Find, Name" in message

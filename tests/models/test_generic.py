@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny.models import FAMILIES, picture
+
+from vlm2vec.errors import UserError
+from vlm2vec.models import checkpoint
+from vlm2vec.models.backbones.generic import Generic
+from vlm2vec.models.embedder import Embedder
+from vlm2vec.types import EmbeddingInput
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+WIDE, TALL, SQUARE = picture(90, 40, 1), picture(40, 70, 2), picture(60, 60, 3)
+# An input and its prompt by hand: {0} is the first picture.
+CASES = [
+    ({"text": "a red car parked on the street"}, "a red car parked on the street"),
+    ({"image": WIDE}, "{0}\n"),
+    ({"image": TALL, "text": "a dog", "instruction": "Represent."}, "{0}\nRepresent. a dog\n"),
+    ({"images": [WIDE, SQUARE], "text": "<|image_1|> and <|image_2|> differ"}, "{0} and {1} differ"),
+    ({"images": [WIDE, SQUARE], "text": "<|image_2|>, then <|image_1|>"}, "{1}, then {0}"),
+    ({"text": "dogs"}, "dogs"),
+]
+INPUTS = [EmbeddingInput.of(value) for value, _ in CASES]
+
+
+def load(folder: Path, **options: object) -> Embedder:
+    return Embedder.from_pretrained(folder, device="cpu", dtype=torch.float32, **options)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def embedder(family: str, tiny_vlm) -> Embedder:
+    return load(tiny_vlm(family))
+
+
+@pytest.fixture(scope="module")
+def alone(embedder: Embedder) -> np.ndarray:
+    return embedder.encode(INPUTS, batch_size=1)
+
+
+def assert_same(vectors: np.ndarray, expected: np.ndarray, at_least: float = 0.99999) -> None:
+    cosines = (vectors * expected).sum(axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() >= at_least, cosines
+
+
+@torch.inference_mode()
+def forward_by_hand(folder: Path, family: str, value: dict, slots: str) -> np.ndarray:
+    """One example through AutoModel, the prompt written out here; nothing of the package is used."""
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    images = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    given = value.get("images", [value["image"]] if "image" in value else [])
+    settings = FAMILIES[family].picture_settings
+    outputs = [images(image, return_tensors="pt", **settings) for image in given]
+    prompt = slots.format(*[FAMILIES[family].written_out(output) for output in outputs])
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    extra = {}
+    in_order = [outputs[int(slot)] for slot in re.findall(r"{(\d)}", slots)]
+    for name in ("pixel_values", "image_grid_thw", "pixel_attention_mask") if outputs else ():
+        if name in outputs[0]:
+            extra[name] = torch.cat([output[name] for output in in_order], dim=1 if family == "idefics3" else 0)
+    if family == "qwen2_vl":
+        extra["position_ids"] = torch.arange(ids.shape[1]).expand(3, 1, -1)
+    vector = model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra).last_hidden_state[:, -1]
+    return torch.nn.functional.normalize(vector, dim=-1).numpy()
+
+
+def test_vectors_equal_an_unbatched_forward_of_transformers(family, alone, tiny_vlm):
+    expected = [forward_by_hand(tiny_vlm(family), family, value, slots) for value, slots in CASES]
+    assert_same(alone, np.concatenate(expected))
+    assert np.abs(alone @ alone.T - np.eye(len(alone)))[np.triu_indices(len(alone), 1)].max() < 0.9999  # all differ
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [3, 0, 4, 5, 1, 2], [5, 2, 4, 0, 3, 1]])
+def test_a_vector_does_not_depend_on_its_batch_mates_or_their_order(embedder, alone, order):
+    with torch.inference_mode():
+        together = embedder(embedder.backbone.process([INPUTS[i] for i in order])).numpy()
+    assert_same(together, alone[order])
+
+
+def test_a_batch_without_any_picture_is_encoded(embedder, alone):
+    batch = embedder.backbone.process([INPUTS[0], INPUTS[5]])
+    assert "pixel_values" not in batch.tensors
+    with torch.inference_mode():
+        assert_same(embedder(batch).numpy(), alone[[0, 5]])
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 4, 6])
+def test_parts_of_a_split_batch_hold_their_own_rows_and_encode_to_the_same_vectors(embedder, alone, chunk_size):
+    whole = embedder.backbone.process(INPUTS)
+    parts = list(whole.split(chunk_size))
+    for name in whole.rows:
+        assert all(len(part[name]) == int(part.rows[name].sum()) for part in parts)
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
+    tokens = [row[mask.bool()] for part in parts for row, mask in zip(part["input_ids"], part["attention_mask"])]
+    expected = [row[mask.bool()] for row, mask in zip(whole["input_ids"], whole["attention_mask"])]
+    assert all(torch.equal(row, own) for row, own in zip(tokens, expected, strict=True))
+    with torch.inference_mode():
+        assert_same(np.concatenate([embedder(part).numpy() for part in parts]), alone)
+
+
+def test_padding_on_the_left_gives_the_vectors_of_padding_on_the_right(family, alone, tiny_vlm):
+    left = load(tiny_vlm(family), padding_side="left")
+    batch = left.backbone.process(INPUTS)
+    assert batch["attention_mask"][:, -1].all() and not batch["attention_mask"][:, 0].all()
+    assert_same(left.encode(INPUTS), alone)
+
+
+def test_a_saved_model_loads_and_gives_equal_vectors(embedder, alone, tmp_path):
+    with torch.no_grad():
+        name, weight = next(iter(embedder.backbone.model.named_parameters()))
+        kept = weight.clone()
+        weight.mul_(1.5)  # the checkpoint must win over its base
+    expected = embedder.encode(INPUTS)
+    embedder.save_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        weight.copy_(kept)
+    again = load(tmp_path / "saved")
+    np.testing.assert_allclose(again.encode(INPUTS), expected, atol=1e-6)
+    assert np.abs(expected - alone).max() > 1e-3, name
+    assert (tmp_path / "saved" / "tokenizer.json").is_file() and (
+        tmp_path / "saved" / "processor_config.json"
+    ).is_file()
+
+
+def test_lora_adapts_the_linear_layers_of_the_language_model_only(embedder):
+    names = [name for name, _ in embedder.backbone.model.named_modules()]
+    adapted = {name for name in names if re.fullmatch(embedder.backbone.lora_targets, name)}
+    leaves = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {name.rpartition(".")[2] for name in adapted} == leaves
+    assert len(adapted) == 2 * len(leaves)
+    assert not any("vision" in name or "visual" in name for name in adapted)
+
+
+def test_an_adapter_is_saved_and_loaded_onto_its_base(tiny_vlm, tmp_path):
+    tuned = load(tiny_vlm("qwen2_vl"))
+    checkpoint.add_adapter(tuned.backbone, 2, 4, 0.0, None)
+    with torch.no_grad():
+        for name, weight in tuned.backbone.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+    expected = tuned.encode(INPUTS)
+    tuned.save_pretrained(tmp_path / "adapter")
+    np.testing.assert_allclose(load(tmp_path / "adapter").encode(INPUTS), expected, atol=1e-6)
+
+
+def test_qwen_pictures_have_multimodal_positions_only_after_vision_start(tiny_vlm):
+    embedder = load(tiny_vlm("qwen2_vl"))
+    value = {"image": WIDE, "text": "<|vision_start|><|image_1|><|vision_end|> what is it?"}
+    plain = load(tiny_vlm("qwen2_vl"), positions="text").encode([value])
+    vector = embedder.encode([value, *INPUTS])[:1]  # batch mates of either kind
+    batch = embedder.backbone.process([EmbeddingInput.of(value)])
+    tensors = {name: tensor for name, tensor in batch.tensors.items() if name != "position_ids"}
+    with torch.inference_mode():
+        own = embedder.backbone.model(**tensors).last_hidden_state[0, -1]  # transformers' own choice: three axes
+    assert_same(vector, own[None].numpy())
+    assert (plain @ vector.T).item() < 0.999
+
+
+def golden(name: str, image_token: str) -> tuple[Path, list[dict], list[dict], np.ndarray]:
+    folder = GOLDEN / name
+    cases = json.loads((folder / "golden.json").read_text())["cases"]
+    inputs = [
+        {"text": case["text"].replace(image_token, "<|image_1|>"), "images": [folder / case["image"]]}
+        if case["image"]
+        else {"text": case["text"]}
+        for case in cases
+    ]
+    return folder / "base", cases, inputs, np.array([case["base"] for case in cases])
+
+
+def test_qwen2vl_equals_the_golden_vectors_of_transformers_4_46():
+    base, cases, inputs, expected = golden("qwen2vl", "<|image_pad|>")
+    # A plain forward of 4.46 gave text positions to every prompt, one with vision-start included.
+    assert_same(load(base, positions="text").encode(inputs), expected)
+    plain = [i for i, case in enumerate(cases) if "<|vision_start|>" not in case["text"]]
+    assert len(plain) == 5
+    assert_same(load(base).encode([inputs[i] for i in plain]), expected[plain])
+
+
+def test_llava_next_equals_the_golden_vectors_of_transformers_4_46():
+    base, _, inputs, expected = golden("llava-next", "<image>")
+    assert_same(load(base).encode(inputs), expected, at_least=0.9995)
+
+
+def test_settings_of_the_image_processor_reach_it_and_are_saved(tiny_vlm, tmp_path):
+    small = load(tiny_vlm("qwen2_vl"), max_pixels=28 * 56)
+    tokens = [len(model.backbone.process(INPUTS[1:2])["input_ids"][0]) for model in (small, load(tiny_vlm("qwen2_vl")))]
+    assert tokens[0] < tokens[1]
+    small.save_pretrained(tmp_path / "small")
+    again = load(tmp_path / "small")
+    assert again.backbone.options() == {"max_pixels": 28 * 56}
+    np.testing.assert_allclose(again.encode(INPUTS[1:2]), small.encode(INPUTS[1:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"no_such_setting": 1}, {"padding_side": "top"}, {"positions": 3}])
+def test_an_unknown_setting_is_one_clear_line(tiny_vlm, options):
+    with pytest.raises(UserError, match=next(iter(options))) as caught:
+        load(tiny_vlm("llava"), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage", ["no weights", "pickled weights", "cut weights", "broken tokenizer", "a weight less"]
+)
+def test_a_folder_that_cannot_be_loaded_is_one_clear_line(tiny_vlm, tmp_path, damage):
+    source, folder = tiny_vlm("llava"), tmp_path / "damaged"
+    folder.mkdir()
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = folder / "model.safetensors"
+    if damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "broken tokenizer":
+        (folder / "tokenizer.json").write_text("{")
+    elif damage == "a weight less":
+        state = checkpoint.load_file(weights)
+        state.pop(next(name for name in state if "projector" in name))
+        checkpoint.save_file(state, weights, metadata={"format": "pt"})
+    else:
+        weights.unlink()
+        if damage == "pickled weights":
+            torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="damaged: cannot be loaded") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"text": ""}, "empty text"),
+        ({"text": "an <image> token", "image": WIDE}, "<image>"),
+        ({"text": "an <image> token"}, "<image>"),
+        ({"text": "<|image_2|>", "image": WIDE}, "one <|image_k|> for each picture"),
+        ({"text": "<|image_1|>"}, "one <|image_k|> for each picture"),
+    ],
+)
+def test_an_input_that_cannot_be_read_is_one_clear_line(tiny_vlm, value, words):
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        load(tiny_vlm("llava")).encode([value])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_of_extreme_shape_is_one_clear_line_that_names_it(tiny_vlm, tmp_path):
+    picture(4000, 2, 0).save(tmp_path / "thin.png")
+    with pytest.raises(UserError, match=r"thin\.png"):
+        load(tiny_vlm("qwen2_vl")).encode([tmp_path / "thin.png"])
+
+
+def test_computing_in_bfloat16_stays_close_to_float32(family, alone, tiny_vlm):
+    half = Generic.load(str(tiny_vlm(family)), torch.bfloat16)
+    assert_same(Embedder(half, "base").eval().encode(INPUTS), alone, at_least=0.99)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlm2vec import UserError
+from vlm2vec.training.align import AlignRecipe
+from vlm2vec.training.config import dump_recipe, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+MINIMAL = "data: {root: train}\ntrain: {steps: 10}\noutput: runs/x\n"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_recipe_is_valid(path: Path) -> None:
+    if path.name.startswith("align-"):
+        AlignRecipe.model_validate(yaml.safe_load(path.read_text()))
+    else:
+        load_recipe(path)
+
+
+def test_dotted_overrides_change_single_values(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL), ["train.steps=3", "lora.rank=2", "data.sets=[A, B]"])
+    assert (recipe.train.steps, recipe.lora.rank, recipe.data.sets) == (3, 2, ["A", "B"])
+    assert load_recipe(write(tmp_path, MINIMAL), ["lora=null"]).lora is None
+
+
+def test_a_saved_recipe_reads_back_equal(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL), ["train.temperature=0.05"])
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (MINIMAL, ["train.stepz=3"], "unknown key train.stepz"),
+        (MINIMAL + "modle: {}\n", [], "unknown key modle"),
+        (MINIMAL, ["train.temperature=0"], "train.temperature: .*greater than 0"),
+        (MINIMAL, ["train.warmup_steps=10"], "warmup_steps 10 must be below steps 10"),
+        (MINIMAL, ["train.steps"], "expected key=value"),
+        (MINIMAL, ["model.base=compact-dual", "model.pooling=mean"], "no effect on compact-dual"),
+        ("data: [", [], "not a valid recipe"),
+        ("", [], "data: Field required"),
+    ],
+)
+def test_a_bad_recipe_is_one_line_that_names_file_and_key(
+    tmp_path: Path, text: str, overrides: list[str], message: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(path, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such recipe"):
+        load_recipe(tmp_path / "absent.yaml")

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlm2vec import Embedder, UserError
+from vlm2vec.models.golden import golden_inputs, verify_golden
+from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
+from vlm2vec.training.run import last_checkpoint, train
+
+
+def with_changes(values: dict[str, object], **changes: object) -> Recipe:
+    """The fixture's recipe with some keys of its sections changed: `train={"steps": 3}`."""
+    merged = json.loads(json.dumps(values))
+    for section, change in changes.items():
+        merged[section] = {**merged[section], **change} if isinstance(change, dict) else change
+    return Recipe.model_validate(merged)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter_model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path, **tolerance: float) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(
+            first[name], second[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_a_run_lowers_the_loss_and_its_folder_loads_with_equal_vectors(recipe_values: dict[str, object]) -> None:
+    folder = train(with_changes(recipe_values, train={"steps": 30, "learning_rate": 3e-3}))
+    log = json.loads((folder / "log.json").read_text())
+    assert log[-1]["loss"] < 0.7 * log[0]["loss"]
+    loaded = Embedder.from_pretrained(folder)
+    assert verify_golden(loaded, folder).min() > 0.99999
+    again = folder.with_name("again")
+    loaded.save_pretrained(again)
+    inputs = golden_inputs()
+    np.testing.assert_array_equal(Embedder.from_pretrained(again).encode(inputs), loaded.encode(inputs))
+    facts = json.loads((folder / "provenance.json").read_text())
+    assert facts["pairs"] == {"Color": 16, "Find": 16}
+    assert load_recipe(folder / "recipe.yaml").train.steps == 30
+
+
+def test_a_run_resumed_at_step_three_equals_the_uninterrupted_one(recipe_values: dict[str, object]) -> None:
+    whole = train(with_changes(recipe_values))
+    resumed = whole.with_name("resumed")
+    stopped = resumed / "checkpoints" / "checkpoint-3"
+    shutil.copytree(whole / "checkpoints" / "checkpoint-3", stopped)
+    assert last_checkpoint(resumed) == stopped
+    train(with_changes(recipe_values, output=str(resumed)), resume=True)
+    assert_same_weights(whole, resumed, rtol=0, atol=0)
+    logs = [json.loads((run / "log.json").read_text()) for run in (whole, resumed)]
+    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
+
+
+def test_the_same_seed_is_the_same_run_and_another_seed_is_not(recipe_values: dict[str, object]) -> None:
+    output = Path(str(recipe_values["output"]))
+    runs = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        runs[name] = train(with_changes(recipe_values, train={"seed": seed, "steps": 2}, output=f"{output}-{name}"))
+    assert_same_weights(runs["a"], runs["b"], rtol=0, atol=0)
+    with pytest.raises(AssertionError):
+        assert_same_weights(runs["a"], runs["c"])
+
+
+def test_two_processes_see_and_learn_what_one_does(recipe_values: dict[str, object], tmp_path: Path) -> None:
+    # Without dropout, whose masks are drawn by each process for itself.
+    same = {"lora": {"dropout": 0.0}, "train": {"steps": 3, "save_steps": 100}}
+    alone = with_changes(recipe_values, **same, output=str(tmp_path / "alone"))
+    pair = with_changes(recipe_values, **same, output=str(tmp_path / "pair"))
+    train(alone)
+    (tmp_path / "pair.yaml").write_text(dump_recipe(pair))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29571"]
+    command += ["-m", "vlm2vec.cli", "train", str(tmp_path / "pair.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    logs = [json.loads((recipe.output / "log.json").read_text()) for recipe in (alone, pair)]
+    np.testing.assert_allclose([e["loss"] for e in logs[1]], [e["loss"] for e in logs[0]], rtol=1e-4)
+    np.testing.assert_allclose([e["grad_norm"] for e in logs[1]], [e["grad_norm"] for e in logs[0]], rtol=1e-3)
+    assert_same_weights(alone.output, pair.output, rtol=1e-2, atol=1e-4)
+
+
+def test_full_tuning_saves_all_weights_and_loads_them(recipe_values: dict[str, object]) -> None:
+    folder = train(with_changes(recipe_values, lora=None, train={"steps": 2}))
+    assert (folder / "model.safetensors").is_file()
+    assert not (folder / "adapter_config.json").exists()
+    assert verify_golden(Embedder.from_pretrained(folder), folder).min() > 0.99999
+
+
+def test_the_dual_encoder_trains_by_the_same_recipe(recipe_values: dict[str, object]) -> None:
+    model = {"base": "compact-dual", "options": {"num_layers": 1, "visual_tokens": 4, "image_size": 64}}
+    folder = train(with_changes(recipe_values, model=model, train={"steps": 20, "learning_rate": 3e-3}))
+    log = json.loads((folder / "log.json").read_text())
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    assert verify_golden(Embedder.from_pretrained(folder), folder).min() > 0.99999
+
+
+def test_a_truncated_picture_stops_the_run_before_the_first_step(
+    recipe_values: dict[str, object], train_root: Path
+) -> None:
+    damaged = train_root / "images/Color/Train/green_5.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"original-00000-of-00001.parquet, row 5, field qry_image_path: .*green_5.png"):
+        train(with_changes(recipe_values))
+    assert not Path(str(recipe_values["output"])).exists()
+
+
+def test_skipped_pictures_are_counted_and_their_pairs_left_out(
+    recipe_values: dict[str, object], train_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (train_root / "images/Color/Train/green_5.png").unlink()
+    folder = train(with_changes(recipe_values, data={"on_bad_image": "skip"}, train={"steps": 2}))
+    assert "Color: 1 pairs left out" in caplog.text and "green_5.png" in caplog.text
+    assert json.loads((folder / "provenance.json").read_text())["pairs"] == {"Color": 15, "Find": 15}
+
+
+def test_a_second_run_into_the_same_folder_is_refused(recipe_values: dict[str, object]) -> None:
+    recipe = with_changes(recipe_values, train={"steps": 2})
+    train(recipe)
+    with pytest.raises(UserError, match="already holds a run"):
+        train(recipe)
+
+
+def test_an_adapter_with_a_tensor_too_many_or_too_few_is_refused_by_name(recipe_values: dict[str, object]) -> None:
+    from safetensors.torch import save_file
+
+    folder = train(with_changes(recipe_values, train={"steps": 2}))
+    state = weights(folder)
+    name = sorted(state)[0]
+    save_file({**state, "other.lora_A.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"other\.lora_A\.weight was not used"):
+        Embedder.from_pretrained(folder)
+    save_file({key: value for key, value in state.items() if key != name}, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"is missing|was not used"):
+        Embedder.from_pretrained(folder)
