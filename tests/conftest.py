@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-# The tests run on two cores beside each other's subprocesses; more threads only wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Tiny models on one thread: on a busy machine, threads that wait for each other take many times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
@@ -47,7 +47,7 @@ def train_root(tmp_path: Path) -> Path:
         draw(root / path, color, i)
         other = list(COLORS)[(i + 1) % 4]
         ask = "<|image_1|>\nName the colour\n"
-        cls.append({"qry": ask, "qry_image_path": path, "pos_text": f"{color} {i}", "neg_text": other})
+        cls.append({"qry": ask, "qry_image_path": path, "pos_text": color, "neg_text": other})
         want = "<|image_1|>\nRepresent the given image.\n"
         ret.append({"qry": f"Find something {color} {i}\n", "pos_text": want, "pos_image_path": path})
     write_train_set(root, "Color", cls)

@@ -22,7 +22,7 @@ def test_pairs_keep_the_published_prompt_and_find_their_pictures(train_root: Pat
     assert len(examples) == 16
     assert examples[3].query.text == "<|image_1|>\nName the colour\n"
     assert examples[3].query.images[0].load().size == (40, 40)
-    assert examples[3].target.text == "yellow 3"
+    assert examples[3].target.text == "yellow"
     assert [negative.text for negative in examples[3].negatives] == ["red"]
     assert read_train_set(train_root, "Color", use_negatives=False)[3].negatives == ()
     assert list_sets(train_root) == ["Color", "Find"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tiny.models import FAMILIES, picture
 
 from vlm2vec.errors import UserError
@@ -34,6 +35,15 @@ def load(folder: Path, **options: object) -> Embedder:
     return Embedder.from_pretrained(folder, device="cpu", dtype=torch.float32, **options)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny tensors: on a busy machine several threads only wait for each other, four times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -42,6 +52,11 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def embedder(family: str, tiny_vlm) -> Embedder:
     return load(tiny_vlm(family))
+
+
+@pytest.fixture(scope="module")
+def qwen(tiny_vlm) -> Embedder:
+    return load(tiny_vlm("qwen2_vl"))
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +111,15 @@ def test_a_batch_without_any_picture_is_encoded(embedder, alone):
         assert_same(embedder(batch).numpy(), alone[[0, 5]])
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 4, 6])
+@pytest.mark.parametrize("chunk_size", [1, 2, 4])
 def test_parts_of_a_split_batch_hold_their_own_rows_and_encode_to_the_same_vectors(embedder, alone, chunk_size):
     whole = embedder.backbone.process(INPUTS)
     parts = list(whole.split(chunk_size))
     for name in whole.rows:
         assert all(len(part[name]) == int(part.rows[name].sum()) for part in parts)
         assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
-    tokens = [row[mask.bool()] for part in parts for row, mask in zip(part["input_ids"], part["attention_mask"])]
-    expected = [row[mask.bool()] for row, mask in zip(whole["input_ids"], whole["attention_mask"])]
-    assert all(torch.equal(row, own) for row, own in zip(tokens, expected, strict=True))
+    tokens = torch.cat([part["input_ids"][part["attention_mask"].bool()] for part in parts])
+    assert torch.equal(tokens, whole["input_ids"][whole["attention_mask"].bool()])
     with torch.inference_mode():
         assert_same(np.concatenate([embedder(part).numpy() for part in parts]), alone)
 
@@ -155,15 +169,14 @@ def test_an_adapter_is_saved_and_loaded_onto_its_base(tiny_vlm, tmp_path):
     np.testing.assert_allclose(load(tmp_path / "adapter").encode(INPUTS), expected, atol=1e-6)
 
 
-def test_qwen_pictures_have_multimodal_positions_only_after_vision_start(tiny_vlm):
-    embedder = load(tiny_vlm("qwen2_vl"))
+def test_qwen_pictures_have_multimodal_positions_only_after_vision_start(qwen, tiny_vlm):
     value = {"image": WIDE, "text": "<|vision_start|><|image_1|><|vision_end|> what is it?"}
     plain = load(tiny_vlm("qwen2_vl"), positions="text").encode([value])
-    vector = embedder.encode([value, *INPUTS])[:1]  # batch mates of either kind
-    batch = embedder.backbone.process([EmbeddingInput.of(value)])
+    vector = qwen.encode([value, *INPUTS])[:1]  # batch mates of either kind
+    batch = qwen.backbone.process([EmbeddingInput.of(value)])
     tensors = {name: tensor for name, tensor in batch.tensors.items() if name != "position_ids"}
     with torch.inference_mode():
-        own = embedder.backbone.model(**tensors).last_hidden_state[0, -1]  # transformers' own choice: three axes
+        own = qwen.backbone.model(**tensors).last_hidden_state[0, -1]  # transformers' own choice: three axes
     assert_same(vector, own[None].numpy())
     assert (plain @ vector.T).item() < 0.999
 
@@ -194,9 +207,9 @@ def test_llava_next_equals_the_golden_vectors_of_transformers_4_46():
     assert_same(load(base).encode(inputs), expected, at_least=0.9995)
 
 
-def test_settings_of_the_image_processor_reach_it_and_are_saved(tiny_vlm, tmp_path):
+def test_settings_of_the_image_processor_reach_it_and_are_saved(qwen, tiny_vlm, tmp_path):
     small = load(tiny_vlm("qwen2_vl"), max_pixels=28 * 56)
-    tokens = [len(model.backbone.process(INPUTS[1:2])["input_ids"][0]) for model in (small, load(tiny_vlm("qwen2_vl")))]
+    tokens = [len(model.backbone.process(INPUTS[1:2])["input_ids"][0]) for model in (small, qwen)]
     assert tokens[0] < tokens[1]
     small.save_pretrained(tmp_path / "small")
     again = load(tmp_path / "small")
@@ -225,13 +238,13 @@ def test_a_folder_that_cannot_be_loaded_is_one_clear_line(tiny_vlm, tmp_path, da
     elif damage == "broken tokenizer":
         (folder / "tokenizer.json").write_text("{")
     elif damage == "a weight less":
-        state = checkpoint.load_file(weights)
+        state = load_file(weights)
         state.pop(next(name for name in state if "projector" in name))
-        checkpoint.save_file(state, weights, metadata={"format": "pt"})
+        save_file(state, weights, metadata={"format": "pt"})
     else:
-        weights.unlink()
         if damage == "pickled weights":
-            torch.save({}, folder / "pytorch_model.bin")
+            torch.save(load_file(weights), folder / "pytorch_model.bin")
+        weights.unlink()
     with pytest.raises(UserError, match="damaged: cannot be loaded") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
@@ -241,22 +254,22 @@ def test_a_folder_that_cannot_be_loaded_is_one_clear_line(tiny_vlm, tmp_path, da
     ("value", "words"),
     [
         ({"text": ""}, "empty text"),
-        ({"text": "an <image> token", "image": WIDE}, "<image>"),
-        ({"text": "an <image> token"}, "<image>"),
+        ({"text": "an <|image_pad|> token", "image": WIDE}, "<|image_pad|>"),
+        ({"text": "an <|image_pad|> token"}, "<|image_pad|>"),
         ({"text": "<|image_2|>", "image": WIDE}, "one <|image_k|> for each picture"),
         ({"text": "<|image_1|>"}, "one <|image_k|> for each picture"),
     ],
 )
-def test_an_input_that_cannot_be_read_is_one_clear_line(tiny_vlm, value, words):
+def test_an_input_that_cannot_be_read_is_one_clear_line(qwen, value, words):
     with pytest.raises(UserError, match=re.escape(words)) as caught:
-        load(tiny_vlm("llava")).encode([value])
+        qwen.encode([value])
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_of_extreme_shape_is_one_clear_line_that_names_it(tiny_vlm, tmp_path):
+def test_a_picture_of_extreme_shape_is_one_clear_line_that_names_it(qwen, tmp_path):
     picture(4000, 2, 0).save(tmp_path / "thin.png")
     with pytest.raises(UserError, match=r"thin\.png"):
-        load(tiny_vlm("qwen2_vl")).encode([tmp_path / "thin.png"])
+        qwen.encode([tmp_path / "thin.png"])
 
 
 def test_computing_in_bfloat16_stays_close_to_float32(family, alone, tiny_vlm):

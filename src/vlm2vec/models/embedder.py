@@ -19,6 +19,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.models import checkpoint
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
+from vlm2vec.models.prompts import PromptTemplate
 from vlm2vec.models.registry import backbone_class
 from vlm2vec.types import Batch, EmbeddingInput
 
@@ -82,6 +83,7 @@ class Embedder(nn.Module):
         saved = checkpoint.read_embedder_file(folder)
         loaded = cls._load_base(base or saved.base, dtype, saved.revision, {**saved.options, **options})
         backbone = loaded.backbone
+        backbone.template = PromptTemplate(**saved.template)
         backbone.pooling = saved.pooling
         if saved.adapter:
             checkpoint.load_adapter(backbone, folder)
@@ -193,14 +195,13 @@ class Embedder(nn.Module):
         """Writes the checkpoint's files into an existing folder."""
         adapter = checkpoint.save_weights(self.backbone, folder)
         self.backbone.save_processor(folder)
-        template = getattr(self.backbone, "template", None)
         about = EmbedderFile(
             base=self.base,
             revision=self.revision,
             options=self.backbone.options(),
             pooling=self.backbone.pooling,
             embedding_dim=self.embedding_dim,
-            template=asdict(template) if template else {},
+            template=asdict(self.backbone.template),
             adapter=adapter,
         )
         checkpoint.write_json(folder / EMBEDDER_FILE, about.model_dump())

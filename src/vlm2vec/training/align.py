@@ -15,20 +15,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import yaml
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.captions import NAME_PROMPT, Caption, clipart_captions, demo_captions, without_names
 from vlm2vec.images import ImageRef
 from vlm2vec.models.backbones.compact import CompactModel, Projector
-from vlm2vec.models.backbones.compact_parts import EfficientNetLite, language_folder
+from vlm2vec.models.backbones.compact_parts import NUM_LAYERS, EfficientNetLite, load_language
 from vlm2vec.models.vision_cache import VisionCache
 
 
@@ -60,9 +58,8 @@ class Aligner:
     def __init__(self, recipe: AlignRecipe) -> None:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
-        folder = language_folder(30)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        language: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+        language, self.tokenizer = load_language(NUM_LAYERS, torch.float32)
+        language.requires_grad_(False)
         vision = EfficientNetLite(recipe.image_size, recipe.visual_tokens)
         self.model = CompactModel(vision, Projector(language.config.hidden_size), language)
         self.cache = VisionCache(vision, vision.fingerprint(), cache_folder() / "vision")

@@ -15,6 +15,7 @@ from torch import nn
 
 from vlm2vec.errors import UserError
 from vlm2vec.models.pooling import POOLINGS
+from vlm2vec.models.prompts import PromptTemplate
 from vlm2vec.models.vision_cache import VisionCache
 from vlm2vec.types import Batch, EmbeddingInput
 
@@ -25,13 +26,15 @@ class Backbone(nn.Module, ABC):
     Attributes:
         name: Key in the registry: the `model_type` of the HF config, or a built-in's name.
         lora_targets: Names of the linear layers that LoRA adapts by default.
+        template: How inputs without placeholders are written out.
         trained_modules: Names of modules that LoRA runs train in full (new parts that were never pretrained).
         model: The network; PEFT wraps it in place.
     """
 
     name: ClassVar[str]
-    lora_targets: ClassVar[str | list[str]] = "all-linear"
+    lora_targets: str | list[str] = "all-linear"
     trained_modules: ClassVar[list[str]] = []
+    template: PromptTemplate = PromptTemplate()
     model: nn.Module
 
     def __init__(self, model: nn.Module, pooling: str = "last") -> None:

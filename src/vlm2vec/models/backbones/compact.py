@@ -15,12 +15,11 @@ from typing import Any, ClassVar, Self
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
 
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
-from vlm2vec.models.backbones.compact_parts import VISION_DIM, EfficientNetLite, language_folder
-from vlm2vec.models.prompts import PromptTemplate, split_at_pictures
+from vlm2vec.models.backbones.compact_parts import VISION_DIM, EfficientNetLite, load_language
+from vlm2vec.models.prompts import split_at_pictures
 from vlm2vec.models.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import Batch, EmbeddingInput
 
@@ -80,7 +79,7 @@ class Compact(Backbone):
     """
 
     name: ClassVar[str] = "compact"
-    lora_targets: ClassVar[str | list[str]] = [
+    lora_targets = [  # noqa: RUF012
         "q_proj",
         "k_proj",
         "v_proj",
@@ -90,7 +89,6 @@ class Compact(Backbone):
         "down_proj",
     ]
     trained_modules: ClassVar[list[str]] = ["projector"]
-    template = PromptTemplate()
 
     def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, int]) -> None:
         super().__init__(model)
@@ -110,13 +108,12 @@ class Compact(Backbone):
         settings = {**DEFAULTS, **options}
         if unknown := set(settings) - set(DEFAULTS):
             raise UserError(f"{source}: unknown settings {sorted(unknown)}; allowed: {', '.join(DEFAULTS)}")
-        folder = language_folder(settings["num_layers"])
-        language: Any = AutoModel.from_pretrained(folder, dtype=dtype)
+        language, tokenizer = load_language(settings["num_layers"], dtype)
         projector = Projector(language.config.hidden_size).to(dtype)
         projector.load_state_dict(load_file(SHIPPED_PROJECTOR))
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
         model = CompactModel(vision, projector, language)
-        return cls(model, AutoTokenizer.from_pretrained(folder), settings)
+        return cls(model, tokenizer, settings)
 
     @property
     def embedding_dim(self) -> int:

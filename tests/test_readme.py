@@ -1,0 +1,73 @@
+"""What the README says is run, counted or compared here."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlm2vec.evaluation.report import comparison_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str) -> str:
+    """The first code block of a language."""
+    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert found, language
+    return found.group(1)
+
+
+def test_the_library_in_ten_lines_runs_as_written(tmp_path: Path) -> None:
+    from PIL import Image
+
+    code = block("python")
+    assert len(code.strip().splitlines()) <= 10
+    for name in re.findall(r'"([\w-]+\.(?:jpg|png))"', code):
+        Image.new("RGB", (40, 30), (200, 30, 30)).save(tmp_path / name)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "(2, 2)" in done.stdout
+
+
+def test_the_table_is_the_one_that_the_demo_printed() -> None:
+    results = json.loads((ROOT / "docs/demo-results.json").read_text())
+    assert comparison_table(results["columns"]).markdown.strip() in README
+
+
+def test_every_command_that_is_named_exists() -> None:
+    commands = set(re.findall(r"(?:^|`)vlm2vec ([a-z]+(?: demo)?)", README, re.MULTILINE))
+    assert {"demo", "train", "eval", "verify"} <= commands
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "vlm2vec.cli", *command.split(), "--help"], capture_output=True, check=False
+        )
+        assert done.returncode == 0, command
+    targets = re.findall(r"make (\w+)", README)
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_file_tree_names_every_module_and_only_those() -> None:
+    tree = block("text")
+    named = set(re.findall(r"([\w.-]+\.(?:py|yaml|md|txt|toml|j2))", tree))
+    package = {path.name for path in (ROOT / "src/vlm2vec").rglob("*.py") if path.name != "__init__.py"}
+    recipes = {path.name for path in (ROOT / "recipes").glob("*.yaml")}
+    assert package | recipes <= named, sorted((package | recipes) - named)
+    known = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts}
+    assert named <= known, sorted(named - known)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")) + [ROOT / "README.md"], ids=lambda p: p.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
