@@ -74,9 +74,8 @@ def main() -> None:
         difference = float((ours(images[:16]) - reference(images[:16])).abs().max())
     times = {"ours": best_time(ours, images, settings.repeats)}
     times["efficientnet_lite_pytorch"] = best_time(reference, images, settings.repeats)
-    print(
-        f"{settings.pictures} pictures, {settings.size} px, {torch.get_num_threads()} threads, best of {settings.repeats}"
-    )
+    about = f"{torch.get_num_threads()} threads, best of {settings.repeats}"
+    print(f"{settings.pictures} pictures of {settings.size} px, {about}")
     for name, seconds in times.items():
         print(f"{name:<28}{settings.pictures / seconds:8.1f} pictures/s")
     print(f"largest difference of a feature {difference:.1e}")

@@ -76,7 +76,7 @@ def test_the_folded_encoder_gives_the_features_of_the_published_one() -> None:
     published.load_state_dict(torch.load(weights, weights_only=True))
     published.eval()
     image = picture(5, (192, 192))
-    pixels = (torch.from_numpy(np.asarray(image.load())).permute(2, 0, 1).float() - 127) / 128
+    pixels = (torch.from_numpy(np.array(image.load())).permute(2, 0, 1).float() - 127) / 128
     with torch.inference_mode():
         maps = published.extract_features(pixels[None])
         expected = torch.nn.functional.avg_pool2d(maps, 2).flatten(2).transpose(1, 2)

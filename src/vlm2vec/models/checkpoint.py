@@ -87,19 +87,21 @@ def save_weights(backbone: Backbone, folder: Path) -> bool:
     return False
 
 
-def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> None:
+def load_adapter(backbone: Backbone, folder: Path) -> None:
     """Puts a saved adapter on a base model; every tensor of the file must find its place, and every place a tensor.
 
     Raises:
-        UserError: naming the first tensor that is missing or left over.
+        UserError: naming the first tensor that is missing or left over, or if the adapter's files are no good.
     """
-    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     state = _load_safetensors(folder / ADAPTER_FILE)
-    if isinstance(backbone.model, PeftModel):
-        set_peft_model_state_dict(backbone.model, state)
-    else:
-        backbone.model = PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable)
+    if not isinstance(backbone.model, PeftModel):
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+        except (ValueError, OSError, TypeError, KeyError) as error:
+            raise UserError(f"{folder}: no readable adapter_config.json ({str(error).splitlines()[0]})") from error
+        backbone.model = get_peft_model(backbone.model, config)
     expected = set(get_peft_model_state_dict(backbone.model, save_embedding_layers=False))
     for problem, names in (("was not used", set(state) - expected), ("is missing", expected - set(state))):
         if names:
@@ -107,6 +109,7 @@ def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> N
                 f"{folder / ADAPTER_FILE}: tensor {min(names)} {problem} ({len(names)} such tensors); "
                 "the adapter was made for another base or another version of it"
             )
+    set_peft_model_state_dict(backbone.model, state)
 
 
 def load_weights(backbone: Backbone, folder: Path) -> None:

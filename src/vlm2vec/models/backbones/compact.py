@@ -79,15 +79,7 @@ class Compact(Backbone):
     """
 
     name: ClassVar[str] = "compact"
-    lora_targets = [  # noqa: RUF012
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ]
+    lora_targets = r".*\.(q|k|v|o|gate|up|down)_proj"  # every linear layer of the language model
     trained_modules: ClassVar[list[str]] = ["projector"]
 
     def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, int]) -> None:
@@ -98,12 +90,7 @@ class Compact(Backbone):
         self.settings = settings
 
     @classmethod
-    def load(
-        cls,
-        source: str,
-        dtype: torch.dtype,
-        **options: Any,
-    ) -> Self:
+    def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
         """Assembles the model from its packaged parts; see the class for the settings."""
         settings = {**DEFAULTS, **options}
         if unknown := set(settings) - set(DEFAULTS):
