@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from vlm2vec.errors import UserError
+from vlm2vec.progress import say
 
 app = typer.Typer(
     help="Turn a vision-language model into one embedding model for text and pictures: train, measure, use.",
@@ -23,7 +23,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-console = Console()
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 OptionsOption = Annotated[
@@ -53,9 +52,9 @@ def train(
     from vlm2vec.training.run import train as run_train
 
     settings = load_recipe(recipe, overrides or [])
-    console.print(dump_recipe(settings), markup=False, highlight=False)
+    say(dump_recipe(settings))
     folder = run_train(settings, resume=resume)
-    console.print(f"Trained model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
+    say(f"Trained model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
 
 
 @app.command("eval")
@@ -73,8 +72,8 @@ def evaluate(
 
     settings = dict(_key_value(text) for text in option or [])
     facts, results = score_model(model, benchmark, output, data=data, options=settings)
-    console.print(comparison_table({model: results_json(model, facts, results)}).table)
-    console.print(f"Results: {output}/results.json\nReport:  {output}/report.html")
+    say(comparison_table({model: results_json(model, facts, results)}).table)
+    say(f"Results: {output}/results.json\nReport:  {output}/report.html")
 
 
 @app.command()
@@ -84,7 +83,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder that `vlm2vec t
     from vlm2vec.models.golden import verify_golden
 
     cosines = verify_golden(Embedder.from_pretrained(folder), folder)
-    console.print(f"{folder}: cosines to the saved vectors: lowest {cosines.min():.6f} of {len(cosines)}")
+    say(f"{folder}: cosines to the saved vectors: lowest {cosines.min():.6f} of {len(cosines)}")
     if cosines.min() < 0.999:
         raise UserError(f"{folder}: the vectors differ from the saved ones (cosine {cosines.min():.4f})")
 
@@ -98,11 +97,11 @@ def data_demo(
     """Prepare the demo benchmark: emoji of three vendors in the MMEB layout."""
     from vlm2vec.cache import cache_folder
     from vlm2vec.data.demo import prepare_demo
+    from vlm2vec.progress import stage_bars
 
-    root = prepare_demo(output or cache_folder(), progress=lambda stage, done, total: None)
-    console.print(
-        f"Demo benchmark: {root}\nNext: vlm2vec eval compact --benchmark {root}/benchmark.yaml -o runs/compact"
-    )
+    with stage_bars() as update:
+        root = prepare_demo(output or cache_folder(), progress=update)
+    say(f"Demo benchmark: {root}\nNext: vlm2vec eval compact --benchmark {root}/benchmark.yaml -o runs/compact")
 
 
 def main() -> None:

@@ -7,20 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.demo import prepare_demo
 from vlm2vec.evaluation.evaluate import TaskResult, results_json
 from vlm2vec.evaluation.report import comparison_table, write_html
 from vlm2vec.evaluation.run import score_model
 from vlm2vec.models.checkpoint import provenance
-from vlm2vec.progress import progress_bar
+from vlm2vec.progress import rule, say, stage_bars
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
 from vlm2vec.training.run import CHECKPOINTS, read_log, train
 
 RUNS = {"dual encoder": ("dual-encoder", "demo-dual.yaml"), "VLM2Vec": ("trained", "demo.yaml")}
-console = Console()
 
 
 def run_demo(output: Path, fresh: bool = False) -> None:
@@ -31,33 +28,33 @@ def run_demo(output: Path, fresh: bool = False) -> None:
         fresh: Train again even where a finished run of the same recipe is there.
     """
     since = time.perf_counter()
-    console.rule("1. the demo benchmark")
+    rule("1. the demo benchmark")
     root = _prepare()
     recipes = {name: _recipe(file, root, output / folder) for name, (folder, file) in RUNS.items()}
-    console.rule("2. the built-in model, untrained")
+    rule("2. the built-in model, untrained")
     columns: dict[str, dict[str, Any]] = {}
     results: list[TaskResult] = []
     model = recipes["VLM2Vec"].model
     columns["untrained"], _ = _score(model.base, root, output / "untrained", model.options)
     for step, (name, recipe) in enumerate(recipes.items(), start=3):
-        console.rule(f"{step}. {name}: {recipe.train.steps} steps of {recipe.train.batch_size} pairs")
+        rule(f"{step}. {name}: {recipe.train.steps} steps of {recipe.train.batch_size} pairs")
         _train(recipe, fresh)
         columns[name], results = _score(str(recipe.output), root, recipe.output, {})
-    console.rule("results")
+    rule("results")
     comparison = comparison_table(columns)
-    console.print(comparison.table)
-    console.print(comparison.remark)
+    say(comparison.table)
+    say(comparison.remark)
     curves = {name: read_log(recipe.output) for name, recipe in recipes.items()}
     about = provenance(seconds=round(time.perf_counter() - since), seed=recipes["VLM2Vec"].train.seed)
     write_html(output / "report.html", "vlm2vec demo", columns, results, curves, about)
     trained = recipes["VLM2Vec"].output
-    console.print(f"\nTook {about['seconds']} s. Report with pictures: {output / 'report.html'}")
-    console.print(f"Next: vlm2vec eval {trained} --benchmark {root / 'benchmark.yaml'} --output {output / 'again'}")
+    say(f"\nTook {about['seconds']} s. Report with pictures: {output / 'report.html'}")
+    say(f"Next: vlm2vec eval {trained} --benchmark {root / 'benchmark.yaml'} --output {output / 'again'}")
 
 
 def _prepare() -> Path:
-    with progress_bar("preparing the demo benchmark", None) as advance:
-        return prepare_demo(cache_folder(), progress=lambda stage, done, total: advance(0))
+    with stage_bars() as update:
+        return prepare_demo(cache_folder(), progress=update)
 
 
 def _recipe(file: str, root: Path, output: Path) -> Recipe:
@@ -79,7 +76,7 @@ def _train(recipe: Recipe, fresh: bool) -> None:
     if fresh or not same:
         shutil.rmtree(recipe.output, ignore_errors=True)
     if saved.is_file():
-        console.print(f"{recipe.output}: finished earlier with this recipe; reused (--fresh trains again)")
+        say(f"{recipe.output}: finished earlier with this recipe; reused (--fresh trains again)")
         return
     train(recipe, resume=recipe.output.exists())
 
