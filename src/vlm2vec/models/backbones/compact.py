@@ -23,7 +23,9 @@ from vlm2vec.models.prompts import split_at_pictures
 from vlm2vec.models.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import Batch, EmbeddingInput
 
-SHIPPED_PROJECTOR = Path(__file__).with_name("compact_projector.safetensors")
+SHIPPED = Path(__file__).with_name("compact_aligned.safetensors")
+ALIGNED_LAYERS = 4
+LANGUAGE_LINEARS = r".*\.(q|k|v|o|gate|up|down)_proj"
 PROJECTOR_WIDTH = 1152
 MAX_TEXT_TOKENS = 512
 DEFAULTS = {"num_layers": 4, "visual_tokens": 9, "image_size": 192}
@@ -41,8 +43,19 @@ class Projector(nn.Sequential):
         )
 
 
+def identity_head(dim: int) -> nn.Linear:
+    """A linear layer that changes nothing yet."""
+    head = nn.Linear(dim, dim)
+    nn.init.eye_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 class CompactModel(nn.Module):
-    """Vision encoder, projector and language model; the image token id lies just outside the text vocabulary."""
+    """Vision encoder, projector, language model, and a linear head that whitens its final states.
+
+    The image token id lies just outside the text vocabulary, so no text can produce it.
+    """
 
     language_model: Any
     config: Any
@@ -52,10 +65,11 @@ class CompactModel(nn.Module):
         self.vision = vision
         self.projector = projector
         self.language_model = language_model
+        self.head = identity_head(int(self.language_model.config.hidden_size))
         self.config = self.language_model.config  # PEFT reads it
         self.image_token_id = int(self.config.vocab_size)
 
-    def forward(
+    def states(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, image_features: torch.Tensor | None
     ) -> torch.Tensor:
         """Final-norm hidden states [B, L, D]; `image_features` [N, T, 1280] fill the image tokens in order."""
@@ -68,6 +82,13 @@ class CompactModel(nn.Module):
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
 
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, image_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The states [B, L, D] after the head."""
+        states: torch.Tensor = self.head(self.states(input_ids, attention_mask, image_features))
+        return states
+
 
 class Compact(Backbone):
     """The built-in VLM and its processor.
@@ -79,8 +100,8 @@ class Compact(Backbone):
     """
 
     name: ClassVar[str] = "compact"
-    lora_targets = r".*\.(q|k|v|o|gate|up|down)_proj"  # every linear layer of the language model
-    trained_modules: ClassVar[list[str]] = ["projector"]
+    lora_targets = LANGUAGE_LINEARS
+    trained_modules: ClassVar[list[str]] = ["projector", "head"]
 
     def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, int]) -> None:
         super().__init__(model)
@@ -96,10 +117,9 @@ class Compact(Backbone):
         if unknown := set(settings) - set(DEFAULTS):
             raise UserError(f"{source}: unknown settings {sorted(unknown)}; allowed: {', '.join(DEFAULTS)}")
         language, tokenizer = load_language(settings["num_layers"], dtype)
-        projector = Projector(language.config.hidden_size).to(dtype)
-        projector.load_state_dict(load_file(SHIPPED_PROJECTOR))
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
-        model = CompactModel(vision, projector, language)
+        model = CompactModel(vision, Projector(language.config.hidden_size), language).to(dtype)
+        _load_aligned(model, settings["num_layers"])
         return cls(model, tokenizer, settings)
 
     @property
@@ -159,3 +179,22 @@ class Compact(Backbone):
                 encoded = self.tokenizer(piece, add_special_tokens=False, truncation=True, max_length=MAX_TEXT_TOKENS)
                 ids += encoded["input_ids"]
         return [*ids, self.tokenizer.eos_token_id]
+
+
+def _load_aligned(model: CompactModel, num_layers: int) -> None:
+    """Puts in what the alignment made: the projector, and for the aligned depth also head, norm and merged adapter."""
+    learned = load_file(SHIPPED)
+    projector = {name.removeprefix("projector."): value for name, value in learned.items() if "projector." in name}
+    model.projector.load_state_dict(projector)
+    if num_layers != ALIGNED_LAYERS:
+        return
+    language = model.language_model
+    model.head.load_state_dict({name: learned[f"head.{name}"] for name in ("weight", "bias")})
+    with torch.no_grad():
+        language.norm.weight.copy_(learned["language_model.norm.weight"])
+        for name, low in learned.items():
+            if ".lora_A." in name:
+                path = name.removeprefix("language_model.").removesuffix(".lora_A.default.weight")
+                high = learned[name.replace(".lora_A.", ".lora_B.")]
+                # alpha equals rank in the alignment, so the product is the change itself
+                language.get_submodule(path).weight += (high.float() @ low.float()).to(language.dtype)

@@ -1,7 +1,9 @@
 """`compact-dual`: a CLIP-style dual encoder of the same pretrained parts as `compact`, the baseline beside it.
 
-picture -> EfficientNet-Lite0 (frozen) -> mean of the visual tokens -> head; text -> first layers of SmolLM2 -> last
-token -> head. An input with both has the sum of the two unit vectors, as the MMEB paper scores its baselines.
+picture -> EfficientNet-Lite0 (frozen) -> projector -> mean of the visual tokens -> head
+text    -> first layers of SmolLM2 -> last token -> head
+
+An input with both has the sum of the two unit vectors, as the MMEB paper scores its baselines.
 
 Shapes: B examples, N pictures, T visual tokens, D embedding dim.
 """
@@ -15,12 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.models.backbones.compact import MAX_TEXT_TOKENS, Compact, CompactModel
-from vlm2vec.models.backbones.compact_parts import VISION_DIM
 from vlm2vec.models.pooling import last_token
 from vlm2vec.models.prompts import split_at_pictures
 from vlm2vec.types import Batch, EmbeddingInput
-
-HEAD_WIDTH = 1152
 
 
 class DualModel(nn.Module):
@@ -32,10 +31,9 @@ class DualModel(nn.Module):
         self.language_model = compact.language_model
         self.config = compact.config
         dim = int(self.config.hidden_size)
-        self.image_head = nn.Sequential(
-            nn.LayerNorm(VISION_DIM), nn.Linear(VISION_DIM, HEAD_WIDTH), nn.GELU(), nn.Linear(HEAD_WIDTH, dim)
-        )
-        self.text_head = nn.Linear(dim, dim)
+        self.projector = compact.projector
+        self.image_head = nn.Linear(dim, dim)
+        self.text_head = compact.head
 
     def texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Unit vectors of texts, [B, D]; zero for a row that holds the end token only."""
@@ -45,7 +43,7 @@ class DualModel(nn.Module):
 
     def pictures(self, image_features: torch.Tensor) -> torch.Tensor:
         """Unit vectors of pictures from their visual tokens [N, T, 1280], [N, D]."""
-        return F.normalize(self.image_head(image_features.float().mean(dim=1)), dim=-1)
+        return F.normalize(self.image_head(self.projector(image_features.float()).mean(dim=1)), dim=-1)
 
     def forward(
         self,
@@ -65,7 +63,7 @@ class CompactDual(Compact):
     """The baseline and its processor; the settings of `compact`, whose visual tokens are averaged here."""
 
     name: ClassVar[str] = "compact-dual"
-    trained_modules: ClassVar[list[str]] = ["image_head", "text_head"]
+    trained_modules: ClassVar[list[str]] = ["projector", "image_head", "text_head"]
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
