@@ -17,7 +17,7 @@ SEEN_VENDORS, HELD_OUT_VENDOR = ("noto", "twemoji"), "fluent"
 TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark",
          "1F3FF": "dark"}  # fmt: skip
 HELD_OUT_SHARE, RESERVED_SHARE = 0.22, 0.18
-NUM_EVAL, NUM_EDIT_BASES, NUM_EDIT_PAIRS, NUM_GRIDS, NUM_SHEETS = 200, 40, 1500, 1600, 1200
+NUM_EVAL, NUM_EDIT_BASES, NUM_EDIT_PAIRS, NUM_GRIDS, NUM_SHEETS = 200, 40, 1000, 800, 600
 
 NAME_QUERY = "<|image_1|>\nIdentify the emoji shown in the image\n"
 T2I_QUERY = "Find me an emoji that matches the given description: {}\n"
