@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import COLORS, draw
+from samples import COLORS, draw
 
 Values = dict[str, object]
 

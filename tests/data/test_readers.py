@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TRAIN_COLUMNS, draw, write_train_set
+from samples import TRAIN_COLUMNS, draw, write_train_set
 
 from vlm2vec import UserError
 from vlm2vec.data.readers import list_sets, read_eval_set, read_train_set
