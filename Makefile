@@ -2,17 +2,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.ready
+READY := $(VENV)/.ready
+DEV := $(VENV)/.dev
+# Compiling every file of torch and transformers costs more than compiling those that are imported, when they are.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .PHONY: setup demo test lint format bench clean
 
-setup: $(STAMP)  ## a virtual environment with the tested versions
+setup: $(READY)  ## a virtual environment with the tested versions
 
-$(STAMP): pyproject.toml constraints.txt requirements/compact.txt
+$(READY): pyproject.toml constraints.txt requirements/compact.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/compact.txt
+	$(PIP) torch
+	$(PIP) --editable '.[compact]'
+	$(PIP) --no-deps --requirement requirements/compact.txt
+	touch $@
+
+$(DEV): $(READY)
+	$(PIP) --editable '.[dev]'
 	touch $@
 
 demo: setup  ## prepare, train, score, report: about ten minutes on two cores
@@ -21,12 +28,12 @@ demo: setup  ## prepare, train, score, report: about ten minutes on two cores
 test: lint  ## every check
 	$(BIN)/python -m pytest
 
-lint: setup
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: setup
+format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
