@@ -44,7 +44,7 @@ def test_the_table_is_the_one_that_the_demo_printed() -> None:
 
 def test_every_command_that_is_named_exists() -> None:
     commands = set(re.findall(r"(?:^|`)vlm2vec ([a-z]+(?: demo)?)", README, re.MULTILINE))
-    assert {"demo", "train", "eval", "verify"} <= commands
+    assert {"data demo", "train", "eval", "verify"} <= commands
     for command in commands:
         done = subprocess.run(
             [sys.executable, "-m", "vlm2vec.cli", *command.split(), "--help"], capture_output=True, check=False
