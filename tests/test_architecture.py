@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,12 @@ def test_no_function_and_no_file_is_too_long(path: Path) -> None:
             assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
 
 
+def children_seconds() -> float:
+    """Processor time of finished child processes: unlike the wall clock it does not count a busy machine's waiting."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_answers_at_once_and_without_torch() -> None:
     check = "import sys; from vlm2vec.cli import app; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", check], check=True)
@@ -84,7 +90,7 @@ def test_help_answers_at_once_and_without_torch() -> None:
     subprocess.run(command, check=True, capture_output=True)  # once, so that the files are in memory
     times = []
     for _ in range(3):
-        since = time.perf_counter()
+        since = children_seconds()
         subprocess.run(command, check=True, capture_output=True)
-        times.append(time.perf_counter() - since)
-    assert min(times) < 1.0  # about 0.4 s on an idle core; the margin is for a busy test machine
+        times.append(children_seconds() - since)
+    assert min(times) < 1.0  # about 0.4 s; the margin is for a slower processor

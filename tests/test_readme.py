@@ -50,7 +50,7 @@ def test_every_command_that_is_named_exists() -> None:
             [sys.executable, "-m", "vlm2vec.cli", *command.split(), "--help"], capture_output=True, check=False
         )
         assert done.returncode == 0, command
-    targets = re.findall(r"make (\w+)", README)
+    targets = re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text()
     assert {"demo", "test"} <= set(targets)
     for target in targets:
