@@ -47,7 +47,7 @@ def package_file(package: str, file: str) -> Path:
 class EfficientNetLite(nn.Module):
     """Frozen EfficientNet-Lite0 whose last feature map is averaged to a square grid of visual tokens.
 
-    Batch norms are folded into the convolutions in front of them (same numbers, 2 to 4 times as fast on a CPU).
+    Batch norms are folded into the convolutions in front of them (same numbers, less time).
 
     Args:
         image_size: Side in pixels that pictures are resized to (squashed, the whole picture is seen).
