@@ -143,8 +143,8 @@ class Aligner:
     def whitening_head(self) -> dict[str, torch.Tensor]:
         """A linear map after which the states of end tokens have mean zero and no preferred direction.
 
-        The states of a cut language model point almost the same way for every input, and contrastive training would
-        spend its first thousand steps on undoing that. Source: BERT-whitening (arXiv 2103.15316), here with a tenth
+        The states of a cut language model point almost the same way for every input, which
+        contrastive training would have to undo first. Source: BERT-whitening (arXiv 2103.15316), here with a tenth
         of the mean variance added to every direction, so that noise is not blown up.
         """
         captions = random.Random(self.recipe.seed).sample(self.train_set, min(2048, len(self.train_set)))
