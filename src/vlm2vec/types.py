@@ -67,12 +67,17 @@ class TrainExample:
         target: The positive.
         negatives: Hard negatives, possibly none.
         source: Name of the training set, for batches of one source and for messages.
+        target_id: The document that the target is, where the data names it: two targets of one id are never each
+            other's negatives, whatever their content.
+        origin: Where the pair comes from (`file, row 3`), for messages.
     """
 
     query: EmbeddingInput
     target: EmbeddingInput
     negatives: tuple[EmbeddingInput, ...] = ()
     source: str = ""
+    target_id: str | None = None
+    origin: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,28 @@ class Batch:
                 tensors[name] = tensor[start:stop]
         rows = {name: counts[start:stop] for name, counts in self.rows.items()}
         return Batch(tensors, rows, self.padded)._trimmed()
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """These examples in this order, packed rows included, with the padding trimmed to them."""
+        import torch
+
+        index = torch.as_tensor(rows, dtype=torch.long)
+        tensors = {}
+        for name, tensor in self.tensors.items():
+            if name in self.rows:
+                ends = self.rows[name].cumsum(0)
+                starts = ends - self.rows[name]
+                parts = [torch.arange(int(starts[row]), int(ends[row])) for row in rows]
+                tensors[name] = tensor[torch.cat(parts).to(tensor.device)] if parts else tensor[:0]
+            else:
+                tensors[name] = tensor[index.to(tensor.device)]
+        counts = {name: numbers[index] for name, numbers in self.rows.items()}
+        return Batch(tensors, counts, self.padded)._trimmed()
+
+    def lengths(self) -> list[int]:
+        """Real tokens of each example, visual tokens among them where they stand in the token ids."""
+        mask = self.tensors.get("attention_mask")
+        return [1] * len(self) if mask is None else [int(count) for count in mask.sum(dim=1)]
 
     def split(self, chunk_size: int) -> Iterator[Batch]:
         """Parts of at most `chunk_size` examples in order; the last may be smaller."""

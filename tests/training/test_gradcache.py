@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from vlm2vec import Embedder, EmbeddingInput
@@ -11,7 +14,7 @@ from vlm2vec.images import ImageRef
 from vlm2vec.losses import info_nce
 from vlm2vec.models.checkpoint import add_adapter
 from vlm2vec.training import gradcache
-from vlm2vec.training.gradcache import cached_backward
+from vlm2vec.training.gradcache import cached_backward, cut_by_tokens
 from vlm2vec.types import Batch
 
 SIZE = 7
@@ -38,8 +41,13 @@ def inputs() -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
     return queries, targets
 
 
-def loss(sides: Sequence[torch.Tensor]) -> torch.Tensor:
-    return info_nce(sides[0], sides[1], torch.arange(SIZE), temperature=0.05)
+def batch_of(embedder: Embedder) -> Batch:
+    queries, targets = inputs()
+    return embedder.backbone.process(queries + targets)
+
+
+def loss(vectors_UD: torch.Tensor) -> torch.Tensor:
+    return info_nce(vectors_UD[:SIZE], vectors_UD[SIZE:], torch.arange(SIZE), temperature=0.05)
 
 
 def gradients(embedder: Embedder, run: Callable[[], torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -50,12 +58,17 @@ def gradients(embedder: Embedder, run: Callable[[], torch.Tensor]) -> tuple[floa
     return value.item(), found
 
 
-def plain(embedder: Embedder, sides: Sequence[Batch], chunk_size: int) -> torch.Tensor:
-    """The unchunked loss: all graphs at once. Chunks forward in the same order, so that dropout draws the same."""
-    whole = [torch.cat([embedder(part) for part in side.split(chunk_size)]) for side in sides]
-    value = loss(whole)
+def plain(embedder: Embedder, batch: Batch, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The plain loss: all graphs at once. The same chunks forward in the same order, so that dropout draws the same."""
+    vectors = torch.cat([embedder(batch.select(rows)) for rows in chunks])
+    order = torch.argsort(torch.tensor([row for rows in chunks for row in rows]))
+    value = loss(vectors[order])
     value.backward()
     return value
+
+
+def whole(batch: Batch) -> list[list[int]]:
+    return [list(range(len(batch)))]
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -69,32 +82,57 @@ def embedder(request: pytest.FixtureRequest) -> Embedder:
     return build("compact", request.param, num_layers=2, visual_tokens=4, image_size=64)
 
 
-@pytest.mark.parametrize("kept_chunks", [0, 2])
-@pytest.mark.parametrize("chunk_size", [1, 3, SIZE])
-def test_the_cached_gradient_equals_the_plain_one(embedder: Embedder, chunk_size: int, kept_chunks: int) -> None:
-    sides = [embedder.backbone.process(side) for side in inputs()]
-    expected, by_plain = gradients(embedder, lambda: plain(embedder, sides, chunk_size))
-    value, by_cache = gradients(embedder, lambda: cached_backward(embedder, sides, loss, chunk_size, kept_chunks))
+@pytest.mark.parametrize("kept_chunks", [0, 2, "auto"])
+@pytest.mark.parametrize(("max_rows", "max_tokens"), [(1, None), (3, None), (None, 30), (4, 24)])
+def test_the_cached_gradient_equals_the_plain_one(
+    embedder: Embedder, max_rows: int | None, max_tokens: int | None, kept_chunks: int | Literal["auto"]
+) -> None:
+    batch = batch_of(embedder)
+    chunks = cut_by_tokens(batch.lengths(), max_rows, max_tokens)
+    expected, by_plain = gradients(embedder, lambda: plain(embedder, batch, chunks))
+    value, by_cache = gradients(embedder, lambda: cached_backward(embedder, batch, loss, chunks, kept_chunks))
     assert value == pytest.approx(expected, rel=1e-5)
-    assert len(by_plain) > 20
+    assert len(by_plain) > 20 and len(chunks) > 2
     assert_equal(by_plain, by_cache)
 
 
-def test_a_model_whose_pictures_are_packed_patches_has_the_plain_gradient_too(tiny_qwen2_vl: str) -> None:
-    embedder = build(tiny_qwen2_vl, dropout=0.2)
-    sides = [embedder.backbone.process(side) for side in inputs()]
-    _, by_plain = gradients(embedder, lambda: plain(embedder, sides, 3))
-    _, by_cache = gradients(embedder, lambda: cached_backward(embedder, sides, loss, 3))
-    assert_equal(by_plain, by_cache)
-
-
-def test_without_dropout_the_chunk_size_does_not_change_the_gradient() -> None:
+def test_without_dropout_the_cut_does_not_change_the_gradient() -> None:
     embedder = build("compact", 0.0, num_layers=1, visual_tokens=4, image_size=64)
-    sides = [embedder.backbone.process(side) for side in inputs()]
-    _, one = gradients(embedder, lambda: plain(embedder, sides, 100))
-    for chunk_size in (1, 3, SIZE):
-        _, other = gradients(embedder, lambda size=chunk_size: cached_backward(embedder, sides, loss, size))
+    batch = batch_of(embedder)
+    _, one = gradients(embedder, lambda: plain(embedder, batch, whole(batch)))
+    for limits in ((1, None), (3, None), (None, 40), (SIZE, 20)):
+        chunks = cut_by_tokens(batch.lengths(), *limits)
+        _, other = gradients(embedder, lambda chunks=chunks: cached_backward(embedder, batch, loss, chunks))
         assert_equal(one, other)
+
+
+def test_a_chunk_without_rows_changes_nothing() -> None:
+    embedder = build("compact", 0.0, num_layers=1, visual_tokens=4, image_size=64)
+    batch = batch_of(embedder)
+    chunks = cut_by_tokens(batch.lengths(), 6, None)
+    _, one = gradients(embedder, lambda: cached_backward(embedder, batch, loss, chunks))
+    for kept in (0, 2):
+        run = lambda kept=kept: cached_backward(embedder, batch, loss, [*chunks, [], []], kept)  # noqa: E731
+        assert_equal(one, gradients(embedder, run)[1])
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 120))
+def test_chunks_hold_every_row_once_within_their_limits(lengths: list[int], max_rows: int, max_tokens: int) -> None:
+    chunks = cut_by_tokens(lengths, max_rows, max_tokens)
+    assert sorted(row for rows in chunks for row in rows) == list(range(len(lengths)))
+    for rows in chunks:
+        assert len(rows) <= max_rows
+        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= max_tokens
+    in_order = [lengths[row] for rows in chunks for row in rows]
+    assert in_order == sorted(lengths, reverse=True)
+
+
+def test_an_inputs_length_counts_its_visual_tokens(tiny_qwen2_vl: str) -> None:
+    embedder = build(tiny_qwen2_vl, dropout=0.0)
+    small, large = (ImageRef.of(Image.new("RGB", (28 * n, 28 * n), (90, 9, 200))) for n in (1, 4))
+    items = [EmbeddingInput("look", (image,)) for image in (small, large)]
+    lengths = embedder.backbone.process(items).lengths()
+    assert lengths[1] - lengths[0] == 16 - 1
 
 
 class ForgetfulState:
@@ -107,24 +145,26 @@ class ForgetfulState:
 
 def test_a_variant_that_forgets_the_random_state_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = build("compact", 0.2, num_layers=1, visual_tokens=4, image_size=64)
-    sides = [embedder.backbone.process(side) for side in inputs()]
-    _, by_plain = gradients(embedder, lambda: plain(embedder, sides, 3))
+    batch = batch_of(embedder)
+    chunks = cut_by_tokens(batch.lengths(), 3, None)
+    _, by_plain = gradients(embedder, lambda: plain(embedder, batch, chunks))
     monkeypatch.setattr(gradcache, "RandomState", ForgetfulState)
-    _, wrong = gradients(embedder, lambda: cached_backward(embedder, sides, loss, 3))
+    _, wrong = gradients(embedder, lambda: cached_backward(embedder, batch, loss, chunks))
     with pytest.raises(AssertionError):
         assert_equal(by_plain, wrong)
 
 
 def test_a_variant_whose_loss_sees_one_chunk_at_a_time_is_caught() -> None:
     embedder = build("compact", 0.0, num_layers=1, visual_tokens=4, image_size=64)
-    queries, targets = inputs()
-    sides = [embedder.backbone.process(queries), embedder.backbone.process(targets[:SIZE])]
-    _, by_plain = gradients(embedder, lambda: plain(embedder, sides, SIZE))
+    batch = batch_of(embedder)
+    _, by_plain = gradients(embedder, lambda: plain(embedder, batch, whole(batch)))
 
     def chunk_by_chunk() -> torch.Tensor:
         total = torch.zeros(())
-        for query, target in zip(sides[0].split(3), sides[1].split(3), strict=True):
-            part = info_nce(embedder(query), embedder(target), torch.arange(len(query)), 0.05) * len(query) / SIZE
+        for start in range(0, SIZE, 3):
+            rows = list(range(start, min(start + 3, SIZE)))
+            query, target = batch.select(rows), batch.select([SIZE + row for row in rows])
+            part = info_nce(embedder(query), embedder(target), torch.arange(len(rows)), 0.05) * len(rows) / SIZE
             part.backward()
             total += part.detach()
         return total

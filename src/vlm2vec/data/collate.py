@@ -16,24 +16,71 @@ class PairBatch:
     """B pairs, ready for a model.
 
     Attributes:
-        query: B queries.
-        target: M >= B targets: the positives in query order, then all negatives.
+        inputs: The distinct inputs of both sides, U in all; each becomes one vector.
+        query_rows: Row in `inputs` of each query, shape [B].
+        target_rows: Row in `inputs` of each target, shape [M]: the positives in query order, then all negatives.
+        query_keys: One integer a query; equal integers mean equal inputs, shape [B].
         target_keys: One integer a target; equal integers mean equal inputs, shape [M].
+        target_ids: One integer a target: the document that it is, by the data's own `id`; where the data has none, as
+            `target_keys`, shape [M].
+        origins: Where each pair comes from, for messages, length B.
     """
 
-    query: Batch
-    target: Batch
+    inputs: Batch
+    query_rows: torch.Tensor
+    target_rows: torch.Tensor
+    query_keys: torch.Tensor
     target_keys: torch.Tensor
+    target_ids: torch.Tensor
+    origins: list[str]
 
 
-def collate_pairs(process: Callable[[Sequence[EmbeddingInput]], Batch], examples: Sequence[TrainExample]) -> PairBatch:
-    """The batch of these pairs, made by a backbone's processor."""
+def collate_pairs(
+    process: Callable[[Sequence[EmbeddingInput]], Batch], examples: Sequence[TrainExample], merge_equal: bool = True
+) -> PairBatch:
+    """The batch of these pairs, made by a backbone's processor.
+
+    Args:
+        process: Inputs -> tensors.
+        examples: The pairs.
+        merge_equal: Equal inputs of one side become one row. A query that equals its target keeps a row of its own:
+            with dropout the two are two views of one input, as some methods want.
+    """
+    queries = [example.query for example in examples]
     negatives = [negative for example in examples for negative in example.negatives]
     targets = [example.target for example in examples] + negatives
-    keys = torch.tensor([_key(target) for target in targets])
-    return PairBatch(process([example.query for example in examples]), process(targets), keys)
+    ids = [example.target_id for example in examples] + [None] * len(negatives)
+    target_keys = [content_key(target) for target in targets]
+    distinct: list[EmbeddingInput] = []
+    rows = [_rows(side, distinct, merge_equal) for side in (queries, targets)]
+    return PairBatch(
+        process(distinct),
+        torch.tensor(rows[0]),
+        torch.tensor(rows[1]),
+        torch.tensor([content_key(query) for query in queries]),
+        torch.tensor(target_keys),
+        torch.tensor([key if i is None else _number(i) for key, i in zip(target_keys, ids, strict=True)]),
+        [example.origin or example.source for example in examples],
+    )
 
 
-def _key(item: EmbeddingInput) -> int:
-    content = repr((item.text, item.instruction, [(i.path, i.member, i.data) for i in item.images]))
-    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=7).digest())
+def content_key(item: EmbeddingInput) -> int:
+    """An integer that equal inputs share; another text, instruction or picture gives another one."""
+    return _number(repr((item.text, item.instruction, [(i.path, i.member, i.data) for i in item.images])))
+
+
+def _rows(items: Sequence[EmbeddingInput], distinct: list[EmbeddingInput], merge_equal: bool) -> list[int]:
+    """Appends what is new to `distinct`; returns where each item stands there."""
+    place: dict[object, int] = {}
+    rows = []
+    for i, item in enumerate(items):
+        key = item if merge_equal else i
+        if key not in place:
+            place[key] = len(distinct)
+            distinct.append(item)
+        rows.append(place[key])
+    return rows
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())

@@ -56,7 +56,7 @@ def read_train_set(root: Path, name: str, use_negatives: bool = True) -> list[Tr
             side = "qry" if query is None else "pos_text"
             raise UserError(f"{where}: field {side} and its picture are both empty; remove the row or fill one")
         negatives = (negative,) if negative is not None and use_negatives else ()
-        examples.append(TrainExample(query, target, negatives, name))
+        examples.append(TrainExample(query, target, negatives, name, origin=where))
     return examples
 
 

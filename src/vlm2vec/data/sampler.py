@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 from vlm2vec.errors import UserError
 
-Batching = Literal["mixed", "single"]
+Batching = Literal["mixed", "single", "interleaved"]
 
 
 class BatchSampler(Sampler[list[int]]):
@@ -25,7 +25,9 @@ class BatchSampler(Sampler[list[int]]):
         batch_size: Pairs a step over all processes.
         num_steps: Batches to yield.
         seed: Of every random choice.
-        batching: "mixed": every pair's set is drawn by weight; "single": one set a step, drawn by weight.
+        batching: "mixed": every pair's set is drawn by weight; "single": one set a step, drawn by weight;
+            "interleaved": one set a sub-batch, drawn by weight.
+        sub_batch_size: Pairs of a sub-batch over all processes; divides `batch_size`, or is at least as large.
         rank: This process.
         num_processes: All processes; divides `batch_size`.
     """
@@ -38,13 +40,17 @@ class BatchSampler(Sampler[list[int]]):
         num_steps: int,
         seed: int,
         batching: Batching = "mixed",
+        sub_batch_size: int = 64,
         rank: int = 0,
         num_processes: int = 1,
     ) -> None:
         if batch_size % num_processes:
             raise UserError(f"batch_size {batch_size}: expected a multiple of the {num_processes} processes")
         self.sizes, self.weights = list(sizes), list(weights)
-        self.batch_size, self.num_steps, self.seed, self.batching = batch_size, num_steps, seed, batching
+        self.batch_size, self.num_steps, self.seed = batch_size, num_steps, seed
+        self.run_length = {"mixed": 1, "single": batch_size, "interleaved": min(sub_batch_size, batch_size)}[batching]
+        if batch_size % self.run_length:
+            raise UserError(f"sub_batch_size {sub_batch_size}: expected a divisor of batch_size {batch_size}")
         part = batch_size // num_processes
         self.part = slice(rank * part, (rank + 1) * part)
 
@@ -57,10 +63,8 @@ class BatchSampler(Sampler[list[int]]):
         streams = [self._stream(i) for i in range(len(self.sizes))]
         choices = range(len(self.sizes))
         for _ in range(self.num_steps):
-            if self.batching == "single":
-                drawn = rng.choices(choices, self.weights) * self.batch_size
-            else:
-                drawn = rng.choices(choices, self.weights, k=self.batch_size)
+            drawn = rng.choices(choices, self.weights, k=self.batch_size // self.run_length)
+            drawn = [which for which in drawn for _ in range(self.run_length)]
             yield [offsets[i] + next(streams[i]) for i in drawn][self.part]
 
     def _stream(self, which: int) -> Iterator[int]:

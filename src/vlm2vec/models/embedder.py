@@ -19,6 +19,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.models import checkpoint
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
+from vlm2vec.models.patch_embed import use_matrix_products
 from vlm2vec.models.prompts import PromptTemplate
 from vlm2vec.models.registry import backbone_class
 from vlm2vec.types import Batch, EmbeddingInput
@@ -94,7 +95,9 @@ class Embedder(nn.Module):
     @classmethod
     def _load_base(cls, base: str, dtype: torch.dtype, revision: str | None, options: dict[str, Any]) -> Self:
         pinned = {"revision": revision} if revision else {}
-        return cls(backbone_class(base, revision).load(base, dtype, **pinned, **options), base, revision)
+        backbone = backbone_class(base, revision).load(base, dtype, **pinned, **options)
+        use_matrix_products(backbone)
+        return cls(backbone, base, revision)
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from vlm2vec.errors import UserError
 
@@ -50,8 +50,11 @@ class DataSettings(Section):
     """A folder in the MMEB-train layout, relative to where the command runs."""
     sets: dict[str, float] | list[str] | None = None
     """Names, or names with weights; null: every set of the folder, weighted by its size."""
-    batching: Literal["mixed", "single"] = "mixed"
-    """Batches of several sets, or of one set each."""
+    batching: Literal["mixed", "single", "interleaved"] = "interleaved"
+    """Each pair from any set; each batch from one set; or each batch of sub-batches from one set each. VLM2Vec-V2
+    found sub-batches of 64 in 1,024 best on pictures (arXiv 2507.04590, table 4)."""
+    sub_batch_size: int = Field(default=64, ge=1)
+    """Pairs of a sub-batch over all processes (interleaved); divides `train.batch_size`, or is at least as large."""
     use_negatives: bool = True
     mask_equal_targets: bool = True
     """Targets equal to a query's positive are not its negatives."""
@@ -68,10 +71,19 @@ class TrainSettings(Section):
     steps: int = Field(ge=1)
     batch_size: int = Field(default=128, ge=2)
     """Pairs a step over all processes; every other pair's target is a negative."""
-    chunk_size: int = Field(default=32, ge=1)
-    """Examples a forward pass (GradCache): a memory knob that does not change the gradient."""
-    kept_chunks: int = Field(default=0, ge=0)
-    """So many chunks keep their graph and skip the second forward pass: faster, more memory, same gradient."""
+    chunk_size: int | None = Field(default=32, ge=1)
+    """Inputs a forward pass on each process (GradCache): a memory knob that does not change the gradient; null: as
+    many as `chunk_tokens` lets in."""
+    chunk_tokens: int | None = Field(default=None, ge=1)
+    """Tokens a forward pass on each process, visual ones and padding included; null: no limit."""
+    kept_chunks: NonNegativeInt | Literal["auto"] = "auto"
+    """So many chunks keep their graph and skip the second forward pass: faster, more memory, same gradient. auto: on
+    a GPU as many as its memory takes; elsewhere one, which costs nothing at the peak."""
+    reuse_vision: Literal["no", "step", "disk"] = "step"
+    """Where the vision side is frozen: run it twice a step, once a step, or once a picture (features in the cache
+    folder, about 3 KB a visual token)."""
+    merge_equal: bool = True
+    """Equal inputs of one side of a batch are encoded once. With dropout they then share its mask."""
     learning_rate: float = Field(default=2e-5, gt=0)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup_steps: int = Field(default=0, ge=0)
@@ -91,6 +103,27 @@ class TrainSettings(Section):
         return self
 
 
+class LossSettings(Section):
+    """What is minimised; the temperature is `train.temperature`."""
+
+    kind: Literal["info_nce", "sigmoid"] = "info_nce"
+    """InfoNCE (softmax over the batch), or SigLIP's sigmoid over pairs."""
+    directions: Literal["query", "both"] = "query"
+    """Each query finds its target, as VLM2Vec trains; or also each target its query, mean of the two."""
+    learn_temperature: bool = False
+    bias: float = -10.0
+    """Of the sigmoid loss: start value; SigLIP's is -10."""
+    learn_bias: bool = True
+    """Of the sigmoid loss."""
+    matryoshka_dims: list[PositiveInt] | None = None
+    """Lengths that vectors may be cut to afterwards; the loss is the mean over them."""
+    mask_equal_queries: bool = True
+    """The target of an equal query is no negative."""
+    mask_margin: float | None = Field(default=None, ge=-2, le=2)
+    """Targets whose cosine exceeds the positive's by more than this are taken for unmarked positives and left out;
+    null: none is."""
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -98,12 +131,16 @@ class Recipe(Section):
     lora: LoraSettings | None = LoraSettings()
     data: DataSettings
     train: TrainSettings
+    loss: LossSettings = LossSettings()
     output: Path
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.model.base == "compact-dual" and self.model.pooling != "last":
             raise ValueError("model.pooling has no effect on compact-dual; remove it")
+        batch, part = self.train.batch_size, self.data.sub_batch_size
+        if self.data.batching == "interleaved" and part < batch and batch % part:
+            raise ValueError(f"data.sub_batch_size {part} must divide train.batch_size {batch}")
         return self
 
 

@@ -2,21 +2,26 @@
 
 Source: GradCache (arXiv 2101.06983). 1. all chunks forward without graph, random state saved; 2. loss on all
 vectors, gradient of each vector; 3. each chunk forward again under its random state, backward with its gradient.
+Here chunks are cut by tokens from rows sorted by length, some keep their graph from the first pass, and a frozen
+vision side runs in the first pass only (`models/frozen_vision.py`).
 
-Shapes: B queries, M targets, D embedding dim.
+Shapes: U distinct inputs, D embedding dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Literal
 
 import torch
 
 from vlm2vec.types import Batch
 
 Encode = Callable[[Batch], torch.Tensor]
-Loss = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+Loss = Callable[[torch.Tensor], torch.Tensor]
+Around = Callable[[int, Batch], AbstractContextManager[object]]
+GPU_RESERVE = 0.2  # of the card's memory stays free when graphs are kept automatically
 
 
 class RandomState:
@@ -39,38 +44,105 @@ class RandomState:
         self._fork.close()
 
 
+def cut_by_tokens(lengths: Sequence[int], max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
+    """Chunks of rows of like length, the longest first, so that padding is small and a lack of memory shows at once.
+
+    Args:
+        lengths: Tokens of each row, visual ones included.
+        max_rows: Rows a chunk at most; None: any number.
+        max_tokens: Tokens a chunk at most, padding included (rows times its longest); None: any number. A row longer
+            than that is a chunk of its own.
+    """
+    chunks: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        room = chunks and (max_rows is None or len(chunks[-1]) < max_rows)
+        if room and (max_tokens is None or (len(chunks[-1]) + 1) * lengths[chunks[-1][0]] <= max_tokens):
+            chunks[-1].append(row)
+        else:
+            chunks.append([row])
+    return chunks
+
+
 def cached_backward(
-    encode: Encode, sides: Sequence[Batch], loss: Loss, chunk_size: int, kept_chunks: int = 0
+    encode: Encode,
+    batch: Batch,
+    loss: Loss,
+    chunks: Sequence[Sequence[int]],
+    kept_chunks: int | Literal["auto"] = 0,
+    device: torch.device | str = "cpu",
+    around: Around = lambda i, part: nullcontext(),
 ) -> torch.Tensor:
-    """Accumulates the parameters' gradient of `loss` over all sides, `chunk_size` examples at a time.
+    """Accumulates the parameters' gradient of `loss` over the batch, one chunk at a time.
 
     Args:
         encode: Batch -> vectors [b, D]; called once or twice a chunk.
-        sides: Such as queries and targets; each is cut on its own.
-        loss: Vectors of each side, whole, -> a scalar.
-        chunk_size: Examples a forward pass.
-        kept_chunks: So many chunks keep their graph from the first pass; the rest run forward twice.
+        batch: U inputs; each chunk is moved to `device` when its turn comes.
+        loss: Vectors [U, D] in the batch's order -> a scalar.
+        chunks: Rows of each chunk; together every row once. A chunk without rows repeats a row without
+            effect on the gradient (processes that share a sharded model need equally many).
+        kept_chunks: So many chunks keep their graph from the first pass; the rest run forward twice. "auto": on a GPU
+            as many as its memory takes, elsewhere none but the last, whose graph costs no memory at the peak.
+        device: Of the model.
+        around: Entered around each forward pass with the chunk's number and content.
 
     Returns:
         The loss, detached. The gradient is that of the plain, unchunked loss.
     """
-    chunks = [(side, part) for side, batch in enumerate(sides) for part in batch.split(chunk_size)]
-    states, first_pass = [], []
-    for i, (_, part) in enumerate(chunks):
-        states.append(RandomState(next(iter(part.tensors.values())).device))
-        with torch.set_grad_enabled(i < kept_chunks):
-            first_pass.append(encode(part))
-    leaves = [vectors.detach().requires_grad_() for vectors in first_pass]
-    owner = [side for side, _ in chunks]
-    whole = [torch.cat([leaf for leaf, of in zip(leaves, owner, strict=True) if of == s]) for s in range(len(sides))]
-    value = loss(whole)
-    gradients = torch.autograd.grad(value, leaves)
-    for i, (_, part) in enumerate(chunks):
-        if i < kept_chunks:
+    device = torch.device(device)
+    states: list[RandomState] = []
+    first_pass: list[torch.Tensor] = []
+
+    def forward(i: int) -> torch.Tensor:
+        part = batch.select(chunks[i] or chunks[0][:1])
+        with around(i, part):
+            return encode(part.to(device))
+
+    order = list(range(len(chunks)))
+    keep = _Keeping(kept_chunks, len(chunks), device)
+    for i in order:
+        states.append(RandomState(device))
+        with torch.set_grad_enabled(keep.next(i)):
+            first_pass.append(forward(i))
+    rows = torch.tensor([row for chunk in chunks for row in chunk])
+    leaf = torch.cat([v[: len(c)].detach() for v, c in zip(first_pass, chunks, strict=True)])
+    leaf = leaf[torch.argsort(rows).to(leaf.device)].requires_grad_()
+    value = loss(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    for i in sorted(order, key=lambda i: i not in keep.kept):  # graphs that are held are freed first
+        if i in keep.kept:
             vectors = first_pass[i]
         else:
             with states[i]:
-                vectors = encode(part)
-        vectors.backward(gradients[i])  # type: ignore[no-untyped-call]
+                vectors = forward(i)
+        own = gradient[torch.tensor(chunks[i], dtype=torch.long, device=gradient.device)]
+        vectors.backward(own if len(own) else torch.zeros_like(vectors))  # type: ignore[no-untyped-call]
         first_pass[i] = vectors.detach()  # frees the graph
+        del vectors
     return value.detach()
+
+
+class _Keeping:
+    """Decides during the first pass which chunks keep their graph."""
+
+    def __init__(self, wanted: int | Literal["auto"], num_chunks: int, device: torch.device) -> None:
+        self.num_chunks, self.device = num_chunks, device
+        self.automatic = wanted == "auto"
+        self.wanted = 1 if wanted == "auto" else wanted
+        self.kept: set[int] = set()
+        self._largest = 0
+        self._before = 0
+
+    def next(self, i: int) -> bool:
+        """Whether chunk `i` keeps its graph; called in order."""
+        keep = self._fits() if self.automatic and self.device.type == "cuda" else i >= self.num_chunks - self.wanted
+        if keep:
+            self.kept.add(i)
+        return keep
+
+    def _fits(self) -> bool:
+        """Whether one more graph as large as the largest so far leaves the reserve free."""
+        used = torch.cuda.memory_allocated(self.device)
+        self._largest = max(self._largest, used - self._before)
+        self._before = used
+        _, total = torch.cuda.mem_get_info(self.device)
+        return used + 2 * self._largest < (1 - GPU_RESERVE) * total

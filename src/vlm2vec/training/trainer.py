@@ -15,15 +15,18 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
+from vlm2vec.cache import cache_folder
 from vlm2vec.data.collate import PairBatch, collate_pairs
 from vlm2vec.data.sampler import BatchSampler
-from vlm2vec.losses import equal_target_mask, info_nce
 from vlm2vec.models import checkpoint
 from vlm2vec.models.embedder import Embedder, best_dtype
+from vlm2vec.models.feature_store import FeatureStore
+from vlm2vec.models.frozen_vision import FrozenVision, vision_fingerprint
 from vlm2vec.training.config import Recipe
-from vlm2vec.training.gather import gather_rows, num_processes, sum_gradients
-from vlm2vec.training.gradcache import cached_backward
-from vlm2vec.types import Batch, TrainExample
+from vlm2vec.training.gather import num_processes
+from vlm2vec.training.objective import Objective
+from vlm2vec.training.step import ContrastiveStep
+from vlm2vec.types import TrainExample
 
 
 class ContrastiveTrainer(transformers.Trainer):
@@ -48,6 +51,11 @@ class ContrastiveTrainer(transformers.Trainer):
         self.recipe = recipe
         self.sets = sets
         self.embedder = embedder
+        loss = recipe.loss
+        self.objective = Objective(loss, recipe.train.temperature, recipe.data.mask_equal_targets).to(embedder.device)
+        if self.objective.learns:
+            embedder.objective = self.objective  # its parameters are the model's own to optimiser and checkpoints
+        self.vision = keep_vision(embedder, recipe)
         super().__init__(
             model=embedder,
             args=_arguments(recipe, folder, embedder.device),
@@ -67,6 +75,7 @@ class ContrastiveTrainer(transformers.Trainer):
             train.steps,
             train.seed,
             self.recipe.data.batching,
+            self.recipe.data.sub_batch_size,
             self.args.process_index,
             self.args.world_size,
         )
@@ -79,33 +88,24 @@ class ContrastiveTrainer(transformers.Trainer):
 
     def _collate(self, examples: Sequence[TrainExample]) -> dict[str, PairBatch]:
         # The base class looks for "labels" among a batch's keys.
-        return {"pairs": collate_pairs(self.embedder.backbone.process, examples)}
+        merge_equal = self.recipe.train.merge_equal
+        return {"pairs": collate_pairs(self.embedder.backbone.process, examples, merge_equal)}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """GradCache over the pairs of all processes; the gradient is summed once, after the last chunk."""
-        pairs: PairBatch = inputs["pairs"]
         model.train()
-        train = self.recipe.train
-        keys_M = torch.cat(_interleave(gather_rows(pairs.target_keys.to(self.args.device)), len(pairs.query)))
-
-        def encode(batch: Batch) -> torch.Tensor:
-            with self.compute_loss_context_manager():
-                vectors: torch.Tensor = model(batch)
-            return vectors
-
-        def loss(sides: Sequence[torch.Tensor]) -> torch.Tensor:
-            queries_BD = torch.cat(gather_rows(sides[0]))
-            targets_MD = torch.cat(_interleave(gather_rows(sides[1]), len(sides[0])))
-            index_B = torch.arange(len(queries_BD), device=queries_BD.device)
-            same_BM = equal_target_mask(keys_M, index_B) if self.recipe.data.mask_equal_targets else None
-            return info_nce(queries_BD, targets_MD, index_B, train.temperature, same_BM)
-
         # Without DDP's own hooks: it waits for gradients of every parameter, and a text-only chunk has none of some.
         with model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext():
-            sides = (pairs.query.to(self.args.device), pairs.target.to(self.args.device))
-            value = cached_backward(encode, sides, loss, train.chunk_size, train.kept_chunks)
-        sum_gradients(self.embedder.parameters())
-        return value
+            step = ContrastiveStep(
+                model,
+                self.objective,
+                self.recipe.train,
+                self.args.device,
+                self.vision,
+                self.compute_loss_context_manager,
+            )
+            result = step.backward(inputs["pairs"], self.embedder.parameters())
+        return result.loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -131,14 +131,25 @@ def set_weights(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
     return dict(chosen) if isinstance(chosen, dict) else {name: float(size) for name, size in sizes.items()}
 
 
-def _interleave(parts: Sequence[torch.Tensor], num_positives: int) -> list[torch.Tensor]:
-    """All processes' positives in query order, then all negatives; each process brings equally many positives."""
-    return [part[:num_positives] for part in parts] + [part[num_positives:] for part in parts]
+def keep_vision(embedder: Embedder, recipe: Recipe) -> FrozenVision | None:
+    """Sees to it that a frozen vision side runs once a step, or once a picture; None where it cannot be."""
+    how, model = recipe.train.reuse_vision, embedder.backbone.model
+    if how == "no" or not FrozenVision.possible(model):
+        return None
+    if how == "step":
+        return FrozenVision(model)
+    precision = str(torch.bfloat16 if uses_bf16(recipe, embedder.device) else embedder.dtype)
+    folder = cache_folder() / "vision"
+    return FrozenVision(model, FeatureStore(folder, vision_fingerprint(model, precision)))
+
+
+def uses_bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether forward passes compute in bfloat16: as the recipe says, else where the processor does natively."""
+    return best_dtype(device) is torch.bfloat16 if recipe.train.bf16 is None else recipe.train.bf16
 
 
 def _arguments(recipe: Recipe, folder: Path, device: torch.device) -> TrainingArguments:
     train = recipe.train
-    native = best_dtype(device) is torch.bfloat16
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=train.steps,
@@ -148,7 +159,7 @@ def _arguments(recipe: Recipe, folder: Path, device: torch.device) -> TrainingAr
         warmup_steps=train.warmup_steps,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        bf16=native if train.bf16 is None else train.bf16,
+        bf16=uses_bf16(recipe, device),
         use_cpu=device.type == "cpu",
         seed=train.seed,
         logging_steps=train.log_steps,

@@ -1,0 +1,107 @@
+"""One contrastive step without an optimiser: pairs in, gradients of the whole batch's loss in the parameters.
+
+Shapes: U distinct inputs of this process, B queries, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlm2vec.data.collate import PairBatch
+from vlm2vec.models.frozen_vision import FrozenVision
+from vlm2vec.training.config import TrainSettings
+from vlm2vec.training.gather import largest, sum_gradients, total
+from vlm2vec.training.gradcache import cached_backward, cut_by_tokens
+from vlm2vec.training.objective import Columns, Objective
+
+
+@dataclass
+class StepResult:
+    """What a step saw.
+
+    Attributes:
+        loss: Of the whole batch, over all processes; a scalar.
+        mean_cosine: Of different inputs of this process: 1 means that all vectors are the same.
+    """
+
+    loss: torch.Tensor
+    mean_cosine: float
+
+
+class ContrastiveStep:
+    """The gradient of a batch's loss, chunk by chunk.
+
+    Args:
+        model: Batch -> unit-norm vectors [b, D]; called with autocast by `context`.
+        objective: The loss.
+        settings: Chunks, and which of them keep their graph.
+        device: Of the model.
+        vision: Keeps the features of a frozen vision side; None: it runs in both passes.
+        context: Around each forward pass, such as autocast.
+        sharded: Parameters are spread over the processes and gathered for each chunk: all need equally many chunks,
+            and the gradients are summed on the way.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        objective: Objective,
+        settings: TrainSettings,
+        device: torch.device,
+        vision: FrozenVision | None = None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        sharded: bool = False,
+    ) -> None:
+        self.model, self.objective, self.settings, self.device = model, objective, settings, device
+        self.vision, self.context, self.sharded = vision, context, sharded
+
+    def backward(self, pairs: PairBatch, parameters: Any = ()) -> StepResult:
+        """Adds the gradient to the parameters; `parameters` are summed over the processes at the end."""
+        columns = Columns.of(pairs, self.device)
+        pairs = _keys_to(pairs, self.device)
+        seen: dict[str, float] = {}
+
+        def encode(batch: Any) -> torch.Tensor:
+            with self.context():
+                vectors: torch.Tensor = self.model(batch)
+            return vectors
+
+        def loss(vectors_UD: torch.Tensor) -> torch.Tensor:
+            seen["mean_cosine"] = mean_cosine(vectors_UD.detach())
+            return self.objective(vectors_UD[pairs.query_rows], vectors_UD[pairs.target_rows], pairs, columns)  # type: ignore[no-any-return]
+
+        chunks = cut_by_tokens(pairs.inputs.lengths(), self.settings.chunk_size, self.settings.chunk_tokens)
+        if self.sharded:
+            chunks += [[]] * (largest(len(chunks), self.device) - len(chunks))
+        value = cached_backward(
+            encode,
+            pairs.inputs,
+            loss,
+            chunks,
+            self.settings.kept_chunks,
+            self.device,
+            self.vision.serving if self.vision else (lambda i, part: nullcontext()),
+        )
+        if self.vision:
+            self.vision.forget()
+        sum_gradients(parameters)
+        return StepResult(total(value), seen["mean_cosine"])
+
+
+def mean_cosine(vectors_UD: torch.Tensor) -> float:
+    """Mean cosine of different rows of unit-norm vectors; 0 for a single row."""
+    num = len(vectors_UD)
+    if num < 2:
+        return 0.0
+    sum_D = vectors_UD.float().sum(dim=0)
+    return float((sum_D @ sum_D - num) / (num * (num - 1)))
+
+
+def _keys_to(pairs: PairBatch, device: torch.device) -> PairBatch:
+    moved = {name: value.to(device) for name, value in vars(pairs).items() if isinstance(value, torch.Tensor)}
+    return PairBatch(**{**vars(pairs), **moved})

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny.fixtures import tiny_vlm  # noqa: F401
+
+from vlm2vec import Embedder, EmbeddingInput, UserError
+from vlm2vec.images import ImageRef
+from vlm2vec.models.checkpoint import add_adapter
+from vlm2vec.models.feature_store import FeatureStore, _join, split_output
+from vlm2vec.models.frozen_vision import FrozenVision, row_keys, vision_fingerprint
+from vlm2vec.training.gradcache import cached_backward
+from vlm2vec.types import Batch
+
+TinyVlm = Callable[[str], Path]
+CHUNKS = [[0, 1], [2, 3], [4]]
+
+
+def build(folder: Path, dropout: float = 0.2, targets: str | None = None) -> Embedder:
+    torch.manual_seed(0)
+    embedder = Embedder.from_pretrained(folder, dtype=torch.float32)
+    add_adapter(embedder.backbone, rank=2, alpha=4, dropout=dropout, targets=targets)
+    for name, parameter in embedder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return embedder.train()
+
+
+def batch_of(embedder: Embedder) -> Batch:
+    pictures = [ImageRef.of(Image.new("RGB", (30 + 20 * i, 60), (40 * i, 200, 90))) for i in range(3)]
+    items = [
+        EmbeddingInput("one", (pictures[0],)),
+        EmbeddingInput("words only"),
+        EmbeddingInput("two", (pictures[1], pictures[2])),
+        EmbeddingInput("the first again, with other words", (pictures[0],)),
+        EmbeddingInput("words again"),
+    ]
+    return embedder.backbone.process(items)
+
+
+def gradient(embedder: Embedder, batch: Batch, vision: FrozenVision | None, kept: int = 0) -> dict[str, torch.Tensor]:
+    embedder.zero_grad()
+    torch.manual_seed(3)
+    around = {"around": vision.serving} if vision else {}
+    weight = torch.linspace(-1, 1, embedder.embedding_dim)
+    cached_backward(embedder, batch, lambda v: (v @ weight).pow(2).sum(), CHUNKS, kept, **around)  # type: ignore[arg-type]
+    if vision:
+        vision.forget()
+    return {n: p.grad.clone() for n, p in embedder.named_parameters() if p.grad is not None}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], **tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava", "idefics3", "internvl"])
+def test_kept_features_give_the_same_gradient_and_the_vision_side_runs_once(
+    tiny_vlm: TinyVlm,  # noqa: F811
+    family: str,
+) -> None:
+    embedder = build(tiny_vlm(family))
+    batch = batch_of(embedder)
+    plain = gradient(embedder, batch, None)
+    vision = FrozenVision(embedder.backbone.model)
+    for kept in (0, 1):
+        vision.num_runs = 0
+        tolerance = {"rtol": 1e-4, "atol": 1e-6} if kept else {"rtol": 0, "atol": 0}  # kept ones are summed first
+        assert_equal(plain, gradient(embedder, batch, vision, kept), **tolerance)
+        assert vision.frozen and vision.num_runs == 2  # the third chunk has no pictures
+    vision.remove()
+    assert_equal(plain, gradient(embedder, batch, None), rtol=0, atol=0)
+
+
+def test_a_trained_vision_side_is_found_out_and_trained(tiny_vlm: TinyVlm) -> None:  # noqa: F811
+    embedder = build(tiny_vlm("qwen2_vl"), targets=r".*(q_proj|attn\.qkv)")
+    batch = batch_of(embedder)
+    plain = gradient(embedder, batch, None)
+    assert any("visual" in name for name in plain)
+    vision = FrozenVision(embedder.backbone.model)
+    assert_equal(plain, gradient(embedder, batch, vision), rtol=0, atol=0)
+    assert vision.frozen is False
+
+
+def test_one_trained_bias_is_enough_for_the_vision_side_to_run_twice(tiny_vlm: TinyVlm) -> None:  # noqa: F811
+    embedder = build(tiny_vlm("llava"))
+    name, bias = next((n, p) for n, p in embedder.named_parameters() if re.search(r"projector.*bias", n))
+    bias.requires_grad_(True)
+    batch = batch_of(embedder)
+    plain = gradient(embedder, batch, None)
+    assert name in plain
+    vision = FrozenVision(embedder.backbone.model)
+    assert_equal(plain, gradient(embedder, batch, vision), rtol=0, atol=0)
+    assert vision.frozen is False
+
+
+def test_dropout_inside_the_frozen_side_leaves_the_gradient_as_it_is(tiny_vlm: TinyVlm) -> None:  # noqa: F811
+    embedder = build(tiny_vlm("idefics3"))
+    for module in embedder.modules():
+        if "VisionAttention" in type(module).__name__:
+            module.dropout = 0.3
+    batch = batch_of(embedder)
+    plain = gradient(embedder, batch, None)
+    vision = FrozenVision(embedder.backbone.model)
+    assert_equal(plain, gradient(embedder, batch, vision), rtol=0, atol=0)
+    assert vision.frozen and vision.num_runs == 2
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava", "idefics3", "internvl"])
+def test_features_on_disk_serve_another_job_in_other_batches(
+    tiny_vlm: TinyVlm,  # noqa: F811
+    family: str,
+    tmp_path: Path,
+) -> None:
+    embedder = build(tiny_vlm(family), dropout=0.0)
+    batch = batch_of(embedder)
+    plain = gradient(embedder, batch, None)
+    finger = vision_fingerprint(embedder.backbone.model, "float32")
+    store = FeatureStore(tmp_path, finger)
+    gradient(embedder, batch, FrozenVision(embedder.backbone.model, store))
+    store.flush()
+    again = build(tiny_vlm(family), dropout=0.0)
+    assert vision_fingerprint(again.backbone.model, "float32") == finger
+    vision = FrozenVision(again.backbone.model, FeatureStore(tmp_path, finger))
+    turned = batch.select([3, 1, 0, 2, 4])
+    assert_equal(plain, gradient(again, turned, vision), rtol=1e-3, atol=1e-6)
+    assert vision.num_runs == 0
+
+
+def test_the_fingerprint_changes_with_a_vision_weight_and_not_with_a_language_one(
+    tiny_vlm: TinyVlm,  # noqa: F811
+) -> None:
+    model = Embedder.from_pretrained(tiny_vlm("qwen2_vl"), dtype=torch.float32).backbone.model
+    before = vision_fingerprint(model, "float32")
+    with torch.no_grad():
+        model.language_model.norm.weight[0] += 1  # type: ignore[union-attr,index,operator]
+        assert vision_fingerprint(model, "float32") == before
+        model.visual.merger.ln_q.weight[0] += 1  # type: ignore[union-attr,index,operator]
+    assert vision_fingerprint(model, "float32") != before
+    assert vision_fingerprint(model, "bfloat16") != vision_fingerprint(model, "float32")
+
+
+def test_equal_pictures_have_equal_keys_whatever_the_words(tiny_vlm: TinyVlm) -> None:  # noqa: F811
+    keys = row_keys(batch_of(build(tiny_vlm("qwen2_vl"))))
+    assert keys[0] == keys[3] != keys[2]
+    assert keys[1] == keys[4] == ""
+
+
+def test_what_cannot_be_told_apart_by_example_is_not_kept() -> None:
+    counts = {"pixels": torch.tensor([1, 2])}
+    assert split_output(torch.zeros(5, 4), counts, 2) is None
+    assert split_output({"pooler_output": torch.zeros(3, 4), "other": torch.zeros(7)}, counts, 2) is None
+    two_ways = {"pixels": torch.tensor([1, 2]), "sizes": torch.tensor([2, 1])}
+    assert split_output(torch.zeros(3, 4), two_ways, 2) is None
+
+
+def test_outputs_of_several_levels_are_taken_apart_and_put_together_again() -> None:
+    counts = {"pixels": torch.tensor([8, 0, 4]), "grid": torch.tensor([2, 0, 1])}
+    pictures = [torch.randn(n, 4) for n in (2, 3, 1)]
+    output = {"pooler_output": pictures, "deepstack_features": [tuple(p + level for p in pictures) for level in (1, 2)]}
+    parts = split_output(output, counts, 3)
+    assert parts is not None and not parts[1]
+    turned = _join([parts[2], parts[0]])
+    order = [2, 0, 1]
+    for one, picture in zip(turned.pooler_output, order, strict=True):
+        assert torch.equal(one, pictures[picture])
+    for level, features in enumerate(turned.deepstack_features, start=1):
+        assert all(torch.equal(f, pictures[i] + level) for f, i in zip(features, order, strict=True))
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "abc").mkdir()
+    (tmp_path / "abc" / "x.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"x\.safetensors: damaged cache of picture features"):
+        FeatureStore(tmp_path, "abc")
