@@ -47,6 +47,7 @@ def recipe_values(train_root: Path, tmp_path: Path) -> dict[str, object]:
             "log_steps": 1,
             "save_steps": 3,
             "warmup_steps": 1,
+            "bf16": False,  # runs are compared tightly
         },
         "output": str(tmp_path / "run"),
     }
