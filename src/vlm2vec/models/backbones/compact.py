@@ -119,6 +119,7 @@ class Compact(Backbone):
         language, tokenizer = load_language(settings["num_layers"], dtype)
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
         model = CompactModel(vision, Projector(language.config.hidden_size), language).to(dtype)
+        model.vision.float()  # its pictures come in float32, and its features must not depend on the rest's dtype
         _load_aligned(model, settings["num_layers"])
         return cls(model, tokenizer, settings)
 
