@@ -79,10 +79,13 @@ def evaluate(
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(help="A folder that `vlm2vec train` wrote.")]) -> None:
     """Recompute a checkpoint's golden vectors and compare them with the saved ones."""
+    import torch
+
     from vlm2vec.models.embedder import Embedder
     from vlm2vec.models.golden import verify_golden
 
-    cosines = verify_golden(Embedder.from_pretrained(folder), folder)
+    # The saved vectors were made in float32.
+    cosines = verify_golden(Embedder.from_pretrained(folder, dtype=torch.float32), folder)
     say(f"{folder}: cosines to the saved vectors: lowest {cosines.min():.6f} of {len(cosines)}")
     if cosines.min() < 0.999:
         raise UserError(f"{folder}: the vectors differ from the saved ones (cosine {cosines.min():.4f})")
