@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.base import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from vlm2vec.models.backbones.base import Backbone
 
 EMBEDDER_FILE = "embedder.json"
 ADAPTER_FILE = "adapter_model.safetensors"
-WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 
 
 class EmbedderFile(BaseModel):
@@ -42,6 +43,7 @@ class EmbedderFile(BaseModel):
     embedding_dim: int
     normalize: bool = True
     template: dict[str, str] = {}
+    prompts: dict[str, str] = {}
     adapter: bool
 
 
@@ -82,8 +84,7 @@ def save_weights(backbone: Backbone, folder: Path) -> bool:
         backbone.model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         return True
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.model.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    backbone.save_model(folder)
     return False
 
 

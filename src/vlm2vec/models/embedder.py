@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.errors import UserError
-from vlm2vec.models import checkpoint
+from vlm2vec.models import checkpoint, st_folder
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
 from vlm2vec.models.patch_embed import use_matrix_products
 from vlm2vec.models.prompts import PromptTemplate
 from vlm2vec.models.registry import backbone_class
+from vlm2vec.models.st_folder import SentenceTransformersFolder
 from vlm2vec.types import Batch, EmbeddingInput
 
 Inputs = Iterable[Any]
@@ -43,6 +44,9 @@ class Embedder(nn.Module):
         backbone: The model family's network and processor.
         base: Built-in name, folder or hub id that the backbone came from.
         revision: Hub revision of the base.
+
+    Attributes:
+        prompts: Instructions of `encode_query` ("query") and `encode_document` ("document"), where none is given.
     """
 
     def __init__(self, backbone: Backbone, base: str, revision: str | None = None) -> None:
@@ -50,6 +54,7 @@ class Embedder(nn.Module):
         self.backbone = backbone
         self.base = base
         self.revision = revision
+        self.prompts: dict[str, str] = {}
 
     @classmethod
     def from_pretrained(
@@ -65,8 +70,8 @@ class Embedder(nn.Module):
         """Loads an embedding model.
 
         Args:
-            source: A folder that `save_pretrained` or `vlm2vec train` wrote, a base VLM's folder or hub id, or
-                the built-in "compact".
+            source: A folder that `save_pretrained`, `vlm2vec train` or sentence-transformers wrote, a base VLM's
+                folder or hub id, or the built-in "compact".
             base: For an adapter folder: a base other than the one it names.
             device: Default: CUDA where there is one, else the CPU.
             dtype: Of the base weights. Default: `best_dtype(device)`.
@@ -80,17 +85,38 @@ class Embedder(nn.Module):
         dtype = dtype or best_dtype(where)
         folder = Path(source)
         if not (folder / EMBEDDER_FILE).is_file():
-            return cls._load_base(str(source), dtype, revision, options).to(where).eval()
+            about = st_folder.read_folder(folder)
+            loaded = cls._load_base(str(source), dtype, revision, options)
+            if about:
+                loaded._follow(about, folder)
+            return loaded.to(where).eval()
         saved = checkpoint.read_embedder_file(folder)
-        loaded = cls._load_base(base or saved.base, dtype, saved.revision, {**saved.options, **options})
+        whole = not saved.adapter and (folder / checkpoint.CONFIG_FILE).is_file()
+        origin = str(folder) if whole else base or saved.base
+        loaded = cls._load_base(origin, dtype, None if whole else saved.revision, {**saved.options, **options})
         backbone = loaded.backbone
         backbone.template = PromptTemplate(**saved.template)
-        backbone.pooling = saved.pooling
+        backbone.pooling, loaded.prompts = saved.pooling, saved.prompts
+        loaded.base, loaded.revision = base or saved.base, saved.revision
         if saved.adapter:
             checkpoint.load_adapter(backbone, folder)
-        else:
+        elif not whole:
             checkpoint.load_weights(backbone, folder)
         return loaded.to(where).eval()
+
+    def _follow(self, about: SentenceTransformersFolder, folder: Path) -> None:
+        """Takes pooling, chat template and prompts of a sentence-transformers folder."""
+        self.prompts = about.prompts
+        if about.pooling is None:
+            return
+        self.backbone.pooling = about.pooling
+        # Without a chat template, sentence-transformers puts the prompt before the text and nothing between.
+        self.backbone.template = PromptTemplate(image="{image}", separator="", suffix="")
+        if about.chat:
+            chat = self.backbone.chat_template()
+            if not chat:
+                raise UserError(f"{folder}: its modules ask for a chat template, but the processor has none")
+            self.backbone.template = PromptTemplate(chat=chat)
 
     @classmethod
     def _load_base(cls, base: str, dtype: torch.dtype, revision: str | None, options: dict[str, Any]) -> Self:
@@ -171,12 +197,12 @@ class Embedder(nn.Module):
         return vectors[[place[item] for item in items]]
 
     def encode_query(self, inputs: Inputs, **kwargs: Any) -> np.ndarray:
-        """`encode`, named as sentence-transformers names it."""
-        return self.encode(inputs, **kwargs)
+        """`encode`; where no instruction is given, with that of `prompts["query"]`."""
+        return self.encode(inputs, **{"instruction": self.prompts.get("query"), **kwargs})
 
     def encode_document(self, inputs: Inputs, **kwargs: Any) -> np.ndarray:
-        """`encode`, named as sentence-transformers names it."""
-        return self.encode(inputs, **kwargs)
+        """`encode`; where no instruction is given, with that of `prompts["document"]`."""
+        return self.encode(inputs, **{"instruction": self.prompts.get("document"), **kwargs})
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -205,8 +231,10 @@ class Embedder(nn.Module):
             pooling=self.backbone.pooling,
             embedding_dim=self.embedding_dim,
             template=asdict(self.backbone.template),
+            prompts=self.prompts,
             adapter=adapter,
         )
+        self.backbone.write_sentence_transformers(folder, self.prompts)
         checkpoint.write_json(folder / EMBEDDER_FILE, about.model_dump())
         for name, content in extra:
             checkpoint.write_json(folder / name, content)

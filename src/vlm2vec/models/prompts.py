@@ -1,13 +1,15 @@
 """How an input becomes the prompt that a model reads; the same rule for every backbone.
 
 A text with the canonical placeholder `<|image_1|>` is the whole prompt, verbatim (MMEB rows are published so).
-Any other input is written out by the template: pictures, then instruction, then text.
+Any other input is written out by the template: pictures, then instruction, then text. A template may instead be a
+Jinja chat template, as published embedding models carry one; a placeholder then says where in the turn a picture is.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from vlm2vec.errors import UserError
 from vlm2vec.types import EmbeddingInput
@@ -24,12 +26,15 @@ class PromptTemplate:
         instruction: Wraps the instruction.
         separator: Between instruction and text.
         suffix: Closes the prompt, text-only ones excepted.
+        chat: A Jinja chat template that writes the whole prompt, the backbone's own image tokens included; empty:
+            the four parts above do.
     """
 
     image: str = "{image}\n"
     instruction: str = "{instruction}"
     separator: str = " "
     suffix: str = "\n"
+    chat: str = ""
 
     def render(self, item: EmbeddingInput) -> str:
         """The canonical prompt: placeholders `<|image_k|>` not yet replaced by a backbone's own token.
@@ -45,13 +50,58 @@ class PromptTemplate:
             instruction = self.instruction.format(instruction=item.instruction) if item.instruction else ""
             words = self.separator.join(part for part in (instruction, text) if part)
             prompt = "".join(pictures) + words + (self.suffix if pictures and words else "")
-        named = {int(match) for match in PLACEHOLDER.findall(prompt)}
-        if named != set(range(1, len(item.images) + 1)):
-            raise UserError(
-                f"prompt {prompt[:60]!r} names pictures {sorted(named)} but has {len(item.images)}; "
-                "expected one <|image_k|> for each picture, counted from 1"
-            )
+        _check_placeholders(prompt, len(item.images))
         return prompt
+
+    def render_chat(self, item: EmbeddingInput, special_tokens: dict[str, Any]) -> tuple[str, list[int]]:
+        """The prompt by the chat template, and which pictures stand in it, in order.
+
+        Args:
+            item: Its instruction is the system turn; pictures and text are the user's.
+            special_tokens: Variables of the template, such as `bos_token`.
+
+        Raises:
+            UserError: if placeholders and pictures do not match, or the template refuses the input.
+        """
+        from jinja2.exceptions import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        messages, pictures = chat_messages(item)
+        try:
+            rendered, _ = render_jinja_template([messages], chat_template=self.chat, **special_tokens)
+        except TemplateError as error:
+            raise UserError(f"input {(item.text or '')[:60]!r}: the chat template refuses it: {error}") from error
+        prompt: str = rendered[0]
+        return prompt, pictures
+
+
+def chat_messages(item: EmbeddingInput) -> tuple[list[dict[str, Any]], list[int]]:
+    """An input as chat turns (instruction: system; the rest: user), and its pictures' positions in order.
+
+    Raises:
+        UserError: if placeholders and pictures do not match in number.
+    """
+    text = item.text or ""
+    pieces: list[str | int] = [*range(len(item.images)), *([text] if text else [])]
+    if PLACEHOLDER.search(text):
+        _check_placeholders(text, len(item.images))
+        pieces = [piece if isinstance(piece, int) else piece.strip() for piece in split_at_pictures(text)]
+    content = [
+        {"type": "image"} if isinstance(piece, int) else {"type": "text", "text": piece}
+        for piece in pieces
+        if piece != ""
+    ]
+    system = [{"role": "system", "content": [{"type": "text", "text": item.instruction}]}] if item.instruction else []
+    return [*system, {"role": "user", "content": content}], [piece for piece in pieces if isinstance(piece, int)]
+
+
+def _check_placeholders(prompt: str, num_images: int) -> None:
+    named = {int(match) for match in PLACEHOLDER.findall(prompt)}
+    if named != set(range(1, num_images + 1)):
+        raise UserError(
+            f"prompt {prompt[:60]!r} names pictures {sorted(named)} but has {num_images}; "
+            "expected one <|image_k|> for each picture, counted from 1"
+        )
 
 
 def split_at_pictures(prompt: str) -> list[str | int]:

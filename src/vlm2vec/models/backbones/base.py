@@ -6,18 +6,22 @@ Shapes: B examples, L tokens, D embedding dim.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from vlm2vec.errors import UserError
+from vlm2vec.models import st_folder
 from vlm2vec.models.pooling import POOLINGS
 from vlm2vec.models.prompts import PromptTemplate
 from vlm2vec.models.vision_cache import VisionCache
 from vlm2vec.types import Batch, EmbeddingInput
+
+WEIGHTS_FILE = "model.safetensors"
 
 
 class Backbone(nn.Module, ABC):
@@ -80,6 +84,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def save_processor(self, folder: Path) -> None:
         """Writes tokenizer and picture settings to a checkpoint folder."""
+
+    def save_model(self, folder: Path) -> None:
+        """Writes all weights of a fully tuned model (no adapter on it)."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
+        """Makes a saved folder load in sentence-transformers; by default with this package's own module."""
+        st_folder.write_own(folder, prompts)
+
+    def chat_template(self) -> str:
+        """The Jinja chat template that came with the processor; empty where there is none."""
+        return ""
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes activations in the backward pass: less memory, about a third more time.

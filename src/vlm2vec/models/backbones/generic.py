@@ -6,7 +6,7 @@ sizes) is laid one after another, and `Batch.rows` counts what belongs to whom. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from vlm2vec.errors import UserError
+from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.prompts import split_at_pictures
 from vlm2vec.types import Batch, EmbeddingInput
@@ -83,12 +84,43 @@ class Generic(Backbone):
         """Writes tokenizer and picture settings as transformers does."""
         self.processor.save_pretrained(folder)
 
-    def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
+    def save_model(self, folder: Path) -> None:
+        """Writes weights and configuration as transformers does: the folder is a model of its own."""
+        model: Any = self.model
+        model.save_pretrained(folder)
+
+    def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
+        """By its own modules, unless pictures have plain text positions: it always asks the model for its own."""
+        if self.rope_index is not None and not self._starts_pictures():
+            return st_folder.write_own(folder, prompts)
+        chat = st_folder.chat_template(self.template, self.image_token)
+        st_folder.write_native(folder, chat, self.pooling, self.embedding_dim, prompts)
+
+    def chat_template(self) -> str:
+        """The processor's, else the tokenizer's."""
+        return getattr(self.processor, "chat_template", None) or self.processor.tokenizer.chat_template or ""
+
+    def _starts_pictures(self) -> bool:
+        """Whether the template gives every picture multimodal positions, see `_positions`."""
+        start = self.processor.tokenizer.convert_ids_to_tokens(getattr(self.config, "vision_start_token_id", None) or 0)
+        return self.settings.get("positions") != "text" and str(start) in self.template.image + self.template.chat
+
+    def prompt(self, item: EmbeddingInput) -> tuple[str, list[int]]:
+        """What the tokenizer reads, the backbone's image tokens in place, and the pictures' positions in order."""
+        if self.template.chat:
+            return self.template.render_chat(item, self.processor.tokenizer.special_tokens_map)
         pieces = split_at_pictures(self.template.render(item))
         prompt = "".join(self.image_token if isinstance(piece, int) else piece for piece in pieces)
-        pictures = [item.images[piece].load() for piece in pieces if isinstance(piece, int)]
+        return prompt, [piece for piece in pieces if isinstance(piece, int)]
+
+    def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
+        prompt, order = self.prompt(item)
+        pictures = [item.images[position].load() for position in order]
+        # A prompt that opens with the begin token (chat templates write it) gets no second one, as in transformers.
+        opened = prompt.startswith(self.processor.tokenizer.bos_token or "\0")
+        more = {"add_special_tokens": False} if opened else {}
         try:
-            output = self.processor(text=[prompt], images=pictures or None, return_tensors="pt")
+            output = self.processor(text=[prompt], images=pictures or None, return_tensors="pt", **more)
         except ValueError as error:  # a picture of extreme shape, or the backbone's own image token in the text
             about = ", ".join([repr(prompt[:60]), *map(str, item.images)])
             raise UserError(f"{about}: {str(error).splitlines()[0]}") from error

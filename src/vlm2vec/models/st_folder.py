@@ -1,0 +1,233 @@
+"""The files that make a checkpoint folder a sentence-transformers model, and what such a folder says to us.
+
+Neither direction imports sentence-transformers: its folder is JSON files beside the weights. Written for version 6.2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.prompts import PromptTemplate
+
+MODULES_FILE = "modules.json"
+CONFIG_FILE = "config_sentence_transformers.json"
+TRANSFORMER_FILE = "sentence_bert_config.json"
+CHAT_FILE = "chat_template.jinja"
+OWN_MODULE = "vlm2vec.models.st_module.EmbedderModule"
+TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
+POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
+NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
+POOLING_MODES = {"last": "lasttoken", "mean": "mean"}
+
+# Collects the parts of the messages. What our template has no place for is refused, never dropped.
+_COLLECT = """\
+{%- set ns = namespace(images=0, text=none, instruction='', named=false, prompt='') -%}
+{%- for message in messages -%}
+{%- set parts = [{'type': 'text', 'text': message.content}] if message.content is string else message.content -%}
+{%- for part in parts -%}
+{%- if message.role == 'system' -%}{%- set ns.instruction = ns.instruction ~ part.text -%}
+{%- elif part.type == 'image' -%}{%- set ns.images = ns.images + 1 -%}
+{%- elif part.type != 'text' -%}{{ raise_exception('this model reads text and images, not ' ~ part.type) }}
+{%- elif ns.text is not none -%}{{ raise_exception('this model reads one text an input') }}
+{%- else -%}{%- set ns.text = part.text -%}
+{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}
+{%- set ns.text = ns.text or '' -%}
+{%- for k in range(1, 10) if ('<|image_' ~ k) in ns.text -%}{%- set ns.named = true -%}{%- endfor -%}
+"""
+_VERBATIM = """\
+{%- if ns.named -%}
+{%- set ns.prompt = ns.text -%}
+{%- for k in range(1, ns.images + 1) -%}
+{%- set pieces = ns.prompt.split('<|image_' ~ k ~ '|>') -%}
+{%- if pieces | length != 2 -%}{{ raise_exception('expected one <|image_k|> for each image') }}{%- endif -%}
+{%- for j in range(1, 10) if ('<|image_' ~ j) in pieces[0] -%}
+{{ raise_exception('sentence-transformers takes the images in the order of their placeholders only') }}
+{%- endfor -%}
+{%- set ns.prompt = pieces | join(IMAGE) -%}
+{%- endfor -%}
+{%- for j in range(1, 10) if ('<|image_' ~ j) in ns.prompt -%}
+{{ raise_exception('expected one <|image_k|> for each image') }}
+{%- endfor -%}
+{%- else -%}
+{%- set words = INSTRUCTION_OPEN ~ ns.instruction ~ INSTRUCTION_CLOSE if ns.instruction else '' -%}
+{%- set words = words ~ (SEPARATOR if words and ns.text else '') ~ ns.text -%}
+{%- set pictures = PICTURE * ns.images -%}
+{%- set ns.prompt = pictures ~ words ~ (SUFFIX if pictures and words else '') -%}
+{%- endif -%}
+{{- ns.prompt -}}
+"""
+_NO_PLACEHOLDERS = """\
+{%- for message in messages if message.content is not string -%}
+{%- for part in message.content if part.type == 'text' and '<|image_1|>' in part.text -%}
+{{ raise_exception('<|image_1|> in a text: give the image beside the text, or load the folder with vlm2vec') }}
+{%- endfor -%}
+{%- endfor -%}
+"""
+
+
+def chat_template(template: PromptTemplate, image_token: str) -> str:
+    """The prompt template as the Jinja chat template that sentence-transformers renders: the same prompt bytes.
+
+    Args:
+        template: Ours.
+        image_token: The backbone's own.
+    """
+    if template.chat:
+        return _NO_PLACEHOLDERS + template.chat
+    opening, closing = template.instruction.format(instruction="\0").split("\0")
+    words = {
+        "IMAGE": image_token,
+        "INSTRUCTION_OPEN": opening,
+        "INSTRUCTION_CLOSE": closing,
+        "SEPARATOR": template.separator,
+        "PICTURE": template.image.format(image=image_token),
+        "SUFFIX": template.suffix,
+    }
+    constants = "".join(
+        f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}\n" for name, value in words.items()
+    )
+    return constants + _COLLECT + _VERBATIM
+
+
+def write_native(folder: Path, chat: str, pooling: str, dim: int, prompts: Mapping[str, str]) -> None:
+    """Writes what makes sentence-transformers load a VLM's folder by itself.
+
+    Args:
+        folder: Holds the weights, `config.json` and the processor already.
+        chat: The chat template; replaces the base model's.
+        pooling: "last" or "mean".
+        dim: Length of the vectors.
+        prompts: Instructions by name (`query`, `document`).
+    """
+    (folder / CHAT_FILE).write_text(chat)
+    forward = {"method": "forward", "method_output_name": "last_hidden_state"}
+    modalities: dict[str, Any] = dict.fromkeys(("text", "image", "image+text"), forward)
+    about = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {**modalities, "message": {**forward, "format": "structured"}},
+        "module_output_name": "token_embeddings",
+        "processing_kwargs": {"text": {"truncation": False}},
+    }
+    pooling_config = {"embedding_dimension": dim, "pooling_mode": POOLING_MODES[pooling], "include_prompt": True}
+    _write(folder / TRANSFORMER_FILE, about)
+    _write(folder / "1_Pooling/config.json", pooling_config)
+    _write(
+        folder / "2_Normalize/config.json",
+        {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"},
+    )
+    _write_modules(folder, {"": TRANSFORMER, "1_Pooling": POOLING, "2_Normalize": NORMALIZE}, prompts)
+
+
+def write_two_towers(folder: Path, methods: Mapping[str, str], prompts: Mapping[str, str]) -> None:
+    """As `write_native` for a dual encoder: one method of the HF model a modality; it has no fusion of both there."""
+    about = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            name: {"method": method, "method_output_name": "pooler_output"} for name, method in methods.items()
+        },
+        "module_output_name": "sentence_embedding",
+    }
+    _write(folder / TRANSFORMER_FILE, about)
+    _write(
+        folder / "1_Normalize/config.json",
+        {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"},
+    )
+    _write_modules(folder, {"": TRANSFORMER, "1_Normalize": NORMALIZE}, prompts)
+
+
+def write_own(folder: Path, prompts: Mapping[str, str]) -> None:
+    """Names this package's module: for what sentence-transformers cannot compute by itself."""
+    _write_modules(folder, {"": OWN_MODULE}, prompts)
+
+
+def _write_modules(folder: Path, modules: Mapping[str, str], prompts: Mapping[str, str]) -> None:
+    rows = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules.items())]
+    _write(folder / MODULES_FILE, rows)
+    try:
+        written_for = version("sentence-transformers")
+    except PackageNotFoundError:
+        written_for = "6.2.0"
+    about = {
+        "__version__": {name: version(name) for name in ("transformers",)}
+        | {"pytorch": version("torch"), "sentence_transformers": written_for},
+        "model_type": "SentenceTransformer",
+        "prompts": {"query": "", "document": "", **prompts},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    _write(folder / CONFIG_FILE, about)
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class SentenceTransformersFolder:
+    """What a sentence-transformers folder says about its vectors.
+
+    Attributes:
+        pooling: "last" or "mean"; None where the model's own method gives the vector (dual encoders).
+        chat: Whether inputs go through the chat template.
+        prompts: Instructions by name.
+    """
+
+    pooling: str | None
+    chat: bool
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def read_folder(folder: Path) -> SentenceTransformersFolder | None:
+    """Reads a sentence-transformers folder; None where there is no `modules.json`.
+
+    Raises:
+        UserError: for a module, pooling or task that gives vectors which we would not give.
+    """
+    modules = _read(folder / MODULES_FILE)
+    if modules is None:
+        return None
+    pooling: str | None = None
+    for module in modules:
+        kind = str(module.get("type", "")).rpartition(".")[2]
+        if kind == "Pooling":
+            pooling = _pooling(folder / str(module["path"]) / "config.json")
+        elif kind not in ("Transformer", "Normalize"):
+            raise UserError(
+                f"{folder / MODULES_FILE}: module {module.get('type')} is not supported; "
+                "expected Transformer, Pooling (lasttoken or mean) and Normalize"
+            )
+    about = _read(folder / TRANSFORMER_FILE) or {}
+    if (task := about.get("transformer_task", "feature-extraction")) != "feature-extraction":
+        raise UserError(f"{folder / TRANSFORMER_FILE}: transformer_task {task!r}: expected feature-extraction")
+    prompts = (_read(folder / CONFIG_FILE) or {}).get("prompts") or {}
+    return SentenceTransformersFolder(
+        pooling, "message" in about.get("modality_config", {}), {name: text for name, text in prompts.items() if text}
+    )
+
+
+def _pooling(path: Path) -> str:
+    config = _read(path) or {}
+    legacy = {"pooling_mode_lasttoken": "lasttoken", "pooling_mode_mean_tokens": "mean"}
+    mode = config.get("pooling_mode") or next((name for key, name in legacy.items() if config.get(key)), None)
+    for ours, theirs in POOLING_MODES.items():
+        if mode in (theirs, [theirs]):
+            return ours
+    raise UserError(f"{path}: pooling_mode {mode!r} is not supported; expected {sorted(POOLING_MODES.values())}")
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error

@@ -1,0 +1,97 @@
+"""One sentence-transformers module that is a whole `Embedder`, for folders that its own modules cannot compute.
+
+`SentenceTransformer(folder, trust_remote_code=True)` finds it by `modules.json`: since version 6 the flag is asked for
+every class that is not its own, installed packages included; no code of the folder is run. Without the flag,
+`sentence_transformer(folder)` gives the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import InputModule
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.embedder import Embedder
+from vlm2vec.types import Batch, EmbeddingInput
+
+
+class EmbedderModule(InputModule):
+    """From inputs to unit-norm sentence embeddings.
+
+    Args:
+        embedder: Does all of it.
+    """
+
+    modalities = ("text", "image", ("image", "text"), "message")  # the last also stands for a mixed batch
+    save_in_root = True
+    tokenizer: Any = None
+    max_seq_length: int | None = None
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
+        """A batch as a flat dict of tensors; the prompt is the instruction."""
+        items = [_of_messages(value, prompt) or EmbeddingInput.of(value, prompt or None) for value in inputs]
+        batch = self.embedder.backbone.process(items)
+        rows = {f"rows.{name}": counts for name, counts in batch.rows.items()}
+        return {**batch.tensors, **rows, "padded": batch.padded}
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Adds `sentence_embedding` [B, D]."""
+        padded = features.pop("padded")
+        rows = {name.removeprefix("rows."): value for name, value in features.items() if name.startswith("rows.")}
+        tensors = {name: value for name, value in features.items() if not name.startswith("rows.")}
+        counts = {name: value.cpu() for name, value in rows.items()}
+        features["sentence_embedding"] = self.embedder(Batch(tensors, counts, padded))
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        """Length of the vectors."""
+        return self.embedder.embedding_dim
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Writes the checkpoint's files into the model's folder."""
+        self.embedder.write_files(Path(output_path))
+
+    @classmethod
+    def load(cls, model_name_or_path: str, *_: Any, model_kwargs: dict[str, Any] | None = None, **__: Any) -> Self:
+        """Loads a folder that `Embedder.save_pretrained` wrote; `dtype` of `model_kwargs` is used."""
+        dtype: torch.dtype | None = (model_kwargs or {}).get("dtype")
+        return cls(Embedder.from_pretrained(model_name_or_path, device="cpu", dtype=dtype))
+
+
+def _of_messages(value: Any, prompt: str | None) -> EmbeddingInput | None:
+    """A chat (system: instruction; one text and pictures from the user) as an input; None for anything else."""
+    turns = [value] if isinstance(value, dict) else value
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) and "role" in turn for turn in turns):
+        return None
+    instruction = prompt or ""
+    texts: list[str] = []
+    pictures: list[Any] = []
+    for turn in turns:
+        content = turn["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] not in ("text", "image"):
+                raise UserError(f"a message with {part['type']}: expected text and images")
+            if turn["role"] == "system":
+                instruction += part["text"]
+            else:
+                (texts if part["type"] == "text" else pictures).append(part[part["type"]])
+    if len(texts) > 1:
+        raise UserError("messages with several texts: expected one text an input")
+    return EmbeddingInput.of({"text": texts[0] if texts else None, "images": pictures}, instruction or None)
+
+
+def sentence_transformer(folder: str | Path, dtype: torch.dtype | None = None) -> SentenceTransformer:
+    """Any model that `Embedder.from_pretrained` loads, as a sentence-transformers model; no remote code is asked."""
+    embedder = Embedder.from_pretrained(folder, dtype=dtype)
+    model = SentenceTransformer(modules=[EmbedderModule(embedder)], device=str(embedder.device))
+    model.prompts = {"query": "", "document": "", **embedder.prompts}
+    return model
