@@ -5,6 +5,7 @@ Shapes: N inputs, B examples, D embedding dim.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,16 +17,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.errors import UserError
-from vlm2vec.models import checkpoint, st_folder
+from vlm2vec.models import checkpoint, known, st_folder
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
 from vlm2vec.models.patch_embed import use_matrix_products
 from vlm2vec.models.prompts import PromptTemplate
-from vlm2vec.models.registry import backbone_class
+from vlm2vec.models.registry import BUILT_IN, backbone_class
 from vlm2vec.models.st_folder import SentenceTransformersFolder
 from vlm2vec.types import Batch, EmbeddingInput
 
 Inputs = Iterable[Any]
+logger = logging.getLogger(__name__)
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
@@ -65,6 +67,7 @@ class Embedder(nn.Module):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        like: str | None = None,
         **options: Any,
     ) -> Self:
         """Loads an embedding model.
@@ -76,6 +79,8 @@ class Embedder(nn.Module):
             device: Default: CUDA where there is one, else the CPU.
             dtype: Of the base weights. Default: `best_dtype(device)`.
             revision: Hub revision of the base.
+            like: Hub id of a known published model of which `source` is a copy: its template, pooling and settings
+                are used. A known id as `source` needs no `like`.
             **options: Settings of the family, such as `num_layers` of "compact".
 
         Raises:
@@ -86,9 +91,14 @@ class Embedder(nn.Module):
         folder = Path(source)
         if not (folder / EMBEDDER_FILE).is_file():
             about = st_folder.read_folder(folder)
-            loaded = cls._load_base(str(source), dtype, revision, options)
-            if about:
+            row = known.find_named(like) if like else known.find(str(source))
+            loaded = cls._load_base(str(source), dtype, revision, {**(row.options if row else {}), **options})
+            if row:
+                loaded._follow_row(row)
+            elif about:
                 loaded._follow(about, folder)
+            elif str(source) not in BUILT_IN:
+                logger.warning("%s: no known embedding model; template and pooling are its family's default", source)
             return loaded.to(where).eval()
         saved = checkpoint.read_embedder_file(folder)
         whole = not saved.adapter and (folder / checkpoint.CONFIG_FILE).is_file()
@@ -103,6 +113,12 @@ class Embedder(nn.Module):
         elif not whole:
             checkpoint.load_weights(backbone, folder)
         return loaded.to(where).eval()
+
+    def _follow_row(self, row: known.KnownCheckpoint) -> None:
+        """Takes template, pooling and prompts of a known checkpoint."""
+        self.prompts = row.prompts
+        self.backbone.template = known.template_of(row) or self.backbone.template
+        self.backbone.pooling = row.pooling or self.backbone.pooling
 
     def _follow(self, about: SentenceTransformersFolder, folder: Path) -> None:
         """Takes pooling, chat template and prompts of a sentence-transformers folder."""

@@ -15,6 +15,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.types import EmbeddingInput
 
 PLACEHOLDER = re.compile(r"<\|image_(\d+)\|>")
+CHAT_IMAGE = "<|image_{{ part.index }}|>"  # where a chat template of ours, written for any backbone, has a picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,8 @@ class PromptTemplate:
         instruction: Wraps the instruction.
         separator: Between instruction and text.
         suffix: Closes the prompt, text-only ones excepted.
-        chat: A Jinja chat template that writes the whole prompt, the backbone's own image tokens included; empty:
-            the four parts above do.
+        chat: A Jinja chat template that writes the whole prompt; its image tokens are the backbone's own or
+            `CHAT_IMAGE`. Empty: the four parts above do.
     """
 
     image: str = "{image}\n"
@@ -43,7 +44,9 @@ class PromptTemplate:
             UserError: if placeholders and pictures do not match in number.
         """
         text = item.text or ""
-        if PLACEHOLDER.search(text):
+        if self.chat:
+            prompt = self.render_chat(item, {})[0]
+        elif PLACEHOLDER.search(text):
             prompt = text
         else:
             pictures = [self.image.format(image=f"<|image_{k}|>") for k in range(1, len(item.images) + 1)]
@@ -53,12 +56,15 @@ class PromptTemplate:
         _check_placeholders(prompt, len(item.images))
         return prompt
 
-    def render_chat(self, item: EmbeddingInput, special_tokens: dict[str, Any]) -> tuple[str, list[int]]:
+    def render_chat(
+        self, item: EmbeddingInput, special_tokens: dict[str, Any], image_token: str = CHAT_IMAGE
+    ) -> tuple[str, list[int]]:
         """The prompt by the chat template, and which pictures stand in it, in order.
 
         Args:
             item: Its instruction is the system turn; pictures and text are the user's.
             special_tokens: Variables of the template, such as `bos_token`.
+            image_token: Stands for `CHAT_IMAGE`.
 
         Raises:
             UserError: if placeholders and pictures do not match, or the template refuses the input.
@@ -68,7 +74,8 @@ class PromptTemplate:
 
         messages, pictures = chat_messages(item)
         try:
-            rendered, _ = render_jinja_template([messages], chat_template=self.chat, **special_tokens)
+            chat = self.chat.replace(CHAT_IMAGE, image_token)
+            rendered, _ = render_jinja_template([messages], chat_template=chat, **special_tokens)
         except TemplateError as error:
             raise UserError(f"input {(item.text or '')[:60]!r}: the chat template refuses it: {error}") from error
         prompt: str = rendered[0]
@@ -87,7 +94,7 @@ def chat_messages(item: EmbeddingInput) -> tuple[list[dict[str, Any]], list[int]
         _check_placeholders(text, len(item.images))
         pieces = [piece if isinstance(piece, int) else piece.strip() for piece in split_at_pictures(text)]
     content = [
-        {"type": "image"} if isinstance(piece, int) else {"type": "text", "text": piece}
+        {"type": "image", "index": piece + 1} if isinstance(piece, int) else {"type": "text", "text": piece}
         for piece in pieces
         if piece != ""
     ]

@@ -13,7 +13,12 @@ BUILT_IN = {
     "compact": "vlm2vec.models.backbones.compact:Compact",
     "compact-dual": "vlm2vec.models.backbones.compact_dual:CompactDual",
 }
-BACKBONES: dict[str, str] = {}
+BACKBONES: dict[str, str] = {
+    **dict.fromkeys(("clip", "metaclip_2", "siglip", "siglip2"), "vlm2vec.models.backbones.dual:DualEncoder"),
+    "blip": "vlm2vec.models.backbones.dual:Blip",
+    "blip-2": "vlm2vec.models.backbones.dual:Blip2",
+    "open_clip": "vlm2vec.models.backbones.open_clip:OpenClip",
+}
 GENERIC = "vlm2vec.models.backbones.generic:Generic"
 
 
@@ -32,6 +37,8 @@ def _model_type(source: str, revision: str | None) -> str:
     folder = Path(source)
     if folder.is_dir():
         config = folder / "config.json"
+        if not config.is_file() and (folder / "open_clip_config.json").is_file():
+            return "open_clip"
         if not config.is_file():
             raise UserError(f"{folder}: not a checkpoint: no config.json or embedder.json in this folder")
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import UserError
-from vlm2vec.models.prompts import PromptTemplate
+from vlm2vec.models.prompts import CHAT_IMAGE, PromptTemplate
 
 MODULES_FILE = "modules.json"
 CONFIG_FILE = "config_sentence_transformers.json"
@@ -81,7 +81,7 @@ def chat_template(template: PromptTemplate, image_token: str) -> str:
         image_token: The backbone's own.
     """
     if template.chat:
-        return _NO_PLACEHOLDERS + template.chat
+        return _NO_PLACEHOLDERS + template.chat.replace(CHAT_IMAGE, image_token)
     opening, closing = template.instruction.format(instruction="\0").split("\0")
     words = {
         "IMAGE": image_token,
@@ -126,21 +126,28 @@ def write_native(folder: Path, chat: str, pooling: str, dim: int, prompts: Mappi
     _write_modules(folder, {"": TRANSFORMER, "1_Pooling": POOLING, "2_Normalize": NORMALIZE}, prompts)
 
 
-def write_two_towers(folder: Path, methods: Mapping[str, str], prompts: Mapping[str, str]) -> None:
-    """As `write_native` for a dual encoder: one method of the HF model a modality; it has no fusion of both there."""
+def write_two_towers(folder: Path, methods: Mapping[str, str], text_settings: Mapping[str, Any]) -> None:
+    """As `write_native` for a dual encoder: one method of the HF model a modality; it has no fusion of both there.
+
+    Args:
+        folder: Holds the weights, `config.json` and the processor already.
+        methods: By modality.
+        text_settings: Of the tokenizer, such as `padding`. Instructions are not written: a dual encoder reads none.
+    """
     about = {
         "transformer_task": "feature-extraction",
         "modality_config": {
             name: {"method": method, "method_output_name": "pooler_output"} for name, method in methods.items()
         },
         "module_output_name": "sentence_embedding",
+        "processing_kwargs": {"text": {"truncation": True, **text_settings}},
     }
     _write(folder / TRANSFORMER_FILE, about)
     _write(
         folder / "1_Normalize/config.json",
         {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"},
     )
-    _write_modules(folder, {"": TRANSFORMER, "1_Normalize": NORMALIZE}, prompts)
+    _write_modules(folder, {"": TRANSFORMER, "1_Normalize": NORMALIZE}, {})
 
 
 def write_own(folder: Path, prompts: Mapping[str, str]) -> None:

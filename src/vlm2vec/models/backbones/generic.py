@@ -108,7 +108,7 @@ class Generic(Backbone):
     def prompt(self, item: EmbeddingInput) -> tuple[str, list[int]]:
         """What the tokenizer reads, the backbone's image tokens in place, and the pictures' positions in order."""
         if self.template.chat:
-            return self.template.render_chat(item, self.processor.tokenizer.special_tokens_map)
+            return self.template.render_chat(item, self.processor.tokenizer.special_tokens_map, self.image_token)
         pieces = split_at_pictures(self.template.render(item))
         prompt = "".join(self.image_token if isinstance(piece, int) else piece for piece in pieces)
         return prompt, [piece for piece in pieces if isinstance(piece, int)]

@@ -1,0 +1,278 @@
+"""Dual encoders of transformers: one vector of the text, one of the picture, and their sum for both.
+
+The MMEB paper scores CLIP, SigLIP, OpenCLIP and BLIP-2 so: the models' own features, added with equal weights, no
+instruction. It is what UniIR calls score fusion.
+
+Shapes: B examples, N pictures, L tokens, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+
+from vlm2vec.errors import UserError
+from vlm2vec.models import st_folder
+from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.prompts import PLACEHOLDER
+from vlm2vec.types import Batch, EmbeddingInput
+
+FIXED_LENGTH = ("siglip", "siglip2")  # trained on texts padded to the full length, without a mask
+
+
+class DualEncoder(Backbone):
+    """CLIP, SigLIP and their like: models with `get_text_features` and `get_image_features`.
+
+    Settings (`options` of `load`):
+        fusion: "sum" (default) adds the features as they are, "unit" adds their unit vectors.
+
+    Instructions and placeholders are left out of the text; several pictures count as their mean.
+    """
+
+    name: ClassVar[str] = "dual"
+    fusions: ClassVar[tuple[str, ...]] = ("sum", "unit")
+    model_class: ClassVar[str] = "AutoModel"
+
+    def __init__(self, model: nn.Module, tokenizer: Any, images: Any, settings: dict[str, Any]) -> None:
+        super().__init__(model)
+        self.tokenizer, self.images, self.settings = tokenizer, images, settings
+        config: Any = model.config
+        self.config = config
+        self.fusion = settings.get("fusion", "sum")
+        words = config.qformer_config if self.name == "blip-2" else config.text_config
+        self.max_tokens = min(int(words.max_position_embeddings), int(tokenizer.model_max_length))
+
+    @classmethod
+    def load(cls, source: str, dtype: torch.dtype, revision: str | None = None, **options: Any) -> Self:
+        """Loads a folder or hub id, safetensors only and never with code from there; see the class for `options`."""
+        if set(options) - {"fusion"} or options.get("fusion", "sum") not in cls.fusions:
+            raise UserError(f"{source}: settings {options}: allowed is fusion, one of {', '.join(cls.fusions)}")
+        common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        family: Any = getattr(transformers, cls.model_class)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
+            images = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", **common)
+            model, report = family.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
+            )
+            if report["missing_keys"]:
+                raise UserError(f"weight {min(report['missing_keys'])} is missing")
+        except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{source}: cannot be loaded as a dual encoder: {reason}") from error
+        return cls(model, tokenizer, images, options)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the space that both towers end in."""
+        if self.config.model_type in FIXED_LENGTH:
+            return int(self.config.text_config.projection_size)
+        return int(self.config.projection_dim)
+
+    def options(self) -> dict[str, Any]:
+        """The settings given to `load`."""
+        return dict(self.settings)
+
+    def words(self, item: EmbeddingInput) -> str:
+        """The text that the text tower reads."""
+        return PLACEHOLDER.sub(" ", item.text or "").strip()
+
+    def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+        """Token ids [B, L], which rows have a text, and the tensors of all pictures, packed."""
+        texts = [self.words(item) for item in inputs]
+        if any(not text and not item.images for text, item in zip(texts, inputs, strict=True)):
+            raise UserError("input has an empty text and no picture: nothing to encode")
+        padding = "max_length" if self.config.model_type in FIXED_LENGTH else True
+        encoded = self.tokenizer(
+            texts, padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        mask = encoded.get("attention_mask", torch.ones_like(encoded["input_ids"]))
+        has_text = torch.tensor([bool(text) for text in texts])
+        mask[~has_text, :1] = 1  # a row without text still has a place, even of a tokenizer that adds no token
+        batch = Batch({"input_ids": encoded["input_ids"], "attention_mask": mask, "has_text": has_text})
+        pictures = [image.load() for item in inputs for image in item.images]
+        if pictures:
+            counts = torch.tensor([len(item.images) for item in inputs])
+            for name, value in self.images(pictures, return_tensors="pt").items():
+                batch.tensors[name], batch.rows[name] = value, counts
+        return batch
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Sum of an example's text and picture features, not normalised, [B, D]."""
+        rows = batch["has_text"].nonzero().squeeze(1)
+        vectors_BD = torch.zeros(len(batch), self.embedding_dim, device=rows.device)
+        if len(rows):
+            vectors_BD = vectors_BD.index_add(0, rows, self._scaled(self.texts(self._text_tensors(batch, rows))))
+        if pictures := self._picture_tensors(batch):
+            counts_B = batch.rows["pixel_values"].to(rows.device)
+            owner_N = torch.repeat_interleave(torch.arange(len(counts_B), device=rows.device), counts_B)
+            features_ND = self._scaled(self.pictures(pictures)) / counts_B[owner_N].unsqueeze(1)
+            vectors_BD = vectors_BD.index_add(0, owner_N, features_ND)
+        return vectors_BD
+
+    def texts(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Features of texts, [B, D]."""
+        model: Any = self.model
+        features: torch.Tensor = model.get_text_features(**tensors).pooler_output
+        return features
+
+    def pictures(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Features of pictures, [N, D]."""
+        model: Any = self.model
+        features: torch.Tensor = model.get_image_features(**tensors).pooler_output
+        return features
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """A dual encoder has none for an input as a whole."""
+        raise TypeError("a dual encoder gives vectors, not hidden states")
+
+    def save_processor(self, folder: Path) -> None:
+        """Writes tokenizer and picture settings as transformers does."""
+        self.tokenizer.save_pretrained(folder)
+        self.images.save_pretrained(folder)
+
+    def save_model(self, folder: Path) -> None:
+        """Writes weights and configuration as transformers does: the folder is a model of its own."""
+        model: Any = self.model
+        model.save_pretrained(folder)
+
+    def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
+        """Text and picture by its own modules; it has no sum of both and refuses such inputs."""
+        methods = {"text": "get_text_features", "image": "get_image_features"}
+        padding = "max_length" if self.config.model_type in FIXED_LENGTH else True
+        st_folder.write_two_towers(folder, methods, {"padding": padding, "max_length": self.max_tokens})
+
+    def _scaled(self, features: torch.Tensor) -> torch.Tensor:
+        return F.normalize(features.float(), dim=-1) if self.fusion == "unit" else features.float()
+
+    def _text_tensors(self, batch: Batch, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        names = [name for name in ("input_ids", "attention_mask") if name in self.tokenizer.model_input_names]
+        return {name: batch[name][rows] for name in names}
+
+    def _picture_tensors(self, batch: Batch) -> dict[str, torch.Tensor]:
+        dtype = next(self.model.parameters()).dtype
+        used = {name: batch[name] for name in batch.rows if len(batch[name])}
+        return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in used.items()}
+
+
+class Blip(DualEncoder):
+    """BLIP's retrieval model (`BlipForImageTextRetrieval`).
+
+    Settings: `fusion` may also be "feature", as UniIR's BLIP_FF: the text encoder reads the picture by cross attention,
+    and its first state is the vector; a missing text is empty, a missing picture all zeros.
+    """
+
+    name: ClassVar[str] = "blip"
+    fusions: ClassVar[tuple[str, ...]] = ("sum", "unit", "feature")
+    model_class: ClassVar[str] = "BlipForImageTextRetrieval"
+
+    @property
+    def embedding_dim(self) -> int:
+        """Of the contrastive projections; of the text encoder with feature fusion."""
+        if self.fusion == "feature":
+            return int(self.config.text_config.hidden_size)
+        return int(self.config.image_text_hidden_size)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """One vector an example, not normalised, [B, D]."""
+        if self.fusion != "feature":
+            return super().forward(batch)
+        everything = torch.arange(len(batch), device=batch["input_ids"].device)
+        return self.fused(self._text_tensors(batch, everything), self._one_picture_each(batch)).float()
+
+    def texts(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Projected first states of the text encoder, [B, D]."""
+        model: Any = self.model
+        features: torch.Tensor = model.text_proj(model.text_encoder(**tensors).last_hidden_state[:, 0])
+        return features
+
+    def pictures(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Projected first states of the vision encoder, [N, D]."""
+        model: Any = self.model
+        features: torch.Tensor = model.vision_proj(model.vision_model(**tensors).last_hidden_state[:, 0])
+        return features
+
+    def fused(self, tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        """First states of the text encoder that reads the pictures [B, C, H, W], [B, D]."""
+        model: Any = self.model
+        seen = model.vision_model(pixel_values=pixels).last_hidden_state
+        all_seen = torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device)
+        read = model.text_encoder(**tensors, encoder_hidden_states=seen, encoder_attention_mask=all_seen)
+        first: torch.Tensor = read.last_hidden_state[:, 0]
+        return first
+
+    def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
+        """By this package's module: sentence-transformers loads another class of the family."""
+        st_folder.write_own(folder, prompts)
+
+    def _one_picture_each(self, batch: Batch) -> torch.Tensor:
+        """Pixels [B, C, H, W]; zeros where an example has no picture."""
+        size = int(self.config.vision_config.image_size)
+        parameter = next(self.model.parameters())
+        pixels = torch.zeros(len(batch), 3, size, size, device=parameter.device, dtype=parameter.dtype)
+        if given := self._picture_tensors(batch):
+            counts_B = batch.rows["pixel_values"]
+            if int(counts_B.max()) > 1:
+                raise UserError(f"{self.name}: fusion=feature reads one picture an input, got {int(counts_B.max())}")
+            pixels[counts_B.bool().to(pixels.device)] = given["pixel_values"]
+        return pixels
+
+
+class Blip2(Blip):
+    """BLIP-2's retrieval model (`Blip2ForImageTextRetrieval`): the Q-Former's first states, as in the MMEB paper.
+
+    With `fusion` "feature" the Q-Former reads text and picture together.
+    """
+
+    name: ClassVar[str] = "blip-2"
+    model_class: ClassVar[str] = "Blip2ForImageTextRetrieval"
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the Q-Former."""
+        return int(self.config.qformer_config.hidden_size)
+
+    def texts(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The Q-Former's first state of each text, [B, D]."""
+        model: Any = self.model
+        embeds = model.embeddings(input_ids=tensors["input_ids"])
+        read = model.qformer(query_embeds=embeds, query_length=0, attention_mask=tensors["attention_mask"])
+        first: torch.Tensor = read.last_hidden_state[:, 0]
+        return first
+
+    def pictures(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The Q-Former's first query of each picture, [N, D]."""
+        model: Any = self.model
+        seen, all_seen = self._seen(tensors["pixel_values"])
+        queries = model.query_tokens.expand(len(seen), -1, -1)
+        read = model.qformer(query_embeds=queries, encoder_hidden_states=seen, encoder_attention_mask=all_seen)
+        first: torch.Tensor = read.last_hidden_state[:, 0]
+        return first
+
+    def fused(self, tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        """The Q-Former's first query of each text and picture read together, [B, D]."""
+        model: Any = self.model
+        seen, all_seen = self._seen(pixels)
+        queries = model.query_tokens.expand(len(seen), -1, -1)
+        mask = tensors["attention_mask"]
+        read = model.qformer(
+            query_embeds=model.embeddings(input_ids=tensors["input_ids"], query_embeds=queries),
+            query_length=queries.shape[1],
+            attention_mask=torch.cat([mask.new_ones(queries.shape[:-1]), mask], dim=1),
+            encoder_hidden_states=seen,
+            encoder_attention_mask=all_seen,
+        )
+        first: torch.Tensor = read.last_hidden_state[:, 0]
+        return first
+
+    def _seen(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        model: Any = self.model
+        seen = model.vision_model(pixel_values=pixels.to(model.vision_model.dtype)).last_hidden_state
+        all_seen = torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device)
+        return seen.to(model.query_tokens.dtype), all_seen

@@ -1,0 +1,90 @@
+"""Published embedding models: what each needs beyond its own files (`known_checkpoints.yaml`)."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.prompts import PromptTemplate
+
+TABLE = Path(__file__).with_name("known_checkpoints.yaml")
+
+
+class KnownCheckpoint(BaseModel):
+    """One row of the table.
+
+    Attributes:
+        ids: Hub ids.
+        family: `model_type` of the model.
+        template: Name of a template; None: the package's default.
+        pooling: None: the model's own.
+        options: Settings of the family.
+        prompts: Instructions of `encode_query` and `encode_document`.
+        source: Where the facts were read.
+        unsettled: What could not be read there.
+        not_loaded: Why this package does not compute the model.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: list[str]
+    family: str
+    template: str | None = None
+    pooling: str | None = None
+    options: dict[str, Any] = {}
+    prompts: dict[str, str] = {}
+    source: str
+    unsettled: str | None = None
+    not_loaded: str | None = None
+
+
+class Table(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    templates: dict[str, str]
+    checkpoints: list[KnownCheckpoint]
+
+
+@cache
+def table() -> Table:
+    """The table that ships with the package."""
+    return Table.model_validate(yaml.safe_load(TABLE.read_text()))
+
+
+def find(hub_id: str) -> KnownCheckpoint | None:
+    """The row of a hub id; None where it is not known.
+
+    Raises:
+        UserError: for a model that this package does not compute.
+    """
+    for row in table().checkpoints:
+        if hub_id.lower() in (known.lower() for known in row.ids):
+            if row.not_loaded:
+                raise UserError(f"{hub_id}: {row.not_loaded}")
+            return row
+    return None
+
+
+def find_named(hub_id: str) -> KnownCheckpoint:
+    """As `find`, for an id that must be known.
+
+    Raises:
+        UserError: naming the ids that are.
+    """
+    row = find(hub_id)
+    if row is None:
+        ids = sorted(name for row in table().checkpoints for name in row.ids if not row.not_loaded)
+        raise UserError(f"{hub_id!r} is not a known checkpoint; known are {', '.join(ids)}")
+    return row
+
+
+def template_of(row: KnownCheckpoint) -> PromptTemplate | None:
+    """The row's prompt template; None where the default is right."""
+    return PromptTemplate(chat=table().templates[row.template]) if row.template else None

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny.dual import build_clip
+from tiny.models import picture
+
+from vlm2vec import Embedder, UserError
+from vlm2vec.models import known
+from vlm2vec.models.pooling import POOLINGS
+from vlm2vec.models.prompts import PromptTemplate
+from vlm2vec.models.registry import BACKBONES
+from vlm2vec.types import EmbeddingInput
+
+ROWS = {row.ids[0]: row for row in known.table().checkpoints}
+PICTURE = picture(40, 30, 0)
+QWEN = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+HELPFUL = "You are a helpful assistant."
+REPRESENT = "Represent the user's input."
+STARTED = "<|vision_start|><|image_1|><|vision_end|>"
+LLAMA = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n \n"
+SUMMARY = "\nSummary above {} in one word: "
+SUMMARIZE = "\nSummarize above {} in one word: "
+
+# By template: the prompts of "a cat", of a picture, and of both with the instruction "Find it.", written out by hand
+# from the sources that the rows name.
+PROMPTS = {
+    None: ["a cat", "<|image_1|>\n", "<|image_1|>\nFind it. a cat\n"],
+    "gme": [
+        QWEN.format(system=HELPFUL, user="a cat") + "<|endoftext|>",
+        QWEN.format(system=HELPFUL, user=STARTED) + "<|endoftext|>",
+        QWEN.format(system="Find it.", user=STARTED + "a cat") + "<|endoftext|>",
+    ],
+    "qwen3-vl-embedding": [
+        QWEN.format(system=REPRESENT, user="a cat"),
+        QWEN.format(system=REPRESENT, user=STARTED),
+        QWEN.format(system="Find it.", user=STARTED + "a cat"),
+    ],
+    "lamra": [
+        QWEN.format(system=HELPFUL, user="a cat" + SUMMARIZE.format("sentence")),
+        QWEN.format(system=HELPFUL, user=STARTED + SUMMARIZE.format("image")),
+        QWEN.format(system=HELPFUL, user=STARTED + "Find it. a cat" + SUMMARIZE.format("image and sentence")),
+    ],
+    "e5-v": [
+        LLAMA.format("a cat" + SUMMARY.format("sentence")),
+        LLAMA.format("<|image_1|>" + SUMMARY.format("image")),
+        LLAMA.format("<|image_1|>Find it. a cat" + SUMMARY.format("image and sentence")),
+    ],
+    "unime-phi": [
+        "<|user|>\na cat" + SUMMARY.format("sentence") + "<|end|>\n<|assistant|>\n",
+        "<|user|>\n<|image_1|>" + SUMMARY.format("image") + "<|end|>\n<|assistant|>\n",
+        "<|user|>\n<|image_1|>\nFind it. a cat" + SUMMARY.format("image and sentence") + "<|end|>\n<|assistant|>\n",
+    ],
+    "unime-llava": [
+        "[INST] a cat" + SUMMARY.format("sentence") + "[/INST]",
+        "[INST] <|image_1|>" + SUMMARY.format("image") + "[/INST]",
+        "[INST] <|image_1|>\nFind it. a cat" + SUMMARY.format("image and sentence") + "[/INST]",
+    ],
+    "mme5": [
+        "a cat",
+        "<|image_1|><|begin_of_text|>",
+        "<|image_1|><|begin_of_text|>Find it. a cat\n",
+    ],
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_every_row_says_its_source_and_gives_the_published_prompts(row):
+    assert len(row.source) > 20 and "/" in row.source
+    assert row.pooling in POOLINGS or (row.pooling is None and (row.not_loaded or row.family in BACKBONES))
+    template = known.template_of(row) or PromptTemplate()
+    inputs = ["a cat", {"image": PICTURE}, {"image": PICTURE, "text": "a cat", "instruction": "Find it."}]
+    assert [template.render(EmbeddingInput.of(value)) for value in inputs] == PROMPTS[row.template]
+    if not row.not_loaded:
+        assert row.family in transformers.CONFIG_MAPPING or row.family in BACKBONES
+        assert all(known.find(name) is row for name in row.ids)
+
+
+def test_the_named_models_are_all_there():
+    names = " ".join(name for row in ROWS.values() for name in row.ids).lower()
+    wanted = ["vlm2vec-full", "vlm2vec-lora", "vlm2vec-v2.0", "llava-next", "qwen2vl-7b", "gme-qwen2", "lamra", "mme5"]
+    for word in [*wanted, "e5-v", "unime", "bge-vl", "b3_qwen2", "qwen3-vl-embedding"]:
+        assert word in names
+
+
+def load(folder: Path, **settings) -> Embedder:
+    return Embedder.from_pretrained(folder, dtype=torch.float32, device="cpu", **settings)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.family == "qwen2_vl"])
+def test_a_copy_of_a_known_qwen2_vl_takes_the_settings_of_its_row(tiny_vlm, name, tmp_path):
+    row = ROWS[name]
+    embedder = load(tiny_vlm("qwen2_vl"), like=name.upper())
+    assert embedder.backbone.pooling == row.pooling
+    for key, value in row.options.items():
+        assert embedder.backbone.options()[key] == value
+    prompt, order = embedder.backbone.prompt(EmbeddingInput.of({"image": PICTURE, "text": "a", "instruction": "b"}))
+    assert prompt.count("<|image_pad|>") == 1 and "<|image_1|>" not in prompt and order == [0]
+    vectors = embedder.encode(["a", {"image": PICTURE}])
+    embedder.save_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(load(tmp_path / "saved").encode(["a", {"image": PICTURE}]), vectors, atol=1e-6)
+
+
+def test_a_copy_of_e5_v_reads_its_prompt_by_llava(tiny_vlm):
+    embedder = load(tiny_vlm("llava"), like="royokong/e5-v")
+    expected = LLAMA.format("<image>" + SUMMARY.format("image"))
+    assert embedder.backbone.prompt(EmbeddingInput.of({"image": PICTURE})) == (expected, [0])
+    plain = load(tiny_vlm("llava"))
+    same = plain.encode([{"image": PICTURE, "text": expected.replace("<image>", "<|image_1|>")}])
+    np.testing.assert_allclose(embedder.encode([{"image": PICTURE}]), same, atol=1e-6)
+
+
+def test_a_known_clip_takes_its_fusion(tmp_path):
+    build_clip(tmp_path)
+    assert load(tmp_path, like="BAAI/BGE-VL-base").backbone.options() == {"fusion": "sum"}
+
+
+def test_what_the_user_says_wins_over_the_row(tiny_vlm):
+    embedder = load(tiny_vlm("qwen2_vl"), like="VLM2Vec/VLM2Vec-V2.0", max_pixels=28 * 56)
+    assert embedder.backbone.options() == {"positions": "text", "min_pixels": 3136, "max_pixels": 28 * 56}
+
+
+def test_an_unknown_checkpoint_gets_a_line_that_says_so_and_a_known_one_does_not(tiny_vlm, caplog):
+    with caplog.at_level(logging.WARNING):
+        load(tiny_vlm("llava"), like="royokong/e5-v")
+        assert "no known embedding model" not in caplog.text
+        load(tiny_vlm("llava"))
+    assert caplog.text.count("no known embedding model; template and pooling are its family's default") == 1
+
+
+def test_an_id_that_is_not_in_the_table_or_not_computed_here_is_one_clear_line(tiny_vlm):
+    with pytest.raises(UserError, match=r"'x/y' is not a known checkpoint; known are .*royokong/e5-v"):
+        load(tiny_vlm("llava"), like="x/y")
+    with pytest.raises(UserError, match=r"vidore/colpali-v1.3: late interaction"):
+        Embedder.from_pretrained("vidore/colpali-v1.3")
