@@ -21,12 +21,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+store_app = typer.Typer(help="Look at and clean the vectors that evaluations keep.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
 data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 OptionsOption = Annotated[
     list[str] | None, typer.Option("--option", help="Setting of the model's family, key=value; may be repeated.")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Folder of kept vectors; default: in the user's cache folder.")
 ]
 
 
@@ -60,10 +65,11 @@ def train(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id, or the built-in compact.")],
-    benchmark: Annotated[Path, typer.Option(help="The benchmark's YAML file.")],
+    benchmark: Annotated[str, typer.Option(help="A shipped benchmark (mmeb-v1, mmeb-v2) or a YAML file.")],
     output: OutputOption,
     data: Annotated[Path | None, typer.Option(help="Folder of the evaluation sets, if not as the file says.")] = None,
     option: OptionsOption = None,
+    store: StoreOption = None,
 ) -> None:
     """Score a model on a benchmark; writes results.json, a Markdown table, a leaderboard file and an HTML report."""
     from vlm2vec.evaluation.evaluate import results_json
@@ -71,7 +77,9 @@ def evaluate(
     from vlm2vec.evaluation.run import score_model
 
     settings = dict(_key_value(text) for text in option or [])
-    facts, results = score_model(model, benchmark, output, data=data, options=settings)
+    facts, results = score_model(model, benchmark, output, data=data, options=settings, store=store)
+    if not results:  # another process of torchrun reports
+        return
     say(comparison_table({model: results_json(model, facts, results)}).table)
     say(f"Results: {output}/results.json\nReport:  {output}/report.html")
 
@@ -105,6 +113,41 @@ def data_demo(
     with stage_bars() as update:
         root = prepare_demo(output or cache_folder(), progress=update)
     say(f"Demo benchmark: {root}\nNext: vlm2vec eval compact --benchmark {root}/benchmark.yaml -o runs/compact")
+
+
+@store_app.command("ls")
+def store_ls(store: StoreOption = None) -> None:
+    """List the kept vectors: fingerprint, model, how many, how large, when last used."""
+    from datetime import datetime
+
+    from rich.table import Table
+
+    from vlm2vec.retrieval.store import default_store, list_store
+
+    root = store or default_store()
+    table = Table(title=f"{root}")
+    for heading in ("fingerprint", "model", "vectors", "MB", "last used", "precision"):
+        table.add_column(heading, justify="right" if heading in ("vectors", "MB") else "left")
+    for entry in list_store(root):
+        used = datetime.fromtimestamp(entry.last_used).strftime("%Y-%m-%d %H:%M")
+        size = f"{entry.num_bytes / 1e6:.1f}"
+        precision = entry.about.get("precision", "?")
+        table.add_row(entry.fingerprint, entry.model, str(entry.num_vectors), size, used, precision)
+    say(table)
+
+
+@store_app.command("clean")
+def store_clean(
+    fingerprints: Annotated[list[str] | None, typer.Argument(help="From `vlm2vec store ls`.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all vectors.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Remove kept vectors, and what killed processes left half-written."""
+    from vlm2vec.retrieval.store import clean_store, default_store, list_store
+
+    root = store or default_store()
+    names = [entry.fingerprint for entry in list_store(root)] if everything else fingerprints or []
+    say(f"{root}: {clean_store(root, names) / 1e6:.1f} MB freed")
 
 
 def main() -> None:

@@ -82,11 +82,19 @@ class TrainExample:
 
 @dataclass(frozen=True, slots=True)
 class EvalQuery:
-    """One query with its own candidates (local scope); `relevant` holds positions in `candidates`."""
+    """One query and what it is to be found among.
+
+    Attributes:
+        query: The query side.
+        candidates: Its own (local scope), or the one tuple that all queries of a set share (global scope).
+        relevant: Positions in `candidates`, at least one.
+        gains: How relevant each of them is; empty: all equally.
+    """
 
     query: EmbeddingInput
     candidates: tuple[EmbeddingInput, ...]
     relevant: tuple[int, ...] = (0,)
+    gains: tuple[float, ...] = ()
 
 
 @dataclass

@@ -1,22 +1,104 @@
-"""Scores and means against tables made by hand."""
+"""Scores and means against tables made by hand, and against trec_eval."""
 
+from __future__ import annotations
+
+import numpy as np
 import pytest
+import pytrec_eval
 
-from vlm2vec.evaluation.metrics import group_means, hit_at
-
-
-@pytest.mark.parametrize(
-    ("ranks", "k", "score"),
-    [
-        ([1, 1, 1, 1], 1, 1.0),
-        ([1, 2, 1, 3], 1, 0.5),
-        ([2, 2, 7, 3], 1, 0.0),
-        ([2, 2, 7, 3], 2, 0.5),
-        ([2, 5, 6, 1], 5, 0.75),
-    ],
+from vlm2vec.evaluation.metrics import (
+    CUTS,
+    METRICS,
+    TASK_METRICS,
+    Ranked,
+    all_metrics,
+    average_precision_capped,
+    bootstrap_interval,
+    chance_of,
+    group_means,
+    values_of,
 )
-def test_hits_are_the_share_of_queries_with_the_gold_among_the_first_k(ranks: list[int], k: int, score: float) -> None:
-    assert hit_at(ranks, k) == score
+
+TREC = {"hit": "success", "precision": "P", "recall": "recall", "map": "map_cut", "ndcg_linear": "ndcg_cut"}
+
+
+def random_queries(seed: int) -> tuple[list[Ranked], dict[str, dict[str, int]], dict[str, dict[str, float]]]:
+    """Queries with up to 12 graded relevant candidates of 40, as ours and as trec_eval takes them."""
+    random = np.random.default_rng(seed)
+    queries, judged, run = [], {}, {}
+    for number in range(60):
+        count = int(random.integers(1, 13))
+        ranks = [int(rank) for rank in 1 + random.choice(40, count, replace=False)]
+        gains = [int(gain) for gain in random.integers(1, 4, count)]
+        queries.append(Ranked(tuple(ranks), tuple(map(float, gains))))
+        judged[f"q{number}"] = {f"d{rank}": gain for rank, gain in zip(ranks, gains, strict=True)}
+        run[f"q{number}"] = {f"d{rank}": 100.0 - rank for rank in range(1, 41)}
+    return queries, judged, run
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", TREC)
+def test_every_metric_is_that_of_trec_eval_query_by_query(name: str, seed: int) -> None:
+    queries, judged, run = random_queries(seed)
+    for k in CUTS:
+        found = pytrec_eval.RelevanceEvaluator(judged, {f"{TREC[name]}_{k}"}).evaluate(run)
+        expected = [found[f"q{number}"][f"{TREC[name]}_{k}"] for number in range(len(queries))]
+        assert values_of(f"{name}@{k}", queries) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_exponential_gain_is_the_linear_one_of_gains_made_exponential(seed: int) -> None:
+    queries, judged, run = random_queries(seed)
+    powers = {q: {d: 2**gain - 1 for d, gain in grades.items()} for q, grades in judged.items()}
+    found = pytrec_eval.RelevanceEvaluator(powers, {"ndcg_cut_10"}).evaluate(run)
+    expected = [found[f"q{number}"]["ndcg_cut_10"] for number in range(len(queries))]
+    assert values_of("ndcg_exponential@10", queries) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_reciprocal_rank_is_that_of_trec_eval_cut_at_k(seed: int) -> None:
+    queries, judged, run = random_queries(seed)
+    for k in CUTS:
+        first = {q: dict(list(scores.items())[:k]) for q, scores in run.items()}
+        found = pytrec_eval.RelevanceEvaluator(judged, {"recip_rank"}).evaluate(first)
+        expected = [found[f"q{number}"]["recip_rank"] for number in range(len(queries))]
+        assert values_of(f"mrr@{k}", queries) == pytest.approx(expected, abs=1e-9)
+
+
+def test_f1_is_the_harmonic_mean_of_trec_evals_precision_and_recall() -> None:
+    queries, judged, run = random_queries(9)
+    found = pytrec_eval.RelevanceEvaluator(judged, {"P_5", "recall_5"}).evaluate(run)
+    pairs = [(found[f"q{number}"]["P_5"], found[f"q{number}"]["recall_5"]) for number in range(len(queries))]
+    expected = [2 * p * r / (p + r) if p + r else 0.0 for p, r in pairs]
+    assert values_of("f1@5", queries) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_reference_evaluators_average_precision_divides_by_what_could_be_found() -> None:
+    query = Ranked((1, 3, 11))
+    assert values_of("map@1", [query])[0] == pytest.approx(1 / 3)
+    assert average_precision_capped(query, 1) == 1.0
+    assert average_precision_capped(query, 5) == values_of("map@5", [query])[0] == pytest.approx((1 + 2 / 3) / 3)
+
+
+def test_one_relevant_candidate_at_rank_three_by_hand() -> None:
+    found = all_metrics([Ranked((3,))])
+    assert set(found) == {f"{name}@{k}" for name in METRICS for k in CUTS}
+    assert (found["hit@1"], found["hit@5"], found["recall@5"], found["precision@5"]) == (0.0, 1.0, 1.0, 0.2)
+    assert found["f1@5"] == pytest.approx(1 / 3)
+    assert found["ndcg_linear@5"] == found["ndcg_exponential@5"] == 0.5
+    assert found["map@5"] == found["mrr@5"] == pytest.approx(1 / 3)
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_the_number_of_queries() -> None:
+    few, many = (np.tile([0.0, 0.0, 0.0, 1.0], n) for n in (10, 1000))
+    low, high = bootstrap_interval(few)
+    assert low < 0.25 < high
+    # Of a mean of n zeros and ones: 1.96 sqrt(p (1 - p) / n) on each side.
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.25 * 0.75 / 40), rel=0.15)
+    low, high = bootstrap_interval(many)
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.25 * 0.75 / 4000), rel=0.15)
+    assert bootstrap_interval(many) == (low, high)
+    assert bootstrap_interval(np.ones(5)) == (1.0, 1.0)
 
 
 def test_a_group_score_is_the_unweighted_mean_over_its_tasks() -> None:
@@ -29,3 +111,11 @@ def test_a_group_score_is_the_unweighted_mean_over_its_tasks() -> None:
 
 def test_groups_without_tasks_are_left_out() -> None:
     assert list(group_means({"A": 0.5}, {"A": ("vqa", "ind")})) == ["vqa", "ind", "overall"]
+
+
+@pytest.mark.parametrize("name", TASK_METRICS)
+def test_chance_is_the_mean_over_random_orders(name: str) -> None:
+    random = np.random.default_rng(0)
+    gains = (3.0, 1.0, 2.0)
+    orders = [Ranked(tuple(int(rank) for rank in 1 + random.permutation(8)[:3]), gains) for _ in range(6000)]
+    assert chance_of(name, gains, 8) == pytest.approx(values_of(name, orders).mean(), abs=0.02)

@@ -48,7 +48,7 @@ def test_an_evaluation_leaves_four_whole_files_and_nothing_else(toy: Toy, tmp_pa
     write_evaluation(output, "toy", benchmark, results, ABOUT)
     names = {path.name for path in output.iterdir()}
     assert names == {"results.json", "results.md", "leaderboard.json", "report.html"}
-    assert read_results(output) == results_json("toy", benchmark, results)
+    assert read_results(output) == results_json("toy", benchmark, results, ABOUT)
     assert (output / "report.html").read_text().rstrip().endswith("</html>")
 
 
@@ -93,7 +93,9 @@ def test_the_leaderboard_file_has_the_upstream_shape(toy: Toy, tmp_path: Path) -
     write_evaluation(tmp_path, "toy", benchmark, evaluate(ColourEncoder(), benchmark, tasks), about)
     content = json.loads((tmp_path / "leaderboard.json").read_text())
     assert list(content) == ["metadata", "metrics"]
-    assert content["metrics"]["image"]["Find"] == {"hit@1": 1.0, "num_pred": 60, "num_data": 60}
+    find = content["metrics"]["image"]["Find"]
+    assert (find["hit@1"], find["ndcg_linear@5"], find["num_pred"], find["num_data"]) == (1.0, 1.0, 60, 60)
+    assert len(find) == 8 * 3 + 2  # every metric at every cut, as the upstream files have it
     metadata = content["metadata"]
     assert (metadata["model_name"], metadata["embedding_dimension"], metadata["url"]) == ("toy", 10, None)
     assert metadata["report_generated_date"]

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm2vec.errors import UserError
+from vlm2vec.evaluation.metrics import META_TASKS, MODALITIES, TASK_METRICS
 
 
 class EvalTask(BaseModel):
@@ -17,10 +18,11 @@ class EvalTask(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    meta_task: Literal["classification", "vqa", "retrieval", "grounding"]
-    split: Literal["ind", "ood"]
-    metric: Literal["hit@1"]
-    scope: Literal["local"] = "local"
+    meta_task: Literal[META_TASKS]  # type: ignore[valid-type]
+    split: Literal["ind", "ood"] | None = None
+    metric: Literal[TASK_METRICS]  # type: ignore[valid-type]
+    modality: Literal[MODALITIES] = "image"  # type: ignore[valid-type]
+    scope: Literal["local", "global"] = "local"
     num_queries: int | None = None
     num_candidates: int | None = None
     source: str | None = None
@@ -45,8 +47,14 @@ class Benchmark(BaseModel):
     tasks: list[EvalTask]
     source: Source | None = None
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a report says of the data."""
+        revisions = sorted({f"{task.source}@{task.revision or 'unrecorded'}" for task in self.tasks if task.source})
+        return {"data_revision": ", ".join(revisions) or "local files"}
 
-def load_benchmark(path: Path, data: Path | None = None) -> tuple[Benchmark, Path]:
+
+def load_benchmark(path: str | Path, data: Path | None = None) -> tuple[Benchmark, Path]:
     """Reads a benchmark file.
 
     Args:
@@ -59,6 +67,7 @@ def load_benchmark(path: Path, data: Path | None = None) -> tuple[Benchmark, Pat
     Raises:
         UserError: for a missing or invalid file, or if no data folder is known.
     """
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such benchmark file; give the path of a benchmark's YAML file")
     try:

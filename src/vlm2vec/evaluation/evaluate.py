@@ -1,149 +1,196 @@
-"""Encode every distinct input once, rank each query's own candidates, score. Knows models only as an `Encoder`."""
+"""A benchmark's evaluation: every distinct input encoded once, every task scored. Knows models only as an `Encoder`."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vlm2vec.data.readers import read_eval_set
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
-from vlm2vec.evaluation.metrics import group_means, hit_at
+from vlm2vec.evaluation.metrics import group_means
+from vlm2vec.evaluation.score import Sample, TaskResult, score_task
 from vlm2vec.images import ImageRef
-from vlm2vec.retrieval.rank import gold_rank, top_k
+from vlm2vec.retrieval.store import InputKeys, MemoryStore, StoreRows, VectorStore, fill
 from vlm2vec.types import EmbeddingInput, Encoder, EvalQuery
 
+__all__ = ["Sample", "TaskResult", "evaluate", "read_results", "read_tasks", "results_json"]
+
 RESULTS_FILE = "results.json"
-SAMPLES_PER_TASK = 5
 PART = 512
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One query of a task with its best candidates, for people to look at."""
-
-    query: EmbeddingInput
-    gold: EmbeddingInput
-    top: tuple[tuple[EmbeddingInput, float, bool], ...]
-    """(candidate, cosine, is it relevant), best first."""
-
-
-@dataclass
-class TaskResult:
-    """Scores of one task."""
-
-    task: EvalTask
-    score: float
-    chance: float
-    """Expected score of a random ranking: mean of relevant / candidates."""
-    num_queries: int
-    num_candidates: int
-    """The most candidates that a query of the task has."""
-    seconds: float
-    samples: list[Sample] = field(default_factory=list)
+READ_AT_ONCE = 8192
+Tasks = Mapping[str, Sequence[EvalQuery]]
 
 
 def read_tasks(benchmark: Benchmark, folder: Path) -> dict[str, list[EvalQuery]]:
-    """Queries of every task; counts that the benchmark states must be there.
+    """Queries of every task, all in memory; see `TaskReader` for one at a time.
 
     Raises:
         UserError: for a set that cannot be read or is not of the stated size.
     """
-    tasks = {}
-    for task in benchmark.tasks:
-        queries = tasks[task.name] = read_eval_set(folder, task.name)
+    reader = TaskReader(benchmark, folder)
+    return {task.name: reader[task.name] for task in benchmark.tasks}
+
+
+class TaskReader(Mapping[str, list[EvalQuery]]):
+    """Tasks that are read when they are asked for, so that memory holds one at a time."""
+
+    def __init__(self, benchmark: Benchmark, folder: Path) -> None:
+        self._benchmark, self._folder = benchmark, folder
+        self._tasks = {task.name: task for task in benchmark.tasks}
+
+    def __getitem__(self, name: str) -> list[EvalQuery]:
+        task = self._tasks[name]
+        queries = read_eval_set(self._folder, task.name)
         most = max(len(query.candidates) for query in queries)
         for what, stated, found in (
             ("num_queries", task.num_queries, len(queries)),
             ("num_candidates", task.num_candidates, most),
         ):
             if stated is not None and stated != found:
-                raise UserError(f"{folder / task.name}: {what} is {found}, but {benchmark.name} states {stated}")
-    return tasks
+                place = self._folder / task.name
+                raise UserError(f"{place}: {what} is {found}, but {self._benchmark.name} states {stated}")
+        return queries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
 
 
-def pictures_of(tasks: dict[str, list[EvalQuery]]) -> Iterable[ImageRef]:
+def check_tasks(tasks: Tasks) -> int:
+    """Reads every task once and looks whether its pictures are there; nothing is decoded.
+
+    Returns:
+        How many inputs an evaluation will report progress for.
+
+    Raises:
+        UserError: for the first set or picture that is missing.
+    """
+    total = 0
+    for name in tasks:
+        queries = tasks[name]
+        for image in dict.fromkeys(pictures_of({name: queries})):
+            if not image.exists():
+                raise UserError(f"{image}: the picture is missing; `vlm2vec data check` lists what is not there")
+        total += num_inputs(queries)
+    return total
+
+
+def pictures_of(tasks: Tasks) -> Iterable[ImageRef]:
     """Every picture of these tasks, repeats included."""
     for queries in tasks.values():
-        for query in queries:
-            for item in (query.query, *query.candidates):
-                yield from item.images
+        for item in distinct_inputs(queries):
+            yield from item.images
+
+
+def distinct_inputs(queries: Iterable[EvalQuery]) -> list[EmbeddingInput]:
+    """Queries and candidates without repeats, in order."""
+    by_place: dict[int, EmbeddingInput] = {}
+    seen: set[int] = set()
+    for query in queries:
+        by_place[id(query.query)] = query.query
+        if id(query.candidates) not in seen:  # in global scope all queries share one tuple
+            seen.add(id(query.candidates))
+            by_place.update((id(item), item) for item in query.candidates)
+    return list(dict.fromkeys(by_place.values()))
+
+
+def num_inputs(queries: Iterable[EvalQuery]) -> int:
+    """How many inputs `evaluate` reports progress for on a task, found ones included."""
+    return len(distinct_inputs(queries))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What part of the encoding is this process's, and how the processes wait for each other.
+
+    Attributes:
+        rank: Of this process; only rank 0 scores.
+        world_size: Number of processes.
+        wait: Returns when every process has come this far.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    wait: Callable[[], None] = lambda: None
 
 
 def evaluate(
     encoder: Encoder,
     benchmark: Benchmark,
-    tasks: dict[str, list[EvalQuery]],
+    tasks: Tasks,
     progress: Callable[[int], None] = lambda done: None,
+    store: VectorStore | None = None,
+    share: Share = Share(),
 ) -> list[TaskResult]:
     """Scores an encoder on every task.
 
     Args:
         encoder: Anything with `encode`.
         benchmark: The tasks' facts.
-        tasks: Their queries, from `read_tasks`.
-        progress: Called with the number of distinct inputs encoded since the last call.
+        tasks: Their queries, from `read_tasks` or a `TaskReader`.
+        progress: Called with the number of inputs done since the last call, per task; found ones included.
+        store: Where vectors are kept and looked for; None: for the length of this job. Several processes need one
+            that they all see.
+        share: This process's part of the encoding.
 
     Returns:
-        One result a task, in the benchmark's order.
+        One result a task, in the benchmark's order; none on processes other than rank 0.
     """
-    vectors: dict[EmbeddingInput, np.ndarray] = {}
+    store = MemoryStore() if store is None else store
+    key_of = InputKeys()
     results = []
     for task in benchmark.tasks:
         since = time.perf_counter()
         queries = tasks[task.name]
-        new = [item for item in distinct_inputs(queries) if item not in vectors]
-        for start in range(0, len(new), PART):
-            part = new[start : start + PART]
-            vectors.update(zip(part, encoder.encode(part), strict=True))
-            progress(len(part))
-        results.append(_score(task, queries, vectors, since))
+        by_key = {key_of(item): item for item in distinct_inputs(queries)}
+        fill(
+            store,
+            by_key,
+            encoder.encode,
+            part_size=PART,
+            share=(share.rank, share.world_size),
+            progress=progress,
+        )
+        share.wait()
+        if share.rank:
+            continue
+        store.refresh()
+        results.append(score_task(task, queries, _Table(store, list(by_key)), key_of, time.perf_counter() - since))
     return results
 
 
-def distinct_inputs(queries: Iterable[EvalQuery]) -> list[EmbeddingInput]:
-    """Queries and candidates without repeats, in order."""
-    return list(dict.fromkeys(item for query in queries for item in (query.query, *query.candidates)))
+class _Table:
+    """A task's vectors by input."""
+
+    def __init__(self, store: VectorStore, keys: list[bytes]) -> None:
+        self._rows = store.rows(keys)
+        self._place = {key: i for i, key in enumerate(keys)}
+
+    def __call__(self, keys: Sequence[bytes]) -> Any:
+        places = [self._place[key] for key in keys]
+        if len(places) <= READ_AT_ONCE or not isinstance(self._rows, StoreRows):
+            return self._rows[places]
+        return self._rows.view(places)
 
 
-def num_distinct(tasks: dict[str, list[EvalQuery]]) -> int:
-    """How many inputs `evaluate` will encode."""
-    return len(distinct_inputs(query for queries in tasks.values() for query in queries))
+def results_json(
+    model: str, benchmark: Benchmark, results: list[TaskResult], about: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of `results.json`: scores 0 to 1, group scores as unweighted means over tasks.
 
-
-def _score(
-    task: EvalTask, queries: list[EvalQuery], vectors: dict[EmbeddingInput, np.ndarray], since: float
-) -> TaskResult:
-    row = {item: i for i, item in enumerate(distinct_inputs(queries))}
-    matrix = np.stack([vectors[item] for item in row])
-    ranks, samples = [], []
-    shown = {round(i * (len(queries) - 1) / (SAMPLES_PER_TASK - 1)) for i in range(SAMPLES_PER_TASK)}
-    for i, query in enumerate(queries):
-        scores = matrix[[row[item] for item in query.candidates]] @ matrix[row[query.query]]
-        ranks.append(gold_rank(scores, query.relevant))
-        if i in shown:
-            best = top_k(scores, 5)
-            top = tuple((query.candidates[c], float(scores[c]), int(c) in query.relevant) for c in best)
-            samples.append(Sample(query.query, query.candidates[query.relevant[0]], top))
-    return TaskResult(
-        task,
-        hit_at(ranks, 1),
-        float(np.mean([len(query.relevant) / len(query.candidates) for query in queries])),
-        len(queries),
-        max(len(query.candidates) for query in queries),
-        time.perf_counter() - since,
-        samples,
-    )
-
-
-def results_json(model: str, benchmark: Benchmark, results: list[TaskResult]) -> dict[str, Any]:
-    """The content of `results.json`: scores 0 to 1, group scores as unweighted means over tasks."""
+    Args:
+        model: What was evaluated, as the user named it.
+        benchmark: Its facts.
+        results: One a task.
+        about: What the numbers depend on (template hash, versions, …); nothing that differs from run to run.
+    """
     return {
         "model": model,
         "benchmark": benchmark.name,
@@ -156,13 +203,27 @@ def results_json(model: str, benchmark: Benchmark, results: list[TaskResult]) ->
                 "num_candidates": result.num_candidates,
                 "meta_task": result.task.meta_task,
                 "split": result.task.split,
+                "modality": result.task.modality,
+                "interval": list(result.interval) if result.interval else None,
+                "metrics": result.metrics,
             }
             for result in results
         },
         "groups": group_means(
-            {result.task.name: result.score for result in results},
-            {result.task.name: (result.task.meta_task, result.task.split) for result in results},
+            {result.task.name: result.score for result in results}, groups_of([result.task for result in results])
         ),
+        **({"about": dict(about)} if about else {}),
+    }
+
+
+def groups_of(tasks: Sequence[EvalTask]) -> dict[str, tuple[str, ...]]:
+    """The groups of each task: meta-task, ind or ood, and its modality where there are several."""
+    several = len({task.modality for task in tasks}) > 1
+    return {
+        task.name: tuple(
+            group for group in (task.meta_task, task.modality if several else None, task.split) if group is not None
+        )
+        for task in tasks
     }
 
 

@@ -1,16 +1,180 @@
-"""Scores from ranks."""
+"""Scores from ranks, their means over tasks, and how far chance may have moved them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-META_TASKS = ("classification", "vqa", "retrieval", "grounding")
+import numpy as np
+
+META_TASKS = (
+    "classification",
+    "vqa",
+    "retrieval",
+    "grounding",
+    "video_classification",
+    "video_qa",
+    "video_retrieval",
+    "moment_retrieval",
+    "vidore_v1",
+    "vidore_v2",
+    "visrag",
+    "visdoc_ood",
+)
+MODALITIES = ("image", "video", "visdoc")
 SPLITS = ("ind", "ood")
+GROUPS = (*META_TASKS, *MODALITIES, *SPLITS, "overall")
+CUTS = (1, 5, 10)
 
 
-def hit_at(ranks: Sequence[int], k: int) -> float:
-    """Share of queries whose best relevant candidate is among the first k; ranks count from 1."""
-    return sum(rank <= k for rank in ranks) / len(ranks)
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Where the relevant candidates of one query stand.
+
+    Attributes:
+        ranks: Of each relevant candidate, from 1; exact where it is at most the largest k that is asked for.
+        gains: How relevant each is, in the same order; 1 where relevance is not graded.
+    """
+
+    ranks: tuple[int, ...]
+    gains: tuple[float, ...] = ()
+
+    @property
+    def graded(self) -> tuple[float, ...]:
+        """Gains, 1 each where none are given."""
+        return self.gains or (1.0,) * len(self.ranks)
+
+
+def hit(query: Ranked, k: int) -> float:
+    """1 where a relevant candidate is among the first k."""
+    return float(min(query.ranks) <= k)
+
+
+def precision(query: Ranked, k: int) -> float:
+    """Share of the first k that is relevant; places that no candidate fills count as not relevant."""
+    return sum(rank <= k for rank in query.ranks) / k
+
+
+def recall(query: Ranked, k: int) -> float:
+    """Share of the relevant candidates that is among the first k."""
+    return sum(rank <= k for rank in query.ranks) / len(query.ranks)
+
+
+def f1(query: Ranked, k: int) -> float:
+    """Harmonic mean of precision and recall."""
+    p, r = precision(query, k), recall(query, k)
+    return 2 * p * r / (p + r) if p + r else 0.0
+
+
+def average_precision(query: Ranked, k: int) -> float:
+    """Precision at each relevant candidate among the first k, over all relevant ones (as trec_eval's map_cut)."""
+    return _precision_sum(query, k) / len(query.ranks)
+
+
+def average_precision_capped(query: Ranked, k: int) -> float:
+    """The same over min(k, relevant), as the reference evaluator of MMEB divides."""
+    return _precision_sum(query, k) / min(k, len(query.ranks))
+
+
+def reciprocal_rank(query: Ranked, k: int) -> float:
+    """1 / rank of the first relevant candidate, 0 beyond k."""
+    first = min(query.ranks)
+    return 1 / first if first <= k else 0.0
+
+
+def ndcg_linear(query: Ranked, k: int) -> float:
+    """Discounted gain over that of the best order (Jarvelin and Kekalainen 2002, discount log2(rank + 1))."""
+    return _ndcg(query, k, lambda gain: gain)
+
+
+def ndcg_exponential(query: Ranked, k: int) -> float:
+    """The same with gain 2**relevance - 1 (Burges et al. 2005)."""
+    return _ndcg(query, k, lambda gain: 2**gain - 1)
+
+
+def _precision_sum(query: Ranked, k: int) -> float:
+    within = sorted(rank for rank in query.ranks if rank <= k)
+    return sum(found / rank for found, rank in enumerate(within, start=1))
+
+
+def _ndcg(query: Ranked, k: int, worth: Callable[[float], float]) -> float:
+    gains = [worth(gain) for gain in query.graded]
+    ideal = sum(gain / math.log2(place + 1) for place, gain in enumerate(sorted(gains, reverse=True)[:k], start=1))
+    reached = sum(gain / math.log2(rank + 1) for rank, gain in zip(query.ranks, gains, strict=True) if rank <= k)
+    return reached / ideal if ideal else 0.0
+
+
+METRICS: dict[str, Callable[[Ranked, int], float]] = {
+    "hit": hit,
+    "ndcg_linear": ndcg_linear,
+    "ndcg_exponential": ndcg_exponential,
+    "precision": precision,
+    "recall": recall,
+    "f1": f1,
+    "map": average_precision,
+    "mrr": reciprocal_rank,
+}
+
+
+TASK_METRICS = tuple(
+    f"{name}@{k}" for name in ("hit", "ndcg", "ndcg_linear", "ndcg_exponential", "precision", "recall") for k in CUTS
+)
+"""What a task may be scored by: metrics whose chance is known in closed form."""
+
+
+def values_of(name: str, queries: Sequence[Ranked]) -> np.ndarray:
+    """One metric such as `hit@1` of each query, shape [Q]; "ndcg" is the linear one."""
+    metric, _, cut = name.partition("@")
+    function = METRICS["ndcg_linear" if metric == "ndcg" else metric]
+    return np.array([function(query, int(cut)) for query in queries])
+
+
+def chance_of(name: str, gains: Sequence[float], num_candidates: int) -> float:
+    """What a random order of the candidates scores on average.
+
+    Args:
+        name: Such as `hit@1`, one of `TASK_METRICS`.
+        gains: Of the relevant candidates.
+        num_candidates: Relevant ones included.
+    """
+    metric, _, cut = name.partition("@")
+    k, num_relevant = min(int(cut), num_candidates), len(gains)
+    if metric == "hit":
+        draws = math.comb(num_candidates, k)
+        return (draws - math.comb(num_candidates - num_relevant, k)) / draws
+    if metric == "precision":
+        return k / int(cut) * num_relevant / num_candidates
+    if metric == "recall":
+        return k / num_candidates
+    worth = [2**gain - 1 if metric == "ndcg_exponential" else gain for gain in gains]
+    discounts = [1 / math.log2(place + 1) for place in range(1, k + 1)]
+    ideal = sum(gain * discount for gain, discount in zip(sorted(worth, reverse=True), discounts, strict=False))
+    return sum(worth) / num_candidates * sum(discounts) / ideal if ideal else 0.0
+
+
+def all_metrics(queries: Sequence[Ranked], cuts: Sequence[int] = CUTS) -> dict[str, float]:
+    """The mean over queries of every metric at every cut."""
+    return {f"{name}@{k}": float(values_of(f"{name}@{k}", queries).mean()) for name in METRICS for k in cuts}
+
+
+def bootstrap_interval(
+    values: np.ndarray, level: float = 0.95, num_samples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean when queries are drawn again with replacement (Efron 1979).
+
+    Args:
+        values: One score a query, shape [Q].
+        level: Share of the samples that the interval holds.
+        num_samples: How often the queries are drawn.
+        seed: Of the drawing; the same values give the same interval.
+    """
+    random = np.random.default_rng(seed)
+    # Equal scores are interchangeable: drawing how often each occurs is drawing the queries.
+    scores, counts = np.unique(values, return_counts=True)
+    drawn = random.multinomial(len(values), counts / len(values), size=num_samples)
+    low, high = np.quantile(drawn @ scores / len(values), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def group_means(scores: Mapping[str, float], groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -20,7 +184,7 @@ def group_means(scores: Mapping[str, float], groups: Mapping[str, Sequence[str]]
         scores: Score by task.
         groups: The groups that each task belongs to.
     """
-    members: dict[str, list[float]] = {name: [] for name in (*META_TASKS, *SPLITS, "overall")}
+    members: dict[str, list[float]] = {name: [] for name in GROUPS}
     for task, score in scores.items():
         for group in (*groups[task], "overall"):
             members[group].append(score)

@@ -15,13 +15,12 @@ from rich.text import Text
 
 from vlm2vec.evaluation.benchmark import Benchmark
 from vlm2vec.evaluation.evaluate import RESULTS_FILE, TaskResult, results_json
-from vlm2vec.evaluation.metrics import META_TASKS, SPLITS, group_means
+from vlm2vec.evaluation.metrics import GROUPS, group_means
 from vlm2vec.evaluation.report_html import percent, render_page
 
 MARKDOWN_FILE = "results.md"
 LEADERBOARD_FILE = "leaderboard.json"
 HTML_FILE = "report.html"
-GROUPS = (*META_TASKS, *SPLITS, "overall")
 # The fields of the upstream leaderboard's submission, besides the model's name and the date.
 LEADERBOARD_FIELDS = (
     "model_backbone",
@@ -103,7 +102,12 @@ class Comparison:
 
 
 def write_evaluation(
-    output: Path, model: str, benchmark: Benchmark, results: list[TaskResult], about: dict[str, Any]
+    output: Path,
+    model: str,
+    benchmark: Benchmark,
+    results: list[TaskResult],
+    about: dict[str, Any],
+    run: dict[str, Any] | None = None,
 ) -> None:
     """Writes `results.json`, `results.md`, `leaderboard.json` and `report.html`.
 
@@ -114,18 +118,20 @@ def write_evaluation(
         model: What was evaluated, as the user named it.
         benchmark: The tasks' facts.
         results: One a task.
-        about: What one needs to know to trust the numbers: versions, machine, seed, time.
+        about: What the numbers depend on: template, precision, versions, data revision; goes into `results.json`.
+        run: What differs from run to run: time, machine.
 
     Raises:
         UserError: if a sample's picture can no longer be read.
     """
     output.mkdir(parents=True, exist_ok=True)
-    content = results_json(model, benchmark, results)
+    content = results_json(model, benchmark, results, about)
+    facts = {**about, **(run or {})}
     _write_text(output / RESULTS_FILE, _json(content))
-    _write_text(output / MARKDOWN_FILE, _results_markdown(content, about))
-    _write_text(output / LEADERBOARD_FILE, _json(_leaderboard(model, results, about)))
+    _write_text(output / MARKDOWN_FILE, _results_markdown(content, facts))
+    _write_text(output / LEADERBOARD_FILE, _json(leaderboard_json(content)))
     title = f"{model} on {benchmark.name}"
-    write_html(output / HTML_FILE, title, {model: content}, results, {}, about)
+    write_html(output / HTML_FILE, title, {model: content}, results, {}, facts)
 
 
 def write_html(
@@ -247,19 +253,17 @@ def _group_rows(content: dict[str, Any]) -> list[ComparisonRow]:
     return [row for row in comparison_table({content["model"]: content}).rows if row.is_group]
 
 
-def _leaderboard(model: str, results: list[TaskResult], about: dict[str, Any]) -> dict[str, Any]:
-    """The upstream submission; metadata that `about` does not name stay null for the submitter to fill in."""
-    metadata = {"model_name": model, **{name: about.get(name) for name in LEADERBOARD_FIELDS}}
+def leaderboard_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The upstream submission from a `results.json`; metadata that it does not know stay null for the submitter."""
+    about = content.get("about", {})
+    metadata = {"model_name": content["model"], **{name: about.get(name) for name in LEADERBOARD_FIELDS}}
     metadata["report_generated_date"] = datetime.now(UTC).replace(tzinfo=None).isoformat()
-    image = {
-        result.task.name: {
-            result.task.metric: result.score,
-            "num_pred": result.num_queries,
-            "num_data": result.num_queries,
-        }
-        for result in results
-    }
-    return {"metadata": metadata, "metrics": {"image": image}}
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, task in content["tasks"].items():
+        scores = task.get("metrics") or {task["metric"]: task["score"]}
+        sizes = {"num_pred": task["num_queries"], "num_data": task["num_queries"]}
+        metrics.setdefault(task.get("modality", "image"), {})[name] = {**scores, **sizes}
+    return {"metadata": metadata, "metrics": metrics}
 
 
 def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -2,45 +2,93 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlm2vec.cache import cache_folder
 from vlm2vec.evaluation.benchmark import Benchmark, load_benchmark
-from vlm2vec.evaluation.evaluate import TaskResult, evaluate, num_distinct, pictures_of, read_tasks
+from vlm2vec.evaluation.evaluate import TaskReader, TaskResult, check_tasks, evaluate
+from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.report import write_evaluation
 from vlm2vec.models.checkpoint import provenance
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.models.pictures import read_pictures
+from vlm2vec.models.fingerprint import describe
 from vlm2vec.progress import progress_bar
+from vlm2vec.retrieval.store import EmbeddingStore, default_store
+from vlm2vec.types import EmbeddingInput
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CountingEncoder:
+    """An embedder that counts what it encodes, and keeps picture features before their vectors are kept.
+
+    So a run that was killed finds the same features, in the same batches, as one that was not.
+    """
+
+    embedder: Embedder
+    num_encoded: int = 0
+
+    def encode(self, inputs: Sequence[EmbeddingInput]) -> np.ndarray:
+        """Unit-norm vectors [N, D] in input order."""
+        vectors = self.embedder.encode(inputs)
+        self.num_encoded += len(inputs)
+        cache = self.embedder.backbone.vision_cache
+        if cache is not None:
+            cache.flush()
+        return vectors
 
 
 def score_model(
-    model: str, benchmark_file: Path, output: Path, data: Path | None = None, options: dict[str, Any] | None = None
+    model: str,
+    benchmark_file: str | Path,
+    output: Path,
+    data: Path | None = None,
+    options: dict[str, Any] | None = None,
+    store: Path | None = None,
 ) -> tuple[Benchmark, list[TaskResult]]:
     """Scores a model on a benchmark and writes the results.
 
+    Under `torchrun` every process encodes its share into the common store, and the first one scores and writes.
+
     Args:
         model: What `Embedder.from_pretrained` takes.
-        benchmark_file: The benchmark's YAML.
+        benchmark_file: A shipped benchmark's name or the path of a YAML file.
         output: Folder for `results.json` and the reports.
         data: Folder of the evaluation sets; None: as the benchmark says.
         options: Settings of the model's family.
+        store: Folder of kept vectors; None: in the user's cache.
+
+    Returns:
+        The benchmark and one result a task (none on processes other than the first).
 
     Raises:
         UserError: for bad input; nothing is written then.
     """
     since = time.perf_counter()
     benchmark, folder = load_benchmark(benchmark_file, data)
-    tasks = read_tasks(benchmark, folder)
-    embedder = Embedder.from_pretrained(model, **(options or {}))
-    embedder.backbone.cache_pictures(cache_folder() / "vision")
-    pictures = dict.fromkeys(pictures_of(tasks))
-    with progress_bar("checking and encoding pictures", len(pictures)) as advance:
-        read_pictures(embedder, pictures, advance)
-    with progress_bar(f"scoring {Path(model).name}", num_distinct(tasks)) as advance:
-        results = evaluate(embedder, benchmark, tasks, advance)
-    about = provenance(seconds=round(time.perf_counter() - since, 1), dtype=str(embedder.dtype))
-    write_evaluation(output, model, benchmark, results, about)
+    tasks = TaskReader(benchmark, folder)
+    total = check_tasks(tasks)
+    with joined_processes() as share:
+        embedder = Embedder.from_pretrained(model, **(options or {}))
+        embedder.backbone.cache_pictures(cache_folder() / "vision")
+        about = describe(embedder, model)
+        vectors = EmbeddingStore(store or default_store(), about)
+        for notice in vectors.notices:
+            logger.warning(notice)
+        encoder = CountingEncoder(embedder)
+        with progress_bar(f"scoring {Path(model).name}", total) as advance:
+            results = evaluate(encoder, benchmark, tasks, advance, vectors, share)
+    if share.rank == 0:
+        facts = {"embedding_dimension": embedder.embedding_dim, **benchmark.facts, **about}
+        seconds = round(time.perf_counter() - since, 1)
+        run = provenance(seconds=seconds, num_encoded=encoder.num_encoded, num_inputs=total)
+        write_evaluation(output, model, benchmark, results, facts, run)
     return benchmark, results

@@ -1,27 +1,228 @@
-"""Exact ranking by counting. Shapes: Q queries, C candidates, D embedding dim."""
+"""Exact ranking without sorting. Shapes: B queries, M candidates, D embedding dim, K kept scores.
+
+One order everywhere: higher scores first; among equal scores what is not relevant stands before what is, and less
+relevant before more. So a model that gives one vector for everything scores zero instead of one hundred.
+
+A score is the float64 dot product, rounded to float32. It does not depend on block sizes, threads or the matrix
+library, so neither does a rank. Matrix products (in bfloat16 where the processor has it) only decide which pairs need
+that score, with a bound on their own rounding.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import numpy as np
+import torch
+
+BLOCK = 8192
+DEPTH = 10
+"""Ranks are exact down to this depth: the largest k of the metrics."""
+MOST_PAIRS = 64
+"""So many pairs a query and block are scored after a bfloat16 product; more are first thinned out in float32."""
 
 
-def gold_rank(scores_C: np.ndarray, relevant: tuple[int, ...]) -> int:
+class Rows(Protocol):
+    """Vectors [M, D] that can be cut by slice, list or number: an array, a memory map, or a view of a store."""
+
+    def __len__(self) -> int:
+        """M."""
+        ...
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """The vectors of these rows."""
+        ...
+
+
+def gold_rank(scores_M: np.ndarray, relevant: Sequence[int]) -> int:
     """Rank of the best relevant candidate, from 1; every other candidate that ties with it stands before it.
 
-    Counting ties as misses makes a constant model score zero instead of one hundred.
-
     Args:
-        scores_C: Score of each candidate, higher is better, shape [C].
+        scores_M: Score of each candidate, higher is better, shape [M].
         relevant: Positions of the relevant candidates, at least one.
     """
     golds = list(relevant)
-    best = scores_C[golds].max()
-    others = np.ones(len(scores_C), dtype=bool)
+    best = scores_M[golds].max()
+    others = np.ones(len(scores_M), dtype=bool)
     others[golds] = False
     # `not <` rather than `>=`: a candidate whose score is not a number is before the gold, too.
-    return 1 + int((~(scores_C[others] < best)).sum())
+    return 1 + int((~(scores_M[others] < best)).sum())
 
 
-def top_k(scores_C: np.ndarray, k: int) -> np.ndarray:
+def top_k(scores_M: np.ndarray, k: int) -> np.ndarray:
     """Positions of the k best candidates, best first; equal scores in candidate order."""
-    return np.argsort(-scores_C, kind="stable")[:k]
+    return np.argsort(-scores_M, kind="stable")[:k]
+
+
+def exact_scores(query_D: np.ndarray, rows_MD: np.ndarray) -> np.ndarray:
+    """Score of one query (in float64) with each row, shape [M]."""
+    return np.asarray(rows_MD.astype(np.float64) @ query_D, dtype=np.float32)
+
+
+def rank_relevant(
+    queries_BD: np.ndarray,
+    candidates_MD: Rows,
+    relevant: Sequence[Sequence[int]],
+    gains: Sequence[Sequence[float]] | None = None,
+    *,
+    depth: int = DEPTH,
+    block: int = BLOCK,
+    screen: torch.dtype | None = None,
+) -> list[list[int]]:
+    """Rank of every relevant candidate of every query among all candidates, exact down to `depth`.
+
+    The candidates are gone through once, in blocks; of each block only what can stand among the first `depth` is
+    scored exactly and kept. So memory does not grow with M (which may be a memory map), and nothing is sorted.
+
+    Args:
+        queries_BD: Query vectors.
+        candidates_MD: Candidate vectors, not of length 0.
+        relevant: For each query, positions of its relevant candidates, at least one.
+        gains: How relevant each of them is; None: all equally.
+        depth: Ranks beyond it are only known to be beyond: they come as `depth + 1`.
+        block: Candidates a matrix product.
+        screen: Precision of the matrix products; None: bfloat16 where the processor computes in it, else float32.
+
+    Returns:
+        For each query the ranks in the order of its `relevant`, from 1.
+    """
+    first_of, copies = _equal_rows(candidates_MD)
+    golds = [[int(first_of[position]) for position in positions] for positions in relevant]
+    queries_BD = np.ascontiguousarray(queries_BD, dtype=np.float32)
+    wide_BD = queries_BD.astype(np.float64)
+    gold_scores = [exact_scores(wide_BD[i], candidates_MD[places]) for i, places in enumerate(golds)]
+    best_BK = np.full((len(queries_BD), depth), -np.inf, dtype=np.float32)
+    for start in range(0, len(candidates_MD), block):
+        part_MD = np.array(candidates_MD[start : start + block], dtype=np.float32)
+        skip = _golds_in(golds, start, start + len(part_MD))
+        repeats = None if copies is None else np.minimum(copies[start : start + block], depth)
+        precision = screen or _native(len(queries_BD) * len(part_MD))
+        rows, columns = _survivors(queries_BD, part_MD, best_BK, skip, precision)
+        _keep_best(best_BK, wide_BD, part_MD, rows, columns, repeats)
+    ranks = []
+    for i, positions in enumerate(golds):
+        beside = gold_scores[i][_copies_beside(positions, copies, depth)]
+        worth = gains[i] if gains else [1.0] * len(positions)
+        ranks.append(_ranks(gold_scores[i], worth, np.append(best_BK[i], beside), depth))
+    return ranks
+
+
+def _native(num_scores: int) -> torch.dtype:
+    """Narrow products pay for large blocks only."""
+    has = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
+    return torch.bfloat16 if num_scores >= 1 << 20 and has else torch.float32
+
+
+def _golds_in(golds: list[list[int]], start: int, stop: int) -> tuple[list[int], list[int]]:
+    """(row, column) of the relevant candidates in a block: they are not in their own race."""
+    found = [(row, p - start) for row, positions in enumerate(golds) for p in positions if start <= p < stop]
+    return [row for row, _ in found], [column for _, column in found]
+
+
+def _survivors(
+    queries_BD: np.ndarray,
+    part_MD: np.ndarray,
+    best_BK: np.ndarray,
+    skip: tuple[list[int], list[int]],
+    precision: torch.dtype,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (row, column), by row, of a block whose exact score can be among the K best of the row."""
+    left, left_error_B, left_norm_B = _rounded(queries_BD, precision)
+    right, right_error_M, right_norm_M = _rounded(part_MD, precision)
+    scores_BM = left @ right.T
+    scores_BM[skip] = -torch.inf
+    # |q.c - q'.c'| <= |q - q'| |c| + |q'| |c - c'|; then the product's own sums, in float32, and its rounding.
+    longest = right_norm_M.max()
+    margin_B = left_error_B * longest + (left_norm_B + left_error_B) * right_error_M.max()
+    margin_B += 2 * np.finfo(np.float32).eps * queries_BD.shape[1] * left_norm_B * longest
+    rounding = torch.finfo(precision).eps
+    kth_B = best_BK.min(axis=1).astype(np.float64)
+    depth = best_BK.shape[1]
+    if len(part_MD) > depth:  # the block's own K best are a bar, too
+        own_B = scores_BM.topk(depth, dim=1).values[:, -1].double().numpy()
+        kth_B = np.fmax(kth_B, own_B - np.abs(own_B) * rounding - margin_B)
+    bar_B = kth_B - margin_B
+    bar_B = np.nan_to_num(bar_B - 3 * np.abs(bar_B) * rounding, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    # `not <`: what is not a number stays in.
+    stays_BM = ~(scores_BM < torch.from_numpy(bar_B).to(precision).unsqueeze(1)) & ~torch.isneginf(scores_BM)
+    rows, columns = np.nonzero(stays_BM.numpy())
+    if precision is not torch.float32 and len(rows) > MOST_PAIRS * len(queries_BD):
+        return _survivors(queries_BD, part_MD, best_BK, skip, torch.float32)
+    return rows, columns
+
+
+def _rounded(vectors: np.ndarray, precision: torch.dtype) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Vectors in a precision, how long the difference of each to the original is, and how long each is."""
+    given = torch.from_numpy(vectors)
+    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    if precision is torch.float32:
+        return given, np.zeros(len(vectors), np.float32), norms
+    narrow = given.to(precision)
+    errors = np.empty(len(vectors), np.float32)
+    bits = narrow.view(torch.int16).numpy().view(np.uint16)  # bfloat16 is the upper half of a float32
+    for start in range(0, len(vectors), 256):  # parts that fit the processor's cache
+        kept = (bits[start : start + 256].astype(np.uint32) << 16).view(np.float32)
+        lost = vectors[start : start + 256] - kept
+        errors[start : start + 256] = np.einsum("nd,nd->n", lost, lost)
+    return narrow, np.sqrt(errors), norms
+
+
+def _keep_best(
+    best_BK: np.ndarray,
+    wide_BD: np.ndarray,
+    part_MD: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    repeats: np.ndarray | None,
+) -> None:
+    """Scores pairs exactly and merges them into each row's best; a repeated vector counts that often."""
+    depth = best_BK.shape[1]
+    touched, begins = np.unique(rows, return_index=True)
+    for row, mine in zip(touched, np.split(columns, begins[1:]), strict=True) if len(touched) else ():
+        scores = exact_scores(wide_BD[row], part_MD[mine])
+        scores = np.where(np.isnan(scores), np.inf, scores)  # before every gold
+        if repeats is not None:
+            scores = np.repeat(scores, repeats[mine])
+        merged = np.concatenate([best_BK[row], scores])
+        best_BK[row] = np.partition(merged, len(merged) - depth)[-depth:]
+
+
+def _equal_rows(rows_MD: Rows) -> tuple[np.ndarray, np.ndarray | None]:
+    """For each row the first row with the same content, and how often that content is there (0 for the repeats).
+
+    The second is None where no row repeats. Only rows that agree in their first two numbers are compared in full.
+    """
+    first_of = np.arange(len(rows_MD))
+    heads = np.concatenate(
+        [np.asarray(rows_MD[start : start + BLOCK])[:, :2] for start in range(0, len(rows_MD), BLOCK)]
+    ).astype(np.float32)
+    bits = np.ascontiguousarray(np.repeat(heads, 2, axis=1) if heads.shape[1] < 2 else heads)
+    _, group, size = np.unique(bits.view(np.uint64).ravel(), return_inverse=True, return_counts=True)
+    suspects = np.flatnonzero(size[group] > 1)
+    seen: dict[bytes, int] = {}
+    for row in suspects:
+        first_of[row] = seen.setdefault(np.asarray(rows_MD[int(row)]).tobytes(), int(row))
+    copies = np.bincount(first_of, minlength=len(rows_MD))
+    return first_of, (copies if (copies != 1).any() else None)
+
+
+def _copies_beside(positions: list[int], copies: np.ndarray | None, depth: int) -> list[int]:
+    """Places in `positions`, repeated as often as copies of that vector are not relevant: they tie with it."""
+    if copies is None:
+        return []
+    beside: list[int] = []
+    for place, position in enumerate(positions):
+        if positions.index(position) == place:
+            beside += [place] * min(depth, int(copies[position]) - positions.count(position))
+    return beside
+
+
+def _ranks(gold_scores: np.ndarray, gains: Sequence[float], others: np.ndarray, depth: int) -> list[int]:
+    """Ranks among the best other scores: an equal one is before, and so is one that is not a number."""
+    scores = np.where(np.isnan(gold_scores), -np.inf, gold_scores)
+    others = others[~np.isneginf(others)]  # without the places that no candidate took
+    before = [int((~(others < score)).sum()) for score in scores]
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], gains[i], i))
+    place = {i: position for position, i in enumerate(order)}
+    return [min(1 + before[i] + place[i], depth + 1) for i in range(len(scores))]

@@ -1,0 +1,85 @@
+"""What an embedder's vectors depend on besides the input, part by part, as hashes and plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from vlm2vec.models.embedder import Embedder
+
+LIBRARIES = ("vlm2vec", "torch", "transformers", "pillow", "numpy")
+ADAPTER_PARTS = ("lora_", "modules_to_save", "adapter")
+HASHED_AT_ONCE = 1 << 26
+
+
+def describe(embedder: Embedder, model: str) -> dict[str, str]:
+    """Everything that decides an embedder's vectors; two embedders with equal descriptions give equal vectors.
+
+    Args:
+        embedder: In the state in which it will encode.
+        model: What the user calls it; only to tell a changed model from another one.
+
+    Returns:
+        Values by name: hashes of base weights, adapter, template and processor; precision, device, versions.
+    """
+    tensors = embedder.state_dict()
+    adapter = {name for name in tensors if any(part in name for part in ADAPTER_PARTS)}
+    backbone = embedder.backbone
+    return {
+        "model": model,
+        "weights": _hash_tensors((name, tensors[name]) for name in sorted(tensors) if name not in adapter),
+        "adapter": _hash_tensors((name, tensors[name]) for name in sorted(adapter)) if adapter else "none",
+        "template": template_hash(embedder),
+        "processor": _hash_text(_processor_text(backbone)),
+        "precision": str(embedder.dtype).removeprefix("torch."),
+        "pooling": backbone.pooling,
+        "device": embedder.device.type,
+        "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+    }
+
+
+def template_hash(embedder: Embedder) -> str:
+    """Identifies the template, the image token and the chat template of a backbone."""
+    backbone: Any = embedder.backbone
+    tokenizer = getattr(getattr(backbone, "processor", None), "tokenizer", getattr(backbone, "tokenizer", None))
+    facts = {
+        "template": asdict(backbone.template),
+        "image_token": getattr(backbone, "image_token", None),
+        "chat_template": getattr(tokenizer, "chat_template", None),
+    }
+    return _hash_text(json.dumps(facts, sort_keys=True, default=str))
+
+
+def _processor_text(backbone: Any) -> str:
+    """Picture and token settings: what transformers saves of a processor, and the family's own options."""
+    settings: dict[str, Any] = {"options": backbone.options(), "class": type(backbone).__name__}
+    processor = getattr(backbone, "processor", None)
+    for name in ("image_processor", "video_processor", "feature_extractor"):
+        part = getattr(processor, name, None)
+        if part is not None:
+            settings[name] = part.to_dict()
+    tokenizer = getattr(processor, "tokenizer", getattr(backbone, "tokenizer", None))
+    if tokenizer is not None:
+        settings["padding_side"] = getattr(tokenizer, "padding_side", None)
+        settings["vocabulary"] = _hash_text(json.dumps(tokenizer.get_vocab(), sort_keys=True))
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _hash_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor.reshape(-1)
+        for part in torch.split(flat, HASHED_AT_ONCE):
+            digest.update(part.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

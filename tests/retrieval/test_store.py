@@ -1,0 +1,123 @@
+"""The store of vectors: what it takes for the same, what it survives, and who may share it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
+from vlm2vec.retrieval.store import EmbeddingStore, InputKeys, clean_store, fill, fingerprint, list_store
+from vlm2vec.types import EmbeddingInput
+
+ABOUT = {"model": "toy", "weights": "w1", "template": "t1"}
+
+
+def items(count: int) -> dict[bytes, EmbeddingInput]:
+    inputs = [EmbeddingInput(text=f"text {i}") for i in range(count)]
+    return dict(zip(map(InputKeys(), inputs), inputs, strict=True))
+
+
+def numbers(inputs: list[EmbeddingInput]) -> np.ndarray:
+    """A vector that tells which input it is of."""
+    return np.array([[float((item.text or "0").split()[-1]), 1.0] for item in inputs], dtype=np.float32)
+
+
+def test_vectors_come_back_in_the_order_asked_for_and_after_reopening(tmp_path: Path) -> None:
+    wanted = items(10)
+    store = EmbeddingStore(tmp_path, ABOUT)
+    assert fill(store, wanted, numbers, part_size=3) == 10
+    keys = list(wanted)[::-1]
+    for again in (store, EmbeddingStore(tmp_path, ABOUT)):
+        rows = again.rows(keys)
+        assert rows[:][:, 0].tolist() == list(range(9, -1, -1))
+        assert rows[[2, 0]][:, 0].tolist() == [7, 9]
+        assert rows[4].tolist() == [5.0, 1.0]
+        assert rows.view([8, 1])[:][:, 0].tolist() == [1, 8]
+        assert len(again) == 10
+
+
+def test_a_second_run_encodes_nothing_and_a_longer_one_only_what_is_new(tmp_path: Path) -> None:
+    fill(EmbeddingStore(tmp_path, ABOUT), items(10), numbers, part_size=3)
+    assert fill(EmbeddingStore(tmp_path, ABOUT), items(10), numbers, part_size=3) == 0
+    assert fill(EmbeddingStore(tmp_path, ABOUT), items(14), numbers, part_size=3) == 4
+
+
+@pytest.mark.parametrize("part", ["weights", "template"])
+def test_vectors_of_another_fingerprint_are_not_used_and_that_is_said(tmp_path: Path, part: str) -> None:
+    fill(EmbeddingStore(tmp_path, ABOUT), items(5), numbers)
+    changed = EmbeddingStore(tmp_path, {**ABOUT, part: "other"})
+    assert changed.notices == [f"5 stored vectors of toy were made with another {part}: all are computed again"]
+    assert fill(changed, items(5), numbers) == 5
+    assert EmbeddingStore(tmp_path, {**ABOUT, "model": "another"}).notices == []
+
+
+def test_equal_content_has_one_key_and_every_difference_another(tmp_path: Path) -> None:
+    for name, color in (("a", "red"), ("b", "red"), ("c", "blue")):
+        Image.new("RGB", (8, 8), color).save(tmp_path / f"{name}.png")
+    a, b, c = (ImageRef(path=str(tmp_path / f"{name}.png"), origin=name) for name in "abc")
+    key = InputKeys()
+    assert key(EmbeddingInput("x", (a,))) == key(EmbeddingInput("x", (b,)))
+    different = [
+        EmbeddingInput("x", (a,)),
+        EmbeddingInput("x", (c,)),
+        EmbeddingInput("x"),
+        EmbeddingInput("x", (a, a)),
+        EmbeddingInput("x", (a,), instruction="i"),
+        EmbeddingInput(None, (a,)),
+        EmbeddingInput("", (a,)),
+        EmbeddingInput("xi", (a,)),
+    ]
+    assert len({key(item) for item in different}) == len(different)
+    with pytest.raises(UserError, match=r"gone\.png"):
+        key(EmbeddingInput("x", (ImageRef(path=str(tmp_path / "gone.png")),)))
+
+
+def test_a_shard_without_its_keys_or_cut_short_is_computed_again(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path, ABOUT)
+    fill(store, items(9), numbers, part_size=3)
+    first, second, third = sorted(store.folder.glob("*.keys"))
+    first.unlink()  # killed between the two files
+    second.with_suffix(".npy").write_bytes(second.with_suffix(".npy").read_bytes()[:40])
+    third.write_bytes(third.read_bytes()[:-5])
+    again = EmbeddingStore(tmp_path, ABOUT)
+    assert len(again) == 0
+    assert len(again.notices) == 2 and all("computed again" in notice for notice in again.notices)
+    assert fill(again, items(9), numbers, part_size=3) == 9
+    assert again.rows(list(items(9)))[:][:, 0].tolist() == list(range(9))
+
+
+def _fill_share(root: Path, rank: int, world_size: int) -> None:
+    fill(EmbeddingStore(root, ABOUT), items(200), numbers, part_size=7, share=(rank, world_size))
+
+
+def test_processes_that_share_a_store_write_the_whole_together(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_fill_share, args=(tmp_path, rank, 2)) for rank in range(2)]
+    workers += [context.Process(target=_fill_share, args=(tmp_path, 0, 1))]  # and one that knows of nobody
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    store = EmbeddingStore(tmp_path, ABOUT)
+    assert store.rows(list(items(200)))[:][:, 0].tolist() == list(range(200))
+    assert fill(store, items(200), numbers) == 0
+
+
+def test_a_store_can_be_listed_and_cleaned(tmp_path: Path) -> None:
+    fill(EmbeddingStore(tmp_path, ABOUT), items(5), numbers)
+    other = {**ABOUT, "model": "b"}
+    fill(EmbeddingStore(tmp_path, other), items(3), numbers)
+    found = {entry.model: entry for entry in list_store(tmp_path)}
+    assert {name: entry.num_vectors for name, entry in found.items()} == {"toy": 5, "b": 3}
+    assert found["b"].fingerprint == fingerprint(other)
+    with pytest.raises(UserError, match=f"nothing: no such.*{fingerprint(other)}"):
+        clean_store(tmp_path, ["nothing"])
+    freed = clean_store(tmp_path, [fingerprint(other)])
+    assert freed == found["b"].num_bytes
+    assert [entry.model for entry in list_store(tmp_path)] == ["toy"]
