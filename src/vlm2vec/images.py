@@ -10,40 +10,23 @@ import binascii
 import hashlib
 import io
 import os
-import zipfile
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from vlm2vec import archives
 from vlm2vec.errors import UserError
-
-
-@lru_cache(maxsize=64)
-def _open_zip(path: str, process_id: int) -> zipfile.ZipFile:
-    """One handle a zip and process: an inherited handle shares its file position with the parent."""
-    try:
-        return zipfile.ZipFile(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such zip of images") from error
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: not a readable zip ({error}); download it again") from error
-
-
-@lru_cache(maxsize=64)
-def _zip_index(path: str) -> frozenset[str]:
-    return frozenset(_open_zip(path, os.getpid()).namelist())
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture by reference: a file, a member of a zip, or bytes.
+    """A picture by reference: a file, a member of a zip or tar, or bytes.
 
     Attributes:
-        path: The file, or the zip that holds `member`.
-        member: Name inside the zip at `path`; None for a plain file.
+        path: The file, or the archive that holds `member`.
+        member: Name inside the archive at `path`; None for a plain file.
         data: The encoded file as bytes, where there is no path.
         origin: Where the reference comes from (`file, row 3, field qry_image_path`), for error messages.
     """
@@ -77,18 +60,18 @@ class ImageRef:
         raise UserError(f"image of type {type(source).__name__}: expected a path, bytes, data URI or PIL image")
 
     def exists(self) -> bool:
-        """Whether the file or zip member is there; nothing is decoded."""
+        """Whether the file or archive member is there; nothing is decoded."""
         if self.path is None:
             return True
         if self.member is None:
             return Path(self.path).is_file()
-        return Path(self.path).is_file() and self.member in _zip_index(self.path)
+        return Path(self.path).is_file() and self.member in archives.members(self.path)
 
     def read(self) -> bytes:
         """The encoded bytes of the picture.
 
         Raises:
-            UserError: if the file or the zip member is missing.
+            UserError: if the file or the archive member is missing, or the archive damaged.
         """
         if self.data is not None:
             return self.data
@@ -96,11 +79,11 @@ class ImageRef:
         try:
             if self.member is None:
                 return Path(self.path).read_bytes()
-            return _open_zip(self.path, os.getpid()).read(self.member)
-        except (OSError, KeyError) as error:
+            return archives.read_member(self.path, self.member)
+        except OSError as error:
             raise UserError(f"{self}: the picture is missing; expected a file there") from error
-        except (zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
-            raise UserError(f"{self}: the zip is damaged ({error}); download it again") from error
+        except UserError as error:
+            raise UserError(f"{self.origin}: {error}" if self.origin else str(error)) from error
 
     def digest(self) -> str:
         """SHA-256 of the content: equal pictures have equal digests wherever they lie."""

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm2vec.data.instruct import Kind, kind_of, prompts_of
+from vlm2vec.data.media import Media
+from vlm2vec.data.quirks import Quirks
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
 from vlm2vec.types import EmbeddingInput, EvalQuery, TrainExample
 
 TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
 EVAL_COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
+INSTRUCT_COLUMNS = ("qry_inst", "tgt_inst", *EVAL_COLUMNS)
 TRAIN_FILES = "original-*.parquet"
 EVAL_FILES = "test-*.parquet"
 DANGLING = "<|image_1|>"
+PUBLISHED = Quirks()
 
 
 def list_sets(root: Path, files: str = TRAIN_FILES) -> list[str]:
@@ -48,10 +53,11 @@ def read_train_set(root: Path, name: str, use_negatives: bool = True) -> list[Tr
         UserError: for a missing or empty set, a missing or unknown column, or a row without query or target.
     """
     examples = []
+    media = Media(root)
     for where, row in _rows(root, name, TRAIN_FILES, TRAIN_COLUMNS):
-        query = _input(row["qry"], row["qry_image_path"], root, f"{where}, field qry_image_path")
-        target = _input(row["pos_text"], row["pos_image_path"], root, f"{where}, field pos_image_path")
-        negative = _input(row["neg_text"], row["neg_image_path"], root, f"{where}, field neg_image_path")
+        query = _input(row["qry"], row["qry_image_path"], media, f"{where}, field qry_image_path")
+        target = _input(row["pos_text"], row["pos_image_path"], media, f"{where}, field pos_image_path")
+        negative = _input(row["neg_text"], row["neg_image_path"], media, f"{where}, field neg_image_path")
         if query is None or target is None:
             side = "qry" if query is None else "pos_text"
             raise UserError(f"{where}: field {side} and its picture are both empty; remove the row or fill one")
@@ -60,43 +66,80 @@ def read_train_set(root: Path, name: str, use_negatives: bool = True) -> list[Tr
     return examples
 
 
-def read_eval_set(root: Path, name: str) -> list[EvalQuery]:
-    """Queries of one set in the MMEB-eval layout: `<root>/<name>/test-*.parquet`; the first candidate is the gold.
+def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirks = PUBLISHED) -> list[EvalQuery]:
+    """Queries of one set in either MMEB-eval layout: `<root>/<name>/test-*.parquet`; the first candidate is the gold.
 
-    Pictures are looked for at `<root>/<path>`, then in `<root>/images.zip`; they are not opened.
+    Args:
+        root: The data folder.
+        name: Folder of the set.
+        kind: Which reference loader reads the set, for the layout with instructions apart; None: guessed by row.
+        quirks: How rows become inputs.
 
     Raises:
         UserError: for a missing or empty set, a missing or unknown column, or candidates that do not line up.
     """
+    media = Media(root, ("image-tasks", "image-tasks/MMEB"))
     shared: dict[EmbeddingInput, EmbeddingInput] = {}  # candidates repeat across queries: one object each
+    first_of: dict[str, EmbeddingInput] = {}
     queries = []
-    for where, row in _rows(root, name, EVAL_FILES, EVAL_COLUMNS):
-        query = _input(row["qry_text"], row["qry_img_path"], root, f"{where}, field qry_img_path")
+    for where, row in _rows(root, name, EVAL_FILES, EVAL_COLUMNS, INSTRUCT_COLUMNS):
         texts, paths = row["tgt_text"], row["tgt_img_path"]
-        if query is None or not texts or len(texts) != len(paths):
+        if not texts or len(texts) != len(paths):
+            raise UserError(f"{where}: expected a query and as many tgt_text as tgt_img_path, at least one")
+        parts = _side_texts(row, kind, name, quirks)
+        query = _input(parts.query, row["qry_img_path"], media, f"{where}, field qry_img_path", parts.asks)
+        if query is None:
             raise UserError(f"{where}: expected a query and as many tgt_text as tgt_img_path, at least one")
         candidates = []
-        for i, (text, path) in enumerate(zip(texts, paths, strict=True)):
-            candidate = _input(text, path, root, f"{where}, field tgt_img_path[{i}]")
+        for i, (text, path) in enumerate(zip(parts.targets, paths, strict=True)):
+            candidate = _input(text, path, media, f"{where}, field tgt_img_path[{i}]", parts.wants)
             if candidate is None:
                 raise UserError(f"{where}: candidate {i} has neither text nor picture")
-            candidates.append(shared.setdefault(candidate, candidate))
+            candidate = shared.setdefault(candidate, candidate)
+            if parts.identities:
+                candidate = first_of.setdefault(parts.identities[i], candidate)
+            candidates.append(candidate)
         queries.append(EvalQuery(query, tuple(candidates)))
     return queries
 
 
-def _rows(root: Path, name: str, pattern: str, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of a row, instructions that go beside them, and what tells candidates apart (empty: content)."""
+
+    query: str
+    targets: list[str]
+    identities: list[str]
+    asks: str | None = None
+    wants: str | None = None
+
+
+def _side_texts(row: dict[str, Any], kind: Kind | None, name: str, quirks: Quirks) -> _Texts:
+    texts, paths = row["tgt_text"], row["tgt_img_path"]
+    if "qry_inst" not in row:
+        by_picture = quirks.identity == "published" and kind == "image_t2i"
+        return _Texts(row["qry_text"], texts, paths if by_picture else [])
+    kind = kind or kind_of(row)
+    prompts = prompts_of(kind, row, name)
+    identities = prompts.identities if quirks.identity == "published" else []
+    if quirks.whitespace == "published":
+        return _Texts(prompts.query, prompts.targets, identities)
+    asks, wants = (((row[side] or "").replace(DANGLING, "").strip() or None) for side in ("qry_inst", "tgt_inst"))
+    return _Texts((row["qry_text"] or "").strip(), [text.strip() for text in texts], identities, asks, wants)
+
+
+def _rows(root: Path, name: str, pattern: str, *layouts: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of a set with where each stands; its columns must be those of one of the layouts."""
     files = sorted((root / name).glob(pattern))
     if not files:
         raise UserError(f"{root / name}: no {pattern} there; known sets: {', '.join(list_sets(root, pattern))}")
     rows = []
     for file in files:
-        try:
-            table = pq.read_table(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{file}: not a readable parquet file ({error}); download it again") from error
-        for column in sorted(set(columns) ^ set(table.schema.names)):
-            problem = "unknown" if column in table.schema.names else "missing"
+        table = read_parquet(file)
+        found = set(table.schema.names)
+        columns = min(layouts, key=lambda layout: len(set(layout) ^ found))
+        for column in sorted(set(columns) ^ found):
+            problem = "unknown" if column in found else "missing"
             raise UserError(f"{file}: column {column} is {problem}; expected {', '.join(columns)}")
         rows += [(f"{file}, row {i}", row) for i, row in enumerate(table.to_pylist())]
     if not rows:
@@ -104,21 +147,24 @@ def _rows(root: Path, name: str, pattern: str, columns: Sequence[str]) -> list[t
     return rows
 
 
-def _input(text: str | None, path: str | None, root: Path, origin: str) -> EmbeddingInput | None:
+def read_parquet(file: Path, columns: Sequence[str] | None = None) -> Any:
+    """A parquet file as an arrow table.
+
+    Raises:
+        UserError: if it is not readable.
+    """
+    try:
+        return pq.read_table(file, columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file}: not a readable parquet file ({error}); download it again") from error
+
+
+def _input(
+    text: str | None, path: str | None, media: Media, origin: str, instruction: str | None = None
+) -> EmbeddingInput | None:
     """None where both fields are empty (upstream writes "" for absent)."""
     if not path:
         # Some published rows (WebQA, EDIS) name a picture that they do not have.
-        text = (text or "").replace(f"{DANGLING}\n", "").replace(DANGLING, "")
-        return EmbeddingInput(text=text) if text else None
-    return EmbeddingInput(text=text or None, images=(_locate(path, root, origin),))
-
-
-def _locate(path: str, root: Path, origin: str) -> ImageRef:
-    """The file if it is unpacked, else a zip member: `images/Set/x.jpg` in `images_zip/Set.zip`, or `images.zip`."""
-    head, _, member = path.partition("/")
-    train_zip = root / "images_zip" / f"{member.split('/')[0]}.zip"
-    if head == "images" and train_zip.is_file():
-        return ImageRef(path=str(train_zip), member=member, origin=origin)
-    if (root / "images.zip").is_file():
-        return ImageRef(path=str(root / "images.zip"), member=path, origin=origin)
-    return ImageRef(path=str(root / path), origin=origin)
+        text = (text or "").replace(f"{DANGLING}\n", "").replace(f"{DANGLING} ", "").replace(DANGLING, "")
+        return EmbeddingInput(text=text, instruction=instruction) if text else None
+    return EmbeddingInput(text=text or None, images=(media.picture(path, origin),), instruction=instruction)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm2vec.data.readers import read_eval_set
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
 from vlm2vec.evaluation.metrics import group_means
 from vlm2vec.evaluation.score import Sample, TaskResult, score_task
+from vlm2vec.evaluation.tasks import TaskReader
 from vlm2vec.images import ImageRef
 from vlm2vec.retrieval.store import InputKeys, MemoryStore, StoreRows, VectorStore, fill
 from vlm2vec.types import EmbeddingInput, Encoder, EvalQuery
 
-__all__ = ["Sample", "TaskResult", "evaluate", "read_results", "read_tasks", "results_json"]
+__all__ = ["Sample", "TaskReader", "TaskResult", "evaluate", "read_results", "read_tasks", "results_json"]
 
 RESULTS_FILE = "results.json"
 PART = 512
@@ -34,33 +34,6 @@ def read_tasks(benchmark: Benchmark, folder: Path) -> dict[str, list[EvalQuery]]
     """
     reader = TaskReader(benchmark, folder)
     return {task.name: reader[task.name] for task in benchmark.tasks}
-
-
-class TaskReader(Mapping[str, list[EvalQuery]]):
-    """Tasks that are read when they are asked for, so that memory holds one at a time."""
-
-    def __init__(self, benchmark: Benchmark, folder: Path) -> None:
-        self._benchmark, self._folder = benchmark, folder
-        self._tasks = {task.name: task for task in benchmark.tasks}
-
-    def __getitem__(self, name: str) -> list[EvalQuery]:
-        task = self._tasks[name]
-        queries = read_eval_set(self._folder, task.name)
-        most = max(len(query.candidates) for query in queries)
-        for what, stated, found in (
-            ("num_queries", task.num_queries, len(queries)),
-            ("num_candidates", task.num_candidates, most),
-        ):
-            if stated is not None and stated != found:
-                place = self._folder / task.name
-                raise UserError(f"{place}: {what} is {found}, but {self._benchmark.name} states {stated}")
-        return queries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tasks)
-
-    def __len__(self) -> int:
-        return len(self._tasks)
 
 
 def check_tasks(tasks: Tasks) -> int:

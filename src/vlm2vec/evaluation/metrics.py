@@ -21,8 +21,18 @@ META_TASKS = (
     "vidore_v2",
     "visrag",
     "visdoc_ood",
+    "text_retrieval",
+    "reasoning_retrieval",
+    "instruction_retrieval",
+    "long_retrieval",
+    "condition_retrieval",
+    "audio_classification",
+    "audio_retrieval",
+    "audio_grounding",
+    "tool_retrieval",
+    "gui_control",
 )
-MODALITIES = ("image", "video", "visdoc")
+MODALITIES = ("image", "video", "visdoc", "text", "audio", "agent")
 SPLITS = ("ind", "ood")
 GROUPS = (*META_TASKS, *MODALITIES, *SPLITS, "overall")
 CUTS = (1, 5, 10)

@@ -13,9 +13,10 @@ import numpy as np
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.evaluation.benchmark import Benchmark, load_benchmark
-from vlm2vec.evaluation.evaluate import TaskReader, TaskResult, check_tasks, evaluate
+from vlm2vec.evaluation.evaluate import TaskResult, check_tasks, evaluate
 from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.report import write_evaluation
+from vlm2vec.evaluation.tasks import TaskReader
 from vlm2vec.models.checkpoint import provenance
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.fingerprint import describe
@@ -53,6 +54,7 @@ def score_model(
     data: Path | None = None,
     options: dict[str, Any] | None = None,
     store: Path | None = None,
+    names: Sequence[str] = (),
 ) -> tuple[Benchmark, list[TaskResult]]:
     """Scores a model on a benchmark and writes the results.
 
@@ -65,6 +67,7 @@ def score_model(
         data: Folder of the evaluation sets; None: as the benchmark says.
         options: Settings of the model's family.
         store: Folder of kept vectors; None: in the user's cache.
+        names: Tasks; none: all that have a reader.
 
     Returns:
         The benchmark and one result a task (none on processes other than the first).
@@ -74,6 +77,7 @@ def score_model(
     """
     since = time.perf_counter()
     benchmark, folder = load_benchmark(benchmark_file, data)
+    benchmark = benchmark.only(list(names) or [task.name for task in benchmark.tasks if task.reader])
     tasks = TaskReader(benchmark, folder)
     total = check_tasks(tasks)
     with joined_processes() as share:
@@ -87,7 +91,7 @@ def score_model(
         with progress_bar(f"scoring {Path(model).name}", total) as advance:
             results = evaluate(encoder, benchmark, tasks, advance, vectors, share)
     if share.rank == 0:
-        facts = {"embedding_dimension": embedder.embedding_dim, **benchmark.facts, **about}
+        facts = {"embedding_dimension": embedder.embedding_dim, **benchmark.facts(folder), **about}
         seconds = round(time.perf_counter() - since, 1)
         run = provenance(seconds=seconds, num_encoded=encoder.num_encoded, num_inputs=total)
         write_evaluation(output, model, benchmark, results, facts, run)

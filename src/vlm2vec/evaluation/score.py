@@ -114,6 +114,7 @@ def score_task(
             if numbers[i] in shown:
                 samples[numbers[i]] = _sample(queries[numbers[i]], race, rows_MD, vectors_QD[i], places[i])
     in_order = [ranked[number] for number in range(len(queries))]
+    assert task.metric is not None, "a task without a metric has no reader"
     values = values_of(task.metric, in_order)
     return TaskResult(
         task,

@@ -10,6 +10,7 @@ Shapes: N inputs, D embedding dim.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -67,12 +68,12 @@ class InputKeys:
 
     def _key(self, item: EmbeddingInput) -> bytes:
         digest = hashlib.sha256()
-        for name, value in (("text", item.text), ("instruction", item.instruction)):
-            if value is not None:
-                encoded = value.encode("utf-8", "surrogatepass")
-                digest.update(f"{name} {len(encoded)}\n".encode() + encoded)
-        for image in item.images:
-            digest.update(b"image\n" + self._digest(image))
+        for field in dataclasses.fields(item):
+            value = getattr(item, field.name)
+            for part in value if isinstance(value, tuple) else (value,):
+                if part is not None:
+                    content = self._digest(part) if isinstance(part, ImageRef) else str(part).encode(errors="replace")
+                    digest.update(f"{field.name} {len(content)}\n".encode() + content)
         return digest.digest()
 
     def _digest(self, image: ImageRef) -> bytes:

@@ -1,0 +1,69 @@
+"""The later layout of MMEB's 36 sets, with the instruction apart from the text: its prompts, byte by byte.
+
+The reference loaders put the parts together so that the bytes equal those of the first layout, and not all in the same
+way; published scores depend on it. Facts: loaders `image_{cls,qa,i2t,t2i,i2i_vg}` of the reference repository, v2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["image_cls", "image_qa", "image_i2t", "image_t2i", "image_i2i_vg"]
+PLACEHOLDER = "<|image_1|>"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts of one row, and what tells its candidates apart."""
+
+    query: str
+    targets: list[str]
+    identities: list[str]
+
+
+def prompts_of(kind: Kind, row: dict[str, Any], set_name: str) -> Prompts:
+    """Texts of a row with `qry_inst, qry_text, tgt_inst, tgt_text, tgt_img_path`.
+
+    Args:
+        kind: Which of the reference loaders reads the set.
+        row: By column.
+        set_name: VisDial's queries end in one line break more than the others.
+    """
+    query = _query(kind, row["qry_inst"] or "", row["qry_text"] or "", set_name)
+    texts, paths = row["tgt_text"], row["tgt_img_path"]
+    if kind in ("image_cls", "image_qa", "image_i2t"):
+        return Prompts(query, texts, texts)
+    targets = _targets(kind, row["tgt_inst"] or "", texts)
+    if kind == "image_t2i":
+        return Prompts(query, targets, paths)
+    captions = [text.strip('"') for text in texts]
+    return Prompts(query, targets, [f"{path}:{caption}" for path, caption in zip(paths, captions, strict=True)])
+
+
+def kind_of(row: dict[str, Any]) -> Kind:
+    """A guess for sets that no table names: by which sides have pictures."""
+    if not any(row["tgt_img_path"]):
+        return "image_i2t"
+    return "image_i2i_vg" if row["qry_img_path"] else "image_t2i"
+
+
+def _query(kind: Kind, instruction: str, text: str, set_name: str) -> str:
+    if kind == "image_t2i":
+        return f"{instruction} {text}\n" + ("\n" if set_name == "VisDial" else "")
+    bare = instruction.replace(PLACEHOLDER, "")
+    if kind in ("image_qa", "image_i2i_vg"):
+        bare = "\n" + bare.strip()
+    return _with_token(bare, text) + "\n"
+
+
+def _targets(kind: Kind, instruction: str, texts: list[str]) -> list[str]:
+    bare = instruction.replace(PLACEHOLDER, "")
+    if texts[0].strip():
+        return [_with_token(f"{bare} {text}", "") + "\n" for text in texts]
+    return [_with_token(bare, "") + ("\n" if kind == "image_t2i" else "")] * len(texts)
+
+
+def _with_token(instruction: str, text: str) -> str:
+    joined = f"{PLACEHOLDER} {instruction} {text}" if text else f"{PLACEHOLDER} {instruction}"
+    return joined.replace(" \n", "\n")

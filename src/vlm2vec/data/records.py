@@ -1,0 +1,178 @@
+"""Data of one's own: JSON lines, parquet with picture columns, webdataset shards -> training pairs or queries.
+
+A record has `query`, and `target` (training) or `candidates` (evaluation); each of them is a text or an object with
+`text`, `image` or `images`, `instruction`. Further fields: `negatives` (a list, training); `relevant` (positions among
+the candidates, default [0]) and `gains` (evaluation). In JSON lines pictures are paths beside the file; in parquet flat
+columns do the same (`query_text`, `query_image`, `target_text`, `target_image`), pictures being cells of bytes or of
+the hub's Image type; in a webdataset shard, one record is the files of one key: `KEY.json` and pictures that it names
+by ending (`"image": "query.jpg"` is `KEY.query.jpg`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm2vec import archives
+from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
+from vlm2vec.types import EmbeddingInput, EvalQuery, TrainExample
+
+SIDE_FIELDS = {"text", "image", "images", "instruction"}
+FIELDS = {"query", "target", "candidates", "negatives", "relevant", "gains"}
+FLAT = tuple(f"{side}_{part}" for side in ("query", "target", "negative") for part in ("text", "image", "instruction"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record and where its pictures lie."""
+
+    values: dict[str, Any]
+    where: str
+    place: Path
+    """The JSON lines file, parquet file or shard."""
+    key: str = ""
+    """Of a webdataset record."""
+
+    def picture(self, name: Any, origin: str) -> ImageRef:
+        """A picture that the record names."""
+        if isinstance(name, ImageRef):
+            return name
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{origin}: expected the path of a picture, found {name!r}")
+        if self.key:
+            return ImageRef(path=str(self.place), member=f"{self.key}.{name}", origin=origin)
+        return ImageRef(path=str(self.place.parent / name), origin=origin)
+
+
+def read_train_records(path: Path) -> list[TrainExample]:
+    """Training pairs of a `.jsonl`, `.parquet` or `.tar` file, or of all such files in a folder.
+
+    Raises:
+        UserError: naming file, row and field of the first record that is no pair.
+    """
+    examples = []
+    for record in _records(path):
+        query, target = (_side(record, name) for name in ("query", "target"))
+        negatives = record.values.get("negatives") or []
+        many = tuple(_input(record, item, f"negatives[{i}]") for i, item in enumerate(negatives))
+        examples.append(TrainExample(query, target, many, path.stem))
+    return examples
+
+
+def read_eval_records(path: Path) -> list[EvalQuery]:
+    """Queries of a `.jsonl`, `.parquet` or `.tar` file, or of all such files in a folder.
+
+    Raises:
+        UserError: naming file, row and field of the first record that is no query.
+    """
+    shared: dict[EmbeddingInput, EmbeddingInput] = {}
+    queries = []
+    for record in _records(path):
+        found = record.values.get("candidates")
+        if not isinstance(found, list) or not found:
+            raise UserError(f"{record.where}: field candidates: expected a list of at least one")
+        candidates = [_input(record, item, f"candidates[{i}]") for i, item in enumerate(found)]
+        relevant = tuple(record.values.get("relevant") or (0,))
+        if not all(isinstance(i, int) and 0 <= i < len(candidates) for i in relevant):
+            raise UserError(f"{record.where}: field relevant: expected positions 0 to {len(candidates) - 1}")
+        gains = tuple(map(float, record.values.get("gains") or ()))
+        if gains and len(gains) != len(relevant):
+            raise UserError(f"{record.where}: field gains: expected {len(relevant)} numbers, one a relevant candidate")
+        unique = tuple(shared.setdefault(item, item) for item in candidates)
+        queries.append(EvalQuery(_side(record, "query"), unique, relevant, gains))
+    return queries
+
+
+def record_files(path: Path) -> list[Path]:
+    """The files of data that a path names: itself, or those in the folder."""
+    if path.is_dir():
+        return sorted(file for ending in ("jsonl", "parquet", "tar") for file in path.glob(f"*.{ending}"))
+    return [path] if path.is_file() else []
+
+
+def _records(path: Path) -> Iterator[Record]:
+    files = record_files(path)
+    if not files:
+        raise UserError(f"{path}: no such data; expected a .jsonl, .parquet or .tar file, or a folder of them")
+    for file in files:
+        read = {".jsonl": _from_json_lines, ".parquet": _from_parquet, ".tar": _from_shard}.get(file.suffix)
+        if read is None:
+            raise UserError(f"{file}: expected a .jsonl, .parquet or .tar file")
+        yield from read(file)
+
+
+def _from_json_lines(file: Path) -> Iterator[Record]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _parsed(line, f"{file}, line {number}", file)
+
+
+def _from_shard(file: Path) -> Iterator[Record]:
+    names = sorted(name for name in archives.members(file) if name.endswith(".json"))
+    if not names:
+        raise UserError(f"{file}: no KEY.json in this shard; expected one a record")
+    for name in names:
+        content = archives.read_member(file, name).decode("utf-8", "replace")
+        yield _parsed(content, f"{file}, record {name}", file, name.removesuffix(".json"))
+
+
+def _parsed(content: str, where: str, file: Path, key: str = "") -> Record:
+    try:
+        values = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(values, dict) or set(values) - FIELDS:
+        unknown = sorted(set(values) - FIELDS) if isinstance(values, dict) else type(values).__name__
+        raise UserError(f"{where}: unknown fields {unknown}; expected {', '.join(sorted(FIELDS))}")
+    return Record(values, where, file, key)
+
+
+def _from_parquet(file: Path) -> Iterator[Record]:
+    try:
+        schema = pq.read_schema(file)
+        held = [field.name for field in schema if not (pa.types.is_string(field.type) or pa.types.is_list(field.type))]
+        columns = [name for name in schema.names if name not in held]
+        rows = pq.read_table(file, columns=columns).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file}: not a readable parquet file ({error})") from error
+    unknown = sorted(set(schema.names) - set(FLAT) - FIELDS)
+    if unknown:
+        raise UserError(f"{file}: unknown columns {unknown}; expected some of {', '.join(FLAT)}")
+    for number, row in enumerate(rows):
+        where = f"{file}, row {number}"
+        cells = {name: ImageRef(path=str(file), member=f"{name}[{number}]", origin=where) for name in held}
+        sides: dict[str, dict[str, Any]] = {}
+        for name, value in {**row, **cells}.items():
+            side, _, part = name.partition("_")
+            if name in FLAT and value is not None:
+                sides.setdefault(side, {})[part] = value
+        values = {name: value for name, value in row.items() if name in FIELDS}
+        negative = sides.pop("negative", None)
+        yield Record({**values, **sides, **({"negatives": [negative]} if negative else {})}, where, file)
+
+
+def _side(record: Record, name: str) -> EmbeddingInput:
+    if record.values.get(name) is None:
+        raise UserError(f"{record.where}: field {name} is missing")
+    return _input(record, record.values[name], name)
+
+
+def _input(record: Record, value: Any, field: str) -> EmbeddingInput:
+    origin = f"{record.where}, field {field}"
+    if isinstance(value, str):
+        return EmbeddingInput(text=value)
+    if not isinstance(value, dict) or set(value) - SIDE_FIELDS:
+        raise UserError(f"{origin}: expected a text or an object with {', '.join(sorted(SIDE_FIELDS))}")
+    given = value.get("images") or ([value["image"]] if value.get("image") else [])
+    images = tuple(record.picture(name, origin) for name in given)
+    if not images and not value.get("text"):
+        raise UserError(f"{origin}: neither text nor picture")
+    return EmbeddingInput(value.get("text") or None, images, value.get("instruction"))

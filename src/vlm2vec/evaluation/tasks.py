@@ -1,0 +1,75 @@
+"""A benchmark's rows of facts -> queries, read from a data folder one task at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vlm2vec.data.quirks import Quirks
+from vlm2vec.data.readers import read_eval_set
+from vlm2vec.data.records import read_eval_records
+from vlm2vec.data.videos import read_video_set
+from vlm2vec.data.visdoc import read_visdoc_set
+from vlm2vec.errors import UserError
+from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
+from vlm2vec.types import EmbeddingInput, EvalQuery
+
+
+class TaskReader(Mapping[str, list[EvalQuery]]):
+    """Tasks that are read when they are asked for, so that memory holds one at a time."""
+
+    def __init__(self, benchmark: Benchmark, folder: Path) -> None:
+        self._benchmark, self._folder = benchmark, folder
+        self._tasks = {task.name: task for task in benchmark.tasks}
+
+    def __getitem__(self, name: str) -> list[EvalQuery]:
+        task = self._tasks[name]
+        queries = read_task(task, self._folder, self._benchmark.quirks)
+        for problem in wrong_counts(task, queries):
+            raise UserError(f"{self._folder / task.name}: {problem} in {self._benchmark.name}")
+        return queries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+
+def read_task(task: EvalTask, folder: Path, quirks: Quirks) -> list[EvalQuery]:
+    """Queries of one task; in global scope all share one candidate tuple.
+
+    Raises:
+        UserError: for a set that is missing, cannot be read, or has no reader yet.
+    """
+    if task.reader is None:
+        raise UserError(f"{task.name}: has no reader yet; leave it out with --tasks")
+    if task.reader == "visdoc":
+        queries = read_visdoc_set(folder, task.name, task.language)
+    elif task.reader == "video":
+        queries = read_video_set(folder, task.name, quirks)
+    elif task.reader == "records":
+        queries = read_eval_records(folder / task.name)
+    else:
+        queries = read_eval_set(folder, task.name, task.kind, quirks)
+    return _shared(queries) if task.scope == "global" else queries
+
+
+def wrong_counts(task: EvalTask, queries: list[EvalQuery]) -> list[str]:
+    """Where the number of queries or candidates is not the stated one."""
+    most = max(len(query.candidates) for query in queries)
+    counts = (("num_queries", task.num_queries, len(queries)), ("num_candidates", task.num_candidates, most))
+    return [
+        f"{what} is {found}, but {stated} is stated"
+        for what, stated, found in counts
+        if stated is not None and stated != found
+    ]
+
+
+def _shared(queries: list[EvalQuery]) -> list[EvalQuery]:
+    """Every distinct candidate of the set, in order, as the one candidate tuple of all queries."""
+    if len({id(query.candidates) for query in queries}) == 1:
+        return queries
+    everything = tuple(dict.fromkeys(item for query in queries for item in query.candidates))
+    place: dict[EmbeddingInput, int] = {item: i for i, item in enumerate(everything)}
+    return [EvalQuery(q.query, everything, tuple(place[q.candidates[i]] for i in q.relevant), q.gains) for q in queries]
