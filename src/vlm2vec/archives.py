@@ -131,12 +131,17 @@ class _Tar:
     def __init__(self, path: str) -> None:
         opened = SeekableGzip if path.endswith("gz") else open
         self._file: Any = opened(path, "rb")
+        self._places: dict[str, tuple[int, int]] = {}
         with tarfile.open(fileobj=self._file, mode="r:") as archive:
             self._places = {
                 member.name.removeprefix("./"): (member.offset_data, member.size)
                 for member in archive
                 if member.isfile()
             }
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
 
     def namelist(self) -> list[str]:
         """Names of the files."""

@@ -34,6 +34,9 @@ StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Folder of kept vectors; default: in the user's cache folder.")
 ]
 
+TasksOption = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the evaluation sets.")]
+
 
 @app.command()
 def demo(
@@ -70,6 +73,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="Folder of the evaluation sets, if not as the file says.")] = None,
     option: OptionsOption = None,
     store: StoreOption = None,
+    task: TasksOption = None,
 ) -> None:
     """Score a model on a benchmark; writes results.json, a Markdown table, a leaderboard file and an HTML report."""
     from vlm2vec.evaluation.evaluate import results_json
@@ -77,7 +81,7 @@ def evaluate(
     from vlm2vec.evaluation.run import score_model
 
     settings = dict(_key_value(text) for text in option or [])
-    facts, results = score_model(model, benchmark, output, data=data, options=settings, store=store)
+    facts, results = score_model(model, benchmark, output, data=data, options=settings, store=store, names=task or [])
     if not results:  # another process of torchrun reports
         return
     say(comparison_table({model: results_json(model, facts, results)}).table)
@@ -113,6 +117,77 @@ def data_demo(
     with stage_bars() as update:
         root = prepare_demo(output or cache_folder(), progress=update)
     say(f"Demo benchmark: {root}\nNext: vlm2vec eval compact --benchmark {root}/benchmark.yaml -o runs/compact")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `vlm2vec eval` wrote, or leaderboard JSON files.")],
+    output: OutputOption = Path("runs/report"),
+) -> None:
+    """Set runs beside the published scores: Markdown, CSV, an HTML page with plots, leaderboard files."""
+    from vlm2vec.evaluation.overview import read_run, write_overview
+
+    seen = write_overview(output, [read_run(path) for path in runs])
+    for row in seen.runs:
+        means = ", ".join(f"{group} {score:.1f}" for group, score in row.scores.items() if score is not None)
+        say(f"{row.model}: {means}")
+    for note in seen.notes:
+        say(note)
+    say(f"Report: {output}/report.html, report.md, report.csv")
+
+
+@data_app.command("check")
+def data_check(
+    benchmark: Annotated[str, typer.Argument(help="A shipped benchmark or a YAML file.")],
+    data: DataOption = None,
+    task: TasksOption = None,
+) -> None:
+    """Say what of a benchmark's data is there, what is missing and how to get it; exits 1 if something is missing."""
+    from rich.table import Table
+
+    from vlm2vec.evaluation.benchmark import load_benchmark
+    from vlm2vec.evaluation.data_check import check_data
+    from vlm2vec.progress import progress_bar
+
+    facts, folder = load_benchmark(benchmark, data)
+    facts = facts.only(task) if task else facts
+    with progress_bar("checking", len(facts.tasks)) as advance:
+        checks = check_data(facts, folder, advance)
+    table = Table(title=f"{facts.name} in {folder}")
+    for heading in ("task", "status", "queries", "inputs", "pictures", "missing", "rows, MB"):
+        table.add_column(heading, justify="left" if heading in ("task", "status") else "right")
+    for check in checks:
+        counts = (check.num_queries, check.num_inputs, check.num_pictures, check.num_missing)
+        table.add_row(check.task.name, check.status, *map(str, counts), f"{check.num_bytes / 1e6:.1f}")
+    say(table)
+    for check in checks:
+        if check.detail:
+            say(f"{check.task.name}: {check.status}: {check.detail}")
+    ready = sum(check.status == "ready" for check in checks)
+    say(f"{ready} of {len(checks)} tasks are ready")
+    if ready < len(checks):
+        raise typer.Exit(1)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    benchmark: Annotated[str, typer.Argument(help="A shipped benchmark or a YAML file.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the evaluation sets, made if absent.")],
+    task: TasksOption = None,
+    rows_only: Annotated[bool, typer.Option("--rows-only", help="Without the archives of pictures.")] = False,
+) -> None:
+    """Download a benchmark's data from the hub and record its revisions."""
+    from huggingface_hub import snapshot_download
+
+    from vlm2vec.evaluation.benchmark import read_benchmark
+    from vlm2vec.evaluation.data_check import fetch_task
+
+    facts, _ = read_benchmark(benchmark)
+    data.mkdir(parents=True, exist_ok=True)
+    for one in (facts.only(task) if task else facts).tasks:
+        found = fetch_task(one, data, snapshot_download, media=not rows_only)
+        say(f"{one.name}: " + ", ".join(f"{name}@{revision}" for name, revision in found.items()))
+    say(f"Next: vlm2vec data check {benchmark} --data {data}")
 
 
 @store_app.command("ls")

@@ -28,11 +28,11 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def instruct_row(kind: str, number: int) -> dict[str, Any]:
+def instruct_row(kind: str, number: int, name: str = "Set") -> dict[str, Any]:
     """A row of the layout with instructions apart; texts and spaces as the published sets have them."""
-    texts = [f"label {i % 12}, comma list" for i in range(number, number + 12)]
+    texts = [f"{name} label {i % 12}, comma list" for i in range(number, number + 12)]
     row = {"qry_inst": f"{TOKEN}\nIdentify the object shown in the image\n", "qry_text": "", "tgt_inst": ""}
-    row |= {"qry_img_path": f"MMEB/q_{number}.png", "tgt_text": texts, "tgt_img_path": [""] * 12}
+    row |= {"qry_img_path": f"MMEB/{name}/q_{number}.png", "tgt_text": texts, "tgt_img_path": [""] * 12}
     if kind == "image_qa":
         row["qry_inst"] = f"{TOKEN}\nRepresent the given image with the following question:"
         row["qry_text"] = f"what is {number}? "  # VizWiz queries and ChartQA answers end in a space
@@ -40,17 +40,17 @@ def instruct_row(kind: str, number: int) -> dict[str, Any]:
     if kind in ("image_t2i", "image_i2i_vg"):
         row["tgt_inst"] = f"{TOKEN}\nRepresent the given image."
         row["tgt_text"] = [" "] * 12
-        row["tgt_img_path"] = [f"MMEB/c_{i % 12}.png" for i in range(number, number + 12)]
+        row["tgt_img_path"] = [f"MMEB/{name}/c_{i % 12}.png" for i in range(number, number + 12)]
     if kind == "image_t2i":
-        row |= {"qry_inst": "Find a picture of", "qry_text": f"thing {number}", "qry_img_path": ""}
+        row |= {"qry_inst": "Find a picture of", "qry_text": f"{name} thing {number}", "qry_img_path": ""}
     return row
 
 
 def write_image_set(root: Path, name: str, kind: str, with_instructions: bool) -> None:
     for i in range(12):
         for side in "qc":
-            picture(root / f"MMEB/{side}_{i}.png", i + 20 * (side == "q"))
-    rows = [instruct_row(kind, number) for number in range(NUM_QUERIES)]
+            picture(root / f"MMEB/{name}/{side}_{i}.png", i + 20 * (side == "q") + sum(name.encode()))
+    rows = [instruct_row(kind, number, name) for number in range(NUM_QUERIES)]
     if not with_instructions:
         for row in rows:
             row["qry_text"] = f"{row.pop('qry_inst')} {row['qry_text']}"

@@ -98,7 +98,7 @@ class Comparison:
             for row in self.rows
         ]
         notes = "".join(f"\n{note}\n" for note in self.notes)
-        return f"{_markdown_table(head, rows, num_left=3)}{notes}"
+        return f"{markdown_table(head, rows, num_left=3)}{notes}"
 
 
 def write_evaluation(
@@ -127,9 +127,9 @@ def write_evaluation(
     output.mkdir(parents=True, exist_ok=True)
     content = results_json(model, benchmark, results, about)
     facts = {**about, **(run or {})}
-    _write_text(output / RESULTS_FILE, _json(content))
-    _write_text(output / MARKDOWN_FILE, _results_markdown(content, facts))
-    _write_text(output / LEADERBOARD_FILE, _json(leaderboard_json(content)))
+    write_text(output / RESULTS_FILE, _json(content))
+    write_text(output / MARKDOWN_FILE, _results_markdown(content, facts))
+    write_text(output / LEADERBOARD_FILE, _json(leaderboard_json(content)))
     title = f"{model} on {benchmark.name}"
     write_html(output / HTML_FILE, title, {model: content}, results, {}, facts)
 
@@ -157,7 +157,7 @@ def write_html(
     """
     page = render_page(title, comparison_table(columns), results_of_last, loss_curves, _facts(about))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_text(path, page)
+    write_text(path, page)
 
 
 def comparison_table(columns: Mapping[str, dict[str, Any]]) -> Comparison:
@@ -241,9 +241,9 @@ def _results_markdown(content: dict[str, Any], about: dict[str, Any]) -> str:
     parts = [
         f"# {content['model']} on {content['benchmark']}",
         "hit@1 in percent; a gold that ties with another candidate counts as a miss.",
-        _markdown_table(head, tasks, num_left=3).rstrip(),
+        markdown_table(head, tasks, num_left=3).rstrip(),
         "Unweighted means over tasks:",
-        _markdown_table(("group", "tasks", "chance", "hit@1"), groups, num_left=2).rstrip(),
+        markdown_table(("group", "tasks", "chance", "hit@1"), groups, num_left=2).rstrip(),
     ]
     facts = "\n".join(f"- {name}: {value}" for name, value in _facts(about))
     return "\n\n".join([*parts, facts] if facts else parts) + "\n"
@@ -279,7 +279,7 @@ def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], num_left: int) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], num_left: int) -> str:
     """A table whose first `num_left` columns are text, the others numbers."""
     rule = ["---"] * num_left + ["--:"] * (len(head) - num_left)
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, rule, *rows)]
@@ -290,7 +290,7 @@ def _json(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes beside and renames, so that no reader meets half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,0 +1,134 @@
+"""`vlm2vec data check` and `vlm2vec data fetch`: what of a benchmark's data is there, and how to get the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.errors import UserError
+from vlm2vec.evaluation.benchmark import REVISIONS_FILE, Benchmark, EvalTask, read_revisions
+from vlm2vec.evaluation.evaluate import distinct_inputs, pictures_of
+from vlm2vec.evaluation.tasks import read_task, wrong_counts
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """What of one task is there."""
+
+    task: EvalTask
+    status: str
+    """"ready", "rows missing", "pictures missing", "wrong counts", "unreadable" or "no reader"."""
+    detail: str
+    num_queries: int = 0
+    num_inputs: int = 0
+    num_pictures: int = 0
+    num_missing: int = 0
+    num_bytes: int = 0
+    """Of the rows' files; pictures lie in archives that tasks share."""
+
+
+def check_data(
+    benchmark: Benchmark, folder: Path, progress: Callable[[int], None] = lambda done: None
+) -> list[TaskCheck]:
+    """Reads every task's rows and looks for its pictures; no picture is decoded and no model loaded."""
+    checks = []
+    for task in benchmark.tasks:
+        checks.append(_check(task, folder, benchmark))
+        progress(1)
+    return checks
+
+
+def how_to_get(task: EvalTask, benchmark_name: str, folder: Path) -> str:
+    """One line that says where a task's data comes from."""
+    if task.source is None:
+        return "local data: put its files there"
+    files = f", pictures {', '.join(task.media_files)} of {task.media_source}" if task.media_files else ""
+    command = f"vlm2vec data fetch {benchmark_name} --data {folder} --task {task.name!r}"
+    return f"rows from {task.source}{f' ({task.config})' if task.config else ''}{files}: {command}"
+
+
+def fetch_task(task: EvalTask, folder: Path, download: Callable[..., str], media: bool = True) -> dict[str, str]:
+    """Downloads one task's rows (and its pictures) into the data folder and records the revisions.
+
+    Args:
+        task: With a source on the hub.
+        folder: The data folder.
+        download: `huggingface_hub.snapshot_download`, or what has its arguments.
+        media: Also the archives of pictures, which tasks share.
+
+    Returns:
+        Revision by dataset, as recorded in `revisions.json`.
+
+    Raises:
+        UserError: for a task without source, or if another revision of a dataset is already recorded there.
+    """
+    if task.source is None:
+        raise UserError(f"{task.name}: its data is local, nothing can be fetched")
+    recorded = read_revisions(folder)
+    wanted = task.revision or recorded.get(task.source)
+    by_set = task.reader == "mmeb"  # these repositories have one folder a set; the others are one set
+    place = folder if by_set else folder / task.name
+    patterns = [f"{task.config or task.name}/*"] if by_set else _config_patterns(task)
+    found = {task.source: _snapshot(download, task.source, wanted, place, patterns)}
+    if media and task.media_source and task.media_files:
+        pinned = recorded.get(task.media_source, found.get(task.media_source))
+        found[task.media_source] = _snapshot(download, task.media_source, pinned, folder, task.media_files)
+    for name, revision in found.items():
+        if recorded.get(name, revision) != revision:
+            raise UserError(f"{folder}: holds {name} at {recorded[name]}, not {revision}; use another folder")
+    beside = folder / f".{REVISIONS_FILE}.tmp"
+    beside.write_text(json.dumps({**recorded, **found}, indent=2, sort_keys=True) + "\n")
+    beside.replace(folder / REVISIONS_FILE)
+    return found
+
+
+def _snapshot(
+    download: Callable[..., str], repo: str, revision: str | None, place: Path, patterns: list[str] | None
+) -> str:
+    """Downloads files of a dataset; returns the commit that they are of."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        commit = revision or str(HfApi().dataset_info(repo).sha)
+        download(repo_id=repo, repo_type="dataset", revision=commit, local_dir=str(place), allow_patterns=patterns)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{repo}: could not be fetched from the hub ({first_line})") from error
+    return commit
+
+
+def _config_patterns(task: EvalTask) -> list[str] | None:
+    return [f"*{task.config}*"] if task.config else None
+
+
+def _check(task: EvalTask, folder: Path, benchmark: Benchmark) -> TaskCheck:
+    if task.reader is None:
+        return TaskCheck(task, "no reader", "its layout is not settled publicly")
+    rows = folder / task.name
+    files = [path for path in rows.rglob("*.*") if path.suffix in (".parquet", ".jsonl", ".tar")]
+    size = sum(path.stat().st_size for path in files)
+    if not files:
+        return TaskCheck(task, "rows missing", how_to_get(task, benchmark.name, folder))
+    try:
+        queries = read_task(task, folder, benchmark.quirks)
+        pictures = list(dict.fromkeys(pictures_of({task.name: queries})))
+        missing = [picture for picture in pictures if not picture.exists()]
+    except UserError as error:
+        return TaskCheck(task, "unreadable", str(error), num_bytes=size)
+    status, detail = "ready", "; ".join(wrong_counts(task, queries))
+    if detail:
+        status = "wrong counts"
+    if missing:
+        names = ", ".join(str(picture.member or picture.path) for picture in missing[:EXAMPLES])
+        status = "pictures missing"
+        detail = f"{len(missing)} of {len(pictures)}, such as {names}; {how_to_get(task, benchmark.name, folder)}"
+    counts: dict[str, Any] = {"num_queries": len(queries), "num_inputs": len(distinct_inputs(queries))}
+    return TaskCheck(
+        task, status, detail, **counts, num_pictures=len(pictures), num_missing=len(missing), num_bytes=size
+    )
