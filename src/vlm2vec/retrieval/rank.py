@@ -144,8 +144,10 @@ def _survivors(
         kth_B = np.fmax(kth_B, own_B - np.abs(own_B) * rounding - margin_B)
     bar_B = kth_B - margin_B
     bar_B = np.nan_to_num(bar_B - 3 * np.abs(bar_B) * rounding, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    # `not <`: what is not a number stays in.
-    stays_BM = ~(scores_BM < torch.from_numpy(bar_B).to(precision).unsqueeze(1)) & ~torch.isneginf(scores_BM)
+    bar_B1 = torch.from_numpy(bar_B).to(precision).unsqueeze(1)
+    # What is not a number stays in, which costs a second pass; so it is asked for only where there is some.
+    stays_BM = scores_BM >= bar_B1 if np.isfinite(margin_B).all() else ~(scores_BM < bar_B1)
+    stays_BM[skip] = False
     rows, columns = np.nonzero(stays_BM.numpy())
     if precision is not torch.float32 and len(rows) > MOST_PAIRS * len(queries_BD):
         return _survivors(queries_BD, part_MD, best_BK, skip, torch.float32)
