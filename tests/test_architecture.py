@@ -18,7 +18,7 @@ LAYERS = [
     {"types", "losses"},
     {"data", "models", "retrieval"},
     {"training", "evaluation"},
-    {"demo"},
+    {"demo", "monitor"},
     {"cli"},
 ]
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 80, 500

@@ -61,7 +61,12 @@ def train(
 
     settings = load_recipe(recipe, overrides or [])
     say(dump_recipe(settings))
-    folder = run_train(settings, resume=resume)
+    monitor = None
+    if settings.evaluate is not None:
+        from vlm2vec.monitor import Monitor
+
+        monitor = Monitor(settings)
+    folder = run_train(settings, resume=resume, monitor=monitor)
     say(f"Trained model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
 
 

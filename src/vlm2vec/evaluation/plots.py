@@ -55,43 +55,50 @@ def grouped_bars(title: str, groups: Sequence[str], series: Sequence[tuple[str, 
 
 def against(title: str, x_label: str, y_label: str, points: Sequence[Point]) -> str:
     """One score against another, both in percent, with the line on which they are equal."""
-    parts = [_frame(title), *_percent_axis(y_label)]
-    parts += [f'<path class="axis" stroke-dasharray="4 5" d="M{_x(0)} {_y(0)}L{_x(100)} {_y(100)}"/>']
-    for tick in range(0, 101, 20):
-        parts.append(f'<text x="{_x(tick)}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{tick}</text>')
-    placed = [(point, _x(point.x), _y(point.y)) for point in points]
+    low, high = _range([point.x for point in points] + [point.y for point in points])
+    across = (WIDTH - LEFT - RIGHT) / (high - low)
+    parts = [_frame(title), *_percent_axis(y_label, low, high)]
+    ends = f"M{LEFT} {_y(low, low, high)}L{WIDTH - RIGHT} {_y(high, low, high)}"
+    parts.append(f'<path class="axis" stroke-dasharray="4 5" d="{ends}"/>')
+    for tick in range(low, high + 1, 10):
+        x = LEFT + (tick - low) * across
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{tick}</text>')
+    placed = [(point, LEFT + (point.x - low) * across, _y(point.y, low, high)) for point in points]
     return "".join([*parts, *_marks(placed, x_label)])
 
 
 def by_size(title: str, y_label: str, points: Sequence[Point]) -> str:
     """Score against billions of parameters on a logarithmic axis; `Point.x` is the size."""
+    low, high = _range([point.y for point in points])
     sizes = [point.x for point in points]
-    low, high = math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.15
-    scale = (WIDTH - LEFT - RIGHT) / (high - low)
-    parts = [_frame(title), *_percent_axis(y_label)]
+    left, right = math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.25
+    scale = (WIDTH - LEFT - RIGHT) / (right - left)
+    parts = [_frame(title), *_percent_axis(y_label, low, high)]
     for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100):
-        if low <= math.log10(tick) <= high:
-            x = LEFT + (math.log10(tick) - low) * scale
+        if left <= math.log10(tick) <= right:
+            x = LEFT + (math.log10(tick) - left) * scale
             parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{tick:g}</text>')
-    placed = [(point, LEFT + (math.log10(point.x) - low) * scale, _y(point.y)) for point in points]
+    placed = [(point, LEFT + (math.log10(point.x) - left) * scale, _y(point.y, low, high)) for point in points]
     return "".join([*parts, *_marks(placed, "parameters, billions (logarithmic)")])
 
 
 def _marks(placed: Sequence[tuple[Point, float, float]], x_label: str) -> list[str]:
-    """Dots with names; a name is left out where it would lie on an earlier one (the dot still tells it)."""
-    parts, taken = [], list[tuple[float, float, float]]()
+    """Dots with names; a name that would lie on a dot or another name is left out (the dot still tells it)."""
+    parts, taken = [], [(x - 5, x + 5, y) for _, x, y in placed]
     for point, x, y in sorted(placed, key=lambda one: not one[0].ours):
         kind = "ours" if point.ours else "other"
         hint = f"<title>{escape(point.name)}: {point.x:g}, {point.y:.1f}</title>"
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{5 if point.ours else 4}">{hint}</circle>')
-        length = 6.4 * len(point.name)
-        right = x + length + 9 < WIDTH - RIGHT
-        begin = x + 9 if right else x - 9 - length
-        if all(abs(y - other) > 13 or begin > stop or begin + length < start for start, stop, other in taken):
-            taken.append((begin, begin + length, y))
-            anchor, place = ("start", x + 9) if right else ("end", x - 9)
-            where = f'x="{place:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}"'
-            parts.append(f'<text class="{kind}" {where}>{escape(point.name)}</text>')
+        length = (7.2 if point.ours else 6.4) * len(point.name)
+        for anchor, place, begin in (("start", x + 9, x + 9), ("end", x - 9, x - 9 - length)):
+            inside = begin > LEFT and begin + length < WIDTH - RIGHT
+            if inside and all(
+                abs(y - other) > 12 or begin > stop or begin + length < start for start, stop, other in taken
+            ):
+                taken.append((begin, begin + length, y))
+                where = f'x="{place:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}"'
+                parts.append(f'<text class="{kind}" {where}>{escape(point.name)}</text>')
+                break
     middle = (LEFT + WIDTH - RIGHT) / 2
     return [*parts, f'<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_label)}</text></svg>']
 
@@ -100,19 +107,21 @@ def _frame(title: str) -> str:
     return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
 
 
-def _percent_axis(label: str = "percent") -> list[str]:
+def _range(values: Sequence[float]) -> tuple[int, int]:
+    """Tens that enclose the values."""
+    low, high = math.floor(min(values) / 10) * 10, math.ceil(max(values) / 10) * 10
+    return max(low, 0), max(high, low + 10)
+
+
+def _percent_axis(label: str = "percent", low: int = 0, high: int = 100) -> list[str]:
     lines = [
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{_y(tick)}" y2="{_y(tick)}"/>'
-        f'<text x="{LEFT - 8}" y="{_y(tick) + 4}" text-anchor="end">{tick}</text>'
-        for tick in range(0, 101, 20)
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{_y(tick, low, high)}" y2="{_y(tick, low, high)}"/>'
+        f'<text x="{LEFT - 8}" y="{_y(tick, low, high) + 4}" text-anchor="end">{tick}</text>'
+        for tick in range(low, high + 1, 20 if high - low > 60 else 10)
     ]
     middle = (TOP + HEIGHT - BOTTOM) / 2
     return [*lines, f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(label)}</text>']
 
 
-def _x(percent: float) -> float:
-    return round(LEFT + percent / 100 * (WIDTH - LEFT - RIGHT), 1)
-
-
-def _y(percent: float) -> float:
-    return round(HEIGHT - BOTTOM - percent / 100 * (HEIGHT - TOP - BOTTOM), 1)
+def _y(percent: float, low: int = 0, high: int = 100) -> float:
+    return round(HEIGHT - BOTTOM - (percent - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)

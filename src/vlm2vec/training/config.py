@@ -124,6 +124,23 @@ class LossSettings(Section):
     null: none is."""
 
 
+class EvaluateSettings(Section):
+    """Evaluation during training, on all its processes."""
+
+    benchmark: str
+    """A shipped benchmark's name or a YAML file."""
+    data: Path | None = None
+    """Folder of the evaluation sets; null: as the benchmark's file says."""
+    tasks: list[str] | None = None
+    """Names; null: every task."""
+    num_queries: int | None = Field(default=None, ge=1)
+    """So many first queries of each task; null: all."""
+    every_steps: int = Field(default=100, ge=1)
+    """And after the last step."""
+    best_by: str = "overall"
+    """The group whose highest mean makes a checkpoint the one kept in `best/`."""
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -132,6 +149,7 @@ class Recipe(Section):
     data: DataSettings
     train: TrainSettings
     loss: LossSettings = LossSettings()
+    evaluate: EvaluateSettings | None = None
     output: Path
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,13 @@ def example_images(example: TrainExample) -> Iterable[ImageRef]:
         yield from item.images
 
 
-def train(recipe: Recipe, resume: bool = False) -> Path:
+def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int], None] | None = None) -> Path:
     """Runs a recipe to its end and returns the run's folder, a checkpoint that `Embedder.from_pretrained` loads.
 
     Args:
         recipe: Settings; saved with the run as resolved.
         resume: Go on from the run's last step checkpoint.
+        monitor: Called on every process with the model and the number of steps done; see `vlm2vec.monitor`.
 
     Raises:
         UserError: for bad input, or if the output folder already holds a run and `resume` is off.
@@ -117,6 +118,8 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
             nonlocal done
             advance(step - done)
             done = step
+            if monitor is not None:
+                monitor(embedder, step)
 
         trainer = ContrastiveTrainer(embedder, recipe, sets, output / CHECKPOINTS, on_step)
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)

@@ -1,0 +1,85 @@
+"""Evaluation during training: a benchmark's tasks every so many steps, on all processes, the best checkpoint kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.errors import UserError
+from vlm2vec.evaluation.benchmark import load_benchmark
+from vlm2vec.evaluation.evaluate import check_tasks, evaluate, groups_of, results_json
+from vlm2vec.evaluation.processes import joined_processes
+from vlm2vec.evaluation.tasks import TaskReader
+from vlm2vec.models.checkpoint import write_json
+from vlm2vec.models.embedder import Embedder
+from vlm2vec.retrieval.store import EmbeddingStore
+from vlm2vec.training.config import Recipe
+from vlm2vec.types import EvalQuery
+
+HISTORY_FILE = "evaluations.json"
+BEST_FOLDER = "best"
+
+
+class Monitor:
+    """Scores the model while it trains; give it to `training.run.train`.
+
+    Every process encodes its share of the inputs into a store beside the checkpoints, which is removed afterwards; the
+    first process scores, appends to `evaluations.json`, and writes `best/` when the chosen mean is higher than ever.
+    Nothing random is drawn, so the training is the one that it would be without.
+
+    Args:
+        recipe: With `evaluate` set.
+
+    Raises:
+        UserError: for a benchmark, task or picture that is not there, before the training begins.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert recipe.evaluate is not None, "a recipe without `evaluate` needs no monitor"
+        self.settings = recipe.evaluate
+        self.output, self.last_step = recipe.output, recipe.train.steps
+        benchmark, folder = load_benchmark(self.settings.benchmark, self.settings.data)
+        names = self.settings.tasks or [task.name for task in benchmark.tasks if task.reader]
+        self.benchmark = benchmark.only(names)
+        groups = {"overall", *(group for mine in groups_of(self.benchmark.tasks).values() for group in mine)}
+        if self.settings.best_by not in groups:
+            known = ", ".join(sorted(groups))
+            raise UserError(f"evaluate.best_by: {self.settings.best_by} is no group of these tasks; there are: {known}")
+        reader = TaskReader(self.benchmark, folder)
+        check_tasks(reader)
+        self.tasks: dict[str, list[EvalQuery]] = {
+            name: queries[: self.settings.num_queries] for name, queries in reader.items()
+        }
+
+    def __call__(self, embedder: Embedder, step: int) -> None:
+        """Scores the model if the step is one of those."""
+        if step % self.settings.every_steps and step != self.last_step:
+            return
+        folder = self.output / "checkpoints" / "vectors"
+        with joined_processes() as share:
+            store = EmbeddingStore(folder, {"model": "training", "step": str(step)})
+            results = evaluate(embedder, self.benchmark, self.tasks, store=store, share=share)
+            if share.rank == 0:
+                self._record(embedder, step, results_json(f"step {step}", self.benchmark, results))
+                shutil.rmtree(folder, ignore_errors=True)
+            share.wait()
+
+    def _record(self, embedder: Embedder, step: int, content: dict[str, Any]) -> None:
+        groups = content["groups"]
+        file = self.output / HISTORY_FILE
+        # A resumed run repeats the steps after its checkpoint.
+        history = [entry for entry in read_history(self.output) if entry["step"] < step]
+        scores = {name: task["score"] for name, task in content["tasks"].items()}
+        best = max((entry["groups"][self.settings.best_by] for entry in history), default=-1.0)
+        write_json(file, [*history, {"step": step, "groups": groups, "tasks": scores}])
+        if groups[self.settings.best_by] > best:
+            embedder.save_pretrained(self.output / BEST_FOLDER, [("evaluation.json", content)])
+
+
+def read_history(output: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run so far: step, group means, score by task."""
+    file = output / HISTORY_FILE
+    history: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+    return history
