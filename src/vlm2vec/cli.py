@@ -36,6 +36,7 @@ StoreOption = Annotated[
 
 TasksOption = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the evaluation sets.")]
+PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights; they can run code.")]
 
 
 @app.command()
@@ -79,13 +80,14 @@ def evaluate(
     option: OptionsOption = None,
     store: StoreOption = None,
     task: TasksOption = None,
+    allow_pickle: PickleOption = False,
 ) -> None:
     """Score a model on a benchmark; writes results.json, a Markdown table, a leaderboard file and an HTML report."""
     from vlm2vec.evaluation.evaluate import results_json
     from vlm2vec.evaluation.report import comparison_table
     from vlm2vec.evaluation.run import score_model
 
-    settings = dict(_key_value(text) for text in option or [])
+    settings = _settings(option, allow_pickle)
     facts, results = score_model(model, benchmark, output, data=data, options=settings, store=store, names=task or [])
     if not results:  # another process of torchrun reports
         return
@@ -94,18 +96,40 @@ def evaluate(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="A folder that `vlm2vec train` wrote.")]) -> None:
-    """Recompute a checkpoint's golden vectors and compare them with the saved ones."""
-    import torch
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    against: Annotated[
+        str | None, typer.Option(help="Compare with another library: sentence-transformers, server or vllm.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="Of the server, up to /v1/embeddings.")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="Name of the model on the server.")] = "vlm2vec",
+    option: OptionsOption = None,
+    allow_pickle: PickleOption = False,
+) -> None:
+    """Recompute a checkpoint's golden vectors and compare: with the saved ones, or with another library's."""
+    from vlm2vec.models.verify import report_against, report_saved
 
-    from vlm2vec.models.embedder import Embedder
-    from vlm2vec.models.golden import verify_golden
+    settings = _settings(option, allow_pickle)
+    lines = report_against(folder, against, url, model, settings) if against else report_saved(folder, settings)
+    say("\n".join(lines))
 
-    # The saved vectors were made in float32.
-    cosines = verify_golden(Embedder.from_pretrained(folder, dtype=torch.float32), folder)
-    say(f"{folder}: cosines to the saved vectors: lowest {cosines.min():.6f} of {len(cosines)}")
-    if cosines.min() < 0.999:
-        raise UserError(f"{folder}: the vectors differ from the saved ones (cosine {cosines.min():.4f})")
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A checkpoint folder, a hub id, or the built-in compact.")],
+    to: Annotated[str, typer.Option(help="merged, sentence-transformers, onnx or openvino.")],
+    output: OutputOption,
+    option: OptionsOption = None,
+    allow_pickle: PickleOption = False,
+) -> None:
+    """Write a checkpoint in another form and compare its vectors with the source's."""
+    from vlm2vec.models.export import export as run_export
+
+    settings = _settings(option, allow_pickle)
+    done = run_export(source, to, output, **settings)
+    size = sum(path.stat().st_size for path in done.files) / 1e6
+    say(f"{output}: {len(done.files)} files, {size:.1f} MB")
+    say(f"Lowest cosine to the source: {done.cosine:.6f} of {done.num_inputs} inputs")
 
 
 @data_app.command("demo")
@@ -238,6 +262,10 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
+
+
+def _settings(option: list[str] | None, allow_pickle: bool) -> dict[str, object]:
+    return dict(_key_value(text) for text in option or []) | ({"allow_pickle": True} if allow_pickle else {})
 
 
 def _key_value(text: str) -> tuple[str, object]:

@@ -217,8 +217,7 @@ def test_every_second_module_of_a_folder_of_two_towers_is_read_back(folders, tmp
     np.testing.assert_allclose(load(tmp_path / "saved").encode(INPUTS), embedder.encode(INPUTS), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "open_clip"])
-@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize(("name", "tuning"), [("clip", "lora"), ("siglip", "full"), ("open_clip", "full")])
 def test_fine_tuning_by_the_same_trainer_lowers_the_loss(folders, name, tuning, tmp_path):
     from vlm2vec.models.golden import verify_golden
     from vlm2vec.training.config import Recipe

@@ -113,6 +113,31 @@ def load_adapter(backbone: Backbone, folder: Path) -> None:
     set_peft_model_state_dict(backbone.model, state)
 
 
+def merge_adapter(backbone: Backbone) -> None:
+    """Works the adapter into the weights, where there is one: the same vectors from a model of its own."""
+    from peft import PeftModel
+
+    if isinstance(backbone.model, PeftModel):
+        merged: Any = backbone.model.merge_and_unload()
+        backbone.model = merged
+
+
+def quantize(backbone: Backbone, to: str) -> None:
+    """Keeps the weights of linear layers as 8-bit integers (torchao); an adapter is merged first.
+
+    Raises:
+        UserError: for another format, or where torchao is not installed.
+    """
+    if to != "int8":
+        raise UserError(f"quantize={to!r}: expected int8")
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise UserError("torchao is not installed: pip install 'vlm2vec[quant]'") from error
+    merge_adapter(backbone)
+    quantize_(backbone.model, Int8WeightOnlyConfig())
+
+
 def load_weights(backbone: Backbone, folder: Path) -> None:
     """Loads all weights of a fully tuned model in place.
 

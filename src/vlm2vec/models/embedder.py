@@ -68,6 +68,7 @@ class Embedder(nn.Module):
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         like: str | None = None,
+        quantize: str | None = None,
         **options: Any,
     ) -> Self:
         """Loads an embedding model.
@@ -81,23 +82,41 @@ class Embedder(nn.Module):
             revision: Hub revision of the base.
             like: Hub id of a known published model of which `source` is a copy: its template, pooling and settings
                 are used. A known id as `source` needs no `like`.
-            **options: Settings of the family, such as `num_layers` of "compact".
+            quantize: "int8" keeps the linear layers' weights in 8 bits (torchao), an adapter merged.
+            **options: Settings of the family, such as `num_layers` of "compact"; `allow_pickle=True` and
+                `trust_remote_code=True`, both off unless said.
 
         Raises:
             UserError: if `source` is no checkpoint, or its tensors do not fit the base.
         """
+        loaded = cls._load(str(source), base, device, dtype, revision, like, options)
+        if quantize:
+            checkpoint.quantize(loaded.backbone, quantize)
+        return loaded
+
+    @classmethod
+    def _load(
+        cls,
+        source: str,
+        base: str | None,
+        device: str | torch.device | None,
+        dtype: torch.dtype | None,
+        revision: str | None,
+        like: str | None,
+        options: dict[str, Any],
+    ) -> Self:
+        folder = Path(source)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or best_dtype(where)
-        folder = Path(source)
         if not (folder / EMBEDDER_FILE).is_file():
             about = st_folder.read_folder(folder)
-            row = known.find_named(like) if like else known.find(str(source))
-            loaded = cls._load_base(str(source), dtype, revision, {**(row.options if row else {}), **options})
+            row = known.find_named(like) if like else known.find(source)
+            loaded = cls._load_base(source, dtype, revision, {**(row.options if row else {}), **options})
             if row:
                 loaded._follow_row(row)
             elif about:
                 loaded._follow(about, folder)
-            elif str(source) not in BUILT_IN:
+            elif source not in BUILT_IN:
                 logger.warning("%s: no known embedding model; template and pooling are its family's default", source)
             return loaded.to(where).eval()
         saved = checkpoint.read_embedder_file(folder)

@@ -17,7 +17,7 @@ def last_token(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
     """
     positions_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
     last_B = (mask_BL.bool() * (positions_L + 1)).amax(dim=1) - 1
-    return hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), last_B]
+    return hidden_BLD[torch.arange(hidden_BLD.shape[0], device=hidden_BLD.device), last_B]
 
 
 def mean(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,23 @@ from vlm2vec.models.vision_cache import VisionCache
 from vlm2vec.types import Batch, EmbeddingInput
 
 WEIGHTS_FILE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def check_weight_files(source: str, allow_pickle: bool) -> None:
+    """Refuses a folder whose only weights are pickled.
+
+    Raises:
+        UserError: naming the file.
+    """
+    folder = Path(source)
+    if allow_pickle or not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
+        raise UserError(
+            f"{folder / pickled[0]}: pickled weights, which can run code when they are loaded; convert them to "
+            "safetensors, or allow it: allow_pickle=True, --allow-pickle"
+        )
 
 
 class Backbone(nn.Module, ABC):

@@ -19,7 +19,7 @@ from torch import nn
 
 from vlm2vec.errors import UserError
 from vlm2vec.models import st_folder
-from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.prompts import PLACEHOLDER
 from vlm2vec.types import Batch, EmbeddingInput
 
@@ -49,17 +49,26 @@ class DualEncoder(Backbone):
         self.max_tokens = min(int(words.max_position_embeddings), int(tokenizer.model_max_length))
 
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, revision: str | None = None, **options: Any) -> Self:
-        """Loads a folder or hub id, safetensors only and never with code from there; see the class for `options`."""
+    def load(
+        cls,
+        source: str,
+        dtype: torch.dtype,
+        revision: str | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Loads a folder or hub id; pickled weights and code from there only where allowed; see the class."""
         if set(options) - {"fusion"} or options.get("fusion", "sum") not in cls.fusions:
             raise UserError(f"{source}: settings {options}: allowed is fusion, one of {', '.join(cls.fusions)}")
-        common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         family: Any = getattr(transformers, cls.model_class)
         try:
+            check_weight_files(source, allow_pickle)
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
             images = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", **common)
             model, report = family.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
+                source, dtype=dtype, use_safetensors=None if allow_pickle else True, output_loading_info=True, **common
             )
             if report["missing_keys"]:
                 raise UserError(f"weight {min(report['missing_keys'])} is missing")

@@ -16,7 +16,7 @@ from torch import nn
 
 from vlm2vec.errors import UserError
 from vlm2vec.models import st_folder
-from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.prompts import split_at_pictures
 from vlm2vec.types import Batch, EmbeddingInput
 
@@ -43,13 +43,22 @@ class Generic(Backbone):
         self.image_token = str(processor.image_token)
 
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, revision: str | None = None, **options: Any) -> Self:
-        """Loads a folder or hub id, safetensors only and never with code from there; see the class for `options`."""
-        common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    def load(
+        cls,
+        source: str,
+        dtype: torch.dtype,
+        revision: str | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Loads a folder or hub id; pickled weights and code from there only where allowed; see the class."""
+        common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
+            check_weight_files(source, allow_pickle)
             processor = _load_processor(source, common, options)
             model, report = transformers.AutoModel.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
+                source, dtype=dtype, use_safetensors=None if allow_pickle else True, output_loading_info=True, **common
             )
             if report["missing_keys"]:
                 raise UserError(f"weight {min(report['missing_keys'])} is missing")

@@ -16,10 +16,12 @@ import transformers
 from safetensors.torch import load_file
 
 from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.base import check_weight_files
 from vlm2vec.models.backbones.dual import DualEncoder
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+PICKLE_FILE = "open_clip_pytorch_model.bin"
 HEAD_WIDTH = 64
 VISION_KEYS = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size"}
 TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
@@ -52,7 +54,15 @@ class OpenClip(DualEncoder):
     name: ClassVar[str] = "open_clip"
 
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, revision: str | None = None, **options: Any) -> Self:
+    def load(
+        cls,
+        source: str,
+        dtype: torch.dtype,
+        revision: str | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> Self:
         """Loads a folder with `open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer's files."""
         if set(options) - {"fusion"} or options.get("fusion", "sum") not in cls.fusions:
             raise UserError(f"{source}: settings {options}: allowed is fusion, one of {', '.join(cls.fusions)}")
@@ -64,12 +74,15 @@ class OpenClip(DualEncoder):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{source}: no readable {CONFIG_FILE} and tokenizer files beside it: {reason}") from error
         config = clip_config(folder / CONFIG_FILE, about["model_cfg"], tokenizer)
+        check_weight_files(source, allow_pickle)
         weights = folder / WEIGHTS_FILE
-        if not weights.is_file():
-            raise UserError(f"{weights}: missing; expected a safetensors file (pickled weights are not loaded)")
+        if not weights.is_file() and not (allow_pickle and (folder / PICKLE_FILE).is_file()):
+            raise UserError(f"{weights}: missing; expected a safetensors file")
         model: Any = transformers.CLIPModel(config)
         try:
-            model.load_state_dict(renamed(load_file(weights)))
+            pickled = folder / PICKLE_FILE
+            state = load_file(weights) if weights.is_file() else torch.load(pickled, "cpu", weights_only=True)
+            model.load_state_dict(renamed(state))
         except RuntimeError as error:
             raise UserError(f"{weights}: does not fit the model ({' '.join(str(error).split())[:200]})") from error
         images = picture_processor(folder / CONFIG_FILE, about.get("preprocess_cfg", {}), config)
