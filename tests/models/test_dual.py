@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+import yaml
 from samples import COLORS, draw, write_train_set
 from tiny.dual import DUAL
 from tiny.models import picture
@@ -215,6 +218,23 @@ def test_every_second_module_of_a_folder_of_two_towers_is_read_back(folders, tmp
     embedder.save_pretrained(tmp_path / "saved")
     (tmp_path / "saved/embedder.json").unlink()
     np.testing.assert_allclose(load(tmp_path / "saved").encode(INPUTS), embedder.encode(INPUTS), atol=1e-6)
+
+
+def test_every_family_is_scored_by_a_benchmark(family, folders, tmp_path):
+    from vlm2vec.evaluation.run import score_model
+
+    rows = []
+    for i, color in enumerate(COLORS):
+        draw(tmp_path / f"eval/Color/{color}.png", color, 100 + i)
+        names = [color, *(other for other in COLORS if other != color)]
+        ask = {"qry_text": "<|image_1|>\n", "qry_img_path": f"Color/{color}.png"}
+        rows.append({**ask, "tgt_text": names, "tgt_img_path": [""] * 4})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "eval/Color/test-00000-of-00001.parquet")
+    task = {"name": "Color", "meta_task": "classification", "split": "ind", "metric": "hit@1", "num_queries": 4}
+    about = {"name": "colors", "tasks": [task], "source": {"eval": "eval"}}
+    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(about))
+    _, results = score_model(str(folders[family]), tmp_path / "benchmark.yaml", tmp_path / "out")
+    assert len(results) == 1 and (tmp_path / "out/results.json").is_file()
 
 
 @pytest.mark.parametrize(("name", "tuning"), [("clip", "lora"), ("siglip", "full"), ("open_clip", "full")])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,14 @@ def test_a_copy_of_e5_v_reads_its_prompt_by_llava(tiny_vlm):
     np.testing.assert_allclose(embedder.encode([{"image": PICTURE}]), same, atol=1e-6)
 
 
+def test_a_copy_of_e5_v_on_llava_next_equals_the_prompt_written_out():
+    folder = Path(__file__).parents[1] / "golden/llava-next/base"
+    told = LLAMA.format("<|image_1|>" + SUMMARY.format("image"))
+    same = load(folder).encode([{"image": PICTURE, "text": told}, LLAMA.format("a cat" + SUMMARY.format("sentence"))])
+    vectors = load(folder, like="royokong/e5-v").encode([{"image": PICTURE}, "a cat"])
+    np.testing.assert_allclose(vectors, same, atol=1e-6)
+
+
 def test_a_known_clip_takes_its_fusion(tmp_path):
     build_clip(tmp_path)
     assert load(tmp_path, like="BAAI/BGE-VL-base").backbone.options() == {"fusion": "sum"}
@@ -138,3 +147,42 @@ def test_an_id_that_is_not_in_the_table_or_not_computed_here_is_one_clear_line(t
         load(tiny_vlm("llava"), like="x/y")
     with pytest.raises(UserError, match=r"vidore/colpali-v1.3: late interaction"):
         Embedder.from_pretrained("vidore/colpali-v1.3")
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch) -> Path:
+    """An empty hub cache; the hub itself is never asked (HF_HUB_OFFLINE)."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def put(cache: Path, name: str, folder: Path, commit: str = "a" * 40) -> None:
+    """As after a download: the cache's own layout."""
+    repo = cache / f"models--{name.replace('/', '--')}"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs/main").write_text(commit)
+    shutil.copytree(folder, repo / "snapshots" / commit)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_hub_id_that_says_how_its_vectors_are_made_is_followed(tiny_vlm, tmp_path, hub_cache, ours):
+    saved = load(tiny_vlm("llava"))
+    saved.backbone.pooling = "mean"
+    saved.save_pretrained(tmp_path / "saved")
+    if not ours:  # a sentence-transformers folder only
+        (tmp_path / "saved/embedder.json").unlink()
+    put(hub_cache, "someone/model", tmp_path / "saved")
+    value = {"image": PICTURE, "text": "a"}
+    by_id = Embedder.from_pretrained("someone/model", dtype=torch.float32, device="cpu")
+    np.testing.assert_allclose(by_id.encode([value]), saved.encode([value]), atol=1e-6)
+    assert by_id.base == (saved.base if ours else "someone/model")
+    pinned = Embedder.from_pretrained("someone/model", dtype=torch.float32, device="cpu", revision="a" * 40)
+    np.testing.assert_allclose(pinned.encode([value]), saved.encode([value]), atol=1e-6)
+
+
+def test_a_hub_id_that_is_not_there_is_one_clear_line(hub_cache):
+    with pytest.raises(UserError, match="nobody/nothing: neither a folder") as caught:
+        Embedder.from_pretrained("nobody/nothing")
+    assert "\n" not in str(caught.value)

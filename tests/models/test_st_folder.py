@@ -57,9 +57,10 @@ def assert_equal(ours: np.ndarray, others: np.ndarray) -> None:
     np.testing.assert_allclose(np.linalg.norm(others, axis=1), 1, rtol=1e-4)
 
 
-@pytest.fixture(scope="module", params=["llava", "idefics3"])
+@pytest.fixture(scope="module", params=["llava", "idefics3", "llava_next"])
 def saved(request, tiny_vlm, tmp_path_factory) -> tuple[Embedder, Path]:
-    embedder = load(tiny_vlm(request.param))
+    golden = Path(__file__).parents[1] / "golden/llava-next/base"
+    embedder = load(golden if request.param == "llava_next" else tiny_vlm(request.param))
     folder = tmp_path_factory.mktemp("st") / request.param
     embedder.prompts = {"query": TASK}
     embedder.save_pretrained(folder)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.errors import UserError
-from vlm2vec.models import checkpoint, known, st_folder
+from vlm2vec.models import checkpoint, hub, known, st_folder
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
 from vlm2vec.models.patch_embed import use_matrix_products
@@ -105,7 +105,13 @@ class Embedder(nn.Module):
         like: str | None,
         options: dict[str, Any],
     ) -> Self:
-        folder = Path(source)
+        folder = Path(source) if like or known.find(source) else hub.local_folder(source, revision)
+        if folder != Path(source):
+            loaded = cls._load(str(folder), base, device, dtype, None, None, options)
+            loaded.base, loaded.revision = (
+                (source, revision) if loaded.base == str(folder) else (loaded.base, loaded.revision)
+            )
+            return loaded
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or best_dtype(where)
         if not (folder / EMBEDDER_FILE).is_file():
