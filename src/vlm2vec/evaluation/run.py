@@ -91,7 +91,13 @@ def score_model(
         with progress_bar(f"scoring {Path(model).name}", total) as advance:
             results = evaluate(encoder, benchmark, tasks, advance, vectors, share)
     if share.rank == 0:
-        facts = {"embedding_dimension": embedder.embedding_dim, **benchmark.facts(folder), **about}
+        size = sum(parameter.numel() for parameter in embedder.parameters())
+        facts = {
+            "embedding_dimension": embedder.embedding_dim,
+            "num_parameters": size,
+            **benchmark.facts(folder),
+            **about,
+        }
         seconds = round(time.perf_counter() - since, 1)
         run = provenance(seconds=seconds, num_encoded=encoder.num_encoded, num_inputs=total)
         write_evaluation(output, model, benchmark, results, facts, run)

@@ -37,11 +37,21 @@ def describe(embedder: Embedder, model: str) -> dict[str, str]:
         "adapter": _hash_tensors((name, tensors[name]) for name in sorted(adapter)) if adapter else "none",
         "template": template_hash(embedder),
         "processor": _hash_text(_processor_text(backbone)),
+        "resolution": resolution(backbone),
         "precision": str(embedder.dtype).removeprefix("torch."),
         "pooling": backbone.pooling,
         "device": embedder.device.type,
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
     }
+
+
+def resolution(backbone: Any) -> str:
+    """How large pictures reach the model, as its processor or family says it; "the family's own" where neither does."""
+    processor = getattr(getattr(backbone, "processor", None), "image_processor", None)
+    settings = {**(processor.to_dict() if processor is not None else {}), **backbone.options()}
+    names = ("image_size", "min_pixels", "max_pixels", "size", "crop_size", "do_resize", "visual_tokens")
+    found = [f"{name} {settings[name]}" for name in names if settings.get(name) is not None]
+    return ", ".join(found) or "the family's own"
 
 
 def template_hash(embedder: Embedder) -> str:
