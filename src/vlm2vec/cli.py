@@ -81,6 +81,9 @@ def evaluate(
     store: StoreOption = None,
     task: TasksOption = None,
     allow_pickle: PickleOption = False,
+    switch: Annotated[
+        list[str] | None, typer.Option(help="How rows become inputs, such as identity=content; see docs/mmeb.md.")
+    ] = None,
 ) -> None:
     """Score a model on a benchmark; writes results.json, a Markdown table, a leaderboard file and an HTML report."""
     from vlm2vec.evaluation.evaluate import results_json
@@ -88,7 +91,10 @@ def evaluate(
     from vlm2vec.evaluation.run import score_model
 
     settings = _settings(option, allow_pickle)
-    facts, results = score_model(model, benchmark, output, data=data, options=settings, store=store, names=task or [])
+    switches = dict(_key_value(text, "--switch", "identity=content") for text in switch or [])
+    facts, results = score_model(
+        model, benchmark, output, data=data, options=settings, store=store, names=task or [], switches=switches
+    )
     if not results:  # another process of torchrun reports
         return
     say(comparison_table({model: results_json(model, facts, results)}).table)
@@ -268,12 +274,12 @@ def _settings(option: list[str] | None, allow_pickle: bool) -> dict[str, object]
     return dict(_key_value(text) for text in option or []) | ({"allow_pickle": True} if allow_pickle else {})
 
 
-def _key_value(text: str) -> tuple[str, object]:
+def _key_value(text: str, option: str = "--option", example: str = "num_layers=4") -> tuple[str, object]:
     import yaml
 
     key, separator, value = text.partition("=")
     if not separator:
-        raise UserError(f"--option {text!r}: expected key=value, such as num_layers=4")
+        raise UserError(f"{option} {text!r}: expected key=value, such as {example}")
     return key, yaml.safe_load(value)
 
 

@@ -82,3 +82,13 @@ def test_a_task_without_its_set_names_the_sets_that_are_there(tmp_path: Path) ->
     message = message_of(write_toy_benchmark(tmp_path, name="Lost"))
     assert "Lost" in message
     assert "Find, Name" in message
+
+
+def test_switches_can_be_changed_and_a_wrong_one_is_named(toy_file: Path) -> None:
+    benchmark, folder = load_benchmark(toy_file)
+    changed = benchmark.with_switches({"identity": "content", "frames": 4})
+    assert (changed.quirks.identity, changed.quirks.frames, changed.quirks.whitespace) == ("content", 4, "published")
+    assert "identity content" in changed.facts(folder)["data_switches"]
+    for wrong in ({"identity": "none"}, {"frame": 4}, {"frames": 0}):
+        with pytest.raises(UserError, match="there are: identity, whitespace, frames"):
+            benchmark.with_switches(wrong)

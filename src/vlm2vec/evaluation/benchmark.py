@@ -99,6 +99,19 @@ class Benchmark(BaseModel):
         quirks = ", ".join(f"{name} {value}" for name, value in self.quirks.model_dump().items())
         return {"data_revision": ", ".join(sorted(revisions)) or "local files", "data_switches": quirks}
 
+    def with_switches(self, switches: dict[str, Any]) -> Benchmark:
+        """The benchmark with some of its `quirks` changed.
+
+        Raises:
+            UserError: for an unknown switch or value.
+        """
+        try:
+            return self.model_copy(update={"quirks": Quirks.model_validate({**self.quirks.model_dump(), **switches})})
+        except ValidationError as error:
+            first = error.errors()[0]
+            known = ", ".join(Quirks.model_fields)
+            raise UserError(f"switch {'.'.join(map(str, first['loc']))}: {first['msg']}; there are: {known}") from error
+
     def only(self, names: list[str]) -> Benchmark:
         """The benchmark with some of its tasks, in its order.
 

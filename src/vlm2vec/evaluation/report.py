@@ -58,13 +58,15 @@ class Comparison:
 
     names: tuple[str, ...]
     rows: tuple[ComparisonRow, ...]
+    metric: str
+    """Of every task; "score" where tasks have several."""
     notes: tuple[str, ...]
     """Plain sentences: where another run is ahead of the last one, and what cannot be compared."""
 
     @property
     def table(self) -> Table:
         """For the terminal; print `remark` below it."""
-        table = Table(title="hit@1 in percent")
+        table = Table(title=f"{self.metric} in percent")
         for heading in ("task", "meta-task", "ind/ood"):
             table.add_column(heading)
         for heading in ("chance", *self.names):
@@ -177,20 +179,34 @@ def comparison_table(columns: Mapping[str, dict[str, Any]]) -> Comparison:
         ComparisonRow(
             name,
             fact["meta_task"],
-            fact["split"],
+            fact["split"] or "",
             fact["chance"],
             tuple(run["tasks"].get(name, {}).get("score") for run in runs),
         )
         for name, fact in facts.items()
     ]
-    of_group = {name: (fact["meta_task"], fact["split"]) for name, fact in facts.items()}
+    several = len({fact.get("modality") for fact in facts.values()}) > 1
+    of_group = {
+        name: tuple(
+            group
+            for group in (fact["meta_task"], fact.get("modality") if several else None, fact["split"])
+            if group is not None
+        )
+        for name, fact in facts.items()
+    }
     chances = group_means({name: fact["chance"] for name, fact in facts.items()}, of_group)
     for group in (group for group in GROUPS if group in chances):
         num_tasks = sum(group in (*groups, "overall") for groups in of_group.values())
         kind = f"mean of {num_tasks}"
         scores = tuple(run["groups"].get(group) for run in runs)
         rows.append(ComparisonRow(group, kind, "", chances[group], scores, is_group=True))
-    return Comparison(tuple(columns), tuple(rows), tuple(_notes(columns, rows)))
+    return Comparison(tuple(columns), tuple(rows), _metric(facts.values()), tuple(_notes(columns, rows)))
+
+
+def _metric(tasks: Iterable[Mapping[str, Any]]) -> str:
+    """The metric of all tasks, "score" where there are several."""
+    names = {str(task["metric"]) for task in tasks}
+    return names.pop() if len(names) == 1 else "score"
 
 
 def _notes(columns: Mapping[str, dict[str, Any]], rows: Sequence[ComparisonRow]) -> Iterable[str]:
@@ -224,26 +240,30 @@ def _against(row: ComparisonRow, column: int) -> str:
 
 
 def _results_markdown(content: dict[str, Any], about: dict[str, Any]) -> str:
+    metric = _metric(content["tasks"].values())
     tasks = [
         (
             name,
             task["meta_task"],
-            task["split"],
+            task["split"] or "",
             str(task["num_queries"]),
             str(task["num_candidates"]),
             percent(task["chance"]),
             percent(task["score"]),
+            " to ".join(percent(end) for end in task.get("interval") or ()),
+            *([task["metric"]] if metric == "score" else []),
         )
         for name, task in content["tasks"].items()
     ]
-    head = ("task", "meta-task", "ind/ood", "queries", "candidates", "chance", "hit@1")
+    head = ["task", "meta-task", "ind/ood", "queries", "candidates", "chance", metric, "95 %"]
+    head += ["metric"] if metric == "score" else []
     groups = [(row.name, row.kind, percent(row.chance), percent(row.scores[0])) for row in _group_rows(content)]
     parts = [
         f"# {content['model']} on {content['benchmark']}",
-        "hit@1 in percent; a gold that ties with another candidate counts as a miss.",
+        f"{metric} in percent; a gold that ties with another candidate counts as a miss. 95 %: bootstrap over queries.",
         markdown_table(head, tasks, num_left=3).rstrip(),
         "Unweighted means over tasks:",
-        markdown_table(("group", "tasks", "chance", "hit@1"), groups, num_left=2).rstrip(),
+        markdown_table(("group", "tasks", "chance", metric), groups, num_left=2).rstrip(),
     ]
     facts = "\n".join(f"- {name}: {value}" for name, value in _facts(about))
     return "\n\n".join([*parts, facts] if facts else parts) + "\n"

@@ -55,6 +55,7 @@ def score_model(
     options: dict[str, Any] | None = None,
     store: Path | None = None,
     names: Sequence[str] = (),
+    switches: dict[str, Any] | None = None,
 ) -> tuple[Benchmark, list[TaskResult]]:
     """Scores a model on a benchmark and writes the results.
 
@@ -68,6 +69,7 @@ def score_model(
         options: Settings of the model's family.
         store: Folder of kept vectors; None: in the user's cache.
         names: Tasks; none: all that have a reader.
+        switches: Changes to the benchmark's `quirks`.
 
     Returns:
         The benchmark and one result a task (none on processes other than the first).
@@ -77,6 +79,7 @@ def score_model(
     """
     since = time.perf_counter()
     benchmark, folder = load_benchmark(benchmark_file, data)
+    benchmark = benchmark.with_switches(switches or {})
     benchmark = benchmark.only(list(names) or [task.name for task in benchmark.tasks if task.reader])
     tasks = TaskReader(benchmark, folder)
     total = check_tasks(tasks)
