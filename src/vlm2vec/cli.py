@@ -55,6 +55,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes, such as train.steps=100.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last step checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Two steps on a tiny random model of the same family.")] = False,
 ) -> None:
     """Train an embedding model by a recipe."""
     from vlm2vec.training.config import dump_recipe, load_recipe
@@ -62,6 +63,12 @@ def train(
 
     settings = load_recipe(recipe, overrides or [])
     say(dump_recipe(settings))
+    if dry_run:
+        from vlm2vec.training.dry_run import dry_run as run_dry
+
+        losses = ", ".join(f"{entry['loss']:.3f}" for entry in run_dry(settings))
+        say(f"Dry run: losses {losses}; the recipe builds. Next: vlm2vec train {recipe}")
+        return
     monitor = None
     if settings.evaluate is not None:
         from vlm2vec.monitor import Monitor
@@ -136,6 +143,27 @@ def export(
     size = sum(path.stat().st_size for path in done.files) / 1e6
     say(f"{output}: {len(done.files)} files, {size:.1f} MB")
     say(f"Lowest cosine to the source: {done.cosine:.6f} of {done.num_inputs} inputs")
+
+
+@app.command()
+def mine(
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id, or the built-in compact.")],
+    data: Annotated[Path, typer.Argument(help="A folder in the MMEB-train layout.")],
+    output: OutputOption,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set; may be repeated.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Negatives a pair at most.")] = 1,
+    skip: Annotated[int, typer.Option(min=0, help="Pass over the nearest so many: often unmarked positives.")] = 0,
+    max_rank: Annotated[int, typer.Option(min=1, help="Not beyond this rank.")] = 100,
+    margin: Annotated[float, typer.Option(help="A negative's cosine is so far below the positive's at least.")] = 0.0,
+) -> None:
+    """Find hard negatives in training sets by a model; writes the sets again with them."""
+    from vlm2vec.training.mining import MiningRule
+    from vlm2vec.training.mining import mine as run_mining
+
+    rule = MiningRule(num, skip, max_rank, margin)
+    for name, mean in run_mining(model, data, output, rule, sets or ()).items():
+        say(f"{name}: {mean:.2f} negatives a pair")
+    say(f"Sets with negatives: {output}\nNext: vlm2vec train RECIPE.yaml data.root={output}")
 
 
 @data_app.command("demo")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from vlm2vec import Embedder, UserError
 from vlm2vec.models.golden import golden_inputs, verify_golden
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
-from vlm2vec.training.run import last_checkpoint, train
+from vlm2vec.training.run import last_checkpoint, read_sets, train
+from vlm2vec.training.trainer import ContrastiveTrainer, recipe_weights
 
 
 def with_changes(values: dict[str, object], **changes: object) -> Recipe:
@@ -43,12 +45,14 @@ def test_a_run_lowers_the_loss_and_its_folder_loads_with_equal_vectors(recipe_va
     folder = train(with_changes(recipe_values, data={"sets": ["Color"]}, train={"steps": 30, "learning_rate": 3e-3}))
     log = json.loads((folder / "log.json").read_text())
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
-    loaded = Embedder.from_pretrained(folder)
+    loaded = Embedder.from_pretrained(folder, dtype=torch.float32)
     assert verify_golden(loaded, folder).min() > 0.99999
     again = folder.with_name("again")
     loaded.save_pretrained(again)
     inputs = golden_inputs()
-    np.testing.assert_array_equal(Embedder.from_pretrained(again).encode(inputs), loaded.encode(inputs))
+    np.testing.assert_array_equal(
+        Embedder.from_pretrained(again, dtype=torch.float32).encode(inputs), loaded.encode(inputs)
+    )
     facts = json.loads((folder / "provenance.json").read_text())
     assert facts["pairs"] == {"Color": 16}
     assert load_recipe(folder / "recipe.yaml").train.steps == 30
@@ -64,6 +68,57 @@ def test_a_run_resumed_at_step_three_equals_the_uninterrupted_one(recipe_values:
     assert_same_weights(whole, resumed, rtol=0, atol=0)
     logs = [json.loads((run / "log.json").read_text()) for run in (whole, resumed)]
     assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
+
+
+def kill_while_saving(recipe: Recipe, step: int) -> None:
+    """Runs the recipe in a forked process that is killed in the middle of writing the checkpoint of a step."""
+    child = os.fork()
+    if child == 0:
+        save = ContrastiveTrainer._save_rng_state
+
+        def save_or_die(trainer: ContrastiveTrainer, folder: str) -> None:
+            if trainer.state.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(trainer, folder)
+
+        ContrastiveTrainer._save_rng_state = save_or_die
+        train(recipe)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_and_equals_the_uninterrupted_one(
+    recipe_values: dict[str, object],
+) -> None:
+    changes = {"steps": 5, "save_steps": 2, "ema_decay": 0.8}
+    more = {"train": changes, "loss": {"learn_temperature": True, "directions": "both"}}
+    whole = train(with_changes({**recipe_values, "loss": {}}, **more))
+    killed = with_changes({**recipe_values, "loss": {}}, **more, output=f"{whole}-killed")
+    kill_while_saving(killed, step=4)
+    checkpoints = killed.output / "checkpoints"
+    assert (checkpoints / ".writing" / "checkpoint-4").is_dir()
+    assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-2"]
+    train(killed, resume=True)
+    assert_same_weights(whole, killed.output, rtol=0, atol=0)
+    logs = [json.loads((run / "log.json").read_text()) for run in (whole, killed.output)]
+    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
+    assert not (checkpoints / ".writing").exists()
+    last = weights(checkpoints / "checkpoint-5")  # the averaged weights are others than the last ones
+    assert any(not torch.equal(last[name], value) for name, value in weights(whole).items())
+
+
+def test_a_run_whose_loss_is_no_number_stops_with_the_step_and_the_rows(recipe_values: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"step \d+: .*original-00000-of-00001.parquet, row \d+"):
+        train(with_changes(recipe_values, train={"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_steps": 0}))
+
+
+def test_capped_sets_are_drawn_by_their_size_after_the_cap(recipe_values: dict[str, object]) -> None:
+    sets = {"Color": {"max_pairs": 5}, "Find": {"weight": 2.0}}
+    recipe = with_changes(recipe_values, data={"sets": sets, "max_pairs": 9})
+    found = read_sets(recipe)
+    assert {name: len(examples) for name, examples in found.items()} == {"Color": 5, "Find": 9}
+    assert recipe_weights(recipe, {"Color": 5, "Find": 9}) == {"Color": 5.0, "Find": 2.0}
 
 
 def test_the_same_seed_is_the_same_run_and_another_seed_is_not(recipe_values: dict[str, object]) -> None:
@@ -98,7 +153,7 @@ def test_full_tuning_saves_all_weights_and_loads_them(recipe_values: dict[str, o
     folder = train(with_changes(recipe_values, lora=None, train={"steps": 2}))
     assert (folder / "model.safetensors").is_file()
     assert not (folder / "adapter_config.json").exists()
-    assert verify_golden(Embedder.from_pretrained(folder), folder).min() > 0.99999
+    assert verify_golden(Embedder.from_pretrained(folder, dtype=torch.float32), folder).min() > 0.99999
 
 
 def test_the_dual_encoder_trains_by_the_same_recipe(recipe_values: dict[str, object]) -> None:
@@ -107,7 +162,7 @@ def test_the_dual_encoder_trains_by_the_same_recipe(recipe_values: dict[str, obj
     folder = train(with_changes(recipe_values, model=model, **changes))
     log = json.loads((folder / "log.json").read_text())
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
-    assert verify_golden(Embedder.from_pretrained(folder), folder).min() > 0.99999
+    assert verify_golden(Embedder.from_pretrained(folder, dtype=torch.float32), folder).min() > 0.99999
 
 
 def test_a_truncated_picture_stops_the_run_before_the_first_step(

@@ -57,11 +57,14 @@ def read_train_set(root: Path, name: str, use_negatives: bool = True) -> list[Tr
     for where, row in _rows(root, name, TRAIN_FILES, TRAIN_COLUMNS):
         query = _input(row["qry"], row["qry_image_path"], media, f"{where}, field qry_image_path")
         target = _input(row["pos_text"], row["pos_image_path"], media, f"{where}, field pos_image_path")
-        negative = _input(row["neg_text"], row["neg_image_path"], media, f"{where}, field neg_image_path")
+        found = [
+            _input(text, path, media, f"{where}, field neg_image_path")
+            for text, path in _pairs(row["neg_text"], row["neg_image_path"], where)
+        ]
         if query is None or target is None:
             side = "qry" if query is None else "pos_text"
             raise UserError(f"{where}: field {side} and its picture are both empty; remove the row or fill one")
-        negatives = (negative,) if negative is not None and use_negatives else ()
+        negatives = tuple(negative for negative in found if negative is not None) if use_negatives else ()
         examples.append(TrainExample(query, target, negatives, name, origin=where))
     return examples
 
@@ -126,6 +129,52 @@ def _side_texts(row: dict[str, Any], kind: Kind | None, name: str, quirks: Quirk
         return _Texts(prompts.query, prompts.targets, identities)
     asks, wants = (((row[side] or "").replace(DANGLING, "").strip() or None) for side in ("qry_inst", "tgt_inst"))
     return _Texts((row["qry_text"] or "").strip(), [text.strip() for text in texts], identities, asks, wants)
+
+
+def write_negatives(root: Path, name: str, negatives: Sequence[Sequence[int]], output: Path) -> None:
+    """Writes a set again with mined negatives: lists in the `neg_*` columns, one entry a negative.
+
+    Args:
+        root: The data folder that `name` was read from.
+        name: Folder of the set.
+        negatives: For each pair in reading order, the pairs whose positives are its negatives.
+        output: Another data folder; the pictures of `root` are linked into it.
+    """
+    rows = [row for _, row in _rows(root, name, TRAIN_FILES, TRAIN_COLUMNS)]
+    texts, paths = ([row[column] for row in rows] for column in ("pos_text", "pos_image_path"))
+    table = pa.Table.from_pylist(
+        [
+            {**row, "neg_text": [texts[j] for j in chosen], "neg_image_path": [paths[j] for j in chosen]}
+            for row, chosen in zip(rows, negatives, strict=True)
+        ]
+    )
+    _write_set(output, name, table)
+    for pictures in ("images", "images_zip", "images.zip"):
+        link = output / pictures
+        if (root / pictures).exists() and not link.exists():
+            link.symlink_to((root / pictures).resolve())
+
+
+def write_train_set(root: Path, name: str, rows: Sequence[dict[str, str]]) -> None:
+    """Writes rows in the MMEB-train layout; columns that a row lacks are empty."""
+    _write_set(root, name, pa.Table.from_pylist([{**dict.fromkeys(TRAIN_COLUMNS, ""), **row} for row in rows]))
+
+
+def _write_set(root: Path, name: str, table: pa.Table) -> None:
+    file = root / name / TRAIN_FILES.replace("*", "00000-of-00001")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.tmp")
+    pq.write_table(table, beside)
+    beside.replace(file)
+
+
+def _pairs(texts: Any, paths: Any, where: str) -> list[tuple[str | None, str | None]]:
+    """Negatives as published (one text, one path) or as mined (lists of equal length)."""
+    if not isinstance(texts, list) and not isinstance(paths, list):
+        return [(texts, paths)]
+    if not isinstance(texts, list) or not isinstance(paths, list) or len(texts) != len(paths):
+        raise UserError(f"{where}: expected neg_text and neg_image_path to be two texts or two lists of one length")
+    return list(zip(texts, paths, strict=True))
 
 
 def _rows(root: Path, name: str, pattern: str, *layouts: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:

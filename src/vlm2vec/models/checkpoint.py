@@ -62,7 +62,9 @@ def read_embedder_file(folder: Path) -> EmbedderFile:
         raise UserError(f"{path}: {field}: {first['msg']}; the checkpoint is damaged or of a newer version") from error
 
 
-def add_adapter(backbone: Backbone, rank: int, alpha: int, dropout: float, targets: list[str] | None) -> None:
+def add_adapter(
+    backbone: Backbone, rank: int, alpha: int, dropout: float, targets: list[str] | str | None, dora: bool = False
+) -> None:
     """Wraps the backbone's model with LoRA; parts that were never pretrained stay trainable in full."""
     from peft import LoraConfig, get_peft_model
 
@@ -71,6 +73,7 @@ def add_adapter(backbone: Backbone, rank: int, alpha: int, dropout: float, targe
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=targets or backbone.lora_targets,
+        use_dora=dora,
         modules_to_save=backbone.trained_modules or None,
     )
     backbone.model = get_peft_model(backbone.model, config)

@@ -26,10 +26,16 @@ class ModelSettings(Section):
     base: str = "compact"
     """A built-in, a folder or a hub id."""
     revision: str | None = None
+    family: str | None = None
+    """`model_type` of the base's HF config; only a dry run needs it, to build a tiny model of the same family."""
     options: dict[str, Any] = {}
     """Settings of the family, such as `num_layers` of compact."""
     pooling: Literal["last", "mean"] = "last"
     gradient_checkpointing: bool = False
+    """Activations of a chunk are computed again in its backward pass: less memory, about a third more time."""
+    towers: Literal["language", "vision", "both"] | None = None
+    """What is tuned. "vision" is everything before the language model: encoder and projector. null: with LoRA the
+    language model, without it both."""
 
 
 class LoraSettings(Section):
@@ -40,7 +46,19 @@ class LoraSettings(Section):
     alpha: int = Field(default=64, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     targets: list[str] | None = None
-    """Linear layers by name; null: the family's own choice."""
+    """Linear layers by name; null: those of `model.towers`."""
+    dora: bool = False
+    """Weight-decomposed adapters: a trained length beside the low-rank change; slower, a little closer to full tuning.
+    The published VLM2Vec code always has it on."""
+
+
+class SetSettings(Section):
+    """One training set."""
+
+    weight: float | None = Field(default=None, gt=0)
+    """Share in the batches, on any scale; null: by size."""
+    max_pairs: PositiveInt | None = None
+    """At most so many pairs, chosen by chance; null: as `data.max_pairs` says."""
 
 
 class DataSettings(Section):
@@ -48,8 +66,12 @@ class DataSettings(Section):
 
     root: Path
     """A folder in the MMEB-train layout, relative to where the command runs."""
-    sets: dict[str, float] | list[str] | None = None
-    """Names, or names with weights; null: every set of the folder, weighted by its size."""
+    sets: dict[str, float | SetSettings] | list[str] | None = None
+    """Names, or names with weights (or weight and cap); null: every set of the folder."""
+    max_pairs: PositiveInt | None = None
+    """Pairs of a set at most, chosen by chance; the paper took 50,000."""
+    size_exponent: float = Field(default=1.0, ge=0, le=1)
+    """Sets without a weight are drawn by size to this power: 1 by size, 0 all alike."""
     batching: Literal["mixed", "single", "interleaved"] = "interleaved"
     """Each pair from any set; each batch from one set; or each batch of sub-batches from one set each. VLM2Vec-V2
     found sub-batches of 64 in 1,024 best on pictures (arXiv 2507.04590, table 4)."""
@@ -95,6 +117,11 @@ class TrainSettings(Section):
     seed: int = 42
     log_steps: int = Field(default=10, ge=1)
     save_steps: int = Field(default=500, ge=1)
+    report_to: list[str] | None = None
+    """Trackers of transformers, such as tensorboard; null: trackio where it is installed, else none. The run's own
+    report.html is written in any case."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Saves the moving average of the trained weights instead of the last ones; null: off."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
@@ -141,6 +168,19 @@ class EvaluateSettings(Section):
     """The group whose highest mean makes a checkpoint the one kept in `best/`."""
 
 
+class GuardSettings(Section):
+    """When a run is stopped."""
+
+    collapse_cosine: float = Field(default=0.9999, gt=0, le=1)
+    """Mean cosine of different inputs above which vectors count as all alike."""
+    collapse_steps: PositiveInt = 50
+    """For so many steps in a row."""
+    memory_climb_mib: PositiveInt | None = None
+    """Growth of memory after it has settled that stops the run (a step checkpoint is there); null: only recorded."""
+    memory_settle_steps: PositiveInt = 20
+    """Steps after which memory counts as settled."""
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -150,6 +190,7 @@ class Recipe(Section):
     train: TrainSettings
     loss: LossSettings = LossSettings()
     evaluate: EvaluateSettings | None = None
+    guard: GuardSettings = GuardSettings()
     output: Path
 
     @model_validator(mode="after")

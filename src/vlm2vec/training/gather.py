@@ -73,6 +73,12 @@ def largest(number: int, device: torch.device) -> int:
     return int(found)
 
 
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if num_processes() > 1:
+        dist.barrier()
+
+
 def _row_counts(local: torch.Tensor) -> list[int]:
     counts = [torch.zeros(1, dtype=torch.long, device=local.device) for _ in range(num_processes())]
     dist.all_gather(counts, torch.tensor([len(local)], device=local.device))

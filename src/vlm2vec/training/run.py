@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vlm2vec.cache import cache_folder
+from vlm2vec.data.mixture import capped
 from vlm2vec.data.readers import list_sets, read_train_set
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
@@ -18,13 +19,16 @@ from vlm2vec.models import checkpoint
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.golden import write_golden
 from vlm2vec.models.pictures import read_pictures
+from vlm2vec.models.towers import freeze_other, linear_layers
 from vlm2vec.progress import progress_bar
-from vlm2vec.training.config import Recipe, dump_recipe
-from vlm2vec.training.trainer import ContrastiveTrainer
+from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
+from vlm2vec.training.report import write_report
+from vlm2vec.training.trainer import ContrastiveTrainer, step_checkpoints
 from vlm2vec.types import TrainExample
 
 CHECKPOINTS = "checkpoints"
 LOG_FILE = "log.json"
+REPORT_FILE = "report.html"
 logger = logging.getLogger(__name__)
 
 
@@ -37,9 +41,12 @@ def build_embedder(recipe: Recipe) -> Embedder:
         settings.base, dtype=torch.float32, revision=settings.revision, **settings.options
     )
     embedder.backbone.pooling = settings.pooling
-    if recipe.lora:
-        lora = recipe.lora
-        checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    towers, lora = settings.towers, recipe.lora
+    if lora:
+        targets = lora.targets or (linear_layers(embedder.backbone.model, towers) if towers else None)
+        checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, targets, lora.dora)
+    elif towers:
+        freeze_other(embedder.backbone.model, towers)
     if settings.gradient_checkpointing:
         embedder.backbone.enable_gradient_checkpointing()
     embedder.backbone.cache_pictures(cache_folder() / "vision")
@@ -53,7 +60,15 @@ def read_sets(recipe: Recipe) -> dict[str, list[TrainExample]]:
         UserError: see `read_train_set`.
     """
     names = list(recipe.data.sets) if recipe.data.sets else list_sets(recipe.data.root)
-    return {name: read_train_set(recipe.data.root, name, recipe.data.use_negatives) for name in names}
+    return {name: _read_set(recipe, name) for name in names}
+
+
+def _read_set(recipe: Recipe, name: str) -> list[TrainExample]:
+    data = recipe.data
+    examples = read_train_set(data.root, name, data.use_negatives)
+    own = data.sets.get(name) if isinstance(data.sets, dict) else None
+    cap = own.max_pairs if isinstance(own, SetSettings) and own.max_pairs else data.max_pairs
+    return capped(examples, cap, recipe.train.seed, name)
 
 
 def check_pictures(
@@ -123,6 +138,8 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
 
         trainer = ContrastiveTrainer(embedder, recipe, sets, output / CHECKPOINTS, on_step)
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if trainer.average:
+        trainer.average.use()
     if trainer.is_world_process_zero():
         facts = {"seconds": result.metrics["train_runtime"], "pairs": {n: len(e) for n, e in sets.items()}}
         _save_run(embedder.eval(), recipe, trainer.state.log_history, facts)
@@ -131,7 +148,7 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
 
 def last_checkpoint(output: Path) -> Path | None:
     """The newest step checkpoint of a run, None where there is none."""
-    found = sorted((output / CHECKPOINTS).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    found = step_checkpoints(output / CHECKPOINTS)
     return found[-1] if found else None
 
 
@@ -141,7 +158,9 @@ def _save_run(embedder: Embedder, recipe: Recipe, log: list[dict[str, Any]], fac
     write_golden(embedder, output)
     (output / "recipe.yaml").write_text(dump_recipe(recipe))
     checkpoint.write_json(output / "provenance.json", checkpoint.provenance(**facts))
-    checkpoint.write_json(output / LOG_FILE, [entry for entry in log if "loss" in entry])
+    entries = [entry for entry in log if "loss" in entry]
+    checkpoint.write_json(output / LOG_FILE, entries)
+    write_report(output / REPORT_FILE, str(output), entries, dump_recipe(recipe))
 
 
 def read_log(run: Path) -> list[dict[str, float]]:

@@ -6,27 +6,37 @@ Shapes: B queries, M targets, D embedding dim.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.collate import PairBatch, collate_pairs
+from vlm2vec.data.mixture import set_weights
 from vlm2vec.data.sampler import BatchSampler
+from vlm2vec.errors import UserError
 from vlm2vec.models import checkpoint
 from vlm2vec.models.embedder import Embedder, best_dtype
 from vlm2vec.models.feature_store import FeatureStore
 from vlm2vec.models.frozen_vision import FrozenVision, vision_fingerprint
-from vlm2vec.training.config import Recipe
-from vlm2vec.training.gather import num_processes
+from vlm2vec.training.config import Recipe, SetSettings
+from vlm2vec.training.ema import MovingAverage
+from vlm2vec.training.gather import num_processes, wait_for_all
+from vlm2vec.training.guard import Guard
 from vlm2vec.training.objective import Objective
-from vlm2vec.training.step import ContrastiveStep
+from vlm2vec.training.step import ContrastiveStep, StepResult
 from vlm2vec.types import TrainExample
+
+EXTRA_FILE = "training_state.safetensors"
+WRITING = ".writing"  # where a step checkpoint lies until it is whole
 
 
 class ContrastiveTrainer(transformers.Trainer):
@@ -56,13 +66,26 @@ class ContrastiveTrainer(transformers.Trainer):
         if self.objective.learns:
             embedder.objective = self.objective  # its parameters are the model's own to optimiser and checkpoints
         self.vision = keep_vision(embedder, recipe)
+        self.guard = Guard(recipe.guard, embedder.device)
+        decay = recipe.train.ema_decay
+        self.average = MovingAverage(embedder.backbone.named_parameters(), decay) if decay else None
+        self._seen: dict[str, float] = {}
+        self._is_writing = False
         super().__init__(
             model=embedder,
             args=_arguments(recipe, folder, embedder.device),
             train_dataset=[example for examples in sets.values() for example in examples],
-            callbacks=[_StepCallback(on_step)],
+            callbacks=[_StepCallback(self._after_step(on_step))],
         )
         self.remove_callback(transformers.PrinterCallback)
+
+    def _after_step(self, on_step: Callable[[int], None]) -> Callable[[int], None]:
+        def after(step: int) -> None:
+            if self.average:
+                self.average.update()
+            on_step(step)
+
+        return after
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One pass over the loader is the whole run, so that resuming is skipping the first batches."""
@@ -70,7 +93,7 @@ class ContrastiveTrainer(transformers.Trainer):
         train = self.recipe.train
         sampler = BatchSampler(
             list(sizes.values()),
-            list(set_weights(self.recipe, sizes).values()),
+            list(recipe_weights(self.recipe, sizes).values()),
             train.batch_size,
             train.steps,
             train.seed,
@@ -105,16 +128,72 @@ class ContrastiveTrainer(transformers.Trainer):
                 self.compute_loss_context_manager,
             )
             result = step.backward(inputs["pairs"], self.embedder.parameters())
+        self._check(result, inputs["pairs"].origins)
         return result.loss
+
+    def _check(self, result: StepResult, origins: list[str]) -> None:
+        gradients = [p.grad for p in self.embedder.parameters() if p.grad is not None]
+        finite = bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+        cosine = result.mean_cosine
+        self.guard.check(self.state.global_step + 1, float(result.loss), finite, cosine, origins)
+        self._seen = {"mean_cosine": round(cosine, 6), "memory_mib": round(self.guard.memory_mib)}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what the guard saw to each entry with a loss."""
+        super().log({**logs, **self._seen} if "loss" in logs else logs, start_time)
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        folder: str = super()._get_output_dir(trial=trial)
+        return str(Path(folder) / WRITING) if self._is_writing else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Writes beside and renames: a checkpoint folder is whole, or it is not there, whenever the run is killed."""
+        final = Path(self.args.output_dir)
+        beside = final / WRITING
+        if self.args.should_save:
+            shutil.rmtree(beside, ignore_errors=True)
+        wait_for_all()
+        self._is_writing = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_writing = False
+        wait_for_all()
+        if self.args.should_save:
+            for folder in beside.iterdir():
+                shutil.rmtree(final / folder.name, ignore_errors=True)
+                folder.rename(final / folder.name)
+            beside.rmdir()
+            for old in step_checkpoints(final)[: -self.args.save_total_limit]:
+                shutil.rmtree(old)
+        wait_for_all()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         self.embedder.write_files(folder)
+        if extra := self._extra_state():
+            save_file(extra, folder / EXTRA_FILE)
+
+    def _extra_state(self) -> dict[str, torch.Tensor]:
+        """What a step checkpoint needs beside the model: the loss's own parameters and the moving average."""
+        state = {f"objective.{name}": value.detach().clone() for name, value in self.objective.named_parameters()}
+        if self.average:
+            state |= {f"average.{name}": value.cpu().contiguous() for name, value in self.average.state.items()}
+        return state
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load = checkpoint.load_adapter if self.recipe.lora else checkpoint.load_weights
         load(self.embedder.backbone, Path(resume_from_checkpoint))
+        present = self._extra_state()
+        if present:
+            saved = load_file(Path(resume_from_checkpoint) / EXTRA_FILE)
+            with torch.no_grad():
+                for name, parameter in self.objective.named_parameters():
+                    parameter.copy_(saved[f"objective.{name}"])
+            if self.average:
+                for name, value in self.average.state.items():
+                    value.copy_(saved[f"average.{name}"])
 
 
 class _StepCallback(TrainerCallback):
@@ -125,10 +204,36 @@ class _StepCallback(TrainerCallback):
         self.on_step(state.global_step)
 
 
-def set_weights(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
+def recipe_weights(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
     """Share of each set in the batches: as the recipe says, else by its size."""
-    chosen = recipe.data.sets
-    return dict(chosen) if isinstance(chosen, dict) else {name: float(size) for name, size in sizes.items()}
+    chosen = recipe.data.sets if isinstance(recipe.data.sets, dict) else {}
+    given = {name: how.weight if isinstance(how, SetSettings) else how for name, how in chosen.items()}
+    return set_weights(sizes, given, recipe.data.size_exponent)
+
+
+def step_checkpoints(folder: Path) -> list[Path]:
+    """The step checkpoints there, oldest first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def trackers(wanted: list[str] | None) -> list[str]:
+    """Names for `report_to`: the wanted ones, by default trackio where it is installed.
+
+    Raises:
+        UserError: for a tracker that transformers does not know or that is not installed.
+    """
+    if wanted is None:
+        return ["trackio"] if importlib.util.find_spec("trackio") else []
+    from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+
+    try:
+        get_reporting_integration_callbacks(wanted)
+    except ValueError as error:
+        raise UserError(f"train.report_to: {error}") from error
+    for name in wanted:
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"train.report_to: {name} is not installed: pip install {name}")
+    return wanted
 
 
 def keep_vision(embedder: Embedder, recipe: Recipe) -> FrozenVision | None:
@@ -165,7 +270,7 @@ def _arguments(recipe: Recipe, folder: Path, device: torch.device) -> TrainingAr
         logging_steps=train.log_steps,
         save_steps=train.save_steps,
         save_total_limit=2,
-        report_to=[],
+        report_to=trackers(train.report_to),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

@@ -1,0 +1,58 @@
+"""Two steps of a recipe on a tiny random model of its family: everything is built, nothing is fetched."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from vlm2vec.data.readers import write_train_set
+from vlm2vec.models.registry import BUILT_IN
+from vlm2vec.training.config import Recipe
+from vlm2vec.training.run import read_log, train
+from vlm2vec.training.tiny import write_tiny
+
+STEPS, PAIRS = 2, 8
+FEW_PIXELS = {"min_pixels", "max_pixels", "num_crops", "image_grid_pinpoints", "size"}  # of the real picture settings
+
+
+def dry_run(recipe: Recipe) -> list[dict[str, float]]:
+    """Runs the recipe in small and returns its log.
+
+    The base is replaced by a tiny random model of `model.family` (a built-in runs itself), data folders that are not
+    there by a few made-up pairs a set, and 2 steps of 8 pairs are run; everything else is as the recipe says.
+
+    Raises:
+        UserError: for what is wrong with the recipe, or a family that has no tiny model.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        return read_log(train(_in_small(recipe, Path(name))))
+
+
+def _in_small(recipe: Recipe, folder: Path) -> Recipe:
+    values = recipe.model_dump()
+    if recipe.model.base not in BUILT_IN:
+        (folder / "base").mkdir()
+        write_tiny(recipe.model.family or "", folder / "base")
+        kept = {key: value for key, value in recipe.model.options.items() if key not in FEW_PIXELS}
+        values["model"] |= {"base": str(folder / "base"), "revision": None, "options": kept}
+    if not recipe.data.root.is_dir():
+        values["data"]["root"] = folder / "data"
+        for set_name in recipe.data.sets or ["Made"]:
+            _make_set(folder / "data", set_name)
+    values["data"] |= {"max_pairs": 4 * PAIRS, "sub_batch_size": PAIRS // 2, "num_workers": 0}
+    values["train"] |= {"steps": STEPS, "warmup_steps": 0, "batch_size": PAIRS, "log_steps": 1, "save_steps": STEPS}
+    values["train"] |= {"report_to": [], "reuse_vision": "step" if recipe.train.reuse_vision != "no" else "no"}
+    return Recipe.model_validate(values | {"evaluate": None, "output": folder / "run"})
+
+
+def _make_set(root: Path, name: str) -> None:
+    rows = []
+    for i in range(PAIRS):
+        path = f"images/{name}/{i}.png"
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40 + 9 * i, 40), (30 * i, 255 - 30 * i, 90)).save(root / path)
+        words = f"picture {'very ' * i}{i}"
+        rows.append({"qry": f"<|image_1|>\nWhat is it? {i}\n", "qry_image_path": path, "pos_text": words})
+    write_train_set(root, name, rows)

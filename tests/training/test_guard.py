@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vlm2vec import UserError
+from vlm2vec.training import guard as guards
+from vlm2vec.training.config import GuardSettings
+from vlm2vec.training.ema import MovingAverage
+from vlm2vec.training.guard import Guard
+from vlm2vec.training.report import write_report
+from vlm2vec.training.step import mean_cosine
+from vlm2vec.training.trainer import trackers
+
+ROWS = [f"set.parquet, row {i}" for i in range(7)]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("loss", "finite", "what"), [(math.nan, True, "loss is nan"), (1.0, False, "gradient is not")])
+def test_a_number_that_is_none_stops_the_run_with_step_and_rows(loss: float, finite: bool, what: str) -> None:
+    watch = Guard(GuardSettings(), CPU)
+    watch.check(6, 1.0, True, 0.1, ROWS)
+    with pytest.raises(UserError, match=rf"step 7: {what}.*set.parquet, row 0; .*row 4 and 2 more"):
+        watch.check(7, loss, finite, 0.1, ROWS)
+
+
+def test_vectors_that_stay_alike_stop_the_run_and_a_short_spell_does_not() -> None:
+    watch = Guard(GuardSettings(collapse_steps=3), CPU)
+    for step, cosine in enumerate([1.0, 1.0, 0.5, 1.0, 1.0], start=1):
+        watch.check(step, 1.0, True, cosine, ROWS)
+    with pytest.raises(UserError, match=r"step 6: the embedding has collapsed: for 3 steps .*row 0"):
+        watch.check(6, 1.0, True, 1.0, ROWS)
+
+
+def test_the_mean_cosine_is_that_of_all_pairs_of_different_rows() -> None:
+    vectors = nn.functional.normalize(torch.randn(6, 4), dim=-1)
+    cosines = vectors @ vectors.T
+    assert mean_cosine(vectors) == pytest.approx(float((cosines.sum() - 6) / 30), abs=1e-6)
+    assert mean_cosine(vectors[:1].expand(5, 4)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_memory_that_climbs_after_settling_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([500.0, 900.0, 950.0, 1001.0])
+    monkeypatch.setattr(guards, "memory_mib", lambda device: next(held))
+    watch = Guard(GuardSettings(memory_climb_mib=100, memory_settle_steps=2), CPU)
+    for step in (11, 12, 13):
+        watch.check(step, 1.0, True, 0.0, ROWS)
+    with pytest.raises(UserError, match="step 14: memory climbs: 1001 MiB, 900 MiB at step 12"):
+        watch.check(14, 1.0, True, 0.0, ROWS)
+
+
+def test_memory_is_what_the_process_holds_now() -> None:
+    before = guards.memory_mib(CPU)
+    block = torch.ones(16 * 2**20)
+    assert 50 < guards.memory_mib(CPU) - before < 80
+    del block
+
+
+def test_the_moving_average_follows_its_recurrence_and_leaves_frozen_weights() -> None:
+    layer = nn.Linear(2, 1)
+    layer.bias.requires_grad_(False)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    average = MovingAverage(layer.named_parameters(), 0.9)
+    for value in (2.0, 3.0):
+        with torch.no_grad():
+            layer.weight.fill_(value)
+        average.update()
+    assert list(average.state) == ["weight"]
+    average.use()
+    torch.testing.assert_close(layer.weight, torch.full((1, 2), 0.9 * (0.9 * 1 + 0.1 * 2) + 0.1 * 3))
+
+
+def test_the_report_holds_a_curve_for_each_recorded_number(tmp_path: Path) -> None:
+    log = [{"step": step, "loss": 2.0 - step / 10, "memory_mib": 900} for step in range(1, 6)]
+    write_report(tmp_path / "report.html", "run <1>", log, "train: {steps: 5}")
+    page = (tmp_path / "report.html").read_text()
+    tags: list[str] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.append(tag)  # type: ignore[method-assign]
+    parser.feed(page)
+    assert tags.count("polyline") == 2 and "run &lt;1&gt;" in page and "http" not in page
+    assert "steps 1 to 5; from 1.9 to 1.5" in page
+    assert 'points="0.0,0.0 160.0,40.0 320.0,80.0 480.0,120.0 640.0,160.0"' in page
+
+
+def test_a_tracker_that_is_unknown_or_not_installed_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"train\.report_to: .*nosuch"):
+        trackers(["nosuch"])
+    assert trackers([]) == []
