@@ -93,18 +93,6 @@ def test_onnx_has_a_text_tower_of_any_batch_and_length(adapter, tmp_path):
     assert (vectors * source.encode(texts)).sum(axis=1).min() > 0.9999
 
 
-def test_onnx_of_a_dual_encoder_has_both_towers(clip, tmp_path):
-    import onnxruntime
-
-    assert export(str(clip), "onnx", tmp_path / "out").cosine > 0.9999
-    session = onnxruntime.InferenceSession(str(tmp_path / "out/image.onnx"))
-    source = load(clip)
-    pictures: list[Any] = [{"image": picture(50, 30, seed)} for seed in range(3)]
-    pixels = source.backbone.process([EmbeddingInput.of(value) for value in pictures])["pixel_values"]
-    vectors = session.run(["sentence_embedding"], {"pixel_values": pixels.numpy()})[0]
-    assert (vectors * source.encode(pictures)).sum(axis=1).min() > 0.9999
-
-
 def test_openvino_of_a_dual_encoder_has_both_towers(clip, tmp_path):
     import openvino
 
