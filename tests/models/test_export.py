@@ -148,6 +148,14 @@ def test_verify_against_sentence_transformers_says_that_all_is_equal(merged):
     assert "lowest 1.0000" in report_saved(merged, {})[0] or "lowest 0.99999" in report_saved(merged, {})[0]
 
 
+def test_an_input_that_the_other_side_refuses_is_listed_and_not_compared(tiny_vlm, tmp_path):
+    shown = load(tiny_vlm("llava"), like="royokong/e5-v")
+    shown.save_pretrained(tmp_path / "saved")
+    lines = report_against(tmp_path / "saved", "sentence-transformers", "", "", {})
+    assert [line for line in lines if "refused there" in line] == [lines[7]] and "<|image_1|> in a text" in lines[7]
+    assert export(str(tmp_path / "saved"), "sentence-transformers", tmp_path / "out").num_inputs == 7
+
+
 def change_json(path: Path, change: dict[str, Any]) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
 

@@ -210,6 +210,25 @@ def test_plain_text_positions_are_not_left_to_sentence_transformers(tiny_vlm, tm
     assert st_folder.OWN_MODULE not in (tmp_path / "multimodal/modules.json").read_text()
 
 
+def test_a_row_that_would_have_text_positions_is_refused_by_the_chat_template(tiny_vlm, tmp_path):
+    from jinja2.exceptions import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    qwen = load(tiny_vlm("qwen2_vl"))
+    qwen.backbone.template = PromptTemplate(image="<|vision_start|>{image}<|vision_end|>")
+    qwen.save_pretrained(tmp_path / "saved")
+    chat = (tmp_path / "saved/chat_template.jinja").read_text()
+
+    def render(text: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        return render_jinja_template([[{"role": "user", "content": content}]], chat_template=chat)[0][0]
+
+    started = "<|vision_start|><|image_1|><|vision_end|>what?"
+    assert render(started) == render("what?\n".strip()).removesuffix("\n") == started.replace("image_1", "image_pad")
+    with pytest.raises(TemplateError, match="has text positions"):
+        render("<|image_1|>\nwhat?")
+
+
 @pytest.mark.parametrize(
     "template",
     [

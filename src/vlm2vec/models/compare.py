@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2.exceptions import TemplateError
 
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
@@ -163,7 +164,7 @@ def _stages_there(model: Any, item: EmbeddingInput) -> Stages:
         value["text"] = item.text
     try:
         features = model.preprocess([value], prompt=item.instruction)
-    except ValueError as error:
+    except (ValueError, TemplateError) as error:
         raise UserError(str(error).splitlines()[0]) from error
     pixels = {name: features[name] for name in ("pixel_values", "image_grid_thw") if name in features}
     ids = (

@@ -80,17 +80,16 @@ def export(source: str, to: str, output: Path, **options: Any) -> Exported:
 def _export_folder(embedder: Embedder, to: str, folder: Path, expected: dict[EmbeddingInput, np.ndarray]) -> Exported:
     embedder.write_files(folder)
     write_golden(embedder, folder)
+    again = Embedder.from_pretrained(folder, device="cpu", dtype=torch.float32)
+    vectors = again.encode(list(expected), batch_size=1)
+    cosine = float((vectors * np.stack(list(expected.values()))).sum(axis=1).min())
     if to == "merged":
-        again = Embedder.from_pretrained(folder, device="cpu", dtype=torch.float32)
-        vectors = again.encode(list(expected), batch_size=1)
-        return Exported([], float((vectors * np.stack(list(expected.values()))).sum(axis=1).min()), len(expected))
-    other = compare.sentence_transformers(folder)
-    cosines = []
-    for item, vector in expected.items():
-        if isinstance(embedder.backbone, DualEncoder) and item.images and item.text:
-            continue  # it has no sum of both, and says so
-        cosines.append(float(vector @ other(item).vector))
-    return Exported([], min(cosines), len(cosines))
+        return Exported([], cosine, len(expected))
+    found = compare.compare(again, compare.sentence_transformers(folder))
+    cosines = [difference.cosine for difference in found if difference.cosine is not None]  # the others it refuses
+    if not cosines:
+        raise UserError(f"sentence-transformers refuses every input; the first: {found[0].detail}")
+    return Exported([], min(cosine, *cosines), len(cosines))
 
 
 class _Tower(nn.Module):

@@ -56,6 +56,9 @@ _VERBATIM = """\
 {%- for j in range(1, 10) if ('<|image_' ~ j) in ns.prompt -%}
 {{ raise_exception('expected one <|image_k|> for each image') }}
 {%- endfor -%}
+{%- if ns.images and IMAGE_START not in ns.prompt -%}
+{{ raise_exception('an image without ' ~ IMAGE_START ~ ' has text positions, which this library cannot give') }}
+{%- endif -%}
 {%- else -%}
 {%- set words = INSTRUCTION_OPEN ~ ns.instruction ~ INSTRUCTION_CLOSE if ns.instruction else '' -%}
 {%- set words = words ~ (SEPARATOR if words and ns.text else '') ~ ns.text -%}
@@ -73,18 +76,20 @@ _NO_PLACEHOLDERS = """\
 """
 
 
-def chat_template(template: PromptTemplate, image_token: str) -> str:
+def chat_template(template: PromptTemplate, image_token: str, image_start: str = "") -> str:
     """The prompt template as the Jinja chat template that sentence-transformers renders: the same prompt bytes.
 
     Args:
         template: Ours.
         image_token: The backbone's own.
+        image_start: The token without which a picture would have other positions here; "" where none is needed.
     """
     if template.chat:
         return _NO_PLACEHOLDERS + template.chat.replace(CHAT_IMAGE, image_token)
     opening, closing = template.instruction.format(instruction="\0").split("\0")
     words = {
         "IMAGE": image_token,
+        "IMAGE_START": image_start,
         "INSTRUCTION_OPEN": opening,
         "INSTRUCTION_CLOSE": closing,
         "SEPARATOR": template.separator,

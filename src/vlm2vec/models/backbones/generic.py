@@ -100,19 +100,21 @@ class Generic(Backbone):
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
         """By its own modules, unless pictures have plain text positions: it always asks the model for its own."""
-        if self.rope_index is not None and not self._starts_pictures():
+        start = self._picture_start()
+        written = self.template.image + self.template.chat
+        if self.rope_index is not None and (self.settings.get("positions") == "text" or start not in written):
             return st_folder.write_own(folder, prompts)
-        chat = st_folder.chat_template(self.template, self.image_token)
+        chat = st_folder.chat_template(self.template, self.image_token, start if self.rope_index is not None else "")
         st_folder.write_native(folder, chat, self.pooling, self.embedding_dim, prompts)
 
     def chat_template(self) -> str:
         """The processor's, else the tokenizer's."""
         return getattr(self.processor, "chat_template", None) or self.processor.tokenizer.chat_template or ""
 
-    def _starts_pictures(self) -> bool:
-        """Whether the template gives every picture multimodal positions, see `_positions`."""
-        start = self.processor.tokenizer.convert_ids_to_tokens(getattr(self.config, "vision_start_token_id", None) or 0)
-        return self.settings.get("positions") != "text" and str(start) in self.template.image + self.template.chat
+    def _picture_start(self) -> str:
+        """The token before a picture that gives it multimodal positions, see `_positions`; "" where none is needed."""
+        start = getattr(self.config, "vision_start_token_id", None)
+        return "" if start is None else str(self.processor.tokenizer.convert_ids_to_tokens(start))
 
     def prompt(self, item: EmbeddingInput) -> tuple[str, list[int]]:
         """What the tokenizer reads, the backbone's image tokens in place, and the pictures' positions in order."""
