@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from samples import COLORS, draw
+from typer.testing import CliRunner
+
+from vlm2vec.cli import app
 
 Values = dict[str, object]
 
@@ -19,6 +22,13 @@ Values = dict[str, object]
 def vlm2vec(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vlm2vec.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def in_process(*arguments: str | Path) -> str:
+    """What a command prints, without the time that a process of its own takes to start."""
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 @pytest.fixture
@@ -61,13 +71,22 @@ def test_train_verify_and_eval_go_from_a_recipe_to_results(recipe: Path, benchma
     assert f"Next: vlm2vec eval {run}" in done.stdout.replace("\n", " ")
     done = vlm2vec("verify", run)
     assert done.returncode == 0 and "lowest 1.0000" in done.stdout.replace("\n", " ")
-    done = vlm2vec("eval", run, "--benchmark", benchmark, "--output", tmp_path / "scores")
+    evaluation = ["eval", run, "--benchmark", benchmark, "--store", tmp_path / "store"]
+    done = vlm2vec(*evaluation, "--output", tmp_path / "scores")
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "scores/results.json").read_text())
     task = results["tasks"]["Color"]
     assert (task["metric"], task["num_queries"], task["num_candidates"]) == ("hit@1", 4, 4)
     assert 0 <= task["score"] <= 1
     assert results["groups"] == dict.fromkeys(("classification", "ind", "overall"), task["score"])
+    facts = {"template", "resolution", "libraries", "data_revision", "data_switches", "precision", "weights"}
+    assert facts <= set(results["about"])
+    assert "- num encoded: 8" in (tmp_path / "scores/results.md").read_text()
+    assert "report.html" in in_process("report", tmp_path / "scores", "--output", tmp_path / "report")
+    assert "data revision" in (tmp_path / "report/report.html").read_text()
+    assert " 8 " in in_process("store", "ls", "--store", tmp_path / "store")
+    assert "freed" in in_process("store", "clean", "--all", "--store", tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []
 
 
 def test_training_on_a_missing_picture_names_file_and_row(recipe: Path, train_root: Path, tmp_path: Path) -> None:

@@ -84,7 +84,11 @@ def score_model(
     tasks = TaskReader(benchmark, folder)
     total = check_tasks(tasks)
     with joined_processes() as share:
+        if share.rank:
+            share.wait()  # the first process prepares what the cache lacks; two would trip over each other
         embedder = Embedder.from_pretrained(model, **(options or {}))
+        if share.rank == 0:
+            share.wait()
         embedder.backbone.cache_pictures(cache_folder() / "vision")
         about = describe(embedder, model)
         vectors = EmbeddingStore(store or default_store(), about)
