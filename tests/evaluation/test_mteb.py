@@ -6,8 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from evaluation.toys import ColourEncoder, RandomEncoder
+from PIL import Image
+from tiny.fixtures import tiny_vlm  # noqa: F401
 
+from vlm2vec import Embedder
 from vlm2vec.evaluation.benchmark import load_benchmark
 from vlm2vec.evaluation.evaluate import evaluate
 from vlm2vec.evaluation.tasks import TaskReader
@@ -74,6 +78,22 @@ def test_mtebs_own_tasks_run_on_text_and_on_pictures() -> None:
 
     scores = run(MtebEncoder(ByContent(), "me/guess"), [MockRetrievalTask(), MockAny2AnyRetrievalT2ITask()])
     assert len(scores) == 2 and all(0 <= found["main_score"] <= 1 for found in scores.values())
+
+
+def test_an_embedder_runs_on_mtebs_text_picture_and_mixed_tasks(tiny_vlm) -> None:  # noqa: F811
+    from mteb.mocks.mock_tasks import retrieval as mocks
+
+    embedder = Embedder.from_pretrained(tiny_vlm("qwen2_vl"), dtype=torch.float32)
+    model = MtebEncoder(embedder, "me/tiny")
+    assert model.mteb_model_meta.embed_dim == embedder.embedding_dim
+    tasks = [mocks.MockRetrievalTask(), mocks.MockAny2AnyRetrievalI2TTask(), mocks.MockAny2AnyRetrievalT2ITask()]
+    tasks += [getattr(mocks, name)() for name in dir(mocks) if name == "MockAny2AnyRetrievalIT2TTask"]
+    scores = run(model, tasks)
+    assert len(scores) == len(tasks) and all(0 <= found["main_score"] <= 1 for found in scores.values())
+    both = model.encode(
+        [{"text": ["a red square"], "image": [Image.new("RGB", (28, 28), "red")]}], task_metadata=tasks[0].metadata
+    )
+    assert both.shape == (1, embedder.embedding_dim)
 
 
 def test_a_tasks_prompt_becomes_the_instruction_of_its_side() -> None:

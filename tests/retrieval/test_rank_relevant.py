@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm2vec.retrieval.rank import DEPTH, exact_scores, rank_relevant
+from vlm2vec.retrieval.rank import DEPTH, best_candidates, exact_scores, rank_relevant, top_k
 
 Cases = tuple[np.ndarray, np.ndarray, list[list[int]], list[list[float]]]
 
@@ -85,3 +85,13 @@ def test_a_memory_map_is_read_in_blocks(tmp_path) -> None:
     assert rank_relevant(queries, mapped, relevant, gains, block=100) == rank_relevant(
         queries, candidates, relevant, gains
     )
+
+
+@pytest.mark.parametrize("kind", ["ties", "plain"])
+def test_the_best_candidates_in_blocks_are_those_of_one_sort(kind: str) -> None:
+    queries, candidates, _, _ = cases(4, 3, 100, 4, kind)
+    for query in queries:
+        scores = exact_scores(query.astype(np.float64), candidates)
+        places, found = best_candidates(query, candidates, 5, block=16)
+        assert places.tolist() == top_k(scores, 5).tolist()
+        assert found.tolist() == scores[places].tolist()

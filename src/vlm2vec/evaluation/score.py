@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm2vec.evaluation.benchmark import EvalTask
 from vlm2vec.evaluation.metrics import Ranked, all_metrics, bootstrap_interval, chance_of, values_of
-from vlm2vec.retrieval.rank import exact_scores, rank_relevant, top_k
+from vlm2vec.retrieval.rank import best_candidates, rank_relevant
 from vlm2vec.types import EmbeddingInput, EvalQuery
 
 SAMPLES_PER_TASK = 5
@@ -130,7 +130,7 @@ def score_task(
 
 
 def _sample(query: EvalQuery, race: _Race, rows_MD: Any, query_D: np.ndarray, relevant: list[int]) -> Sample:
-    scores = exact_scores(query_D.astype(np.float64), np.asarray(rows_MD[:]))
-    best = top_k(scores, 5)
-    top = tuple((race.candidates[place], float(scores[place]), int(place) in relevant) for place in best)
+    places, scores = best_candidates(query_D, rows_MD, 5)
+    found = zip(places, scores, strict=True)
+    top = tuple((race.candidates[place], float(score), int(place) in relevant) for place, score in found)
     return Sample(query.query, query.candidates[query.relevant[0]], top)

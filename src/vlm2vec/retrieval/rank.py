@@ -60,6 +60,21 @@ def exact_scores(query_D: np.ndarray, rows_MD: np.ndarray) -> np.ndarray:
     return np.asarray(rows_MD.astype(np.float64) @ query_D, dtype=np.float32)
 
 
+def best_candidates(
+    query_D: np.ndarray, candidates_MD: Rows, k: int, block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and exact scores of one query's k best candidates, in blocks; equal scores in candidate order."""
+    wide_D = query_D.astype(np.float64)
+    places, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    for start in range(0, len(candidates_MD), block):
+        found = exact_scores(wide_D, np.asarray(candidates_MD[start : start + block]))
+        places = np.concatenate([places, np.arange(start, start + len(found))])
+        scores = np.concatenate([scores, found])
+        best = top_k(scores, k)
+        places, scores = places[best], scores[best]
+    return places, scores
+
+
 def rank_relevant(
     queries_BD: np.ndarray,
     candidates_MD: Rows,
