@@ -106,16 +106,6 @@ def test_without_dropout_the_cut_does_not_change_the_gradient() -> None:
         assert_equal(one, other)
 
 
-def test_a_chunk_without_rows_changes_nothing() -> None:
-    embedder = build("compact", 0.0, num_layers=1, visual_tokens=4, image_size=64)
-    batch = batch_of(embedder)
-    chunks = cut_by_tokens(batch.lengths(), 6, None)
-    _, one = gradients(embedder, lambda: cached_backward(embedder, batch, loss, chunks))
-    for kept in (0, 2):
-        run = lambda kept=kept: cached_backward(embedder, batch, loss, [*chunks, [], []], kept)  # noqa: E731
-        assert_equal(one, gradients(embedder, run)[1])
-
-
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 120))
 def test_chunks_hold_every_row_once_within_their_limits(lengths: list[int], max_rows: int, max_tokens: int) -> None:
     chunks = cut_by_tokens(lengths, max_rows, max_tokens)

@@ -64,15 +64,6 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def largest(number: int, device: torch.device) -> int:
-    """The largest of all processes' numbers."""
-    if num_processes() == 1:
-        return number
-    found = torch.tensor([number], device=device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return int(found)
-
-
 def wait_for_all() -> None:
     """Returns when every process has come here."""
     if num_processes() > 1:

@@ -78,8 +78,7 @@ def cached_backward(
         encode: Batch -> vectors [b, D]; called once or twice a chunk.
         batch: U inputs; each chunk is moved to `device` when its turn comes.
         loss: Vectors [U, D] in the batch's order -> a scalar.
-        chunks: Rows of each chunk; together every row once. A chunk without rows repeats a row without
-            effect on the gradient (processes that share a sharded model need equally many).
+        chunks: Rows of each chunk; together every row once.
         kept_chunks: So many chunks keep their graph from the first pass; the rest run forward twice. "auto": on a GPU
             as many as its memory takes, elsewhere none but the last, whose graph costs no memory at the peak.
         device: Of the model.
@@ -93,7 +92,7 @@ def cached_backward(
     first_pass: list[torch.Tensor] = []
 
     def forward(i: int) -> torch.Tensor:
-        part = batch.select(chunks[i] or chunks[0][:1])
+        part = batch.select(chunks[i])
         with around(i, part):
             return encode(part.to(device))
 
@@ -104,7 +103,7 @@ def cached_backward(
         with torch.set_grad_enabled(keep.next(i)):
             first_pass.append(forward(i))
     rows = torch.tensor([row for chunk in chunks for row in chunk])
-    leaf = torch.cat([v[: len(c)].detach() for v, c in zip(first_pass, chunks, strict=True)])
+    leaf = torch.cat([vectors.detach() for vectors in first_pass])
     leaf = leaf[torch.argsort(rows).to(leaf.device)].requires_grad_()
     value = loss(leaf)
     (gradient,) = torch.autograd.grad(value, leaf)
@@ -115,7 +114,7 @@ def cached_backward(
             with states[i]:
                 vectors = forward(i)
         own = gradient[torch.tensor(chunks[i], dtype=torch.long, device=gradient.device)]
-        vectors.backward(own if len(own) else torch.zeros_like(vectors))  # type: ignore[no-untyped-call]
+        vectors.backward(own)  # type: ignore[no-untyped-call]
         first_pass[i] = vectors.detach()  # frees the graph
         del vectors
     return value.detach()

@@ -15,7 +15,7 @@ import torch
 from vlm2vec.data.collate import PairBatch
 from vlm2vec.models.frozen_vision import FrozenVision
 from vlm2vec.training.config import TrainSettings
-from vlm2vec.training.gather import largest, sum_gradients, total
+from vlm2vec.training.gather import sum_gradients, total
 from vlm2vec.training.gradcache import cached_backward, cut_by_tokens
 from vlm2vec.training.objective import Columns, Objective
 
@@ -43,8 +43,6 @@ class ContrastiveStep:
         device: Of the model.
         vision: Keeps the features of a frozen vision side; None: it runs in both passes.
         context: Around each forward pass, such as autocast.
-        sharded: Parameters are spread over the processes and gathered for each chunk: all need equally many chunks,
-            and the gradients are summed on the way.
     """
 
     def __init__(
@@ -55,10 +53,9 @@ class ContrastiveStep:
         device: torch.device,
         vision: FrozenVision | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        sharded: bool = False,
     ) -> None:
         self.model, self.objective, self.settings, self.device = model, objective, settings, device
-        self.vision, self.context, self.sharded = vision, context, sharded
+        self.vision, self.context = vision, context
 
     def backward(self, pairs: PairBatch, parameters: Any = ()) -> StepResult:
         """Adds the gradient to the parameters; `parameters` are summed over the processes at the end."""
@@ -76,8 +73,6 @@ class ContrastiveStep:
             return self.objective(vectors_UD[pairs.query_rows], vectors_UD[pairs.target_rows], pairs, columns)  # type: ignore[no-any-return]
 
         chunks = cut_by_tokens(pairs.inputs.lengths(), self.settings.chunk_size, self.settings.chunk_tokens)
-        if self.sharded:
-            chunks += [[]] * (largest(len(chunks), self.device) - len(chunks))
         value = cached_backward(
             encode,
             pairs.inputs,

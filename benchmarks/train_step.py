@@ -1,0 +1,307 @@
+"""Pairs a second of one contrastive step (loss of the whole batch, all gradients, optimiser), ours beside peers, on the
+same model and the same pairs of uneven length; each system in a process of its own, so that its peak memory is its own.
+
+    python benchmarks/train_step.py [--pairs 24] [--steps 2] [--only qwen2-vl-lora]
+
+One thread and processor time: on an idle machine that is the time on the clock, and a busy one does not change it much.
+
+Systems, all in float32 and with gradient caching:
+    ours        chunks cut by tokens from rows sorted by length, frozen vision side once, patch embedding as a product
+    sentence_transformers  its CachedMultipleNegativesRankingLoss on modules around the same network
+    reference   the published VLM2Vec recipe: both sides padded whole, then cut into chunks; vision side in both passes
+Models: a Qwen2-VL in the proportions of the 2B model at a quarter of its width (random weights), and `compact`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+
+from vlm2vec import Embedder, EmbeddingInput
+from vlm2vec.data.collate import collate_pairs
+from vlm2vec.images import ImageRef
+from vlm2vec.losses import info_nce
+from vlm2vec.models.checkpoint import add_adapter
+from vlm2vec.models.frozen_vision import FrozenVision
+from vlm2vec.models.patch_embed import KINDS
+from vlm2vec.training.config import LossSettings, TrainSettings
+from vlm2vec.training.objective import Objective
+from vlm2vec.training.step import ContrastiveStep
+from vlm2vec.types import Batch, TrainExample
+
+CASES = ("qwen2-vl-lora", "qwen2-vl-full", "compact-lora", "compact-full")
+SYSTEMS = ("ours", "sentence_transformers", "reference")
+CHUNK, CHUNK_TOKENS, TEMPERATURE = 8, 512, 0.02
+LETTERS = "abcdefghij klmnop qrstu vwxyz "
+SPECIAL = ["<pad>", "<end>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+
+
+def write_qwen2_vl(folder: Path) -> None:
+    """A folder in the layout of a real checkpoint; every token is a letter."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    built = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIAL, *letters])}, []))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    built.add_special_tokens(SPECIAL)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=built, pad_token="<pad>", eos_token="<end>", model_input_names=["input_ids", "attention_mask"]
+    ).save_pretrained(folder)
+    transformers.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=336 * 336).save_pretrained(folder)
+    ids = {token: i for i, token in enumerate(SPECIAL)}
+    config = transformers.Qwen2VLConfig(
+        text_config={
+            "hidden_size": 384,
+            "intermediate_size": 2240,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 1,
+            "vocab_size": len(SPECIAL) + len(letters),
+            "max_position_embeddings": 4096,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
+        },
+        vision_config={"depth": 8, "embed_dim": 256, "hidden_size": 384, "num_heads": 4, "mlp_ratio": 4},
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    torch.manual_seed(0)
+    transformers.Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+
+
+def make_pairs(count: int) -> list[TrainExample]:
+    """A third each of caption to picture, picture and question to answer, and text to text; lengths differ widely."""
+    rng = random.Random(0)
+    shapes = np.random.default_rng(0)
+    pairs = []
+    for i in range(count):
+        size = (rng.randrange(56, 337), rng.randrange(56, 337))
+        coarse = Image.fromarray(shapes.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        picture = ImageRef.of(coarse.resize(size, Image.Resampling.BICUBIC))
+        words = "".join(rng.choices(LETTERS, k=int(rng.lognormvariate(3.5, 0.8)) + 4))
+        seen = "<|vision_start|><|image_1|><|vision_end|>"
+        kinds = [
+            (EmbeddingInput(f"Find: {words}"), EmbeddingInput(f"{seen}Represent it.", (picture,))),
+            (EmbeddingInput(f"{seen}{words}?", (picture,)), EmbeddingInput(words[:12])),
+            (EmbeddingInput(words), EmbeddingInput(words[::-1] * 2)),
+        ]
+        pairs.append(TrainExample(*kinds[i % 3], origin=f"pair {i}"))
+    return pairs
+
+
+def build(case: str, folder: Path, plain_convolutions: bool) -> Embedder:
+    """The model with adapters in place, with the same weights in every process."""
+    torch.manual_seed(0)
+    source = str(folder) if case.startswith("qwen2-vl") else "compact"
+    embedder = Embedder.from_pretrained(source, dtype=torch.float32, device="cpu")
+    if plain_convolutions:
+        back = {product: plain for plain, product in KINDS.items()}
+        for module in embedder.modules():
+            module.__class__ = back.get(type(module), type(module))
+    if case.endswith("lora"):
+        add_adapter(embedder.backbone, rank=8, alpha=16, dropout=0.0, targets=None)
+        for name, parameter in sorted(embedder.named_parameters()):
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.02)
+    return embedder.train()
+
+
+def ours(embedder: Embedder, pairs: list[TrainExample]) -> Callable[[], float]:
+    model = embedder.backbone.model
+    vision = FrozenVision(model) if FrozenVision.possible(model) else None
+    settings = TrainSettings(steps=1, chunk_size=None, chunk_tokens=CHUNK_TOKENS)
+    objective = Objective(LossSettings(mask_equal_queries=False), TEMPERATURE, mask_equal_targets=False)
+    step = ContrastiveStep(embedder, objective, settings, torch.device("cpu"), vision)
+    batch = prepared(embedder, lambda: collate_pairs(embedder.backbone.process, pairs))
+    return lambda: float(step.backward(batch()).loss)
+
+
+def reference(embedder: Embedder, pairs: list[TrainExample]) -> Callable[[], float]:
+    """Written from the description of the published code: no trimming, no sorting, the vision side in both passes."""
+
+    def process() -> list[Batch]:
+        return [embedder.backbone.process([getattr(pair, side) for pair in pairs]) for side in ("query", "target")]
+
+    batches = prepared(embedder, process)
+
+    def step() -> float:
+        parts = [[untrimmed(side, i) for i in range(0, len(pairs), CHUNK)] for side in batches()]
+        with torch.no_grad():
+            leaves = [[embedder(part) for part in side] for side in parts]
+        for leaf in (leaf for side in leaves for leaf in side):
+            leaf.requires_grad_()
+        value = info_nce(torch.cat(leaves[0]), torch.cat(leaves[1]), torch.arange(len(pairs)), TEMPERATURE)
+        value.backward()
+        for side, found in zip(parts, leaves, strict=True):
+            for part, leaf in zip(side, found, strict=True):
+                embedder(part).backward(leaf.grad)
+        return float(value.detach())
+
+    return step
+
+
+def untrimmed(batch: Batch, start: int) -> Batch:
+    """A chunk as wide as the whole batch."""
+    part = batch.slice(start, min(start + CHUNK, len(batch)))
+    wide = {name: tensor[start : start + CHUNK] for name, tensor in batch.tensors.items() if name not in batch.rows}
+    return Batch({**part.tensors, **wide}, part.rows, batch.padded)
+
+
+def sentence_transformers(embedder: Embedder, pairs: list[TrainExample]) -> Callable[[], float]:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import losses, modules
+
+    backbone = embedder.backbone
+    network = ByHand(embedder)
+    pooling = modules.Pooling(embedder.embedding_dim, "lasttoken")
+    model = SentenceTransformer(modules=[network, pooling, modules.Normalize()], device="cpu")
+    model.train()
+    loss = losses.CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, mini_batch_size=CHUNK)
+    sides = [[getattr(pair, side) for pair in pairs] for side in ("query", "target")]
+    features = prepared(embedder, lambda: [network.features(backbone.process(side)) for side in sides])
+
+    def step() -> float:
+        value = loss([dict(side) for side in features()], torch.arange(len(pairs)))
+        value.backward()
+        return float(value.detach())
+
+    return step
+
+
+class ByHand(nn.Module):
+    """The first module of a SentenceTransformer around the same network: without torchvision its own class does not
+    load the Qwen2-VL line from a folder. The features are named as its own preprocessing names them."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.backbone = embedder.backbone
+
+    def features(self, batch: Batch) -> dict[str, Any]:
+        features: dict[str, Any] = {**batch.tensors, "modality": "message"}
+        if "image_features" in features:
+            features["pixel_values"] = features.pop("image_features")
+            features["num_images_per_sample"] = batch.rows["image_features"]
+        elif "image_grid_thw" in features:
+            features["num_images_per_sample"] = batch.rows["image_grid_thw"]
+        return features
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        tensors = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+        counts = tensors.pop("num_images_per_sample", None)
+        rows = {} if counts is None else dict.fromkeys(("pixel_values", "image_grid_thw"), counts)
+        if "image_grid_thw" not in tensors and "pixel_values" in tensors:  # compact's pictures are features already
+            tensors["image_features"], rows = tensors.pop("pixel_values"), {"image_features": counts}
+        features["token_embeddings"] = self.backbone.hidden_states(Batch(tensors, rows))
+        return features
+
+
+def prepared(embedder: Embedder, make: Callable[[], Any]) -> Callable[[], Any]:
+    """Preparation of the inputs is not timed: it is the same work for everyone, and workers do it beside the step."""
+    batch = make()
+    return lambda: batch
+
+
+def measure(case: str, system: str, folder: Path, num_pairs: int, num_steps: int) -> dict[str, Any]:
+    """One system in this process: seconds a step, peak memory, and the numbers that must agree."""
+    embedder = build(case, folder, plain_convolutions=system != "ours")
+    pairs = make_pairs(num_pairs)
+    step = {"ours": ours, "sentence_transformers": sentence_transformers, "reference": reference}[system](
+        embedder, pairs
+    )
+    trained = [parameter for parameter in embedder.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-5)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times, losses, norms = [], [], []
+    for _ in range(num_steps + 1):
+        since = time.process_time()
+        losses.append(step())
+        norms.append(float(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])))
+        optimiser.step()
+        optimiser.zero_grad()
+        times.append(time.process_time() - since)
+    return {
+        "seconds": min(times[1:]),
+        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_before_mib": before / 1024,
+        "losses": losses,
+        "norms": norms,
+        "parameters": sum(p.numel() for p in embedder.parameters()),
+    }
+
+
+def in_a_process(arguments: Sequence[str]) -> dict[str, Any]:
+    command = [sys.executable, __file__, *arguments]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def agree(found: dict[str, dict[str, Any]]) -> float:
+    """Largest relative difference of any loss or gradient norm from ours."""
+    worst = 0.0
+    for name in ("losses", "norms"):
+        for other in found.values():
+            mine = np.array(found["ours"][name])
+            worst = max(worst, float(np.abs((np.array(other[name]) - mine) / mine).max()))
+    return worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--child", nargs=3, metavar=("CASE", "SYSTEM", "FOLDER"), help=argparse.SUPPRESS)
+    settings = parser.parse_args()
+    torch.set_num_threads(1)
+    if settings.child:
+        case, system, folder = settings.child
+        print(json.dumps(measure(case, system, Path(folder), settings.pairs, settings.steps)))
+        return
+    transformers.logging.disable_progress_bar()
+    ratios: dict[str, float] = {}
+    print(f"{settings.pairs} pairs a step, best of {settings.steps}, 1 thread, float32", flush=True)
+    print(f"{'case':<16}{'system':<24}{'pairs/s':>9}{'peak MiB':>10}{'of it the step':>16}")
+    with tempfile.TemporaryDirectory() as name:
+        write_qwen2_vl(Path(name))
+        for case in [settings.only] if settings.only else CASES:
+            common = ["--pairs", str(settings.pairs), "--steps", str(settings.steps)]
+            found = {system: in_a_process([*common, "--child", case, system, name]) for system in SYSTEMS}
+            for system, row in found.items():
+                grown = row["rss_mib"] - row["rss_before_mib"]
+                speed = settings.pairs / row["seconds"]
+                print(f"{case:<16}{system:<24}{speed:>9.2f}{row['rss_mib']:>10.0f}{grown:>16.0f}", flush=True)
+            size = found["ours"]["parameters"] / 1e6
+            print(f"{case:<16}{size:.1f} M parameters, numbers differ by {agree(found):.1e} at most")
+            for system in SYSTEMS[1:]:
+                place = f"{system}_{case}".replace("-", "_")
+                ratios[f"x_{place}"] = round(found[system]["seconds"] / found["ours"]["seconds"], 2)
+                ratios[f"rss_x_{place}"] = round(found[system]["rss_mib"] / found["ours"]["rss_mib"], 2)
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    main()
