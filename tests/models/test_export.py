@@ -288,6 +288,12 @@ def test_the_commands_say_where_the_result_is_and_how_close(adapter, tmp_path):
     assert done.exit_code == 0 and "Lowest cosine to the source: 1.0000" in done.output.replace("0.9999999", "1.0000")
     done = CliRunner().invoke(app, ["verify", out, "--against", "sentence-transformers"])
     assert done.exit_code == 0 and done.output.count("cosine") == 8
+    e5v = str(tmp_path / "e5v")
+    done = CliRunner().invoke(app, ["export", out, "--to", "merged", "-o", e5v, "--option", "fusion=sum"])
+    assert done.exit_code != 0 and not (tmp_path / "e5v").exists()
+    base = json.loads((tmp_path / "out/embedder.json").read_text())["base"]
+    done = CliRunner().invoke(app, ["export", base, "--to", "merged", "-o", e5v, "--option", "like=royokong/e5-v"])
+    assert done.exit_code == 0 and "Summary above" in (tmp_path / "e5v/embedder.json").read_text()
     done = CliRunner().invoke(app, ["verify", out])
     assert done.exit_code == 0 and "lowest" in done.output
 
