@@ -83,6 +83,7 @@ def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirk
     """
     media = Media(root, ("image-tasks", "image-tasks/MMEB"))
     shared: dict[EmbeddingInput, EmbeddingInput] = {}  # candidates repeat across queries: one object each
+    made: dict[tuple[str | None, str | None, str | None], EmbeddingInput] = {}
     first_of: dict[str, EmbeddingInput] = {}
     queries = []
     for where, row in _rows(root, name, EVAL_FILES, EVAL_COLUMNS, INSTRUCT_COLUMNS):
@@ -95,10 +96,13 @@ def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirk
             raise UserError(f"{where}: expected a query and as many tgt_text as tgt_img_path, at least one")
         candidates = []
         for i, (text, path) in enumerate(zip(parts.targets, paths, strict=True)):
-            candidate = _input(text, path, media, f"{where}, field tgt_img_path[{i}]", parts.wants)
+            fields = (text, path, parts.wants)
+            candidate = made.get(fields)
             if candidate is None:
-                raise UserError(f"{where}: candidate {i} has neither text nor picture")
-            candidate = shared.setdefault(candidate, candidate)
+                candidate = _input(text, path, media, f"{where}, field tgt_img_path[{i}]", parts.wants)
+                if candidate is None:
+                    raise UserError(f"{where}: candidate {i} has neither text nor picture")
+                made[fields] = candidate = shared.setdefault(candidate, candidate)
             if parts.identities:
                 candidate = first_of.setdefault(parts.identities[i], candidate)
             candidates.append(candidate)
