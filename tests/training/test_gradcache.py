@@ -82,8 +82,8 @@ def embedder(request: pytest.FixtureRequest) -> Embedder:
     return build("compact", request.param, num_layers=2, visual_tokens=4, image_size=64)
 
 
-@pytest.mark.parametrize("kept_chunks", [0, 2, "auto"])
-@pytest.mark.parametrize(("max_rows", "max_tokens"), [(1, None), (3, None), (None, 30), (4, 24)])
+@pytest.mark.parametrize("kept_chunks", [0, 2])
+@pytest.mark.parametrize(("max_rows", "max_tokens"), [(1, None), (None, 30), (4, 24)])
 def test_the_cached_gradient_equals_the_plain_one(
     embedder: Embedder, max_rows: int | None, max_tokens: int | None, kept_chunks: int | Literal["auto"]
 ) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from vlm2vec import Embedder, UserError
 from vlm2vec.models.golden import golden_inputs, verify_golden
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
-from vlm2vec.training.run import last_checkpoint, read_sets, train
+from vlm2vec.training.run import build_embedder, check_pictures, last_checkpoint, read_sets, train
 from vlm2vec.training.trainer import ContrastiveTrainer, recipe_weights
 
 
@@ -111,6 +111,21 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_and_equals_the_uninte
 def test_a_run_whose_loss_is_no_number_stops_with_the_step_and_the_rows(recipe_values: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"step \d+: .*original-00000-of-00001.parquet, row \d+"):
         train(with_changes(recipe_values, train={"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_steps": 0}))
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(recipe_values: dict[str, object], tmp_path: Path) -> None:
+    found = []
+    for num_workers in (0, 2):
+        recipe = with_changes(recipe_values, data={"num_workers": num_workers})
+        embedder, sets = build_embedder(recipe), read_sets(recipe)
+        check_pictures(embedder, sets, "stop")  # workers inherit the features
+        loader = ContrastiveTrainer(embedder, recipe, sets, tmp_path / "steps").get_train_dataloader()
+        found.append([batch["pairs"] for batch in loader])
+    assert len(found[0]) == 6
+    for one, other in zip(*found, strict=True):
+        assert one.origins == other.origins
+        assert torch.equal(one.target_keys, other.target_keys)
+        assert all(torch.equal(one.inputs[name], other.inputs[name]) for name in one.inputs.tensors)
 
 
 def test_capped_sets_are_drawn_by_their_size_after_the_cap(recipe_values: dict[str, object]) -> None:
