@@ -1,7 +1,7 @@
 """Pairs a second of one contrastive step (loss of the whole batch, all gradients, optimiser), ours beside peers, on the
 same model and the same pairs of uneven length; each system in a process of its own, so that its peak memory is its own.
 
-    python benchmarks/train_step.py [--pairs 24] [--steps 2] [--only qwen2-vl-lora]
+    python benchmarks/train_step.py [--pairs 12] [--steps 1] [--only qwen2-vl-lora]
 
 One thread and processor time: on an idle machine that is the time on the clock, and a busy one does not change it much.
 
@@ -271,8 +271,8 @@ def agree(found: dict[str, dict[str, Any]]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--only", choices=CASES)
     parser.add_argument("--child", nargs=3, metavar=("CASE", "SYSTEM", "FOLDER"), help=argparse.SUPPRESS)
     settings = parser.parse_args()
