@@ -148,12 +148,12 @@ def test_the_same_seed_is_the_same_run_and_another_seed_is_not(recipe_values: di
 
 def test_two_processes_see_and_learn_what_one_does(recipe_values: dict[str, object], tmp_path: Path) -> None:
     # Without dropout, whose masks are drawn by each process for itself.
-    same = {"lora": {"dropout": 0.0}, "train": {"steps": 3, "save_steps": 100}}
+    same = {"lora": {"dropout": 0.0}, "train": {"steps": 3, "save_steps": 100}, "data": {"sub_batch_size": 4}}
     alone = with_changes(recipe_values, **same, output=str(tmp_path / "alone"))
     pair = with_changes(recipe_values, **same, output=str(tmp_path / "pair"))
     train(alone)
     (tmp_path / "pair.yaml").write_text(dump_recipe(pair))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29571"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command += ["-m", "vlm2vec.cli", "train", str(tmp_path / "pair.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
