@@ -18,6 +18,7 @@ BACKBONES: dict[str, str] = {
     "blip": "vlm2vec.models.backbones.dual:Blip",
     "blip-2": "vlm2vec.models.backbones.dual:Blip2",
     "open_clip": "vlm2vec.models.backbones.open_clip:OpenClip",
+    "phi3_v": "vlm2vec.models.backbones.phi3_v:Phi3Vision",
 }
 GENERIC = "vlm2vec.models.backbones.generic:Generic"
 
@@ -47,10 +48,11 @@ def _model_type(source: str, revision: str | None) -> str:
             raise UserError(f"{config}: not valid JSON ({error})") from error
     if folder.exists() or source.startswith((".", "/", "~")):
         raise UserError(f"{source}: not a checkpoint folder; give a folder, a hub id or one of {sorted(BUILT_IN)}")
-    from transformers import AutoConfig
+    from transformers import PreTrainedConfig
 
     try:
-        return str(AutoConfig.from_pretrained(source, revision=revision).model_type)
+        # The plain file: no class, and no code of the hub, is needed to read one field.
+        return str(PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type", ""))
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(

@@ -36,7 +36,7 @@ class Generic(Backbone):
 
     def __init__(self, model: nn.Module, processor: Any, settings: dict[str, Any]) -> None:
         super().__init__(model)
-        self.processor, self.settings = processor, settings
+        self.processor, self.tokenizer, self.settings = processor, processor.tokenizer, settings
         self.config: Any = model.config  # reached directly, as the next: PEFT may wrap the model later
         self.rope_index: Any = getattr(model, "get_rope_index", None)
         self.lora_targets = _language_linears(model)
@@ -64,8 +64,7 @@ class Generic(Backbone):
                 raise UserError(f"weight {min(report['missing_keys'])} is missing")
             return cls(model, processor, options)
         except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{source}: cannot be loaded as a vision-language model: {reason}") from error
+            raise UserError(f"{source}: cannot be loaded as a vision-language model: {first_line(error)}") from error
 
     @property
     def embedding_dim(self) -> int:
@@ -78,7 +77,7 @@ class Generic(Backbone):
 
     def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token tensors [B, L, ...], padded on one side, and the family's picture tensors, packed."""
-        return _stack(list(map(self._example, inputs)), self.processor.tokenizer.pad_token_id or 0, self.settings)
+        return _stack(list(map(self._example, inputs)), self.tokenizer.pad_token_id or 0, self.settings)
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Final-norm hidden states [B, L, D]; without pictures, packed tensors have no rows, and models want none."""
@@ -147,6 +146,11 @@ class Generic(Backbone):
         if plain or (start is not None and start not in ids):
             return torch.arange(ids.shape[1]).view(1, -1, 1).expand(1, -1, 3)
         return self.rope_index(**tensors)[0].permute(1, 2, 0)  # type: ignore[no-any-return]
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _load_processor(source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -1,0 +1,97 @@
+"""`phi3_v`: Phi-3-vision, Phi-3.5-vision and the VLM2Vec checkpoints made of them, in their published layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import transformers
+from torch import nn
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.generic import Generic, first_line
+from vlm2vec.models.backbones.phi3_v_parts import IMAGE_TOKEN_ID, Phi3V, Phi3VConfig, num_tokens, tile
+from vlm2vec.models.prompts import PLACEHOLDER
+from vlm2vec.types import EmbeddingInput
+
+DEFAULTS = {"num_crops": 1, "image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
+
+
+class Phi3Vision(Generic):
+    """The network of `phi3_v_parts` and its processor.
+
+    Settings (`options` of `load`):
+        num_crops: Most tiles a picture is cut into. Default: what the folder says (4 in Phi-3.5-vision).
+        padding_side: "right" (default) or "left".
+    """
+
+    name: ClassVar[str] = "phi3_v"
+
+    def __init__(self, model: nn.Module, tokenizer: Any, pictures: dict[str, Any], settings: dict[str, Any]) -> None:
+        super(Generic, self).__init__(model)
+        self.tokenizer, self.pictures, self.settings = tokenizer, pictures, settings
+        self.config: Any = model.config
+        self.rope_index = None
+        self.lora_targets = r"layers\..*\.(qkv_proj|o_proj|gate_up_proj|down_proj)"
+
+    @classmethod
+    def load(cls, source: str, dtype: torch.dtype, revision: str | None = None, **options: Any) -> Self:
+        """Loads a folder or hub id, safetensors only and none of the code there; see the class for `options`."""
+        num_crops, side = options.get("num_crops", 1), options.get("padding_side", "right")
+        known = set(options) <= {"num_crops", "padding_side"} and side in ("right", "left")
+        if not known or not isinstance(num_crops, int) or num_crops < 1:
+            raise UserError(f"settings {options}: phi3_v has num_crops (1 or more) and padding_side (right or left)")
+        try:
+            config = Phi3VConfig.from_pretrained(source, revision=revision)
+            model, report = Phi3V.from_pretrained(
+                source, config=config, dtype=dtype, revision=revision, use_safetensors=True, output_loading_info=True
+            )
+            if report["missing_keys"]:
+                raise UserError(f"weight {min(report['missing_keys'])} is missing")
+            saved, _ = transformers.BaseImageProcessor.get_image_processor_dict(source, revision=revision)
+            pictures = {name: saved.get(name) or default for name, default in DEFAULTS.items()}
+            pictures["num_crops"] = options.get("num_crops", pictures["num_crops"])
+            return cls(model, _load_tokenizer(source, revision), pictures, options)
+        except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
+            raise UserError(f"{source}: cannot be loaded as a Phi-3 vision model: {first_line(error)}") from error
+
+    def save_processor(self, folder: Path) -> None:
+        """Writes the tokenizer, and the picture settings as published folders have them."""
+        self.tokenizer.save_pretrained(folder)
+        about = {"image_processor_type": "Phi3VImageProcessor", **self.pictures}
+        (folder / "preprocessor_config.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
+        """Texts around pictures, empty ones too, are tokenized one by one, each with what stands before a text."""
+        ids: list[int] = []
+        tiles, sizes = [], []
+        for i, piece in enumerate(PLACEHOLDER.split(self.template.render(item))):
+            if i % 2 == 0:
+                ids += self.tokenizer(piece)["input_ids"]
+                continue
+            pixels, size = self._tiles(item.images[int(piece) - 1])
+            tiles.append(pixels)
+            sizes.append(size)
+            ids += [IMAGE_TOKEN_ID] * num_tokens(*size)
+        if not ids:
+            raise UserError("input has an empty text and no picture: nothing to encode")
+        tensors = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        return tensors | ({"pixel_values": torch.cat(tiles), "image_sizes": torch.tensor(sizes)} if tiles else {})
+
+    def _tiles(self, image: Any) -> tuple[torch.Tensor, list[int]]:
+        about = self.pictures
+        try:
+            return tile(image.load(), about["num_crops"], about["image_mean"], about["image_std"])
+        except ValueError as error:
+            raise UserError(f"{image}: {error}") from error
+
+
+def _load_tokenizer(source: str, revision: str | None) -> Any:
+    """The tokenizer file as it is: today's Llama class would build another normalizer than the published one."""
+    about = transformers.models.auto.tokenization_auto.get_tokenizer_config(source, revision=revision)
+    is_llama = str(about.get("tokenizer_class", "")).startswith("LlamaTokenizer")  # which began texts with a token
+    starts = {"add_bos_token": about.get("add_bos_token", True)} if is_llama else {}
+    return transformers.PreTrainedTokenizerFast.from_pretrained(source, revision=revision, **starts)
