@@ -124,7 +124,7 @@ def test_long_examples_have_their_own_rotary_frequencies_whatever_stands_beside_
         assert cosines(load(folder, padding_side=side).encode(texts), alone).min() >= 0.99999
     config = Phi3VConfig.from_pretrained(folder)
     decoder = transformers.Phi3Model.from_pretrained(folder, config=config, dtype=torch.float32).eval()
-    ids = [model.backbone.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+    ids = [model.backbone.processor.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
     assert ids[1].shape[1] > 16 > ids[0].shape[1]
     with torch.inference_mode():
         states = [decoder(input_ids=row).last_hidden_state[:, -1] for row in ids]

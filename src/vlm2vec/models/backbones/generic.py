@@ -36,7 +36,7 @@ class Generic(Backbone):
 
     def __init__(self, model: nn.Module, processor: Any, settings: dict[str, Any]) -> None:
         super().__init__(model)
-        self.processor, self.tokenizer, self.settings = processor, processor.tokenizer, settings
+        self.processor, self.settings = processor, settings
         self.config: Any = model.config  # reached directly, as the next: PEFT may wrap the model later
         self.rope_index: Any = getattr(model, "get_rope_index", None)
         self.lora_targets = _language_linears(model)
@@ -77,7 +77,7 @@ class Generic(Backbone):
 
     def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token tensors [B, L, ...], padded on one side, and the family's picture tensors, packed."""
-        return _stack(list(map(self._example, inputs)), self.tokenizer.pad_token_id or 0, self.settings)
+        return _stack(list(map(self._example, inputs)), self.processor.tokenizer.pad_token_id or 0, self.settings)
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Final-norm hidden states [B, L, D]; without pictures, packed tensors have no rows, and models want none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,6 +21,21 @@ from vlm2vec.types import EmbeddingInput
 DEFAULTS = {"num_crops": 1, "image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
 
 
+@dataclass
+class Phi3VProcessor:
+    """The tokenizer and the settings of `phi3_v_parts.tile`."""
+
+    tokenizer: Any
+    pictures: dict[str, Any]
+    image_token: ClassVar[str] = "<|image|>"
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the tokenizer, and the picture settings as published folders have them."""
+        self.tokenizer.save_pretrained(folder)
+        about = {"image_processor_type": "Phi3VImageProcessor", **self.pictures}
+        (folder / "preprocessor_config.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
 class Phi3Vision(Generic):
     """The network of `phi3_v_parts` and its processor.
 
@@ -30,11 +46,8 @@ class Phi3Vision(Generic):
 
     name: ClassVar[str] = "phi3_v"
 
-    def __init__(self, model: nn.Module, tokenizer: Any, pictures: dict[str, Any], settings: dict[str, Any]) -> None:
-        super(Generic, self).__init__(model)
-        self.tokenizer, self.pictures, self.settings = tokenizer, pictures, settings
-        self.config: Any = model.config
-        self.rope_index = None
+    def __init__(self, model: nn.Module, processor: Phi3VProcessor, settings: dict[str, Any]) -> None:
+        super().__init__(model, processor, settings)
         self.lora_targets = r"layers\..*\.(qkv_proj|o_proj|gate_up_proj|down_proj)"
 
     @classmethod
@@ -54,15 +67,9 @@ class Phi3Vision(Generic):
             saved, _ = transformers.BaseImageProcessor.get_image_processor_dict(source, revision=revision)
             pictures = {name: saved.get(name) or default for name, default in DEFAULTS.items()}
             pictures["num_crops"] = options.get("num_crops", pictures["num_crops"])
-            return cls(model, _load_tokenizer(source, revision), pictures, options)
+            return cls(model, Phi3VProcessor(_load_tokenizer(source, revision), pictures), options)
         except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
             raise UserError(f"{source}: cannot be loaded as a Phi-3 vision model: {first_line(error)}") from error
-
-    def save_processor(self, folder: Path) -> None:
-        """Writes the tokenizer, and the picture settings as published folders have them."""
-        self.tokenizer.save_pretrained(folder)
-        about = {"image_processor_type": "Phi3VImageProcessor", **self.pictures}
-        (folder / "preprocessor_config.json").write_text(json.dumps(about, indent=2) + "\n")
 
     def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
         """Texts around pictures, empty ones too, are tokenized one by one, each with what stands before a text."""
@@ -70,7 +77,7 @@ class Phi3Vision(Generic):
         tiles, sizes = [], []
         for i, piece in enumerate(PLACEHOLDER.split(self.template.render(item))):
             if i % 2 == 0:
-                ids += self.tokenizer(piece)["input_ids"]
+                ids += self.processor.tokenizer(piece)["input_ids"]
                 continue
             pixels, size = self._tiles(item.images[int(piece) - 1])
             tiles.append(pixels)
@@ -82,7 +89,7 @@ class Phi3Vision(Generic):
         return tensors | ({"pixel_values": torch.cat(tiles), "image_sizes": torch.tensor(sizes)} if tiles else {})
 
     def _tiles(self, image: Any) -> tuple[torch.Tensor, list[int]]:
-        about = self.pictures
+        about = self.processor.pictures
         try:
             return tile(image.load(), about["num_crops"], about["image_mean"], about["image_std"])
         except ValueError as error:
