@@ -13,6 +13,7 @@ from torch import nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.base import check_weight_files
 from vlm2vec.models.backbones.generic import Generic, first_line
 from vlm2vec.models.backbones.phi3_v_parts import IMAGE_TOKEN_ID, Phi3V, Phi3VConfig, num_tokens, tile
 from vlm2vec.models.prompts import PLACEHOLDER
@@ -27,7 +28,7 @@ class Phi3VProcessor:
 
     tokenizer: Any
     pictures: dict[str, Any]
-    image_token: ClassVar[str] = "<|image|>"
+    image_token: ClassVar[str] = "<|image|>"  # noqa: S105
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the tokenizer, and the picture settings as published folders have them."""
@@ -51,16 +52,30 @@ class Phi3Vision(Generic):
         self.lora_targets = r"layers\..*\.(qkv_proj|o_proj|gate_up_proj|down_proj)"
 
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, revision: str | None = None, **options: Any) -> Self:
-        """Loads a folder or hub id, safetensors only and none of the code there; see the class for `options`."""
+    def load(
+        cls,
+        source: str,
+        dtype: torch.dtype,
+        revision: str | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Loads a folder or hub id; pickled weights where allowed, never the code there; see the class."""
         num_crops, side = options.get("num_crops", 1), options.get("padding_side", "right")
         known = set(options) <= {"num_crops", "padding_side"} and side in ("right", "left")
         if not known or not isinstance(num_crops, int) or num_crops < 1:
             raise UserError(f"settings {options}: phi3_v has num_crops (1 or more) and padding_side (right or left)")
         try:
+            check_weight_files(source, allow_pickle)
             config = Phi3VConfig.from_pretrained(source, revision=revision)
             model, report = Phi3V.from_pretrained(
-                source, config=config, dtype=dtype, revision=revision, use_safetensors=True, output_loading_info=True
+                source,
+                config=config,
+                dtype=dtype,
+                revision=revision,
+                use_safetensors=None if allow_pickle else True,
+                output_loading_info=True,
             )
             if report["missing_keys"]:
                 raise UserError(f"weight {min(report['missing_keys'])} is missing")
