@@ -169,42 +169,16 @@ def test_an_adapter_is_saved_and_loaded_onto_its_base(tiny_vlm, tmp_path):
     np.testing.assert_allclose(load(tmp_path / "adapter").encode(INPUTS), expected, atol=1e-6)
 
 
-def test_qwen_pictures_have_multimodal_positions_only_after_vision_start(qwen, tiny_vlm):
-    value = {"image": WIDE, "text": "<|vision_start|><|image_1|><|vision_end|> what is it?"}
-    plain = load(tiny_vlm("qwen2_vl"), positions="text").encode([value])
-    vector = qwen.encode([value, *INPUTS])[:1]  # batch mates of either kind
-    batch = qwen.backbone.process([EmbeddingInput.of(value)])
-    tensors = {name: tensor for name, tensor in batch.tensors.items() if name != "position_ids"}
-    with torch.inference_mode():
-        own = qwen.backbone.model(**tensors).last_hidden_state[0, -1]  # transformers' own choice: three axes
-    assert_same(vector, own[None].numpy())
-    assert (plain @ vector.T).item() < 0.999
-
-
-def golden(name: str, image_token: str) -> tuple[Path, list[dict], list[dict], np.ndarray]:
-    folder = GOLDEN / name
+def test_llava_next_equals_the_golden_vectors_of_transformers_4_46():
+    folder = GOLDEN / "llava-next"
     cases = json.loads((folder / "golden.json").read_text())["cases"]
     inputs = [
-        {"text": case["text"].replace(image_token, "<|image_1|>"), "images": [folder / case["image"]]}
-        if case["image"]
-        else {"text": case["text"]}
+        {"text": case["text"].replace("<image>", "<|image_1|>")}
+        | ({"image": folder / case["image"]} if case["image"] else {})
         for case in cases
     ]
-    return folder / "base", cases, inputs, np.array([case["base"] for case in cases])
-
-
-def test_qwen2vl_equals_the_golden_vectors_of_transformers_4_46():
-    base, cases, inputs, expected = golden("qwen2vl", "<|image_pad|>")
-    # A plain forward of 4.46 gave text positions to every prompt, one with vision-start included.
-    assert_same(load(base, positions="text").encode(inputs), expected)
-    plain = [i for i, case in enumerate(cases) if "<|vision_start|>" not in case["text"]]
-    assert len(plain) == 5
-    assert_same(load(base).encode([inputs[i] for i in plain]), expected[plain])
-
-
-def test_llava_next_equals_the_golden_vectors_of_transformers_4_46():
-    base, _, inputs, expected = golden("llava-next", "<image>")
-    assert_same(load(base).encode(inputs), expected, at_least=0.9995)
+    expected = np.array([case["base"] for case in cases])
+    assert_same(load(folder / "base").encode(inputs), expected, at_least=0.9995)
 
 
 def test_settings_of_the_image_processor_reach_it_and_are_saved(qwen, tiny_vlm, tmp_path):
@@ -213,7 +187,7 @@ def test_settings_of_the_image_processor_reach_it_and_are_saved(qwen, tiny_vlm, 
     assert tokens[0] < tokens[1]
     small.save_pretrained(tmp_path / "small")
     again = load(tmp_path / "small")
-    assert again.backbone.options() == {"max_pixels": 28 * 56}
+    assert again.backbone.options() == {"max_pixels": 28 * 56, "positions": "vision-start"}
     np.testing.assert_allclose(again.encode(INPUTS[1:2]), small.encode(INPUTS[1:2]), atol=1e-6)
 
 

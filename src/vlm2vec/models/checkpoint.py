@@ -20,13 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vlm2vec.errors import UserError
+from vlm2vec.models import adapters
 from vlm2vec.models.backbones.base import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from vlm2vec.models.backbones.base import Backbone
 
 EMBEDDER_FILE = "embedder.json"
-ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_FILE = adapters.WEIGHTS_FILE
 CONFIG_FILE = "config.json"
 
 
@@ -105,6 +106,8 @@ def load_adapter(backbone: Backbone, folder: Path) -> None:
             config = PeftConfig.from_pretrained(str(folder))
         except (ValueError, OSError, TypeError, KeyError) as error:
             raise UserError(f"{folder}: no readable adapter_config.json ({str(error).splitlines()[0]})") from error
+        config.base_model_name_or_path = None  # PEFT names the base that it is put on
+        state = adapters.rename_keys(state, backbone.model)
         backbone.model = get_peft_model(backbone.model, config)
     expected = set(get_peft_model_state_dict(backbone.model, save_embedding_layers=False))
     for problem, names in (("was not used", set(state) - expected), ("is missing", expected - set(state))):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.errors import UserError
-from vlm2vec.models import checkpoint, hub, known, st_folder
+from vlm2vec.models import adapters, checkpoint, hub, known, st_folder
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
 from vlm2vec.models.patch_embed import use_matrix_products
@@ -75,7 +75,7 @@ class Embedder(nn.Module):
 
         Args:
             source: A folder that `save_pretrained`, `vlm2vec train` or sentence-transformers wrote, a base VLM's
-                folder or hub id, or the built-in "compact".
+                folder or hub id, those of a PEFT adapter, or the built-in "compact".
             base: For an adapter folder: a base other than the one it names.
             device: Default: CUDA where there is one, else the CPU.
             dtype: Of the base weights. Default: `best_dtype(device)`.
@@ -117,7 +117,11 @@ class Embedder(nn.Module):
         if not (folder / EMBEDDER_FILE).is_file():
             about = st_folder.read_folder(folder)
             row = known.find_named(like) if like else known.find(source)
-            loaded = cls._load_base(source, dtype, revision, {**(row.options if row else {}), **options})
+            settings = {**(row.options if row else {}), **options}
+            if adapter := adapters.find_adapter(source, revision):
+                loaded = cls._load_adapter(adapter, base, dtype, settings)
+            else:
+                loaded = cls._load_base(source, dtype, revision, settings)
             if row:
                 loaded._follow_row(row)
             elif about:
@@ -158,6 +162,14 @@ class Embedder(nn.Module):
             if not chat:
                 raise UserError(f"{folder}: its modules ask for a chat template, but the processor has none")
             self.backbone.template = PromptTemplate(chat=chat)
+
+    @classmethod
+    def _load_adapter(cls, folder: Path, base: str | None, dtype: torch.dtype, options: dict[str, Any]) -> Self:
+        """An adapter that another library saved, on the base that it names unless another one is given."""
+        named, revision = (base, None) if base else adapters.base_of(folder)
+        loaded = cls._load_base(named, dtype, revision, options)
+        checkpoint.load_adapter(loaded.backbone, folder)
+        return loaded
 
     @classmethod
     def _load_base(cls, base: str, dtype: torch.dtype, revision: str | None, options: dict[str, Any]) -> Self:

@@ -20,7 +20,7 @@ from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.prompts import split_at_pictures
 from vlm2vec.types import Batch, EmbeddingInput
 
-SETTINGS = {"padding_side": ("right", "left"), "positions": ("auto", "text")}
+SETTINGS = {"padding_side": ("right", "left"), "positions": ("auto", "text", "vision-start", "multimodal")}
 TOKEN_TENSORS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
 
 
@@ -29,7 +29,10 @@ class Generic(Backbone):
 
     Settings (`options` of `load`; beside these any of the family's image processor, such as `max_pixels`):
         padding_side: "right" (default) or "left".
-        positions: "auto" (default) is multimodal rotary positions where a prompt holds vision-start; "text" is never.
+        positions: Rotary positions of pictures, for families that have multimodal ones (the Qwen-VL line). "text": as
+            text. "vision-start": multimodal where the prompt holds vision-start. "multimodal": always, as a plain
+            forward of transformers 5. "auto" (default), resolved when the model is loaded: "text" for weights that
+            transformers before 4.47 wrote, whose plain forward knew no other; else "vision-start".
     """
 
     name: ClassVar[str] = "generic"
@@ -39,6 +42,8 @@ class Generic(Backbone):
         self.processor, self.settings = processor, settings
         self.config: Any = model.config  # reached directly, as the next: PEFT may wrap the model later
         self.rope_index: Any = getattr(model, "get_rope_index", None)
+        if self.rope_index is not None and settings.get("positions", "auto") == "auto":
+            self.settings = {**settings, "positions": _usual_positions(self.config)}
         self.lora_targets = _language_linears(model)
         self.image_token = str(processor.image_token)
 
@@ -140,12 +145,19 @@ class Generic(Backbone):
         return tensors if self.rope_index is None else tensors | {"position_ids": self._positions(tensors)}
 
     def _positions(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Rotary positions of one example, [1, L, 3]; VLM2Vec was trained without vision-start: text positions."""
-        ids, start = tensors["input_ids"], getattr(self.config, "vision_start_token_id", None)
-        plain = "image_grid_thw" not in tensors or self.settings.get("positions") == "text"
-        if plain or (start is not None and start not in ids):
+        """Rotary positions of one example, [1, L, 3]."""
+        ids, scheme = tensors["input_ids"], self.settings["positions"]
+        start = getattr(self.config, "vision_start_token_id", None)
+        multimodal = scheme == "multimodal" or (scheme == "vision-start" and (start is None or start in ids))
+        if "image_grid_thw" not in tensors or not multimodal:
             return torch.arange(ids.shape[1]).view(1, -1, 1).expand(1, -1, 3)
         return self.rope_index(**tensors)[0].permute(1, 2, 0)  # type: ignore[no-any-return]
+
+
+def _usual_positions(config: Any) -> str:
+    """What the published vectors of these weights were made with, see `Generic`."""
+    major, minor = (int(part) for part in str(config.transformers_version or "5.0").split(".")[:2])
+    return "text" if (major, minor) < (4, 47) else "vision-start"
 
 
 def first_line(error: Exception) -> str:
