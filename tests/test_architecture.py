@@ -17,8 +17,8 @@ LAYERS = [
     {"archives", "images", "cache", "progress"},
     {"types", "losses"},
     {"data", "models", "retrieval"},
-    {"training", "evaluation"},
-    {"demo", "monitor"},
+    {"training", "evaluation", "jobs"},
+    {"demo", "monitor", "distributed", "serving"},
     {"cli"},
 ]
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 80, 500

@@ -43,7 +43,9 @@ class DualModel(nn.Module):
 
     def pictures(self, image_features: torch.Tensor) -> torch.Tensor:
         """Unit vectors of pictures from their visual tokens [N, T, 1280], [N, D]."""
-        return F.normalize(self.image_head(self.projector(image_features.to(self.image_head.weight.dtype)).mean(dim=1)), dim=-1)
+        return F.normalize(
+            self.image_head(self.projector(image_features.to(self.image_head.weight.dtype)).mean(dim=1)), dim=-1
+        )
 
     def forward(
         self,

@@ -1,0 +1,78 @@
+"""Verbs on data: prepare, check and fetch benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm2vec.cli.options import DataOption, TasksOption
+from vlm2vec.progress import say
+
+
+def data_demo(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Parent folder; default: the user's cache folder.")
+    ] = None,
+) -> None:
+    """Prepare the demo benchmark: emoji of three vendors in the MMEB layout."""
+    from vlm2vec.cache import cache_folder
+    from vlm2vec.data.demo import prepare_demo
+    from vlm2vec.progress import stage_bars
+
+    with stage_bars() as update:
+        root = prepare_demo(output or cache_folder(), progress=update)
+    say(f"Demo benchmark: {root}\nNext: vlm2vec eval compact --benchmark {root}/benchmark.yaml -o runs/compact")
+
+
+def data_check(
+    benchmark: Annotated[str, typer.Argument(help="A shipped benchmark or a YAML file.")],
+    data: DataOption = None,
+    task: TasksOption = None,
+) -> None:
+    """Say what of a benchmark's data is there, what is missing and how to get it; exits 1 if something is missing."""
+    from rich.table import Table
+
+    from vlm2vec.evaluation.benchmark import load_benchmark
+    from vlm2vec.evaluation.data_check import check_data
+    from vlm2vec.progress import progress_bar
+
+    facts, folder = load_benchmark(benchmark, data)
+    facts = facts.only(task) if task else facts
+    with progress_bar("checking", len(facts.tasks)) as advance:
+        checks = check_data(facts, folder, advance)
+    table = Table(title=f"{facts.name} in {folder}")
+    for heading in ("task", "status", "queries", "inputs", "pictures", "missing", "rows, MB"):
+        table.add_column(heading, justify="left" if heading in ("task", "status") else "right")
+    for check in checks:
+        counts = (check.num_queries, check.num_inputs, check.num_pictures, check.num_missing)
+        table.add_row(check.task.name, check.status, *map(str, counts), f"{check.num_bytes / 1e6:.1f}")
+    say(table)
+    for check in checks:
+        if check.detail:
+            say(f"{check.task.name}: {check.status}: {check.detail}")
+    ready = sum(check.status == "ready" for check in checks)
+    say(f"{ready} of {len(checks)} tasks are ready")
+    if ready < len(checks):
+        raise typer.Exit(1)
+
+
+def data_fetch(
+    benchmark: Annotated[str, typer.Argument(help="A shipped benchmark or a YAML file.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the evaluation sets, made if absent.")],
+    task: TasksOption = None,
+    rows_only: Annotated[bool, typer.Option("--rows-only", help="Without the archives of pictures.")] = False,
+) -> None:
+    """Download a benchmark's data from the hub and record its revisions."""
+    from huggingface_hub import snapshot_download
+
+    from vlm2vec.evaluation.benchmark import read_benchmark
+    from vlm2vec.evaluation.data_check import fetch_task
+
+    facts, _ = read_benchmark(benchmark)
+    data.mkdir(parents=True, exist_ok=True)
+    for one in (facts.only(task) if task else facts).tasks:
+        found = fetch_task(one, data, snapshot_download, media=not rows_only)
+        say(f"{one.name}: " + ", ".join(f"{name}@{revision}" for name, revision in found.items()))
+    say(f"Next: vlm2vec data check {benchmark} --data {data}")

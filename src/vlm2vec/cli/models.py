@@ -1,0 +1,46 @@
+"""Verbs on a checkpoint: verify, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm2vec.cli.options import OptionsOption, OutputOption, PickleOption, settings_of
+from vlm2vec.progress import say
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    against: Annotated[
+        str | None, typer.Option(help="Compare with another library: sentence-transformers, server or vllm.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="Of the server, up to /v1/embeddings.")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="Name of the model on the server.")] = "vlm2vec",
+    option: OptionsOption = None,
+    allow_pickle: PickleOption = False,
+) -> None:
+    """Recompute a checkpoint's golden vectors and compare: with the saved ones, or with another library's."""
+    from vlm2vec.models.verify import report_against, report_saved
+
+    settings = settings_of(option, allow_pickle)
+    lines = report_against(folder, against, url, model, settings) if against else report_saved(folder, settings)
+    say("\n".join(lines))
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="A checkpoint folder, a hub id, or the built-in compact.")],
+    to: Annotated[str, typer.Option(help="merged, sentence-transformers, onnx or openvino.")],
+    output: OutputOption,
+    option: OptionsOption = None,
+    allow_pickle: PickleOption = False,
+) -> None:
+    """Write a checkpoint in another form and compare its vectors with the source's."""
+    from vlm2vec.models.export import export as run_export
+
+    settings = settings_of(option, allow_pickle)
+    done = run_export(source, to, output, **settings)
+    size = sum(path.stat().st_size for path in done.files) / 1e6
+    say(f"{output}: {len(done.files)} files, {size:.1f} MB")
+    say(f"Lowest cosine to the source: {done.cosine:.6f} of {done.num_inputs} inputs")

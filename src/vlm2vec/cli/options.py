@@ -1,0 +1,36 @@
+"""Options that several verbs share, and how `key=value` is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm2vec.errors import UserError
+
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+OptionsOption = Annotated[
+    list[str] | None, typer.Option("--option", help="Setting of the model's family, key=value; may be repeated.")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Folder of kept vectors; default: in the user's cache folder.")
+]
+TasksOption = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the evaluation sets.")]
+PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights; they can run code.")]
+
+
+def settings_of(option: list[str] | None, allow_pickle: bool) -> dict[str, object]:
+    """The settings of `--option` and `--allow-pickle`."""
+    return dict(key_value(text) for text in option or []) | ({"allow_pickle": True} if allow_pickle else {})
+
+
+def key_value(text: str, option: str = "--option", example: str = "num_layers=4") -> tuple[str, object]:
+    """Reads `key=value`, the value as YAML; `option` and `example` are for the message."""
+    import yaml
+
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise UserError(f"{option} {text!r}: expected key=value, such as {example}")
+    return key, yaml.safe_load(value)

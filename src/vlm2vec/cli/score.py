@@ -1,0 +1,64 @@
+"""Verbs that measure a model: eval, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm2vec.cli.options import (
+    OptionsOption,
+    OutputOption,
+    PickleOption,
+    StoreOption,
+    TasksOption,
+    key_value,
+    settings_of,
+)
+from vlm2vec.progress import say
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id, or the built-in compact.")],
+    benchmark: Annotated[str, typer.Option(help="A shipped benchmark (mmeb-v1, mmeb-v2) or a YAML file.")],
+    output: OutputOption,
+    data: Annotated[Path | None, typer.Option(help="Folder of the evaluation sets, if not as the file says.")] = None,
+    option: OptionsOption = None,
+    store: StoreOption = None,
+    task: TasksOption = None,
+    allow_pickle: PickleOption = False,
+    switch: Annotated[
+        list[str] | None, typer.Option(help="How rows become inputs, such as identity=content; see docs/mmeb.md.")
+    ] = None,
+) -> None:
+    """Score a model on a benchmark; writes results.json, a Markdown table, a leaderboard file and an HTML report."""
+    from vlm2vec.evaluation.evaluate import results_json
+    from vlm2vec.evaluation.report import comparison_table
+    from vlm2vec.evaluation.run import score_model
+
+    settings = settings_of(option, allow_pickle)
+    switches = dict(key_value(text, "--switch", "identity=content") for text in switch or [])
+    facts, results = score_model(
+        model, benchmark, output, data=data, options=settings, store=store, names=task or [], switches=switches
+    )
+    if not results:  # another process of torchrun reports
+        return
+    say(comparison_table({model: results_json(model, facts, results)}).table)
+    say(f"Results: {output}/results.json\nReport:  {output}/report.html")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `vlm2vec eval` wrote, or leaderboard JSON files.")],
+    output: OutputOption = Path("runs/report"),
+) -> None:
+    """Set runs beside the published scores: Markdown, CSV, an HTML page with plots, leaderboard files."""
+    from vlm2vec.evaluation.overview import read_run, write_overview
+
+    seen = write_overview(output, [read_run(path) for path in runs])
+    for row in seen.runs:
+        means = ", ".join(f"{group} {score:.1f}" for group, score in row.scores.items() if score is not None)
+        say(f"{row.model}: {means}")
+    for note in seen.notes:
+        say(note)
+    say(f"Report: {output}/report.html, report.md, report.csv")

@@ -1,0 +1,68 @@
+"""Verbs that make a model: demo, train, mine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm2vec.cli.options import OutputOption
+from vlm2vec.progress import say
+
+
+def demo(
+    output: OutputOption = Path("runs/demo"),
+    fresh: Annotated[bool, typer.Option(help="Train again even where results are there.")] = False,
+) -> None:
+    """Prepare a benchmark, train the built-in model, score it beside a dual encoder, and report."""
+    from vlm2vec.demo import run_demo
+
+    run_demo(output, fresh=fresh)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes, such as train.steps=100.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the run's last step checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Two steps on a tiny random model of the same family.")] = False,
+) -> None:
+    """Train an embedding model by a recipe."""
+    from vlm2vec.training.config import dump_recipe, load_recipe
+    from vlm2vec.training.run import train as run_train
+
+    settings = load_recipe(recipe, overrides or [])
+    say(dump_recipe(settings))
+    if dry_run:
+        from vlm2vec.training.dry_run import dry_run as run_dry
+
+        losses = ", ".join(f"{entry['loss']:.3f}" for entry in run_dry(settings))
+        say(f"Dry run: losses {losses}; the recipe builds. Next: vlm2vec train {recipe}")
+        return
+    monitor = None
+    if settings.evaluate is not None:
+        from vlm2vec.monitor import Monitor
+
+        monitor = Monitor(settings)
+    folder = run_train(settings, resume=resume, monitor=monitor)
+    say(f"Trained model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
+
+
+def mine(
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id, or the built-in compact.")],
+    data: Annotated[Path, typer.Argument(help="A folder in the MMEB-train layout.")],
+    output: OutputOption,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set; may be repeated.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Negatives a pair at most.")] = 1,
+    skip: Annotated[int, typer.Option(min=0, help="Pass over the nearest so many: often unmarked positives.")] = 0,
+    max_rank: Annotated[int, typer.Option(min=1, help="Not beyond this rank.")] = 100,
+    margin: Annotated[float, typer.Option(help="A negative's cosine is so far below the positive's at least.")] = 0.0,
+) -> None:
+    """Find hard negatives in training sets by a model; writes the sets again with them."""
+    from vlm2vec.training.mining import MiningRule
+    from vlm2vec.training.mining import mine as run_mining
+
+    rule = MiningRule(num, skip, max_rank, margin)
+    for name, mean in run_mining(model, data, output, rule, sets or ()).items():
+        say(f"{name}: {mean:.2f} negatives a pair")
+    say(f"Sets with negatives: {output}\nNext: vlm2vec train RECIPE.yaml data.root={output}")
