@@ -17,7 +17,10 @@ BACKBONES: dict[str, str] = {
     **dict.fromkeys(("clip", "metaclip_2", "siglip", "siglip2"), "vlm2vec.models.backbones.dual:DualEncoder"),
     "blip": "vlm2vec.models.backbones.dual:Blip",
     "blip-2": "vlm2vec.models.backbones.dual:Blip2",
+    "mistral3": "vlm2vec.models.backbones.mistral3:Mistral3",
+    "mllama": "vlm2vec.models.backbones.mllama:Mllama",
     "open_clip": "vlm2vec.models.backbones.open_clip:OpenClip",
+    "paligemma": "vlm2vec.models.backbones.paligemma:PaliGemma",
     "phi3_v": "vlm2vec.models.backbones.phi3_v:Phi3Vision",
 }
 GENERIC = "vlm2vec.models.backbones.generic:Generic"

@@ -6,6 +6,7 @@ sizes) is laid one after another, and `Batch.rows` counts what belongs to whom. 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,11 +18,18 @@ from torch import nn
 from vlm2vec.errors import UserError
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import Backbone, check_weight_files
+from vlm2vec.models.backbones.hf_processor import load_processor
 from vlm2vec.models.prompts import split_at_pictures
 from vlm2vec.types import Batch, EmbeddingInput
 
-SETTINGS = {"padding_side": ("right", "left"), "positions": ("auto", "text", "vision-start", "multimodal")}
-TOKEN_TENSORS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
+TOKEN_TENSORS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "position_ids",
+    "cross_attention_mask",
+)
 
 
 class Generic(Backbone):
@@ -45,6 +53,7 @@ class Generic(Backbone):
         if self.rope_index is not None and settings.get("positions", "auto") == "auto":
             self.settings = {**settings, "positions": _usual_positions(self.config)}
         self.lora_targets = _language_linears(model)
+        self.accepted = set(inspect.signature(model.forward).parameters)
         self.image_token = str(processor.image_token)
 
     @classmethod
@@ -61,7 +70,7 @@ class Generic(Backbone):
         common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             check_weight_files(source, allow_pickle)
-            processor = _load_processor(source, common, options)
+            processor = cls.load_processor(source, common, options)
             model, report = transformers.AutoModel.from_pretrained(
                 source, dtype=dtype, use_safetensors=None if allow_pickle else True, output_loading_info=True, **common
             )
@@ -70,6 +79,11 @@ class Generic(Backbone):
             return cls(model, processor, options)
         except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
             raise UserError(f"{source}: cannot be loaded as a vision-language model: {first_line(error)}") from error
+
+    @classmethod
+    def load_processor(cls, source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
+        """The family's processor; `common` are revision and trust, `options` those of `load`."""
+        return load_processor(source, common, options)
 
     @property
     def embedding_dim(self) -> int:
@@ -128,18 +142,24 @@ class Generic(Backbone):
         prompt = "".join(self.image_token if isinstance(piece, int) else piece for piece in pieces)
         return prompt, [piece for piece in pieces if isinstance(piece, int)]
 
-    def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
-        prompt, order = self.prompt(item)
-        pictures = [item.images[position].load() for position in order]
+    def read(self, prompt: str, pictures: list[Any]) -> Mapping[str, Any]:
+        """What the family's processor makes of one prompt and its pictures, as tensors."""
         # A prompt that opens with the begin token (chat templates write it) gets no second one, as in transformers.
         opened = prompt.startswith(self.processor.tokenizer.bos_token or "\0")
         more = {"add_special_tokens": False} if opened else {}
+        nested = [pictures] if pictures else None  # several pictures of one prompt, not one each of several
+        output: Mapping[str, Any] = self.processor(text=[prompt], images=nested, return_tensors="pt", **more)
+        return output
+
+    def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
+        prompt, order = self.prompt(item)
+        pictures = [item.images[position].load() for position in order]
         try:
-            output = self.processor(text=[prompt], images=pictures or None, return_tensors="pt", **more)
+            output = self.read(prompt, pictures)
         except ValueError as error:  # a picture of extreme shape, or the backbone's own image token in the text
             about = ", ".join([repr(prompt[:60]), *map(str, item.images)])
             raise UserError(f"{about}: {str(error).splitlines()[0]}") from error
-        tensors = {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
+        tensors = {name: value for name, value in output.items() if name in self.accepted}
         if tensors["input_ids"].shape[1] == 0:
             raise UserError("input has an empty text and no picture: nothing to encode")
         return tensors if self.rope_index is None else tensors | {"position_ids": self._positions(tensors)}
@@ -165,23 +185,6 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _load_processor(source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
-    """The processor without its video part, which needs torchvision; PIL, so that vectors do not depend on that."""
-    settings = {name: value for name, value in options.items() if name not in SETTINGS}
-    images = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", **common, **settings)
-    known = {**dict.fromkeys(images.valid_kwargs.__annotations__), **SETTINGS}
-    for name, value in options.items():
-        if name not in known or value not in (SETTINGS.get(name) or (value,)):
-            raise UserError(f"setting {name}={value!r}: allowed are {SETTINGS} and {', '.join(sorted(known))}")
-    saved, _ = transformers.ProcessorMixin.get_processor_dict(source, revision=common["revision"])
-    usual = transformers.PROCESSOR_MAPPING[type(transformers.AutoConfig.from_pretrained(source, **common))]
-    family: Any = getattr(transformers, saved.get("processor_class", ""), usual)
-    parts = {"image_processor": images, "tokenizer": transformers.AutoTokenizer.from_pretrained(source, **common)}
-    names = [name for name in family.get_attributes() if name != "video_processor"]
-    pictures_only: Any = type(family.__name__, (family,), {"get_attributes": classmethod(lambda _: names)})
-    return pictures_only.from_args_and_dict([parts[name] for name in names], saved)
-
-
 def _language_linears(model: Any) -> str:
     """A pattern of all linear layers in the language model, none of the vision tower."""
     decoder = model.get_decoder()
@@ -194,7 +197,9 @@ def _stack(examples: list[dict[str, torch.Tensor]], pad_id: int, settings: dict[
     batch = Batch({}, padded=TOKEN_TENSORS)
     for name in dict.fromkeys(name for example in examples for name in example):
         if name in TOKEN_TENSORS:
-            parts = [example.get(name, torch.zeros_like(example["input_ids"])) for example in examples]
+            inner = max(example[name].ndim for example in examples if name in example) - 2
+            empty = [example["input_ids"].new_zeros(*example["input_ids"].shape, *[0] * inner) for example in examples]
+            parts = [example.get(name, blank) for example, blank in zip(examples, empty, strict=True)]
         else:
             parts = [example[name] for example in examples if name in example]
             batch.rows[name] = torch.tensor([len(example.get(name, ())) for example in examples])

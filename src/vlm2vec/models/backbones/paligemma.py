@@ -1,0 +1,30 @@
+"""`paligemma`: PaliGemma and PaliGemma 2, whose processor refuses an input without a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from vlm2vec.models.backbones.generic import Generic
+
+
+class PaliGemma(Generic):
+    """As `Generic`; a text alone is written as its processor writes one after pictures: begin token, text, newline."""
+
+    name: ClassVar[str] = "paligemma"
+
+    def read(self, prompt: str, pictures: list[Any]) -> Mapping[str, Any]:
+        """Tensors of one prompt and its pictures."""
+        if pictures or not prompt or self.image_token in prompt:
+            return super().read(prompt, pictures)
+        tokenizer = self.processor.tokenizer
+        begun = prompt if prompt.startswith(tokenizer.bos_token) else tokenizer.bos_token + prompt
+        output = tokenizer(f"{begun}\n", add_special_tokens=False, return_tensors="pt")
+        ids = output["input_ids"]
+        return {
+            "input_ids": ids,
+            "attention_mask": output["attention_mask"],
+            "token_type_ids": torch.zeros_like(ids),  # all of it prefix, which reads in both directions
+        }
