@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,59 @@ def write_video_set(root: Path, name: str, num_frames: int = 3) -> None:
         if name == "MomentSeeker":
             picture(root / SETS[name].frames / f"query_{number}.jpg", number)
     write_rows(root / name / "data/test-00000-of-00001.parquet", rows)
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as parquet or JSON lines, by the file's ending."""
+    if path.suffix == ".parquet":
+        write_rows(path, rows)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def corpus_rows(name: str) -> dict[str, list[dict[str, Any]]]:
+    """Fifteen documents, twelve queries and their judgements, with the columns of the set's family."""
+    family = name.split("/")[0]
+    n = range(NUM_QUERIES)
+    if family == "BRIGHT":
+        documents = [{"id": f"d/{i}.txt", "content": f"{name} post {i}"} for i in range(15)]
+        return {
+            "queries": [{"id": str(i), "query": f"why {i}?", "gold_ids": [f"d/{i}.txt", f"d/{i + 1}.txt"]} for i in n],
+            "corpus": documents,
+        }
+    if family == "ToolDe":
+        tools = [{"id": f"tool_{i}", "documentation": json.dumps({"name": f"{name} {i}"}, indent=1)} for i in range(15)]
+        labels = [json.dumps([{"id": f"tool_{i}", "doc": {}, "relevance": 1}]) for i in n]
+        asks = ("Given a request, find the tool", "")
+        return {
+            "queries": [{"id": f"q{i}", "query": f"do {i}", "instruction": asks[i % 2], "label": labels[i]} for i in n],
+            "corpus": tools,
+        }
+    if family == "MCMR":
+        images = [
+            [{"url": f"https://x.org/i/gone_{i}.jpg"}, {"url": f"https://x.org/i/p_{i}.png?v=1"}] for i in range(15)
+        ]
+        products = [
+            {"candidate_id": i, "title": f"lamp {i}", "description": ["red", ""], "features": [], "price": 9.5}
+            | {"Date First Available": None, "images": images[i]}
+            for i in range(15)
+        ]
+        return {"queries": [{"qid": i, "query": f"lamp {i}", "pos_ids": [i]} for i in n], "corpus": products}
+    documents = [{"_id": f"d{i}", "title": ("", "Title")[i % 2], "text": f"{name} text {i}"} for i in range(15)]
+    queries = [
+        {"_id": f"q{i}", "text": f"find {i}"} | {f"instruction_{kind}": f"{kind} {i}" for kind in ("og", "changed")}
+        for i in n
+    ]
+    judged = [{"query-id": f"q{i}", "corpus-id": f"d{i}", "score": 2} for i in n]
+    judged += [{"query-id": f"q{i}", "corpus-id": f"d{i + 1}", "score": i % 2} for i in n]
+    return {"queries": queries, "corpus": documents, "qrels": judged}
+
+
+def write_corpus_set(root: Path, name: str, files: dict[str, str]) -> None:
+    rows = corpus_rows(name)
+    for part, place in files.items():
+        write_table(root / place, rows[part])
+    if name == "MCMR":
+        for i in range(15):
+            picture(root / f"multi-condition-tasks/MCMR/images/p_{i}.png", i)

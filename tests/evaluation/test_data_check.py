@@ -8,7 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from data.layouts import write_image_set, write_video_set, write_visdoc_set
+from data.layouts import write_corpus_set, write_image_set, write_video_set, write_visdoc_set
 from typer.testing import CliRunner
 
 from vlm2vec.cli import app
@@ -55,7 +55,8 @@ def test_videos_and_documents_are_checked_too(tmp_path: Path) -> None:
         ("wrong counts", 12, 24),
         ("wrong counts", 12, 15),
     ]
-    assert [c.status for c in check_data(read_benchmark("mmeb-v3")[0].only(["MCMR"]), tmp_path)] == ["no reader"]
+    (heard,) = check_data(read_benchmark("mmeb-v3")[0].only(["Clotho"]), tmp_path)
+    assert (heard.status, heard.detail) == ("no reader", "its queries or targets are sounds, which no model here takes")
 
 
 def test_the_command_prints_the_table_and_exits_one_if_something_is_missing(folder: Path) -> None:
@@ -104,6 +105,29 @@ def test_fetching_takes_the_named_files_and_records_their_revision(
     pinned = task.model_copy(update={"revision": "other"})
     with pytest.raises(UserError, match="holds TIGER-Lab/MMEB-eval at earlier, not other"):
         fetch_task(pinned, data, download, media=False)
+
+
+def test_sets_that_share_files_are_fetched_to_their_place_and_checked_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = read_benchmark("mmeb-v3")[0].only(["FollowIR/core17-instructions"]).tasks[0]
+    asked = []
+
+    class Api:
+        def dataset_info(self, repo: str) -> huggingface_hub.hf_api.DatasetInfo:
+            return huggingface_hub.hf_api.DatasetInfo(id=repo, sha="c0ffee", tags=[])
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    benchmark = read_benchmark("mmeb-v3")[0].only([task.name])
+    assert check_data(benchmark, tmp_path)[0].status == "rows missing"
+    found = fetch_task(task, tmp_path, lambda **given: str(asked.append((given["local_dir"], given["allow_patterns"]))))
+    folder = "text-tasks/FollowIR/core17-instructions"
+    files = [f"{folder}/{name}" for name in ("queries.jsonl", "corpus.jsonl", "qrels_og/test.jsonl")]
+    assert asked == [(str(tmp_path), files)] and found == read_revisions(tmp_path) == {"TIGER-Lab/MMEB-V3": "c0ffee"}
+    assert benchmark.facts(tmp_path)["data_revision"] == "TIGER-Lab/MMEB-V3@c0ffee"
+    write_corpus_set(tmp_path, task.name, dict(task.files or {}))
+    (ready,) = check_data(benchmark, tmp_path)
+    assert (ready.status, ready.num_queries, ready.num_inputs) == ("ready", 12, 27)
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

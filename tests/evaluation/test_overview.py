@@ -14,18 +14,48 @@ import pytest
 
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import read_benchmark
-from vlm2vec.evaluation.overview import overview, published_rows, read_run, write_overview
+from vlm2vec.evaluation.overview import as_csv, overview, published_rows, read_run, write_overview
 from vlm2vec.evaluation.plots import Point, against, by_size, grouped_bars
-from vlm2vec.evaluation.upstream import UPSTREAM_NAMES, leaderboard_means, read_upstream
+from vlm2vec.evaluation.upstream import RENAMED, UPSTREAM_NAMES, leaderboard_means, read_upstream
 
 # Beside a clone, where its makers keep reference material.
 BESIDE = Path(__file__).parents[3] / "shared/data/upstream-scores"
 UPSTREAM = Path(os.environ.get("VLM2VEC_UPSTREAM_SCORES", BESIDE))
-# arXiv 2507.04590, table 2, and means that others computed from the reference repository's files.
-PUBLISHED = {
-    "VLM2Vec-V2.0-Qwen2VL-2B.json": {"image": 64.9, "classification": 62.9, "ind": 68.8, "video_classification": 39.3},
-    "gme-Qwen2-VL-2B-Instruct.json": {"image": 51.9, "vqa": 29.9, "visrag": 82.5, "overall": 54.1},
-    "VLM2Vec-V1-Qwen2VL-7B.json": {"retrieval": 69.4, "classification": 62.7, "image": 65.5},
+# arXiv 2507.04590, table 2: percent by group, for the models whose score files the reference repository publishes.
+FULL = (
+    "classification vqa retrieval grounding image video_classification video_qa video_retrieval moment_retrieval video"
+)
+FULL += " vidore_v1 vidore_v2 visrag visdoc_ood visdoc overall"
+SHORT = "image video visdoc overall"
+PAPER = {
+    "VLM2Vec-V2.0-Qwen2VL-2B": (
+        FULL,
+        "62.9 56.3 69.5 77.3 64.9 39.3 34.3 28.8 38.5 34.9 75.5 44.9 79.4 39.4 65.4 58.0",
+    ),
+    "gme-Qwen2-VL-2B-Instruct": (
+        FULL,
+        "54.4 29.9 66.9 55.5 51.9 34.9 42.0 25.6 32.4 33.9 86.1 54.0 82.5 43.1 72.7 54.1",
+    ),
+    "gme-Qwen2-VL-7B-Instruct": (
+        FULL,
+        "57.7 34.7 71.2 59.3 56.0 37.4 50.4 28.4 38.2 38.6 89.4 55.6 85.0 44.4 75.2 57.8",
+    ),
+    "colpali-v1.3": (FULL, "40.3 11.5 48.1 40.3 34.9 26.7 37.8 21.6 25.5 28.2 83.6 52.0 81.1 43.1 71.0 44.4"),
+    "LamRA-Ret": (SHORT, "54.1 35.2 23.9 40.4"),
+    "LamRA-Ret-Qwen2.5VL-7b": (SHORT, "52.4 33.7 50.2 47.4"),
+    "VLM2Vec-V1-Qwen2VL-2B": (SHORT, "59.7 29.0 41.6 47.0"),
+    "VLM2Vec-V1-Qwen2VL-7B": (SHORT, "65.5 34.0 46.4 52.3"),
+}
+# The table was made from the files of June 2025, but for moment retrieval (and with it the video mean), where seven of
+# eight models stand 0.1 to 1.7 higher than their files; the overall means are those of the files. docs/mmeb.md.
+TABLE_DIFFERS = {"moment_retrieval", "video"}
+# What scoring again in August 2025 moved by more than 0.1 (MomentSeeker without its repeats, all documents anew).
+SCORED_AGAIN = {
+    "VLM2Vec-V2.0-Qwen2VL-2B": "vqa grounding video_qa video_retrieval moment_retrieval video vidore_v1 vidore_v2 "
+    "visdoc_ood visdoc overall",
+    "gme-Qwen2-VL-2B-Instruct": "classification retrieval grounding video_classification video_qa video_retrieval "
+    "moment_retrieval video vidore_v1 vidore_v2 visdoc_ood visdoc",
+    "VLM2Vec-V1-Qwen2VL-7B": "image video visdoc overall",
 }
 
 
@@ -68,19 +98,35 @@ def test_a_missing_task_is_named_left_out_of_the_means_and_counted_as_zero_besid
     assert "its overall is 41.7" in note
 
 
-@pytest.mark.skipif(not UPSTREAM.is_dir(), reason="the published score files are not beside this clone")
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_means_come_out_of_the_published_files(name: str) -> None:
-    content = read_run(UPSTREAM / name)
-    assert content["missing"] == []
-    found = {group: 100 * content["groups"][group] for group in PUBLISHED[name]}
-    assert found == pytest.approx(PUBLISHED[name], abs=0.15)
+def score_files() -> list[Path]:
+    """Those of the reference repository's `experiments/public/all_scores`, or the three of them beside this clone."""
+    return sorted(file for file in UPSTREAM.rglob("*.json") if file.stem in PAPER)
+
+
+@pytest.mark.skipif(not score_files(), reason="the published score files are not beside this clone")
+@pytest.mark.parametrize("file", score_files(), ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_the_published_means_come_out_of_the_published_files(file: Path, tmp_path: Path) -> None:
+    content = read_run(file)
+    groups, means = PAPER[file.stem]
+    published = dict(zip(groups.split(), map(float, means.split()), strict=True))
+    lines = csv.DictReader((as_csv(write_overview(tmp_path, [content]))).splitlines())
+    shown = {row["name"]: float(row["score"]) for row in lines if row["source"] == "file" and row["kind"] == "group"}
+    # A mean that is published to one decimal is that far from its file's at most.
+    differ = {group for group, mean in published.items() if abs(shown[group] - mean) > 0.1}
+    month = content["about"]["report_date"][:7]
+    if month == "2025-06":
+        assert differ <= TABLE_DIFFERS
+        rounded = {group for group, mean in published.items() if abs(shown[group] - mean) > 0.0501}
+        assert rounded <= TABLE_DIFFERS
+    elif month == "2025-08" and file.stem in SCORED_AGAIN:
+        assert differ == set(SCORED_AGAIN[file.stem].split())
     # Means by another way: straight from the file.
-    raw = json.loads((UPSTREAM / name).read_text())["metrics"]
-    names = {task.name: task.modality for task in read_benchmark("mmeb-v2")[0].tasks}
+    raw = json.loads(file.read_text())["metrics"]
+    names = {task.name: task.modality for task in read_benchmark("mmeb-v2")[0].tasks if task.name in content["tasks"]}
+    spelled = {read: written for written, read in RENAMED.items() if written in raw["visdoc"]}
     for modality, metric in (("image", "hit@1"), ("video", "hit@1"), ("visdoc", "ndcg_linear@5")):
-        scores = [raw[modality][task][metric] for task, kind in names.items() if kind == modality]
-        assert content["groups"][modality] == pytest.approx(sum(scores) / len(scores))
+        scores = [raw[modality][spelled.get(task, task)][metric] for task in names if names[task] == modality]
+        assert shown[modality] == pytest.approx(100 * sum(scores) / len(scores), abs=1e-4)
 
 
 def test_a_report_has_all_four_files_with_published_rows_and_tasks(tmp_path: Path) -> None:

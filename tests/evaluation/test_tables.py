@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.layouts import write_image_set, write_video_set, write_visdoc_set
+from data.layouts import write_corpus_set, write_image_set, write_video_set, write_visdoc_set
 from evaluation.toys import ConstantEncoder, RandomEncoder
 
 from vlm2vec.errors import UserError
@@ -20,6 +20,7 @@ TABLES = {name: read_benchmark(name)[0] for name in shipped_benchmarks()}
 ROWS = [
     pytest.param(name, task, id=f"{name}-{task.name}") for name in ("mmeb-v1", "mmeb-v2") for task in TABLES[name].tasks
 ]
+NEW_IN_THIRD = [task for task in TABLES["mmeb-v3"].tasks if task.reader == "corpus"]
 # The reference repository's own list: what runs in the leaderboard's 78.
 OOD = {"Place365", "ImageNet-A", "ImageNet-R", "ObjectNet", "Country211", "ScienceQA", "VizWiz", "GQA", "TextVQA"}
 OOD |= {"OVEN", "FashionIQ", "EDIS", "Wiki-SS-NQ", "Visual7W-Pointing", "RefCOCO", "RefCOCO-Matching"}
@@ -54,15 +55,27 @@ def test_the_second_table_has_78_tasks_and_the_first_ones_images() -> None:
     assert sum(task.num_queries or 0 for task in second.tasks if task.modality == "video") == 34_940
 
 
-def test_the_third_table_extends_the_second_by_rows_that_say_what_is_not_settled() -> None:
+def test_the_third_table_has_190_tasks_and_says_of_each_without_a_reader_what_is_missing() -> None:
     third = TABLES["mmeb-v3"]
     new = third.tasks[78:]
+    assert len(third.tasks) == 190 and len({task.name for task in third.tasks}) == 190
     assert [task.name for task in third.tasks[:78]] == [task.name for task in TABLES["mmeb-v2"].tasks]
-    assert count(Benchmark(name="new", tasks=new), "modality") == {"text": 45, "audio": 10, "agent": 43, "image": 1}
+    assert count(Benchmark(name="new", tasks=new), "modality") == {"text": 53, "audio": 11, "agent": 47, "image": 1}
+    assert Counter(task.reader for task in new) == {"corpus": 89, None: 23}
     for task in new:
-        assert task.reader is None and task.source == "TIGER-Lab/MMEB-V3" and task.media_files
-        with pytest.raises(UserError, match=r"has no reader yet; leave it out"):
-            read_task(task, Path(), third.quirks)
+        assert task.source == "TIGER-Lab/MMEB-V3" and task.revision is None
+        assert task.metric == ("ndcg_linear@5" if task.modality == "text" else "hit@1")
+        if task.reader is None:
+            assert task.note
+            with pytest.raises(UserError, match=r"has no reader yet; leave it out"):
+                read_task(task, Path(), third.quirks)
+        else:
+            assert task.files and task.scope == "global" and task.query and task.target
+
+
+def test_a_corpus_row_without_its_files_is_refused() -> None:
+    with pytest.raises(ValueError, match="reader corpus needs files"):
+        EvalTask(name="x", meta_task="text_retrieval", metric="hit@1", reader="corpus")
 
 
 @pytest.mark.parametrize(("table", "task"), ROWS)
@@ -86,7 +99,7 @@ def test_names_are_those_of_the_published_score_files() -> None:
 
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with every set of both tables, twelve queries each, in its own layout."""
+    """A data folder with every set of the tables that has a reader, twelve queries each, in its own layout."""
     root = tmp_path_factory.mktemp("mmeb")
     for task in TABLES["mmeb-v2"].tasks:
         if task.reader == "mmeb":
@@ -96,13 +109,16 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_video_set(root / "v2", task.name, num_frames=1)
         else:
             write_visdoc_set(root / "v2", task.name)
+    for task in NEW_IN_THIRD:
+        write_corpus_set(root / "v3", task.name, dict(task.files or {}))
     return root
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
 def test_guessing_scores_chance_and_one_vector_for_all_scores_zero_on_every_task(version: str, miniature: Path) -> None:
     benchmark, folder = load_benchmark(f"mmeb-{version}", miniature / version)
-    smaller = [task.model_copy(update={"num_queries": None, "num_candidates": None}) for task in benchmark.tasks]
+    chosen = NEW_IN_THIRD if version == "v3" else benchmark.tasks
+    smaller = [task.model_copy(update={"num_queries": None, "num_candidates": None}) for task in chosen]
     benchmark = benchmark.model_copy(update={"tasks": smaller})
     tasks = dict(TaskReader(benchmark, folder))
     constant = evaluate(ConstantEncoder(), benchmark, tasks)

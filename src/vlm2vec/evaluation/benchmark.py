@@ -34,7 +34,7 @@ class EvalTask(BaseModel):
     num_queries: int | None = None
     num_candidates: int | None = None
     """The most of a query; None: not stated or not the same in all versions."""
-    reader: Literal["mmeb", "video", "visdoc", "records"] | None = "mmeb"
+    reader: Literal["mmeb", "video", "visdoc", "records", "corpus"] | None = "mmeb"
     kind: Kind | None = None
     """Which reference loader's prompts the set has, for the layout with instructions apart."""
     language: str | None = None
@@ -50,6 +50,8 @@ class EvalTask(BaseModel):
     hub_split: str | None = None
     revision: str | None = None
     """None: resolved at first use and recorded in the data folder's revisions.json."""
+    files: dict[Literal["queries", "corpus", "qrels"], str] | None = None
+    """Of the rows, at the same place in the source and below the data folder; None: in a folder of the task's name."""
     media_source: str | None = None
     media_files: list[str] | None = None
     licence: str | None = None
@@ -61,6 +63,14 @@ class EvalTask(BaseModel):
         if isinstance(values, dict) and values.get("metric") is None:
             values = {**values, "reader": None}
         return values
+
+    @model_validator(mode="after")
+    def _files_for_their_reader(self) -> EvalTask:
+        if self.reader == "corpus" and not {"queries", "corpus"} <= set(self.files or {}):
+            raise ValueError(
+                f"{self.name}: reader corpus needs files: {{queries, corpus}}, and qrels where they lie apart"
+            )
+        return self
 
 
 class Source(BaseModel):

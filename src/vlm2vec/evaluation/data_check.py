@@ -71,10 +71,9 @@ def fetch_task(task: EvalTask, folder: Path, download: Callable[..., str], media
         raise UserError(f"{task.name}: its data is local, nothing can be fetched")
     recorded = read_revisions(folder)
     wanted = task.revision or recorded.get(task.source)
-    by_set = task.reader == "mmeb"  # these repositories have one folder a set; the others are one set
-    place = folder if by_set else folder / task.name
-    patterns = [f"{task.config or task.name}/*"] if by_set else _config_patterns(task)
-    found = {task.source: _snapshot(download, task.source, wanted, place, patterns)}
+    # Repositories with a folder a set, or files of many sets, keep their layout; the others are one set.
+    place = folder if task.files is not None or task.reader == "mmeb" else folder / task.name
+    found = {task.source: _snapshot(download, task.source, wanted, place, _row_patterns(task))}
     if media and task.media_source and task.media_files:
         pinned = recorded.get(task.media_source, found.get(task.media_source))
         found[task.media_source] = _snapshot(download, task.media_source, pinned, folder, task.media_files)
@@ -103,15 +102,25 @@ def _snapshot(
     return commit
 
 
-def _config_patterns(task: EvalTask) -> list[str] | None:
+def _row_patterns(task: EvalTask) -> list[str] | None:
+    if task.files is not None:
+        return list(task.files.values())
+    if task.reader == "mmeb":
+        return [f"{task.config or task.name}/*"]
     return [f"*{task.config}*"] if task.config else None
+
+
+def _row_files(task: EvalTask, folder: Path) -> list[Path]:
+    """The files of a task's rows that are there."""
+    if task.files is not None:
+        return [folder / name for name in task.files.values() if (folder / name).is_file()]
+    return [path for path in (folder / task.name).rglob("*.*") if path.suffix in (".parquet", ".jsonl", ".tar")]
 
 
 def _check(task: EvalTask, folder: Path, benchmark: Benchmark) -> TaskCheck:
     if task.reader is None:
-        return TaskCheck(task, "no reader", "its layout is not settled publicly")
-    rows = folder / task.name
-    files = [path for path in rows.rglob("*.*") if path.suffix in (".parquet", ".jsonl", ".tar")]
+        return TaskCheck(task, "no reader", task.note or "its layout is not settled publicly")
+    files = _row_files(task, folder)
     size = sum(path.stat().st_size for path in files)
     if not files:
         return TaskCheck(task, "rows missing", how_to_get(task, benchmark.name, folder))

@@ -31,6 +31,7 @@ META_TASKS = (
     "audio_grounding",
     "tool_retrieval",
     "gui_control",
+    "memory_retrieval",
 )
 MODALITIES = ("image", "video", "visdoc", "text", "audio", "agent")
 SPLITS = ("ind", "ood")

@@ -27,7 +27,7 @@ SOURCES = {
     "P1": "arXiv 2410.05160, table 2",
     "P2": "arXiv 2507.04590, table 2",
     "LB": "the first MMEB leaderboard, self-reported",
-    "SC": "means of the reference repository's score file",
+    "SC": "means of the reference repository's score file of June 2025",
     "Q3": "the Qwen3-VL-Embedding card",
     "WE": "arXiv 2608.24053, table 1: the leaderboard of 2026-08-24",
     "run": "this report's run",
@@ -219,7 +219,7 @@ def _plots(seen: Overview) -> dict[str, str]:
 def _expected(benchmark: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Every task by its meta-task: the shipped table's, else those that any of the runs has."""
     if benchmark in shipped_benchmarks():
-        return {task.name: str(task.meta_task) for task in read_benchmark(benchmark)[0].tasks if task.reader}
+        return {task.name: str(task.meta_task) for task in read_benchmark(benchmark)[0].tasks}
     return {name: str(task["meta_task"]) for run in runs for name, task in run["tasks"].items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from vlm2vec.data.corpora import read_corpus_set
 from vlm2vec.data.quirks import Quirks
 from vlm2vec.data.readers import read_eval_set
 from vlm2vec.data.records import read_eval_records
@@ -48,6 +49,8 @@ def read_task(task: EvalTask, folder: Path, quirks: Quirks) -> list[EvalQuery]:
         queries = read_visdoc_set(folder, task.name, task.language)
     elif task.reader == "video":
         queries = read_video_set(folder, task.name, quirks)
+    elif task.reader == "corpus":
+        queries = read_corpus_set(folder, task.name, task.files or {})
     elif task.reader == "records":
         queries = read_eval_records(folder / task.name)
     else:
