@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def corpus_rows(name: str) -> dict[str, list[dict[str, Any]]]:
     return {"queries": queries, "corpus": documents, "qrels": judged}
 
 
-def write_corpus_set(root: Path, name: str, files: dict[str, str]) -> None:
+def write_corpus_set(root: Path, name: str, files: Mapping[Any, str]) -> None:
     rows = corpus_rows(name)
     for part, place in files.items():
         write_table(root / place, rows[part])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data.layouts import corpus_rows, write_corpus_set, write_table
@@ -11,8 +12,8 @@ from data.layouts import corpus_rows, write_corpus_set, write_table
 from vlm2vec.data.corpora import read_corpus_set
 from vlm2vec.errors import UserError
 
-APART = {"queries": "a/queries.jsonl", "corpus": "a/corpus.jsonl", "qrels": "a/qrels.jsonl"}
-TOGETHER = {"queries": "a/queries.parquet", "corpus": "a/corpus.parquet"}
+APART: dict[Any, str] = {"queries": "a/queries.jsonl", "corpus": "a/corpus.jsonl", "qrels": "a/qrels.jsonl"}
+TOGETHER: dict[Any, str] = {"queries": "a/queries.parquet", "corpus": "a/corpus.parquet"}
 
 
 def test_judgements_of_their_own_file_are_graded_and_titles_stand_above_texts(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_queries_that_name_their_documents_need_no_judgements(tmp_path: Path) ->
 
 
 def test_products_are_their_fields_beside_the_first_picture_that_is_there(tmp_path: Path) -> None:
-    files = {"queries": "m/query.jsonl", "corpus": "m/candidates.jsonl"}
+    files: dict[Any, str] = {"queries": "m/query.jsonl", "corpus": "m/candidates.jsonl"}
     write_corpus_set(tmp_path, "MCMR", files)
     queries = read_corpus_set(tmp_path, "MCMR", files)
     product = queries[0].candidates[0]

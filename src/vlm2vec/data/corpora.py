@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlm2vec.data.media import Media
 from vlm2vec.data.readers import read_parquet
@@ -24,6 +24,7 @@ from vlm2vec.types import EmbeddingInput, EvalQuery
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+Part = Literal["queries", "corpus", "qrels"]
 # The first of these that a row has is its name.
 QUERY_IDS = ("_id", "id", "qid", "query_id", "query-id")
 DOCUMENT_IDS = ("_id", "id", "doc_id", "document_id", "corpus-id", "candidate_id")
@@ -53,7 +54,7 @@ class Family:
     pictures: str | None = None
 
 
-def read_corpus_set(root: Path, name: str, files: Mapping[str, str]) -> list[EvalQuery]:
+def read_corpus_set(root: Path, name: str, files: Mapping[Part, str]) -> list[EvalQuery]:
     """Queries of one set; they share one candidate tuple, the corpus.
 
     Queries that nothing in the corpus answers are left out with a warning: no ranking can be right.
@@ -131,7 +132,7 @@ def _judgements(file: Path) -> dict[str, dict[str, float]]:
     grades: dict[str, dict[str, float]] = {}
     for where, row in _rows(file):
         try:
-            score = float(row.get("label", row.get("score", 1)))
+            score = float(row["label"] if "label" in row else row.get("score", 1))
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: field score is no number") from error
         if score > 0:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vlm2vec.data.corpora import Part
 from vlm2vec.data.instruct import Kind
 from vlm2vec.data.quirks import Quirks
 from vlm2vec.errors import UserError
@@ -50,7 +51,7 @@ class EvalTask(BaseModel):
     hub_split: str | None = None
     revision: str | None = None
     """None: resolved at first use and recorded in the data folder's revisions.json."""
-    files: dict[Literal["queries", "corpus", "qrels"], str] | None = None
+    files: dict[Part, str] | None = None
     """Of the rows, at the same place in the source and below the data folder; None: in a folder of the task's name."""
     media_source: str | None = None
     media_files: list[str] | None = None
