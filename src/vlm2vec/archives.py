@@ -1,4 +1,4 @@
-"""Files inside zips, tars and parquet files, read in place: nothing is unpacked.
+"""Files inside zips, tars and parquet files, pages of PDFs, frames of videos, read in place: nothing is unpacked.
 
 A zip and a plain tar are read by offset. A gzip-compressed tar is decompressed once to find its members; the states of
 the decompressor are kept every few megabytes, so that a member costs a few megabytes of decompression, not all before.
@@ -11,12 +11,14 @@ import io
 import os
 import re
 import tarfile
+import threading
 import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from vlm2vec import documents
 from vlm2vec.errors import UserError
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -129,6 +131,7 @@ class SeekableGzip(io.RawIOBase):
 
 class _Tar:
     def __init__(self, path: str) -> None:
+        self._lock = threading.Lock()
         opened = SeekableGzip if path.endswith("gz") else open
         self._file: Any = opened(path, "rb")
         self._places: dict[str, tuple[int, int]] = {}
@@ -150,8 +153,9 @@ class _Tar:
     def read(self, name: str) -> bytes:
         """Content of one file."""
         offset, size = self._places[name]
-        self._file.seek(offset)
-        content: bytes = self._file.read(size)
+        with self._lock:
+            self._file.seek(offset)
+            content: bytes = self._file.read(size)
         if len(content) != size:
             raise EOFError(f"{name} is cut short")
         return content
@@ -167,6 +171,7 @@ class _Parquet:
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._begins = [sum(counts[:i]) for i in range(len(counts))]
         self._recent: tuple[int, str, Any] = (-1, "", None)
+        self._lock = threading.Lock()
 
     def namelist(self) -> list[str]:
         """Every cell that can hold a picture."""
@@ -186,9 +191,10 @@ class _Parquet:
             raise KeyError(name)
         column, row = found[1], int(found[2])
         group = bisect.bisect_right(self._begins, row) - 1
-        if self._recent[:2] != (group, column):
-            self._recent = (group, column, self._file.read_row_group(group, columns=[column]).column(column))
-        value = self._recent[2][row - self._begins[group]].as_py()
+        with self._lock:
+            if self._recent[:2] != (group, column):
+                self._recent = (group, column, self._file.read_row_group(group, columns=[column]).column(column))
+            value = self._recent[2][row - self._begins[group]].as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
         if not content:
             raise KeyError(name)
@@ -196,8 +202,10 @@ class _Parquet:
 
 
 @lru_cache(maxsize=64)
-def _open(path: str, process_id: int) -> zipfile.ZipFile | _Tar | _Parquet:
-    """One handle an archive and process: an inherited handle shares its file position with the parent."""
+def _open(path: str, process_id: int) -> zipfile.ZipFile | _Tar | _Parquet | documents.Pdf | documents.Video:
+    """One handle an archive and process (an inherited one shares its file position with the parent); threads share."""
+    if documents.is_document(path):
+        return documents.open_document(path)
     kind = Path(path).suffix.removeprefix(".") if path.endswith((".zip", ".parquet")) else "tar"
     try:
         if kind == "parquet":
@@ -211,4 +219,5 @@ def _open(path: str, process_id: int) -> zipfile.ZipFile | _Tar | _Parquet:
 
 @lru_cache(maxsize=64)
 def _names(path: str, process_id: int) -> frozenset[str]:
-    return frozenset(_open(path, process_id).namelist())
+    opened: Any = _open(path, process_id)
+    return frozenset(opened.namelist())

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from vlm2vec import archives
+from vlm2vec import archives, documents
 from vlm2vec.errors import UserError
 
 
@@ -86,7 +86,13 @@ class ImageRef:
             raise UserError(f"{self.origin}: {error}" if self.origin else str(error)) from error
 
     def digest(self) -> str:
-        """SHA-256 of the content: equal pictures have equal digests wherever they lie."""
+        """SHA-256 of the content: equal pictures have equal digests wherever they lie.
+
+        Raises:
+            UserError: as `read`.
+        """
+        if self.path is not None and self.member is not None and documents.is_document(self.path):
+            return documents.digest(self.path, self.member)  # drawing a page costs far more than its file's hash
         return hashlib.sha256(self.read()).hexdigest()
 
     def load(self) -> Image.Image:
@@ -100,7 +106,7 @@ class ImageRef:
             with Image.open(io.BytesIO(raw)) as image:
                 image.load()
                 return to_rgb(image)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # damaged files make PIL's parsers raise anything (struct.error, KeyError, …)
             raise UserError(f"{self}: not a readable picture ({error}); replace or remove it") from error
 
     def __str__(self) -> str:

@@ -1,0 +1,171 @@
+"""Pages of PDFs and frames of videos as pictures, read in place: a PDF is an archive of pages, a video one of frames.
+
+A page's name is `page-3` (from 1), a frame's `at-12.400s`. PDFs need the extra `pdf`, videos the extra `video`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.errors import UserError
+
+PDF_ENDINGS = (".pdf",)
+VIDEO_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg")
+PAGE_SCALE = 2.0  # 144 dots an inch: small print stays readable
+_pdfium = threading.Lock()  # the library is not safe for threads at all, not even with documents of their own
+
+
+def is_document(path: str | Path) -> bool:
+    """Whether the name is one that this module reads."""
+    return str(path).lower().endswith((*PDF_ENDINGS, *VIDEO_ENDINGS))
+
+
+def open_document(path: str) -> Pdf | Video:
+    """The pages or frames of a file.
+
+    Raises:
+        UserError: if it is missing or not readable, or the library that reads it is not installed.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    return Pdf(path) if path.lower().endswith(PDF_ENDINGS) else Video(path)
+
+
+def digest(path: str, name: str) -> str:
+    """Identifies a page or frame by the file's content and its place there, without drawing it.
+
+    Raises:
+        UserError: if the file is missing.
+    """
+    try:
+        about = Path(path).stat()
+    except OSError as error:
+        raise UserError(f"{path}: no such file") from error
+    return hashlib.sha256(f"{_file_digest(path, about.st_mtime_ns, about.st_size)} {name}".encode()).hexdigest()
+
+
+def need_pdf() -> Any:
+    """The library that draws pages.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise UserError("reading PDFs needs pypdfium2: pip install 'vlm2vec[pdf]'") from error
+    return pypdfium2
+
+
+def need_video() -> Any:
+    """The library that decodes videos.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("reading videos needs PyAV: pip install 'vlm2vec[video]'") from error
+    return av
+
+
+class Pdf:
+    """A PDF as an archive of pages; opened anew for each, which costs far less than drawing it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._pdfium = need_pdf()
+        with _pdfium, self._open() as document:
+            self.num_pages = len(document)
+
+    def namelist(self) -> list[str]:
+        """Names of the pages, in order."""
+        return [f"page-{number}" for number in range(1, self.num_pages + 1)]
+
+    def read(self, name: str) -> bytes:
+        """A page, drawn at 144 dots an inch, as the bytes of a picture file."""
+        number = int(name.removeprefix("page-"))
+        if not 1 <= number <= self.num_pages:
+            raise KeyError(name)
+        with _pdfium, self._open() as document:
+            try:
+                document.init_forms()
+                return _as_file(document[number - 1].render(scale=PAGE_SCALE, may_draw_forms=True).to_pil())
+            except self._pdfium.PdfiumError as error:
+                raise UserError(f"{self._path}, page {number}: cannot be drawn ({error})") from error
+
+    def _open(self) -> Any:
+        try:
+            return self._pdfium.PdfDocument(self._path)
+        except self._pdfium.PdfiumError as error:
+            raise UserError(f"{self._path}: not a readable PDF ({error})") from error
+
+
+class Video:
+    """A video as an archive of frames; opened anew for each, so threads may share it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._av = need_video()
+        with self._open() as container:
+            stream = container.streams.video[0]
+            if stream.duration is not None:
+                self.seconds = float(stream.duration * stream.time_base)
+            elif container.duration is not None:
+                self.seconds = container.duration / 1e6
+            else:
+                self.seconds = max((frame.time for frame in container.decode(stream)), default=0.0)
+
+    def at_equal_distances(self, count: int) -> list[str]:
+        """Names of so many frames, each in the middle of its part of the video."""
+        return [f"at-{(i + 0.5) * self.seconds / count:.3f}s" for i in range(count)]
+
+    def every(self, seconds: float) -> list[str]:
+        """Names of the frames at 0, `seconds`, 2 `seconds`, …"""
+        return [f"at-{i * seconds:.3f}s" for i in range(max(1, int(self.seconds / seconds + 0.999)))]
+
+    def read(self, name: str) -> bytes:
+        """The frame shown at that time (the last one where the video ends before), as the bytes of a picture file."""
+        wanted = float(name.removeprefix("at-").removesuffix("s"))
+        found = None
+        with self._open() as container:
+            stream = container.streams.video[0]
+            try:
+                container.seek(max(0, int(wanted / stream.time_base)), stream=stream)  # to the key frame before
+                for frame in container.decode(stream):
+                    if found is not None and frame.time > wanted:
+                        break
+                    found = frame
+            except self._av.FFmpegError as error:
+                raise UserError(f"{self._path}, at {wanted:.1f} s: the video is damaged ({error})") from error
+            if found is None:
+                raise UserError(f"{self._path}: no frame at {wanted:.1f} s")
+            return _as_file(found.to_image())
+
+    def _open(self) -> Any:
+        try:
+            container = self._av.open(self._path)
+        except (self._av.FFmpegError, OSError) as error:
+            raise UserError(f"{self._path}: not a readable video ({error})") from error
+        if not container.streams.video:
+            container.close()
+            raise UserError(f"{self._path}: has no video, only sound")
+        return container
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: str, changed: int, size: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _as_file(picture: Any) -> bytes:
+    encoded = io.BytesIO()
+    picture.convert("RGB").save(encoded, format="PPM")  # lossless, and the fastest to write and read
+    return encoded.getvalue()

@@ -1,0 +1,1 @@
+"""Long work on many inputs: reading them, embedding, indexing, searching."""
