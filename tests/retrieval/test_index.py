@@ -71,15 +71,19 @@ def test_search_is_the_exact_order_of_cosines(both: list[VectorStore]) -> None:
 
 
 COMPARISONS = st.one_of(
-    st.builds("{} {} {}".format, st.sampled_from(["width", "ratio"]), st.sampled_from(["=", "<>", "<", "<=", ">", ">="]),
-              st.integers(-1, 11) | st.sampled_from([0.5, 3.0, 4.125])),
+    st.builds(
+        "{} {} {}".format,
+        st.sampled_from(["width", "ratio"]),
+        st.sampled_from(["=", "<>", "<", "<=", ">", ">="]),
+        st.integers(-1, 11) | st.sampled_from([0.5, 3.0, 4.125]),
+    ),
     st.builds("{} {} 'page'".format, st.just("kind"), st.sampled_from(["=", "!="])),
     st.builds("kind {}IN ('photo', 'o''clock')".format, st.sampled_from(["", "NOT "])),
     st.builds("width {}IN (1, 2, 5)".format, st.sampled_from(["", "NOT "])),
     st.builds("{} IS {}NULL".format, st.sampled_from(["ratio", "kind"]), st.sampled_from(["", "NOT "])),
     st.builds("ratio {}BETWEEN 2 AND {}".format, st.sampled_from(["", "NOT "]), st.integers(3, 12)),
     st.sampled_from(["colour", "colour = false", "3 < width", "colour <> true"]),
-)  # fmt: skip
+)
 CONDITIONS = st.recursive(
     COMPARISONS,
     lambda inner: st.one_of(
