@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/vlm2vec"
 LAYERS = [
     {"errors"},
-    {"archives", "documents", "images", "cache", "progress"},
+    {"archives", "documents", "images", "videos", "cache", "progress"},
     {"types", "losses", "quantize"},
     {"data", "models", "retrieval"},
     {"training", "evaluation", "jobs"},

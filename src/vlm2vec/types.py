@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
+from vlm2vec.videos import VIDEO_ENDINGS, VideoRef
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,18 +27,20 @@ class EmbeddingInput:
         text: Free text. If it holds the canonical placeholder `<|image_1|>`, it is the whole prompt, verbatim.
         images: Pictures in the order of their placeholders, not decoded yet.
         instruction: What the vector is for; ignored where `text` holds a placeholder (it is then part of the text).
+        video: A video, not decoded yet; it stands before the pictures, or where `text` holds `<|video_1|>`.
     """
 
     text: str | None = None
     images: tuple[ImageRef, ...] = ()
     instruction: str | None = None
+    video: VideoRef | None = None
 
     @staticmethod
     def of(value: Any, instruction: str | None = None) -> EmbeddingInput:
-        """Makes an input from what users pass: a string, a path to a picture, a PIL image, or a dict.
+        """Makes an input from what users pass: a string, a path to a picture or video, a PIL image, or a dict.
 
-        A `pathlib.Path` or PIL image is a picture; a `str` is text. A dict has any of `text`, `image` / `images`,
-        `instruction`.
+        A PIL image or a `pathlib.Path` is a picture, or a video by its ending; a `str` is text. A dict has any of
+        `text`, `image` / `images`, `video` (a file, a folder of frames or a list of pictures), `instruction`.
 
         Raises:
             UserError: for an unknown dict key, an empty input or an unsupported type.
@@ -45,17 +49,22 @@ class EmbeddingInput:
             return value
         if isinstance(value, str):
             return EmbeddingInput(text=value, instruction=instruction)
+        if isinstance(value, Path) and value.suffix.lower() in VIDEO_ENDINGS:
+            return EmbeddingInput(video=VideoRef.of(value), instruction=instruction)
         if not isinstance(value, dict):
             return EmbeddingInput(images=(ImageRef.of(value),), instruction=instruction)
-        unknown = set(value) - {"text", "image", "images", "instruction"}
+        unknown = set(value) - {"text", "image", "images", "video", "instruction"}
         if unknown:
-            raise UserError(f"input has unknown keys {sorted(unknown)}; allowed: text, image, images, instruction")
+            raise UserError(
+                f"input has unknown keys {sorted(unknown)}; allowed: text, image, images, video, instruction"
+            )
         pictures = value.get("images", value.get("image", ()))
         pictures = pictures if isinstance(pictures, list | tuple) else [pictures]
         images = tuple(ImageRef.of(picture) for picture in pictures if picture is not None)
-        if value.get("text") is None and not images:
-            raise UserError("input is empty: give text, image or both")
-        return EmbeddingInput(value.get("text"), images, value.get("instruction", instruction))
+        video = None if value.get("video") is None else VideoRef.of(value["video"])
+        if value.get("text") is None and not images and video is None:
+            raise UserError("input is empty: give text, image, video or several of them")
+        return EmbeddingInput(value.get("text"), images, value.get("instruction", instruction), video)
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ def test_code_in_the_folder_is_never_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_crops": 0}, {"num_crops": "four"}, {"padding_side": "top"}, {"max_pixels": 3}]
+    "options", [{"num_crops": 0}, {"num_crops": "four"}, {"padding_side": "top"}, {"min_pixels": 3}]
 )
 def test_an_unknown_setting_is_one_clear_line(options):
     with pytest.raises(UserError, match=next(iter(options))) as caught:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 from pathlib import Path
 
 from vlm2vec import archives
 from vlm2vec.images import ImageRef
+from vlm2vec.videos import FRAME_ENDINGS, natural, spread
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_ENDINGS = FRAME_ENDINGS
 ARCHIVE_FOLDERS = (".", "image-tasks", "video-tasks", "video-tasks/frames", "visdoc-tasks")
 """Where archives are looked for: the published layouts' places."""
 MOST_PREFIX = 3
@@ -58,7 +58,7 @@ class Media:
         for base in self._bases:
             if (base / folder).is_dir():
                 names = [path.name for path in (base / folder).iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
-                return [ImageRef(path=str(base / folder / name), origin=origin) for name in sorted(names, key=_natural)]
+                return [ImageRef(path=str(base / folder / name), origin=origin) for name in sorted(names, key=natural)]
         wanted = folder.strip("/")
         for archive in self._archives:
             for tail in _tails(wanted):
@@ -111,7 +111,7 @@ class Media:
             for name, member in self._index(archive).items():
                 if name.lower().endswith(IMAGE_ENDINGS) and "/" in name:
                     folders.setdefault(name.rpartition("/")[0], []).append(member)
-            self._by_folder[archive] = {name: sorted(files, key=_natural) for name, files in folders.items()}
+            self._by_folder[archive] = {name: sorted(files, key=natural) for name, files in folders.items()}
         return self._by_folder[archive]
 
     @cached_property
@@ -121,16 +121,10 @@ class Media:
 
 def sample_frames(frames: list[ImageRef], count: int) -> list[ImageRef]:
     """`count` frames at equal distances, first and last among them; all where there are fewer."""
-    if count >= len(frames):
-        return frames
-    return [frames[int(i * (len(frames) - 1) / (count - 1)) if count > 1 else 0] for i in range(count)]
+    return [frames[i] for i in spread(len(frames), count)]
 
 
 def _tails(path: str) -> list[str]:
     """The path, and the same without its first one, two, three folders."""
     parts = path.split("/")
     return ["/".join(parts[dropped:]) for dropped in range(min(MOST_PREFIX, len(parts) - 1) + 1)]
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name)]

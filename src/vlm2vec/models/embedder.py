@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.errors import UserError
-from vlm2vec.models import adapters, checkpoint, hub, known, st_folder
+from vlm2vec.models import adapters, checkpoint, hub, known, resolution, st_folder
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
 from vlm2vec.models.patch_embed import use_matrix_products
@@ -117,7 +117,7 @@ class Embedder(nn.Module):
         if not (folder / EMBEDDER_FILE).is_file():
             about = st_folder.read_folder(folder)
             row = known.find_named(like) if like else known.find(source)
-            settings = {**(row.options if row else {}), **options}
+            settings = resolution.merged(row.options if row else {}, options)
             if adapter := adapters.find_adapter(source, revision):
                 loaded = cls._load_adapter(adapter, base, dtype, settings)
             else:
@@ -132,7 +132,8 @@ class Embedder(nn.Module):
         saved = checkpoint.read_embedder_file(folder)
         whole = not saved.adapter and (folder / checkpoint.CONFIG_FILE).is_file()
         origin = str(folder) if whole else base or saved.base
-        loaded = cls._load_base(origin, dtype, None if whole else saved.revision, {**saved.options, **options})
+        settings = resolution.merged(saved.options, options)
+        loaded = cls._load_base(origin, dtype, None if whole else saved.revision, settings)
         backbone = loaded.backbone
         backbone.template = PromptTemplate(**saved.template)
         backbone.pooling, loaded.prompts = saved.pooling, saved.prompts

@@ -49,7 +49,8 @@ def resolution(backbone: Any) -> str:
     """How large pictures reach the model, as its processor or family says it; "the family's own" where neither does."""
     processor = getattr(getattr(backbone, "processor", None), "image_processor", None)
     settings = {**(processor.to_dict() if processor is not None else {}), **backbone.options()}
-    names = ("image_size", "min_pixels", "max_pixels", "size", "crop_size", "do_resize", "visual_tokens")
+    own = ("image_size", "do_resize", "visual_tokens", "image_grid_pinpoints", "max_patches", "num_crops")
+    names = ("resolution", "min_pixels", "max_pixels", "size", "crop_size", *own)
     found = [f"{name} {settings[name]}" for name in names if settings.get(name) is not None]
     return ", ".join(found) or "the family's own"
 

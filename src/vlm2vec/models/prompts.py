@@ -8,12 +8,15 @@ Jinja chat template, as published embedding models carry one; a placeholder then
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
 from vlm2vec.types import EmbeddingInput
 
+VIDEO_PLACEHOLDER = "<|video_1|>"
 PLACEHOLDER = re.compile(r"<\|image_(\d+)\|>")
 CHAT_IMAGE = "<|image_{{ part.index }}|>"  # where a chat template of ours, written for any backbone, has a picture
 
@@ -102,6 +105,21 @@ def chat_messages(item: EmbeddingInput) -> tuple[list[dict[str, Any]], list[int]
     return [*system, {"role": "user", "content": content}], [piece for piece in pieces if isinstance(piece, int)]
 
 
+def place_video(item: EmbeddingInput, slots: Sequence[ImageRef]) -> EmbeddingInput:
+    """An input with these pictures in the place of its video: before the others, or where the text says.
+
+    Raises:
+        UserError: if the text has placeholders of pictures but not of the video.
+    """
+    text = item.text
+    if text and (VIDEO_PLACEHOLDER in text or PLACEHOLDER.search(text)):
+        if text.count(VIDEO_PLACEHOLDER) != 1:
+            raise UserError(f"prompt {text[:60]!r}: expected {VIDEO_PLACEHOLDER} once, where the video stands")
+        text = PLACEHOLDER.sub(lambda match: f"<|image_{int(match[1]) + len(slots)}|>", text)
+        text = text.replace(VIDEO_PLACEHOLDER, "".join(f"<|image_{k}|>" for k in range(1, len(slots) + 1)))
+    return replace(item, text=text, images=(*slots, *item.images), video=None)
+
+
 def _check_placeholders(prompt: str, num_images: int) -> None:
     named = {int(match) for match in PLACEHOLDER.findall(prompt)}
     if named != set(range(1, num_images + 1)):
@@ -116,3 +134,8 @@ def split_at_pictures(prompt: str) -> list[str | int]:
     parts = PLACEHOLDER.split(prompt)
     pieces: list[str | int] = [int(part) - 1 if i % 2 else part for i, part in enumerate(parts)]
     return [piece for piece in pieces if piece != ""]
+
+
+def order_of_pictures(prompt: str) -> list[int]:
+    """Positions (from 0) of the pictures in a canonical prompt, in the order of their placeholders."""
+    return [piece for piece in split_at_pictures(prompt) if isinstance(piece, int)]

@@ -27,6 +27,7 @@ from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
 from vlm2vec.types import EmbeddingInput
+from vlm2vec.videos import VideoRef
 
 ABOUT_FILE = "about.json"
 KEY_BYTES = 32
@@ -45,10 +46,10 @@ def fingerprint(about: Mapping[str, str]) -> str:
 
 
 class InputKeys:
-    """Keys of inputs: a hash of text, instruction and the content (not the place) of every picture."""
+    """Keys of inputs: a hash of text, instruction and the content (not the place) of pictures and video."""
 
     def __init__(self) -> None:
-        self._digests: dict[ImageRef, bytes] = {}
+        self._digests: dict[ImageRef | VideoRef, bytes] = {}
         self._recent: dict[int, tuple[EmbeddingInput, bytes]] = {}
 
     def __call__(self, item: EmbeddingInput) -> bytes:
@@ -72,11 +73,12 @@ class InputKeys:
             value = getattr(item, field.name)
             for part in value if isinstance(value, tuple) else (value,):
                 if part is not None:
-                    content = self._digest(part) if isinstance(part, ImageRef) else str(part).encode(errors="replace")
+                    by_content = isinstance(part, ImageRef | VideoRef)
+                    content = self._digest(part) if by_content else str(part).encode(errors="replace")
                     digest.update(f"{field.name} {len(content)}\n".encode() + content)
         return digest.digest()
 
-    def _digest(self, image: ImageRef) -> bytes:
+    def _digest(self, image: ImageRef | VideoRef) -> bytes:
         if image not in self._digests:
             self._digests[image] = bytes.fromhex(image.digest())
         return self._digests[image]

@@ -17,7 +17,7 @@ from torch import nn
 from vlm2vec.errors import UserError
 from vlm2vec.models import st_folder
 from vlm2vec.models.pooling import POOLINGS
-from vlm2vec.models.prompts import PromptTemplate
+from vlm2vec.models.prompts import VIDEO_PLACEHOLDER, PromptTemplate, place_video
 from vlm2vec.models.vision_cache import VisionCache
 from vlm2vec.types import Batch, EmbeddingInput
 
@@ -50,6 +50,8 @@ class Backbone(nn.Module, ABC):
         template: How inputs without placeholders are written out.
         trained_modules: Names of modules that LoRA runs train in full (new parts that were never pretrained).
         model: The network; PEFT wraps it in place.
+        num_frames: Frames taken of a video, at equal distances.
+        reads_videos: Whether the family has a place for videos; any other sees the frames as pictures.
     """
 
     name: ClassVar[str]
@@ -57,6 +59,8 @@ class Backbone(nn.Module, ABC):
     trained_modules: ClassVar[list[str]] = []
     template: PromptTemplate = PromptTemplate()
     model: nn.Module
+    num_frames: int = 8
+    reads_videos: bool = False
 
     def __init__(self, model: nn.Module, pooling: str = "last") -> None:
         super().__init__()
@@ -69,9 +73,22 @@ class Backbone(nn.Module, ABC):
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
         """Loads weights and processor from a folder or hub id; `options` are the family's own settings."""
 
-    @abstractmethod
     def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
-        """Prompts, token ids and pictures of these inputs as tensors on the CPU."""
+        """Prompts, token ids and pictures of these inputs as tensors on the CPU; frames of videos are taken here."""
+        for item in inputs:
+            if item.video is None and VIDEO_PLACEHOLDER in (item.text or ""):
+                raise UserError(f"prompt {(item.text or '')[:60]!r} has {VIDEO_PLACEHOLDER} but no video is given")
+        if self.reads_videos:
+            return self.collate(inputs)
+        return self.collate([item if item.video is None else self._as_pictures(item) for item in inputs])
+
+    def _as_pictures(self, item: EmbeddingInput) -> EmbeddingInput:
+        assert item.video is not None
+        return place_video(item, item.video.sample(self.num_frames).pictures)
+
+    @abstractmethod
+    def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+        """`process`, for inputs without videos unless the family reads them."""
 
     @abstractmethod
     def hidden_states(self, batch: Batch) -> torch.Tensor:

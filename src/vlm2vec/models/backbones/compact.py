@@ -19,7 +19,7 @@ from torch import nn
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.backbones.compact_parts import VISION_DIM, EfficientNetLite, load_language
-from vlm2vec.models.prompts import split_at_pictures
+from vlm2vec.models.prompts import order_of_pictures, split_at_pictures
 from vlm2vec.models.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import Batch, EmbeddingInput
 
@@ -132,7 +132,7 @@ class Compact(Backbone):
         """The settings given to `load`."""
         return dict(self.settings)
 
-    def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+    def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token ids (left-aligned) and the visual features of all pictures, packed one after another."""
         rows = [self._token_ids(item) for item in inputs]
         length = max(map(len, rows))
@@ -141,11 +141,12 @@ class Compact(Backbone):
         for i, row in enumerate(rows):
             input_ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
-        images = [image for item in inputs for image in item.images]
+        orders = [order_of_pictures(self.template.render(item)) for item in inputs]
+        images = [item.images[place] for item, order in zip(inputs, orders, strict=True) for place in order]
         batch = Batch({"input_ids": input_ids, "attention_mask": mask})
         if images:
             batch.tensors["image_features"] = self._features(images)
-            batch.rows["image_features"] = torch.tensor([len(item.images) for item in inputs])
+            batch.rows["image_features"] = torch.tensor(list(map(len, orders)))
         return batch
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:

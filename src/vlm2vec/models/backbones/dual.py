@@ -31,6 +31,7 @@ class DualEncoder(Backbone):
 
     Settings (`options` of `load`):
         fusion: "sum" (default) adds the features as they are, "unit" adds their unit vectors.
+        num_frames: Frames taken of a video, which count as its pictures (default 8).
 
     Instructions and placeholders are left out of the text; several pictures count as their mean.
     """
@@ -45,6 +46,7 @@ class DualEncoder(Backbone):
         config: Any = model.config
         self.config = config
         self.fusion = settings.get("fusion", "sum")
+        self.num_frames = settings.get("num_frames", self.num_frames)
         words = config.qformer_config if self.name == "blip-2" else config.text_config
         self.max_tokens = min(int(words.max_position_embeddings), int(tokenizer.model_max_length))
 
@@ -59,8 +61,7 @@ class DualEncoder(Backbone):
         **options: Any,
     ) -> Self:
         """Loads a folder or hub id; pickled weights and code from there only where allowed; see the class."""
-        if set(options) - {"fusion"} or options.get("fusion", "sum") not in cls.fusions:
-            raise UserError(f"{source}: settings {options}: allowed is fusion, one of {', '.join(cls.fusions)}")
+        cls.check_settings(source, options)
         common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         family: Any = getattr(transformers, cls.model_class)
         try:
@@ -77,6 +78,19 @@ class DualEncoder(Backbone):
             raise UserError(f"{source}: cannot be loaded as a dual encoder: {reason}") from error
         return cls(model, tokenizer, images, options)
 
+    @classmethod
+    def check_settings(cls, source: str, options: Mapping[str, Any]) -> None:
+        """Refuses settings that the family does not have.
+
+        Raises:
+            UserError: naming those that it has.
+        """
+        frames = options.get("num_frames", cls.num_frames)
+        good = isinstance(frames, int) and frames > 0 and options.get("fusion", "sum") in cls.fusions
+        if not good or set(options) - {"fusion", "num_frames"}:
+            allowed = f"fusion, one of {', '.join(cls.fusions)}, and num_frames, 1 or more"
+            raise UserError(f"{source}: settings {dict(options)}: allowed are {allowed}")
+
     @property
     def embedding_dim(self) -> int:
         """Width of the space that both towers end in."""
@@ -92,7 +106,7 @@ class DualEncoder(Backbone):
         """The text that the text tower reads."""
         return PLACEHOLDER.sub(" ", item.text or "").strip()
 
-    def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+    def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token ids [B, L], which rows have a text, and the tensors of all pictures, packed."""
         texts = [self.words(item) for item in inputs]
         if any(not text and not item.images for text, item in zip(texts, inputs, strict=True)):

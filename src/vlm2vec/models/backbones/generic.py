@@ -16,12 +16,17 @@ import transformers
 from torch import nn
 
 from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.backbones.hf_processor import load_processor
-from vlm2vec.models.prompts import split_at_pictures
+from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
+from vlm2vec.models.prompts import place_video, split_at_pictures
+from vlm2vec.models.resolution import side_of
 from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.videos import Frames
 
+SLOT = ImageRef()  # where a video stands among the pictures
 TOKEN_TENSORS = (
     "input_ids",
     "attention_mask",
@@ -37,6 +42,10 @@ class Generic(Backbone):
 
     Settings (`options` of `load`; beside these any of the family's image processor, such as `max_pixels`):
         padding_side: "right" (default) or "left".
+        num_frames: Frames taken of a video (default 8).
+        video: "native" (default) reads a video as the family does, where it does; "pictures" as several pictures.
+        resolution: "low", "mid" or "high": pictures of at most about 336, 672 or 1344 pixels squared, by the means of
+            the family's image processor; or `max_pixels`. Refused where a family's pictures have one size.
         positions: Rotary positions of pictures, for families that have multimodal ones (the Qwen-VL line). "text": as
             text. "vision-start": multimodal where the prompt holds vision-start. "multimodal": always, as a plain
             forward of transformers 5. "auto" (default), resolved when the model is loaded: "text" for weights that
@@ -54,6 +63,13 @@ class Generic(Backbone):
             self.settings = {**settings, "positions": _usual_positions(self.config)}
         self.lora_targets = _language_linears(model)
         self.accepted = set(inspect.signature(model.forward).parameters)
+        self.num_frames = settings.get("num_frames", self.num_frames)
+        self.reads_videos = FrameProcessor.serves(processor, self.accepted) and settings.get("video") != "pictures"
+        if self.reads_videos:
+            # On its class, which is this processor's alone: what is on the object is written out with it.
+            type(processor).video_processor = FrameProcessor(processor.image_processor, self.num_frames)
+        if side_of(settings) is not None and hasattr(self.config, "image_grid_pinpoints"):
+            self.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints
         self.image_token = str(processor.image_token)
 
     @classmethod
@@ -94,7 +110,7 @@ class Generic(Backbone):
         """The settings given to `load`."""
         return dict(self.settings)
 
-    def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+    def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token tensors [B, L, ...], padded on one side, and the family's picture tensors, packed."""
         return _stack(list(map(self._example, inputs)), self.processor.tokenizer.pad_token_id or 0, self.settings)
 
@@ -117,10 +133,12 @@ class Generic(Backbone):
         model.save_pretrained(folder)
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
-        """By its own modules, unless pictures have plain text positions: it always asks the model for its own."""
+        """By its own modules, unless these cannot: they always ask the model for positions and the base for sizes."""
         start = self._picture_start()
         written = self.template.image + self.template.chat
-        if self.rope_index is not None and (self.settings.get("positions") == "text" or start not in written):
+        as_text = self.rope_index is not None and (self.settings.get("positions") == "text" or start not in written)
+        other_grid = side_of(self.settings) is not None and hasattr(self.config, "image_grid_pinpoints")
+        if as_text or (other_grid and hasattr(self.model, "peft_config")):
             return st_folder.write_own(folder, prompts)
         chat = st_folder.chat_template(self.template, self.image_token, start if self.rope_index is not None else "")
         st_folder.write_native(folder, chat, self.pooling, self.embedding_dim, prompts)
@@ -142,34 +160,48 @@ class Generic(Backbone):
         prompt = "".join(self.image_token if isinstance(piece, int) else piece for piece in pieces)
         return prompt, [piece for piece in pieces if isinstance(piece, int)]
 
-    def read(self, prompt: str, pictures: list[Any]) -> Mapping[str, Any]:
-        """What the family's processor makes of one prompt and its pictures, as tensors."""
+    def read(self, prompt: str, pictures: list[Any], video: Frames | None = None) -> Mapping[str, Any]:
+        """What the family's processor makes of one prompt, its pictures and its video, as tensors."""
         # A prompt that opens with the begin token (chat templates write it) gets no second one, as in transformers.
         opened = prompt.startswith(self.processor.tokenizer.bos_token or "\0")
-        more = {"add_special_tokens": False} if opened else {}
+        more: dict[str, Any] = {"add_special_tokens": False} if opened else {}
+        if video is not None:
+            more["videos"] = [[frame.load() for frame in video.pictures]]
+            more["video_metadata"] = [metadata_of(video)]
         nested = [pictures] if pictures else None  # several pictures of one prompt, not one each of several
         output: Mapping[str, Any] = self.processor(text=[prompt], images=nested, return_tensors="pt", **more)
         return output
 
     def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
-        prompt, order = self.prompt(item)
-        pictures = [item.images[position].load() for position in order]
+        video = None if item.video is None else item.video.sample(self.num_frames)
+        slotted = item if item.video is None else place_video(item, [SLOT])
+        prompt, order = self.prompt(slotted)
+        if video is not None:
+            prompt, order = self._with_video_token(prompt, order)
+        pictures = [slotted.images[position].load() for position in order]
         try:
-            output = self.read(prompt, pictures)
+            output = self.read(prompt, pictures) if video is None else self.read(prompt, pictures, video)
         except ValueError as error:  # a picture of extreme shape, or the backbone's own image token in the text
-            about = ", ".join([repr(prompt[:60]), *map(str, item.images)])
+            about = ", ".join([repr(prompt[:60]), *map(str, item.images), *([str(item.video)] if video else [])])
             raise UserError(f"{about}: {str(error).splitlines()[0]}") from error
         tensors = {name: value for name, value in output.items() if name in self.accepted}
         if tensors["input_ids"].shape[1] == 0:
             raise UserError("input has an empty text and no picture: nothing to encode")
         return tensors if self.rope_index is None else tensors | {"position_ids": self._positions(tensors)}
 
+    def _with_video_token(self, prompt: str, order: list[int]) -> tuple[str, list[int]]:
+        """The first picture's place, which the video has taken, in the family's own words."""
+        pieces = prompt.split(self.image_token)
+        place = order.index(0) + 1
+        before, after = self.image_token.join(pieces[:place]), self.image_token.join(pieces[place:])
+        return f"{before}{self.processor.video_token}{after}", [position for position in order if position != 0]
+
     def _positions(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Rotary positions of one example, [1, L, 3]."""
         ids, scheme = tensors["input_ids"], self.settings["positions"]
         start = getattr(self.config, "vision_start_token_id", None)
         multimodal = scheme == "multimodal" or (scheme == "vision-start" and (start is None or start in ids))
-        if "image_grid_thw" not in tensors or not multimodal:
+        if not multimodal or not {"image_grid_thw", "video_grid_thw"} & set(tensors):
             return torch.arange(ids.shape[1]).view(1, -1, 1).expand(1, -1, 3)
         return self.rope_index(**tensors)[0].permute(1, 2, 0)  # type: ignore[no-any-return]
 

@@ -7,8 +7,15 @@ from typing import Any
 import transformers
 
 from vlm2vec.errors import UserError
+from vlm2vec.models.resolution import SIDES, picture_settings, side_of
 
-SETTINGS = {"padding_side": ("right", "left"), "positions": ("auto", "text", "vision-start", "multimodal")}
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "padding_side": ("right", "left"),
+    "positions": ("auto", "text", "vision-start", "multimodal"),
+    "video": ("native", "pictures"),
+    "num_frames": tuple(range(1, 769)),
+    "resolution": tuple(SIDES),
+}
 
 
 def load_processor(source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -39,10 +46,24 @@ def load_image_processor(source: str, common: dict[str, Any], options: dict[str,
     Raises:
         UserError: for a setting that neither it nor `Generic` has.
     """
+    side = side_of(options)
     settings = {name: value for name, value in options.items() if name not in SETTINGS}
-    images = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", **common, **settings)
-    known = {**dict.fromkeys(images.valid_kwargs.__annotations__), **SETTINGS}
+
+    def load(**more: Any) -> Any:
+        return transformers.AutoImageProcessor.from_pretrained(source, backend="pil", **common, **settings, **more)
+
+    images = load()
+    own = set(images.valid_kwargs.__annotations__)
     for name, value in options.items():
-        if name not in known or value not in (SETTINGS.get(name) or (value,)):
-            raise UserError(f"setting {name}={value!r}: allowed are {SETTINGS} and {', '.join(sorted(known))}")
-    return images
+        if name in SETTINGS and value not in SETTINGS[name]:
+            raise UserError(f"setting {name}={value!r}: expected {_in_words(SETTINGS[name])}")
+        if name not in SETTINGS and name not in own and name != "max_pixels":
+            raise UserError(f"setting {name}: not one of {', '.join(sorted({*SETTINGS, *own}))}")
+    if side is None or ("max_pixels" in options and "max_pixels" in own):
+        return images
+    settings.pop("max_pixels", None)
+    return load(**picture_settings(images, side))
+
+
+def _in_words(values: tuple[Any, ...]) -> str:
+    return f"{values[0]} to {values[-1]}" if isinstance(values[0], int) else ", ".join(values)

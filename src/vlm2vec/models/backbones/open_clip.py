@@ -64,8 +64,7 @@ class OpenClip(DualEncoder):
         **options: Any,
     ) -> Self:
         """Loads a folder with `open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer's files."""
-        if set(options) - {"fusion"} or options.get("fusion", "sum") not in cls.fusions:
-            raise UserError(f"{source}: settings {options}: allowed is fusion, one of {', '.join(cls.fusions)}")
+        cls.check_settings(source, options)
         folder = Path(source)
         try:
             about = json.loads((folder / CONFIG_FILE).read_text())

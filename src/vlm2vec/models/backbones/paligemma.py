@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from vlm2vec.models.backbones.generic import Generic
+from vlm2vec.videos import Frames
 
 
 class PaliGemma(Generic):
@@ -15,7 +16,7 @@ class PaliGemma(Generic):
 
     name: ClassVar[str] = "paligemma"
 
-    def read(self, prompt: str, pictures: list[Any]) -> Mapping[str, Any]:
+    def read(self, prompt: str, pictures: list[Any], video: Frames | None = None) -> Mapping[str, Any]:
         """Tensors of one prompt and its pictures."""
         if pictures or not prompt or self.image_token in prompt:
             return super().read(prompt, pictures)

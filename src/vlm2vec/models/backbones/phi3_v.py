@@ -15,8 +15,9 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import check_weight_files
 from vlm2vec.models.backbones.generic import Generic, first_line
-from vlm2vec.models.backbones.phi3_v_parts import IMAGE_TOKEN_ID, Phi3V, Phi3VConfig, num_tokens, tile
+from vlm2vec.models.backbones.phi3_v_parts import IMAGE_TOKEN_ID, TILE, Phi3V, Phi3VConfig, num_tokens, tile
 from vlm2vec.models.prompts import PLACEHOLDER
+from vlm2vec.models.resolution import side_of
 from vlm2vec.types import EmbeddingInput
 
 DEFAULTS = {"num_crops": 1, "image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
@@ -42,6 +43,8 @@ class Phi3Vision(Generic):
 
     Settings (`options` of `load`):
         num_crops: Most tiles a picture is cut into. Default: what the folder says (4 in Phi-3.5-vision).
+        resolution: "low", "mid" or "high": 1, 4 or 16 tiles of 336 pixels squared; or `max_pixels`.
+        num_frames: Frames taken of a video, each a picture (default 8).
         padding_side: "right" (default) or "left".
     """
 
@@ -62,10 +65,7 @@ class Phi3Vision(Generic):
         **options: Any,
     ) -> Self:
         """Loads a folder or hub id; pickled weights where allowed, never the code there; see the class."""
-        num_crops, side = options.get("num_crops", 1), options.get("padding_side", "right")
-        known = set(options) <= {"num_crops", "padding_side"} and side in ("right", "left")
-        if not known or not isinstance(num_crops, int) or num_crops < 1:
-            raise UserError(f"settings {options}: phi3_v has num_crops (1 or more) and padding_side (right or left)")
+        num_crops = _num_crops(options)
         try:
             check_weight_files(source, allow_pickle)
             config = Phi3VConfig.from_pretrained(source, revision=revision)
@@ -81,7 +81,7 @@ class Phi3Vision(Generic):
                 raise UserError(f"weight {min(report['missing_keys'])} is missing")
             saved, _ = transformers.BaseImageProcessor.get_image_processor_dict(source, revision=revision)
             pictures = {name: saved.get(name) or default for name, default in DEFAULTS.items()}
-            pictures["num_crops"] = options.get("num_crops", pictures["num_crops"])
+            pictures["num_crops"] = num_crops or pictures["num_crops"]
             return cls(model, Phi3VProcessor(_load_tokenizer(source, revision), pictures), options)
         except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
             raise UserError(f"{source}: cannot be loaded as a Phi-3 vision model: {first_line(error)}") from error
@@ -109,6 +109,24 @@ class Phi3Vision(Generic):
             return tile(image.load(), about["num_crops"], about["image_mean"], about["image_std"])
         except ValueError as error:
             raise UserError(f"{image}: {error}") from error
+
+
+def _num_crops(options: dict[str, Any]) -> int | None:
+    """The number of tiles that the settings ask for; None where they leave it to the folder.
+
+    Raises:
+        UserError: for an unknown setting or value.
+    """
+    side, num_crops = side_of(options), options.get("num_crops")
+    counts = [value for value in (num_crops, options.get("num_frames")) if value is not None]
+    known = {"num_crops", "padding_side", "resolution", "max_pixels", "num_frames"}
+    good = options.get("padding_side", "right") in ("right", "left") and all(type(n) is int and n > 0 for n in counts)
+    if set(options) - known or not good or (side is not None and num_crops is not None):
+        raise UserError(
+            f"settings {options}: phi3_v has num_crops (1 or more) or resolution or max_pixels, "
+            "num_frames (1 or more) and padding_side (right or left)"
+        )
+    return num_crops if side is None else max(1, (side // TILE) ** 2)
 
 
 def _load_tokenizer(source: str, revision: str | None) -> Any:

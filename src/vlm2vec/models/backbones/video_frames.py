@@ -1,0 +1,66 @@
+"""Frames of a video as a family's native video tensors, made by its image processor: no torchvision is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.video_utils import VideoMetadata
+
+from vlm2vec.videos import Frames
+
+USUAL_FPS = 24.0  # what transformers takes where nothing says it
+
+
+class FrameProcessor:
+    """Stands where a processor of transformers has its video processor.
+
+    Two layouts are known: patches of two frames together (the Qwen-VL line), and one tile a frame (LLaVA-OneVision).
+    Frames have the size that the image processor gives a picture.
+
+    Args:
+        images: The family's image processor.
+        num_frames: In the second layout a shorter video stands on its last frame, so that videos can be stacked.
+    """
+
+    def __init__(self, images: Any, num_frames: int) -> None:
+        self.images, self.num_frames = images, num_frames
+        self.merge_size = getattr(images, "merge_size", 1)
+        self.temporal_patch_size = getattr(images, "temporal_patch_size", 1)
+
+    @staticmethod
+    def serves(processor: Any, accepted: set[str]) -> bool:
+        """Whether a family reads videos, in one of the layouts."""
+        families = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor", "LlavaOnevisionProcessor")
+        return type(processor).__name__ in families and "pixel_values_videos" in accepted
+
+    def to_dict(self) -> dict[str, Any]:
+        """What its tensors depend on beside the image processor's settings."""
+        return {"num_frames": self.num_frames}
+
+    def __call__(self, videos: list[list[Any]], video_metadata: Any = None, **_: Any) -> dict[str, Any]:
+        """Tensors of one video, a list of pictures."""
+        frames = [frame.resize(videos[0][0].size) for frame in videos[0]]  # a folder's frames may differ in size
+        if self.temporal_patch_size == 1:
+            frames += frames[-1:] * (self.num_frames - len(frames))
+            whole = [self.images(frame, return_tensors="pt")["pixel_values"][0, 0] for frame in frames]
+            return {"pixel_values_videos": torch.stack(whole)[None]}
+        frames += frames[-1:] * (-len(frames) % self.temporal_patch_size)
+        output = self.images(frames, return_tensors="pt")
+        _, down, across = output["image_grid_thw"][0].tolist()
+        steps = len(frames) // self.temporal_patch_size
+        # A picture stands for as many equal frames as a patch holds: of each frame, its own share is taken.
+        share_TJNCSP = output["pixel_values"].view(
+            steps, self.temporal_patch_size, down * across, 3, self.temporal_patch_size, -1
+        )
+        mixed = torch.stack([share_TJNCSP[:, j, :, :, j] for j in range(self.temporal_patch_size)], dim=3)
+        return {
+            "pixel_values_videos": mixed.reshape(steps * down * across, -1),
+            "video_grid_thw": torch.tensor([[steps, down, across]]),
+            "video_metadata": [VideoMetadata(**video_metadata[0])],
+        }
+
+
+def metadata_of(frames: Frames) -> dict[str, Any]:
+    """What transformers' processors ask of a video beside its pixels, for time stamps in the prompt."""
+    return {"total_num_frames": frames.total, "fps": frames.fps or USUAL_FPS, "frames_indices": list(frames.indices)}
