@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vlm2vec.documents import VIDEO_ENDINGS
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
-from vlm2vec.videos import VIDEO_ENDINGS, VideoRef
+from vlm2vec.videos import VideoRef
 
 if TYPE_CHECKING:
     import numpy as np

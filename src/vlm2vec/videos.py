@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm2vec import documents
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
 
-VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv", ".3gp")
 FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ALONE = {"protocol_whitelist": "none"}  # a playlist must not make the decoder open other files or addresses
 
@@ -122,10 +122,7 @@ class VideoRef:
             yield file
 
     def _decode(self, file: Any, count: int) -> Frames:
-        try:
-            import av
-        except ImportError as error:
-            raise UserError(f"{self}: to read video files, pip install 'vlm2vec[video]'") from error
+        av = documents.need_video()
         try:
             with av.open(file, options=ALONE) as container:
                 if not container.streams.video:
