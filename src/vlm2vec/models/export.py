@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -169,16 +170,29 @@ def _to_onnx(tower: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> 
     return run
 
 
+@cache
+def openvino_core() -> Any:
+    """The one OpenVINO core of this process, never freed before its end.
+
+    The CPU plugin sets the signal stack of the thread that makes it; freed in another thread, it unmaps that stack
+    while it is in use, and the process dies at the next signal (seen with OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def _to_openvino(tower: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Run:
     try:
         import openvino
     except ImportError as error:
         raise UserError("openvino is not installed: pip install 'vlm2vec[openvino]'") from error
+    core = openvino_core()
     # By way of ONNX: openvino's own convert_model reports its use over the network unless the user has opted out.
     with tempfile.TemporaryDirectory() as folder:
         _to_onnx(tower, tensors, Path(folder) / "tower.onnx")
-        openvino.save_model(openvino.Core().read_model(Path(folder) / "tower.onnx"), str(path), compress_to_fp16=False)
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        openvino.save_model(core.read_model(Path(folder) / "tower.onnx"), str(path), compress_to_fp16=False)
+    compiled = core.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = [given.any_name for given in compiled.inputs]
 
     def run(arrays: list[np.ndarray]) -> np.ndarray:
