@@ -27,7 +27,7 @@ demo: setup  ## prepare, train, score, report: about ten minutes on two cores
 	$(BIN)/vlm2vec demo
 
 test: lint  ## every check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .
