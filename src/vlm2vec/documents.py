@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from vlm2vec.errors import UserError
 PDF_ENDINGS = (".pdf",)
 VIDEO_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg")
 PAGE_SCALE = 2.0  # 144 dots an inch: small print stays readable
+ALONE = {"protocol_whitelist": "none"}  # a playlist must not make the decoder open other files or addresses
 _pdfium = threading.Lock()  # the library is not safe for threads at all, not even with documents of their own
 
 
@@ -122,10 +125,6 @@ class Video:
             else:
                 self.seconds = max((frame.time for frame in container.decode(stream)), default=0.0)
 
-    def at_equal_distances(self, count: int) -> list[str]:
-        """Names of so many frames, each in the middle of its part of the video."""
-        return [f"at-{(i + 0.5) * self.seconds / count:.3f}s" for i in range(count)]
-
     def every(self, seconds: float) -> list[str]:
         """Names of the frames at 0, `seconds`, 2 `seconds`, …"""
         return [f"at-{i * seconds:.3f}s" for i in range(max(1, int(self.seconds / seconds + 0.999)))]
@@ -136,27 +135,26 @@ class Video:
         found = None
         with self._open() as container:
             stream = container.streams.video[0]
-            try:
-                container.seek(max(0, int(wanted / stream.time_base)), stream=stream)  # to the key frame before
-                for frame in container.decode(stream):
-                    if found is not None and frame.time > wanted:
-                        break
-                    found = frame
-            except self._av.FFmpegError as error:
-                raise UserError(f"{self._path}, at {wanted:.1f} s: the video is damaged ({error})") from error
+            container.seek(max(0, int(wanted / stream.time_base)), stream=stream)  # to the key frame before
+            for frame in container.decode(stream):
+                if found is not None and frame.time > wanted:
+                    break
+                found = frame
             if found is None:
                 raise UserError(f"{self._path}: no frame at {wanted:.1f} s")
             return _as_file(found.to_image())
 
-    def _open(self) -> Any:
-        try:
-            container = self._av.open(self._path)
-        except (self._av.FFmpegError, OSError) as error:
-            raise UserError(f"{self._path}: not a readable video ({error})") from error
-        if not container.streams.video:
-            container.close()
-            raise UserError(f"{self._path}: has no video, only sound")
-        return container
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        file = Path(self._path).open("rb")  # noqa: SIM115  (closed below)
+        with file:
+            try:
+                with self._av.open(file, options=ALONE) as container:
+                    if not container.streams.video:
+                        raise UserError(f"{self._path}: holds no video")
+                    yield container
+            except self._av.FFmpegError as error:
+                raise UserError(f"{self._path}: not a readable video ({str(error).splitlines()[0]})") from error
 
 
 @lru_cache(maxsize=256)

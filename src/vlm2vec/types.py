@@ -5,7 +5,9 @@ Shapes: B examples, M targets, L tokens, D embedding dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,6 +70,24 @@ class EmbeddingInput:
         return EmbeddingInput(value.get("text"), images, value.get("instruction", instruction), video)
 
 
+def content_key(item: EmbeddingInput, digest: Callable[[ImageRef | VideoRef], bytes]) -> bytes:
+    """SHA-256 of an input's text, instruction and the content (not the place) of every picture and video.
+
+    Args:
+        item: The input.
+        digest: Content hash of a picture or video.
+    """
+    key = hashlib.sha256()
+    for part in dataclasses.fields(item):
+        value = getattr(item, part.name)
+        for piece in value if isinstance(value, tuple) else (value,):
+            if piece is not None:
+                by_content = isinstance(piece, ImageRef | VideoRef)
+                content = digest(piece) if by_content else str(piece).encode(errors="replace")
+                key.update(f"{part.name} {len(content)}\n".encode() + content)
+    return key.digest()
+
+
 @dataclass(frozen=True, slots=True)
 class TrainExample:
     """One contrastive pair and its explicit negatives.
@@ -117,11 +137,35 @@ class Batch:
             belong to each example, shape [B].
         padded: Names of tensors [B, L, ...] that share the token dimension of `attention_mask`; columns that are
             padding for all of a part's examples are dropped when the batch is cut.
+        fill: What stands in `input_ids` where there is padding; zeros in the other tensors.
+        left: Whether padding stands before the tokens.
     """
 
     tensors: dict[str, torch.Tensor]
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
     padded: tuple[str, ...] = ("input_ids", "attention_mask")
+    fill: int = 0
+    left: bool = False
+
+    @staticmethod
+    def join(parts: Sequence[Batch]) -> Batch:
+        """One batch of the examples of several in order, padded to the longest; parts may lack pictures."""
+        import torch
+
+        joined = dataclasses.replace(parts[0], tensors={}, rows={})
+        for name in dict.fromkeys(name for part in parts for name in part.tensors):
+            packed = any(name in part.rows for part in parts)
+            if packed:
+                counts = [part.rows.get(name, torch.zeros(len(part), dtype=torch.long)) for part in parts]
+                joined.rows[name] = torch.cat(counts)
+            tensors = [part.tensors[name] for part in parts if name in part.tensors]
+            if not packed and len(tensors) < len(parts):  # a kind of token that only pictures have
+                like = next(iter(tensors))
+                tensors = [part.tensors.get(name, _blank(like, part)) for part in parts]
+            left = joined.left and name in joined.padded
+            value = joined.fill if name == "input_ids" else 0
+            joined.tensors[name] = torch.cat(_same_shape(tensors, value, left))
+        return joined
 
     def __len__(self) -> int:
         for name, tensor in self.tensors.items():
@@ -146,7 +190,7 @@ class Batch:
             else:
                 tensors[name] = tensor[start:stop]
         rows = {name: counts[start:stop] for name, counts in self.rows.items()}
-        return Batch(tensors, rows, self.padded)._trimmed()
+        return dataclasses.replace(self, tensors=tensors, rows=rows)._trimmed()
 
     def select(self, rows: Sequence[int]) -> Batch:
         """These examples in this order, packed rows included, with the padding trimmed to them."""
@@ -163,7 +207,7 @@ class Batch:
             else:
                 tensors[name] = tensor[index.to(tensor.device)]
         counts = {name: numbers[index] for name, numbers in self.rows.items()}
-        return Batch(tensors, counts, self.padded)._trimmed()
+        return dataclasses.replace(self, tensors=tensors, rows=counts)._trimmed()
 
     def lengths(self) -> list[int]:
         """Real tokens of each example, visual tokens among them where they stand in the token ids."""
@@ -178,7 +222,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
-        return Batch(moved, self.rows, self.padded)
+        return dataclasses.replace(self, tensors=moved)
 
     def _trimmed(self) -> Batch:
         mask = self.tensors.get("attention_mask")
@@ -190,6 +234,43 @@ class Batch:
             if name in self.tensors:
                 self.tensors[name] = self.tensors[name][:, first:last]
         return self
+
+
+def _blank(like: torch.Tensor, part: Batch) -> torch.Tensor:
+    """Zeros for every token of a part, of the inner shape of `like` [B, L, ...]."""
+    return like.new_zeros(*part["input_ids"].shape, *[0] * (like.ndim - 2))
+
+
+def _same_shape(tensors: Sequence[torch.Tensor], value: int, left: bool) -> list[torch.Tensor]:
+    """Tensors of equal shape but for the first dimension: what is smaller is padded on one side."""
+    from torch.nn.functional import pad
+
+    full = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [want - size for want, size in zip(full, tensor.shape[1:], strict=True)]
+        gaps = [gap for lack in reversed(missing) for gap in ((lack, 0) if left else (0, lack))]  # last dim first
+        padded.append(pad(tensor, gaps, value=value) if any(missing) else tensor)
+    return padded
+
+
+def cut_by_tokens(lengths: Sequence[int], max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
+    """Chunks of rows of like length, the longest first, so that padding is small and a lack of memory shows at once.
+
+    Args:
+        lengths: Tokens of each row, visual ones included.
+        max_rows: Rows a chunk at most; None: any number.
+        max_tokens: Tokens a chunk at most, padding included (rows times its longest); None: any number. A row longer
+            than that is a chunk of its own.
+    """
+    chunks: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        room = chunks and (max_rows is None or len(chunks[-1]) < max_rows)
+        if room and (max_tokens is None or (len(chunks[-1]) + 1) * lengths[chunks[-1][0]] <= max_tokens):
+            chunks[-1].append(row)
+        else:
+            chunks.append([row])
+    return chunks
 
 
 class Processor(Protocol):

@@ -18,7 +18,6 @@ from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
 
 FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-ALONE = {"protocol_whitelist": "none"}  # a playlist must not make the decoder open other files or addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,7 @@ class VideoRef:
     def _decode(self, file: Any, count: int) -> Frames:
         av = documents.need_video()
         try:
-            with av.open(file, options=ALONE) as container:
+            with av.open(file, options=documents.ALONE) as container:
                 if not container.streams.video:
                     raise UserError(f"{self}: holds no video")
                 stream = container.streams.video[0]

@@ -62,7 +62,7 @@ def mixed(tmp_path: Path) -> Path:
 
 
 def test_a_folder_gives_an_input_for_every_file_and_page_and_an_error_for_what_cannot_be_read(mixed: Path) -> None:
-    found = by_key(mixed, frames=2)
+    found = by_key(mixed)
     good = {key for key, record in found.items() if record.error is None}
     assert good == {"b.png", "deep/a.JPG", "note.md", "doc.pdf#page-1", "doc.pdf#page-2", "film.mp4"}
     bad = {key: record.error for key, record in found.items() if record.error}
@@ -85,11 +85,11 @@ def test_the_order_and_the_versions_stay_and_a_changed_file_has_another_version(
     assert changed == ["b.png"]
 
 
-def test_a_video_is_its_frames_at_equal_distances_or_one_input_every_so_many_seconds(mixed: Path) -> None:
+def test_a_video_is_one_input_or_one_input_every_so_many_seconds(mixed: Path) -> None:
     film = mixed / "film.mp4"
-    (whole,) = open_source(film, SourceSettings(frames=4))
+    (whole,) = open_source(film)
     assert whole.metadata["kind"] == "video" and whole.metadata["seconds"] == pytest.approx(4.0, abs=0.2)
-    shades = [brightness(image) for image in whole.item.images]
+    shades = [brightness(image) for image in whole.item.video.sample(4).pictures]
     assert shades == pytest.approx([20, 70, 120, 170], abs=8)
     each = by_key(film, every=2.0)
     assert list(each) == ["film.mp4#at-0.000s", "film.mp4#at-2.000s"]

@@ -14,8 +14,8 @@ from vlm2vec.images import ImageRef
 from vlm2vec.losses import info_nce
 from vlm2vec.models.checkpoint import add_adapter
 from vlm2vec.training import gradcache
-from vlm2vec.training.gradcache import cached_backward, cut_by_tokens
-from vlm2vec.types import Batch
+from vlm2vec.training.gradcache import cached_backward
+from vlm2vec.types import Batch, cut_by_tokens
 
 SIZE = 7
 

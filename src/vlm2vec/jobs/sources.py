@@ -29,6 +29,7 @@ from vlm2vec.data.media import IMAGE_ENDINGS
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
 from vlm2vec.types import EmbeddingInput
+from vlm2vec.videos import VideoRef
 
 TEXT_ENDINGS = (".txt", ".md")
 TABLE_ENDINGS = (".jsonl", ".csv", ".parquet")
@@ -60,12 +61,11 @@ class SourceSettings:
     """How inputs are made.
 
     Attributes:
-        frames: A video is one input of so many frames at equal distances.
-        every: Instead: a video is an input every so many seconds, each of one frame.
+        every: A video is an input every so many seconds, each of one frame; None: it is one input, of which the model
+            takes frames by its own setting (`num_frames`).
         text_column, image_column, key_column: A table's columns; None: found by name, see `vlm2vec.jobs.tables`.
     """
 
-    frames: int = 8
     every: float | None = None
     text_column: str | None = None
     image_column: str | None = None
@@ -87,8 +87,8 @@ class Source:
         self.passed_over: Counter[str] = Counter()
         if not self.path.exists():
             raise UserError(f"{path}: no such file or folder")
-        if settings.frames < 1 or (settings.every is not None and settings.every <= 0):
-            raise UserError(f"frames {settings.frames}, every {settings.every}: expected more than 0")
+        if settings.every is not None and settings.every <= 0:
+            raise UserError(f"every {settings.every} seconds: expected more than 0")
         name = self.path.name.lower()
         if not self.path.is_dir() and not name.endswith((*MEDIA_ENDINGS, *TABLE_ENDINGS, *archives.ENDINGS)):
             known = " ".join((*MEDIA_ENDINGS, *TABLE_ENDINGS, *archives.ENDINGS))
@@ -160,9 +160,8 @@ class Source:
         video = documents.Video(str(path))
         about: dict[str, Any] = {"path": str(path)}
         if self.settings.every is None:
-            frames = tuple(ImageRef(str(path), name) for name in video.at_equal_distances(self.settings.frames))
             about |= {"kind": "video", "seconds": round(video.seconds, 3)}
-            yield Record(key, EmbeddingInput(images=frames), about, _stamp(path))
+            yield Record(key, EmbeddingInput(video=VideoRef(path=str(path))), about, _stamp(path))
             return
         for name in video.every(self.settings.every):
             about |= {"kind": "frame", "seconds": float(name.removeprefix("at-").removesuffix("s"))}

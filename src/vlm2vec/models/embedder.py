@@ -6,10 +6,10 @@ Shapes: N inputs, B examples, D embedding dim.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from vlm2vec.errors import UserError
 from vlm2vec.models import adapters, checkpoint, hub, known, resolution, st_folder
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
+from vlm2vec.models.encode import EncodeOptions, EncodeSettings, Pipeline
 from vlm2vec.models.patch_embed import use_matrix_products
 from vlm2vec.models.prompts import PromptTemplate
 from vlm2vec.models.registry import BUILT_IN, backbone_class
 from vlm2vec.models.st_folder import SentenceTransformersFolder
+from vlm2vec.quantize import check_precision, quantize_rows, ranges_of
 from vlm2vec.types import Batch, EmbeddingInput
 
 Inputs = Iterable[Any]
@@ -198,57 +200,68 @@ class Embedder(nn.Module):
         """Unit-norm vectors [B, D] in float32."""
         return F.normalize(self.backbone(batch).float(), dim=-1)
 
-    @torch.inference_mode()
     def encode(
         self,
         inputs: Inputs,
         *,
-        instruction: str | None = None,
-        batch_size: int = 32,
-        truncate_dim: int | None = None,
         precision: str = "float32",
-        progress: Callable[[int], None] = lambda done: None,
+        ranges: np.ndarray | None = None,
+        **options: Unpack[EncodeOptions],
     ) -> np.ndarray:
-        """Vectors of the inputs, in order.
+        """Vectors of the inputs, in order; `encode_stream` where they or the inputs do not fit in memory.
+
+        Equal inputs are encoded once, and a vector does not depend on the inputs beside it.
 
         Args:
             inputs: Strings, picture paths (`pathlib.Path`), PIL images, dicts (`text`, `image` / `images`,
                 `instruction`) or `EmbeddingInput`s. A single string, dict or picture is refused: give a list.
-            instruction: For inputs that have none of their own.
-            batch_size: Examples a forward pass; equal inputs are encoded once.
-            truncate_dim: Keep the first dimensions only, normalised again.
-            precision: "float32" or "float16".
-            progress: Called with the number of inputs encoded since the last call.
+            precision: "float32", "float16", "int8", "uint8", "binary" or "ubinary", see `vlm2vec.quantize`.
+            ranges: For int8 and uint8: smallest and largest value of each dimension. Default: of these vectors.
+            **options: `instruction` for inputs that have none of their own; `truncate_dim` keeps the first dimensions
+                only, normalised again; `on_error(position, error)` is called for each bad input, whose row is then
+                zeros (without it, the first bad input raises); `progress(done)` is called with the number of inputs
+                done since the last call; `batch_size` inputs and `batch_tokens` tokens (visual ones and padding
+                included) a forward pass at most, by default any number of inputs and tokens by device; `workers`
+                threads that prepare inputs.
 
         Returns:
-            Unit-norm array [N, D].
+            Array [N, D], of unit norm before it is quantised.
 
         Raises:
             UserError: for an input that is empty or unreadable, or an unknown precision.
         """
-        if precision not in ("float32", "float16"):
-            raise UserError(f"precision {precision!r}: expected float32 or float16")
-        if truncate_dim is not None and not 1 <= truncate_dim <= self.embedding_dim:
-            raise UserError(f"truncate_dim {truncate_dim}: expected 1 to {self.embedding_dim}")
+        check_precision(precision)
+        parts = list(self._pipeline(inputs, options).stream(inputs))
+        bad = [part.begin + row for part in parts for row in part.bad]
+        dim = options.get("truncate_dim") or self.embedding_dim
+        vectors_ND = np.concatenate([part.vectors for part in parts] or [np.zeros((0, dim), np.float32)])
+        if ranges is None and precision.endswith("int8") and len(vectors_ND):
+            ranges = ranges_of(np.delete(vectors_ND, bad, axis=0))
+        return quantize_rows(vectors_ND, precision, ranges, bad)
+
+    def encode_stream(
+        self,
+        inputs: Inputs,
+        *,
+        precision: str = "float32",
+        ranges: np.ndarray | None = None,
+        **options: Unpack[EncodeOptions],
+    ) -> Iterator[np.ndarray]:
+        """`encode` of any number of inputs in flat memory: arrays [n, D] of consecutive inputs, in order.
+
+        Inputs are taken from their iterator a window at a time. int8 and uint8 need `ranges`; the rest is as in
+        `encode`.
+        """
+        check_precision(precision)
+        if precision.endswith("int8") and ranges is None:
+            raise UserError(f"precision {precision}: give ranges=, vlm2vec.quantize.ranges_of a sample of the vectors")
+        parts = self._pipeline(inputs, options).stream(inputs)
+        return (quantize_rows(part.vectors, precision, ranges, part.bad) for part in parts)
+
+    def _pipeline(self, inputs: Inputs, options: EncodeOptions) -> Pipeline:
         if isinstance(inputs, str | dict | EmbeddingInput):
             raise UserError("encode expects a list of inputs; wrap the single one: encode([...])")
-        items = [EmbeddingInput.of(value, instruction) for value in inputs]
-        unique = list(dict.fromkeys(items))
-        # Neighbours of like length pad each other least.
-        order = sorted(range(len(unique)), key=lambda i: (len(unique[i].images), len(unique[i].text or "")))
-        vectors = np.empty((len(unique), truncate_dim or self.embedding_dim), dtype=precision)
-        was_training = self.training
-        self.eval()
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            output_BD = self(self.backbone.process([unique[i] for i in rows]).to(self.device))
-            if truncate_dim is not None:
-                output_BD = F.normalize(output_BD[:, :truncate_dim], dim=-1)
-            vectors[rows] = output_BD.cpu().numpy()
-            progress(len(rows))
-        self.train(was_training)
-        place = {item: row for row, item in enumerate(unique)}
-        return vectors[[place[item] for item in items]]
+        return Pipeline(self, EncodeSettings(**options))
 
     def encode_query(self, inputs: Inputs, **kwargs: Any) -> np.ndarray:
         """`encode`; where no instruction is given, with that of `prompts["query"]`."""

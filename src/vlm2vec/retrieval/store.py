@@ -10,7 +10,6 @@ Shapes: N inputs, D embedding dim.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -26,7 +25,7 @@ import numpy as np
 from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
-from vlm2vec.types import EmbeddingInput
+from vlm2vec.types import EmbeddingInput, content_key
 from vlm2vec.videos import VideoRef
 
 ABOUT_FILE = "about.json"
@@ -63,20 +62,9 @@ class InputKeys:
             return self._recent[id(item)][1]
         if len(self._recent) >= RECENT:
             self._recent.clear()
-        key = self._key(item)
+        key = content_key(item, self._digest)
         self._recent[id(item)] = (item, key)
         return key
-
-    def _key(self, item: EmbeddingInput) -> bytes:
-        digest = hashlib.sha256()
-        for field in dataclasses.fields(item):
-            value = getattr(item, field.name)
-            for part in value if isinstance(value, tuple) else (value,):
-                if part is not None:
-                    by_content = isinstance(part, ImageRef | VideoRef)
-                    content = self._digest(part) if by_content else str(part).encode(errors="replace")
-                    digest.update(f"{field.name} {len(content)}\n".encode() + content)
-        return digest.digest()
 
     def _digest(self, image: ImageRef | VideoRef) -> bytes:
         if image not in self._digests:

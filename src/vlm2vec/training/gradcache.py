@@ -44,25 +44,6 @@ class RandomState:
         self._fork.close()
 
 
-def cut_by_tokens(lengths: Sequence[int], max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
-    """Chunks of rows of like length, the longest first, so that padding is small and a lack of memory shows at once.
-
-    Args:
-        lengths: Tokens of each row, visual ones included.
-        max_rows: Rows a chunk at most; None: any number.
-        max_tokens: Tokens a chunk at most, padding included (rows times its longest); None: any number. A row longer
-            than that is a chunk of its own.
-    """
-    chunks: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        room = chunks and (max_rows is None or len(chunks[-1]) < max_rows)
-        if room and (max_tokens is None or (len(chunks[-1]) + 1) * lengths[chunks[-1][0]] <= max_tokens):
-            chunks[-1].append(row)
-        else:
-            chunks.append([row])
-    return chunks
-
-
 def cached_backward(
     encode: Encode,
     batch: Batch,

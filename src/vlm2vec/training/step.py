@@ -16,8 +16,9 @@ from vlm2vec.data.collate import PairBatch
 from vlm2vec.models.frozen_vision import FrozenVision
 from vlm2vec.training.config import TrainSettings
 from vlm2vec.training.gather import sum_gradients, total
-from vlm2vec.training.gradcache import cached_backward, cut_by_tokens
+from vlm2vec.training.gradcache import cached_backward
 from vlm2vec.training.objective import Columns, Objective
+from vlm2vec.types import cut_by_tokens
 
 
 @dataclass

@@ -75,12 +75,20 @@ class Backbone(nn.Module, ABC):
 
     def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Prompts, token ids and pictures of these inputs as tensors on the CPU; frames of videos are taken here."""
+        return self.collate(self._with_frames(inputs))
+
+    def process_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
+        """What `process` makes, as a batch of its own for each input; `Batch.join` puts any of them together."""
+        return self.collate_each(self._with_frames(inputs))
+
+    def _with_frames(self, inputs: Sequence[EmbeddingInput]) -> Sequence[EmbeddingInput]:
+        """The inputs with their videos as pictures, unless the family reads videos."""
         for item in inputs:
             if item.video is None and VIDEO_PLACEHOLDER in (item.text or ""):
                 raise UserError(f"prompt {(item.text or '')[:60]!r} has {VIDEO_PLACEHOLDER} but no video is given")
         if self.reads_videos:
-            return self.collate(inputs)
-        return self.collate([item if item.video is None else self._as_pictures(item) for item in inputs])
+            return inputs
+        return [item if item.video is None else self._as_pictures(item) for item in inputs]
 
     def _as_pictures(self, item: EmbeddingInput) -> EmbeddingInput:
         assert item.video is not None
@@ -89,6 +97,15 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """`process`, for inputs without videos unless the family reads them."""
+
+    def collate_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
+        """What `collate` makes, as a batch of its own for each input."""
+        whole = self.collate(inputs)
+        return [whole.slice(i, i + 1) for i in range(len(inputs))]
+
+    def costs(self, batch: Batch) -> list[int]:
+        """What each example costs, in tokens; visual ones included."""
+        return batch.lengths()
 
     @abstractmethod
     def hidden_states(self, batch: Batch) -> torch.Tensor:

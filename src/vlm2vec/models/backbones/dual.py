@@ -126,6 +126,13 @@ class DualEncoder(Backbone):
                 batch.tensors[name], batch.rows[name] = value, counts
         return batch
 
+    def costs(self, batch: Batch) -> list[int]:
+        """Tokens of the text and patches of the pictures."""
+        vision: Any = self.config.vision_config
+        patches = (int(getattr(vision, "image_size", 224)) // int(vision.patch_size)) ** 2
+        counts = batch.rows.get("pixel_values", torch.zeros(len(batch), dtype=torch.long))
+        return [tokens + patches * int(count) for tokens, count in zip(batch.lengths(), counts, strict=True)]
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of an example's text and picture features, not normalised, [B, D]."""
         rows = batch["has_text"].nonzero().squeeze(1)

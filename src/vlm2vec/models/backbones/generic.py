@@ -112,7 +112,16 @@ class Generic(Backbone):
 
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token tensors [B, L, ...], padded on one side, and the family's picture tensors, packed."""
-        return _stack(list(map(self._example, inputs)), self.processor.tokenizer.pad_token_id or 0, self.settings)
+        return Batch.join(self.collate_each(inputs))
+
+    def collate_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
+        """A batch of its own for each of these inputs."""
+        return [self._batch_of_one(self._example(item)) for item in inputs]
+
+    def _batch_of_one(self, tensors: dict[str, torch.Tensor]) -> Batch:
+        packed = {name: torch.tensor([len(tensor)]) for name, tensor in tensors.items() if name not in TOKEN_TENSORS}
+        left = self.settings.get("padding_side") == "left"
+        return Batch(tensors, packed, TOKEN_TENSORS, self.processor.tokenizer.pad_token_id or 0, left)
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Final-norm hidden states [B, L, D]; without pictures, packed tensors have no rows, and models want none."""
@@ -223,23 +232,3 @@ def _language_linears(model: Any) -> str:
     path: str = next(name for name, module in model.named_modules() if module is decoder)
     leaves = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     return path.replace(".", r"\.") + rf"\..*\.({'|'.join(sorted(leaves))})"
-
-
-def _stack(examples: list[dict[str, torch.Tensor]], pad_id: int, settings: dict[str, Any]) -> Batch:
-    batch = Batch({}, padded=TOKEN_TENSORS)
-    for name in dict.fromkeys(name for example in examples for name in example):
-        if name in TOKEN_TENSORS:
-            inner = max(example[name].ndim for example in examples if name in example) - 2
-            empty = [example["input_ids"].new_zeros(*example["input_ids"].shape, *[0] * inner) for example in examples]
-            parts = [example.get(name, blank) for example, blank in zip(examples, empty, strict=True)]
-        else:
-            parts = [example[name] for example in examples if name in example]
-            batch.rows[name] = torch.tensor([len(example.get(name, ())) for example in examples])
-        full = torch.tensor([part.shape[1:] for part in parts]).amax(dim=0).tolist()
-        left = name in TOKEN_TENSORS and settings.get("padding_side") == "left"
-        for i, part in enumerate(parts):
-            missing = [want - size for want, size in zip(full, part.shape[1:], strict=True)]
-            gaps = [gap for lack in reversed(missing) for gap in ((lack, 0) if left else (0, lack))]  # last dim first
-            parts[i] = nn.functional.pad(part, gaps, value=pad_id if name == "input_ids" else 0)
-        batch.tensors[name] = torch.cat(parts)
-    return batch

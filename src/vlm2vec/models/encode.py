@@ -1,0 +1,335 @@
+"""The throughput pipeline behind `Embedder.encode`: many inputs -> vectors in input order, in flat memory.
+
+The inputs are cut into windows. In each, equal inputs (by content) become one row; rows are ordered by an estimate of
+their tokens; workers read, decode and preprocess them in that order, a little ahead of the model; and from what they
+give, batches are cut by exact token counts, visual ones included, texts and pictures together. What is cut depends on
+the inputs alone and never on time, so a second run gives the same vectors to the bit.
+
+Workers are threads: decoders, resizing, hashes and tokenizers release the interpreter's lock.
+
+Shapes: N inputs, D embedding dim.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
+from vlm2vec.types import Batch, EmbeddingInput, content_key, cut_by_tokens
+from vlm2vec.videos import VideoRef
+
+if TYPE_CHECKING:
+    from vlm2vec.models.embedder import Embedder
+
+T = TypeVar("T")
+R = TypeVar("R")
+WINDOW = 2048
+GROUP = 8  # inputs that a worker takes at once
+GROUP_TOKENS = 2048
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+POOL_BATCHES = 4  # batches are cut from so much at once
+POOL_BYTES = 256 << 20
+RECENT_BYTES = 64 << 20
+USUAL_TOKENS = (0.25, 256.0)  # of a character, of a picture
+
+
+class EncodeOptions(TypedDict, total=False):
+    """Keyword arguments of `Embedder.encode`, explained there."""
+
+    instruction: str | None
+    batch_size: int | None
+    batch_tokens: int | None
+    truncate_dim: int | None
+    workers: int | None
+    on_error: Callable[[int, UserError], None] | None
+    progress: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """The same with their defaults."""
+
+    instruction: str | None = None
+    batch_size: int | None = None
+    batch_tokens: int | None = None
+    truncate_dim: int | None = None
+    workers: int | None = None
+    on_error: Callable[[int, UserError], None] | None = None
+    progress: Callable[[int], None] = lambda done: None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "batch_tokens", "truncate_dim", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} {value}: expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of consecutive inputs.
+
+    Attributes:
+        begin: Position of the first.
+        vectors: Of unit norm, [n, D]; zeros for inputs that failed.
+        bad: Rows of inputs that failed.
+    """
+
+    begin: int
+    vectors: np.ndarray
+    bad: list[int]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One distinct input, ready for the model."""
+
+    key: bytes
+    batch: Batch
+    tokens: int
+
+
+class Pipeline:
+    """Encodes one sequence of inputs; a new one for each.
+
+    Args:
+        embedder: Put into evaluation mode while it works.
+        settings: See `Embedder.encode`.
+    """
+
+    def __init__(self, embedder: Embedder, settings: EncodeSettings) -> None:
+        if settings.truncate_dim is not None and settings.truncate_dim > embedder.embedding_dim:
+            raise UserError(f"truncate_dim {settings.truncate_dim}: expected 1 to {embedder.embedding_dim}")
+        self.embedder, self.settings = embedder, settings
+        self.dim = settings.truncate_dim or embedder.embedding_dim
+        self.budget = settings.batch_tokens or BATCH_TOKENS.get(embedder.device.type, BATCH_TOKENS["cuda"])
+        self.workers = settings.workers or min(16, max(2, os.cpu_count() or 2))
+        self._recent: dict[bytes, np.ndarray] = {}
+        self._per_character, self._per_picture = USUAL_TOKENS
+        self._calibrated = False
+
+    def stream(self, inputs: Iterable[Any]) -> Iterator[Encoded]:
+        """Vectors of consecutive inputs, in order.
+
+        Raises:
+            UserError: for the first bad input, where the settings have no `on_error`.
+        """
+        iterator, begin = iter(inputs), 0
+        executor = ThreadPoolExecutor(self.workers, thread_name_prefix="vlm2vec-prepare")
+        try:
+            while part := list(islice(iterator, WINDOW)):
+                yield self._window(part, begin, executor)
+                begin += len(part)
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def _window(self, values: Sequence[Any], begin: int, executor: ThreadPoolExecutor) -> Encoded:
+        bad: list[int] = []
+        items: dict[bytes, EmbeddingInput] = {}
+        places: dict[bytes, list[int]] = {}
+        for place, (item, key) in enumerate(self._keyed(values, executor)):
+            if isinstance(key, UserError):
+                bad += self._fail(begin, [place], key)
+            else:
+                items.setdefault(key, item)
+                places.setdefault(key, []).append(place)
+        vectors_ND = np.zeros((len(values), self.dim), np.float32)
+        missing = {}
+        for key, item in items.items():
+            if key in self._recent:
+                vectors_ND[places[key]] = self._recent[key]
+                self.settings.progress(len(places[key]))
+            else:
+                missing[key] = item
+        for key, result in self._encode(missing, executor):
+            if isinstance(result, UserError):
+                bad += self._fail(begin, places[key], result)
+            else:
+                vectors_ND[places[key]] = result
+                self._remember(key, result)
+                self.settings.progress(len(places[key]))
+        return Encoded(begin, vectors_ND, bad)
+
+    def _fail(self, begin: int, rows: list[int], error: UserError) -> list[int]:
+        if self.settings.on_error is None:
+            raise error
+        for row in rows:
+            self.settings.on_error(begin + row, error)
+        self.settings.progress(len(rows))
+        return rows
+
+    def _remember(self, key: bytes, vector: np.ndarray) -> None:
+        """Keeps a vector for equal inputs of later windows; the oldest make room."""
+        if len(self._recent) * vector.nbytes >= RECENT_BYTES:
+            del self._recent[next(iter(self._recent))]
+        self._recent[key] = vector
+
+    def _keyed(self, values: Sequence[Any], executor: ThreadPoolExecutor) -> Iterator[tuple[Any, bytes | UserError]]:
+        """Each value as an input, with its key or why it is none."""
+        digests: dict[ImageRef | VideoRef, bytes] = {}
+
+        def digest(media: ImageRef | VideoRef) -> bytes:
+            if media not in digests:
+                digests[media] = bytes.fromhex(media.digest())
+            return digests[media]
+
+        def keyed(part: Sequence[Any]) -> list[tuple[Any, bytes | UserError]]:
+            found: list[tuple[Any, bytes | UserError]] = []
+            for value in part:
+                try:
+                    item = EmbeddingInput.of(value, self.settings.instruction)
+                    found.append((item, content_key(item, digest)))
+                except UserError as error:
+                    found.append((None, error))
+            return found
+
+        parts = [values[start : start + GROUP] for start in range(0, len(values), GROUP)]
+        for found in _ahead(executor, keyed, parts, 4 * self.workers):
+            yield from found
+
+    def _encode(
+        self, items: dict[bytes, EmbeddingInput], executor: ThreadPoolExecutor
+    ) -> Iterator[tuple[bytes, np.ndarray | UserError]]:
+        """Vectors of distinct inputs as they are done."""
+        groups = self._groups(items)
+        waiting: list[_Row] = []
+        launched: deque[tuple[list[_Row], Any]] = deque()
+        for number, prepared in enumerate(_ahead(executor, self._prepare, groups, 2 * self.workers)):
+            for key, result in prepared:
+                if isinstance(result, UserError):
+                    yield key, result
+                else:
+                    waiting.append(_Row(key, result, self.embedder.backbone.costs(result)[0]))
+            last = number + 1 == len(groups)
+            if last or _size(waiting) >= POOL_BYTES or sum(row.tokens for row in waiting) >= POOL_BATCHES * self.budget:
+                cuts = cut_by_tokens([row.tokens for row in waiting], self.settings.batch_size, self.budget)
+                # The last cut is the one that may not be full: it waits for rows of like length.
+                for cut in cuts if last else cuts[:-1]:
+                    rows = [waiting[i] for i in cut]
+                    launched.append((rows, self._forward(rows)))
+                    while len(launched) > 1:  # a GPU computes the next batch while this one is fetched
+                        yield from self._fetched(*launched.popleft())
+                waiting = [] if last or not cuts else [waiting[i] for i in cuts[-1]]
+        while launched:
+            yield from self._fetched(*launched.popleft())
+
+    def _groups(self, items: dict[bytes, EmbeddingInput]) -> list[list[tuple[bytes, EmbeddingInput]]]:
+        """What workers take at once, the longest inputs first."""
+        if len(items) > GROUP:
+            self._calibrate(list(items.values()))
+        sizes = {key: self._estimate(item) for key, item in items.items()}
+        groups: list[list[tuple[bytes, EmbeddingInput]]] = []
+        tokens = 0.0
+        for key in sorted(items, key=lambda key: -sizes[key]):  # a stable sort: ties in input order
+            if not groups or len(groups[-1]) == GROUP or tokens + sizes[key] > GROUP_TOKENS:
+                groups.append([])
+                tokens = 0.0
+            groups[-1].append((key, items[key]))
+            tokens += sizes[key]
+        return groups
+
+    def _estimate(self, item: EmbeddingInput) -> float:
+        characters = len(item.text or "") + len(item.instruction or "")
+        return self._per_character * characters + self._per_picture * self._num_pictures(item)
+
+    def _num_pictures(self, item: EmbeddingInput) -> int:
+        return len(item.images) + (self.embedder.backbone.num_frames if item.video else 0)
+
+    def _calibrate(self, items: Sequence[EmbeddingInput]) -> None:
+        """Learns from the first text and the first picture how many tokens they have."""
+        if self._calibrated:
+            return
+        self._calibrated = True
+        for has_picture in (False, True):
+            item = next((item for item in items if bool(self._num_pictures(item)) == has_picture), None)
+            if item is None:
+                continue
+            result = self._prepare([(b"", item)])[0][1]
+            if isinstance(result, UserError):
+                continue
+            tokens = self.embedder.backbone.costs(result)[0]
+            if has_picture:
+                rest = self._estimate(EmbeddingInput(item.text, (), item.instruction))
+                self._per_picture = max(1.0, tokens - rest) / self._num_pictures(item)
+            elif item.text:
+                self._per_character = tokens / max(1, len(item.text) + len(item.instruction or ""))
+
+    def _prepare(self, group: Sequence[tuple[bytes, EmbeddingInput]]) -> list[tuple[bytes, Batch | UserError]]:
+        """Runs in a worker: each input as a batch of its own, or why it cannot be one."""
+        keys = [key for key, _ in group]
+        try:
+            return list(zip(keys, self.embedder.backbone.process_each([item for _, item in group]), strict=True))
+        except Exception as error:  # noqa: BLE001 - foreign processors raise anything for pictures of strange shape
+            if len(group) == 1:
+                return [(keys[0], _as_user_error(group[0][1], error))]
+        return [result for one in group for result in self._prepare([one])]
+
+    def _forward(self, rows: Sequence[_Row]) -> Any:
+        """Vectors of a batch, still on the device; a list of halves where memory or a bad row forbade the whole."""
+        try:
+            return self._vectors(Batch.join([row.batch for row in rows]))
+        except (RuntimeError, ValueError, IndexError) as error:  # out of memory, or a row that the network refuses
+            if len(rows) == 1:
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                return UserError(f"the model cannot encode an input of {rows[0].tokens} tokens: {reason[0]}")
+        half = len(rows) // 2
+        return [(part, self._forward(part)) for part in (rows[:half], rows[half:])]
+
+    @torch.inference_mode()
+    def _vectors(self, batch: Batch) -> torch.Tensor:
+        was_training = self.embedder.training
+        self.embedder.eval()
+        try:
+            output_ND: torch.Tensor = self.embedder(batch.to(self.embedder.device))
+        finally:
+            self.embedder.train(was_training)
+        return F.normalize(output_ND[:, : self.dim], dim=-1) if self.settings.truncate_dim else output_ND
+
+    def _fetched(self, rows: Sequence[_Row], output: Any) -> Iterator[tuple[bytes, np.ndarray | UserError]]:
+        if isinstance(output, UserError):
+            yield rows[0].key, output
+        elif isinstance(output, list):
+            for part in output:
+                yield from self._fetched(*part)
+        else:
+            for row, vector in zip(rows, output.cpu().numpy(), strict=True):
+                finite = bool(np.isfinite(vector).all())
+                yield row.key, vector if finite else UserError("the model gives numbers that are none (NaN) for it")
+
+
+def _ahead(executor: ThreadPoolExecutor, work: Callable[[T], R], parts: Sequence[T], most: int) -> Iterator[R]:
+    """Results in order, at most so many begun before they are asked for; a single part needs no worker."""
+    if len(parts) == 1:
+        yield work(parts[0])
+        return
+    begun: deque[Future[R]] = deque()
+    for part in parts:
+        begun.append(executor.submit(work, part))
+        if len(begun) >= most:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+def _size(rows: Sequence[_Row]) -> int:
+    return sum(tensor.nbytes for row in rows for tensor in row.batch.tensors.values())
+
+
+def _as_user_error(item: EmbeddingInput, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    about = ", ".join(
+        [repr((item.text or "")[:60]), *map(str, item.images), *([str(item.video)] if item.video else [])]
+    )
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(f"{about}: cannot be made an input of this model: {reason[0]}")

@@ -1,0 +1,233 @@
+"""`Embedder.encode`: the pipeline gives what one input at a time gives, whatever is beside it, repeated or broken."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny.models import picture
+
+from vlm2vec import Embedder
+from vlm2vec.errors import UserError
+from vlm2vec.models import encode
+from vlm2vec.models.encode import EncodeSettings, Pipeline
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen2_vl"])
+def embedder(request: pytest.FixtureRequest, tiny_vlm) -> Embedder:
+    return Embedder.from_pretrained(tiny_vlm(request.param), device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def llava(tiny_vlm) -> Embedder:
+    return Embedder.from_pretrained(tiny_vlm("llava"), device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """Texts and pictures with texts of very different lengths, in no order."""
+    folder = tmp_path_factory.mktemp("pictures")
+    values: list[object] = []
+    for i in range(12):
+        picture(40 + 5 * i, 60 - 3 * i, i).save(folder / f"{i}.png")
+        words = f"word {i} " * (1 + 7 * i % 5)
+        values += [words, {"text": words, "image": folder / f"{i}.png"}, folder / f"{i}.png"]
+    return values
+
+
+@pytest.fixture(scope="module")
+def alone(embedder: Embedder, inputs: list[object]) -> np.ndarray:
+    """Every input by itself, without the pipeline."""
+    from vlm2vec.types import EmbeddingInput
+
+    with torch.inference_mode():
+        rows = [embedder(embedder.backbone.process([EmbeddingInput.of(value)])) for value in inputs]
+    return torch.cat(rows).numpy()
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows, groups and batches so small that every border is crossed."""
+    monkeypatch.setattr(encode, "WINDOW", 10)
+    monkeypatch.setattr(encode, "GROUP", 3)
+    monkeypatch.setattr(encode, "POOL_BATCHES", 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"batch_tokens": 60}, {"batch_tokens": 1, "workers": 1}])
+def test_vectors_are_those_of_each_input_alone_in_input_order(embedder, inputs, alone, small_steps, options) -> None:
+    np.testing.assert_allclose(embedder.encode(inputs, **options), alone, atol=2e-6)
+
+
+def test_a_second_run_gives_the_same_bits(embedder, inputs) -> None:
+    assert np.array_equal(embedder.encode(inputs, workers=4), embedder.encode(inputs, workers=1))
+
+
+def test_batches_mix_texts_and_pictures_and_keep_to_the_budget(llava, inputs, monkeypatch) -> None:
+    seen = []
+    real = Pipeline._vectors
+    monkeypatch.setattr(Pipeline, "_vectors", lambda self, batch: (seen.append(batch), real(self, batch))[1])
+    llava.encode(inputs, batch_tokens=100)
+    for batch in seen:
+        rows, longest = batch["input_ids"].shape
+        assert rows == 1 or rows * longest <= 100
+    assert any(
+        0 < int((batch.rows["pixel_values"] > 0).sum()) < len(batch) for batch in seen if "pixel_values" in batch.rows
+    )
+    padding = [1 - float(batch["attention_mask"].float().mean()) for batch in seen]
+    assert np.mean(padding) < 0.2
+
+
+def test_equal_inputs_are_encoded_once_wherever_they_lie(llava, tmp_path, small_steps, monkeypatch) -> None:
+    picture(50, 50, 1).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    num_rows = []
+    real = Pipeline._vectors
+    monkeypatch.setattr(Pipeline, "_vectors", lambda self, batch: (num_rows.append(len(batch)), real(self, batch))[1])
+    done: list[int] = []
+    distinct = ["a text", tmp_path / "a.png", {"text": "a text", "image": tmp_path / "b.png"}]
+    vectors = llava.encode([*distinct, tmp_path / "b.png"] * 10, progress=done.append)
+    assert sum(num_rows) == 3 and sum(done) == 40
+    assert np.array_equal(vectors[1], vectors[39]) and len(np.unique(vectors.round(5), axis=0)) == 3
+
+
+def test_a_bad_input_is_reported_and_its_batch_mates_succeed(llava, inputs, alone_llava, tmp_path, small_steps) -> None:
+    (tmp_path / "cut.png").write_bytes(Path(inputs[2]).read_bytes()[:80])
+    bad = {
+        3: tmp_path / "no.png",
+        9: {"text": "t", "image": tmp_path / "cut.png"},
+        10: {},
+        11: 5,
+        12: "",
+        25: "<image>",
+    }
+    mixed = list(inputs[:30])
+    for place, value in bad.items():
+        mixed[place] = value
+    errors: dict[int, UserError] = {}
+    done: list[int] = []
+    vectors = llava.encode(mixed, on_error=errors.__setitem__, progress=done.append)
+    assert set(errors) == set(bad) and sum(done) == 30
+    assert all(isinstance(error, UserError) and "\n" not in str(error) for error in errors.values())
+    assert "no.png" in str(errors[3]) and "cut.png" in str(errors[9])
+    assert not vectors[list(bad)].any()
+    good = [i for i in range(30) if i not in bad]
+    np.testing.assert_allclose(vectors[good], alone_llava[good], atol=2e-6)
+    with pytest.raises(UserError, match=r"cut\.png"):
+        llava.encode([*inputs[:9], mixed[9]])
+
+
+@pytest.fixture(scope="module")
+def alone_llava(llava: Embedder, inputs: list[object]) -> np.ndarray:
+    return llava.encode(inputs, batch_size=1)
+
+
+def test_repeated_bad_inputs_are_each_reported(llava, tmp_path) -> None:
+    errors: dict[int, UserError] = {}
+    llava.encode([tmp_path / "no.png", "a", tmp_path / "no.png"], on_error=errors.__setitem__)
+    assert set(errors) == {0, 2}
+
+
+def test_a_vector_of_numbers_that_are_none_is_an_error_of_its_input(tiny_vlm) -> None:
+    broken = Embedder.from_pretrained(tiny_vlm("llava"), device="cpu", dtype=torch.float32)
+    letter = int(broken.backbone.processor.tokenizer("q")["input_ids"][0])
+    with torch.no_grad():
+        broken.backbone.model.get_input_embeddings().weight[letter] = float("nan")
+    errors: dict[int, UserError] = {}
+    vectors = broken.encode(["a", "q", "b"], on_error=errors.__setitem__)
+    assert set(errors) == {1} and np.isfinite(vectors).all() and vectors[[0, 2]].any(axis=1).all()
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_halved(llava, inputs, alone_llava, monkeypatch) -> None:
+    real = Pipeline._vectors
+
+    def little_memory(self, batch):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(Pipeline, "_vectors", little_memory)
+    np.testing.assert_allclose(llava.encode(inputs), alone_llava, atol=2e-6)
+
+
+def test_a_stream_takes_its_inputs_a_window_at_a_time_and_gives_them_in_order(llava, small_steps) -> None:
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            yield f"text {taken}"
+            taken += 1
+
+    stream = llava.encode_stream(endless())
+    first, second = next(stream), next(stream)
+    assert taken <= 20
+    stream.close()
+    expected = llava.encode([f"text {i}" for i in range(20)], batch_size=1)
+    np.testing.assert_allclose(np.concatenate([first, second]), expected, atol=2e-6)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vlm2vec-prepare")]
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
+def test_precisions_mean_what_sentence_transformers_means(llava, inputs, alone_llava, precision, small_steps) -> None:
+    from sentence_transformers.util import quantize_embeddings
+
+    whole = llava.encode(inputs)
+    found = llava.encode(inputs, precision=precision)
+    expected = quantize_embeddings(whole, precision)
+    assert found.dtype == expected.dtype and np.array_equal(found, expected)
+    ranges = np.stack([whole.min(axis=0), whole.max(axis=0)])
+    stream = np.concatenate(list(llava.encode_stream(inputs, precision=precision, ranges=ranges)))
+    assert np.array_equal(stream, expected)
+    assert llava.encode([], precision=precision).shape == (0, expected.shape[1])
+
+
+def test_bad_rows_take_no_part_in_the_ranges(llava, tmp_path) -> None:
+    texts = ["one", "two two", "three"]
+    errors: dict[int, UserError] = {}
+    with_bad = llava.encode([*texts, tmp_path / "no.png"], precision="int8", on_error=errors.__setitem__)
+    assert np.array_equal(with_bad[:3], llava.encode(texts, precision="int8")) and not with_bad[3].any()
+
+
+def test_half_precision_and_fewer_dimensions_are_the_vectors_cut_and_rounded(llava, inputs, alone_llava) -> None:
+    cut = llava.encode(inputs, truncate_dim=8, precision="float16")
+    expected = alone_llava[:, :8] / np.linalg.norm(alone_llava[:, :8], axis=1, keepdims=True)
+    assert cut.dtype == np.float16
+    np.testing.assert_allclose(cut, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "int4"}, "int4"),
+        ({"truncate_dim": 33}, "truncate_dim 33"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"precision": "int8"}, "two vectors"),
+        ({"precision": "int8", "ranges": np.zeros((2, 3))}, "ranges of shape"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(llava, options, words) -> None:
+    with pytest.raises(UserError, match=words):
+        llava.encode(["a"], **options)
+
+
+def test_a_stream_in_int8_asks_for_ranges_and_a_lone_input_for_a_list(llava) -> None:
+    with pytest.raises(UserError, match="ranges="):
+        llava.encode_stream(["a"], precision="int8")
+    with pytest.raises(UserError, match="list of inputs"):
+        llava.encode("a")
+
+
+def test_training_mode_is_as_it_was(llava) -> None:
+    llava.train()
+    trained = llava.encode(["a"])
+    assert llava.training
+    llava.eval()
+    assert np.array_equal(trained, llava.encode(["a"]))
+
+
+def test_settings_and_options_are_the_same_names() -> None:
+    assert set(EncodeSettings.__dataclass_fields__) == set(encode.EncodeOptions.__annotations__)
