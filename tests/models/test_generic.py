@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny.llava import build_llava_next
 from tiny.models import FAMILIES, picture
 
 from vlm2vec.errors import UserError
@@ -185,6 +186,12 @@ def test_llava_next_equals_the_golden_vectors_of_transformers_4_46():
     ]
     expected = np.array([case["base"] for case in cases])
     assert_same(load(folder / "base").encode(inputs), expected, at_least=0.9995)
+
+
+def test_llava_next_on_vicuna_equals_an_unbatched_forward(tmp_path):
+    build_llava_next(tmp_path, transformers.LlamaConfig)
+    expected = [forward_by_hand(tmp_path, "llava_next", value, slots) for value, slots in CASES]
+    assert_same(load(tmp_path).encode(INPUTS), np.concatenate(expected))
 
 
 def test_settings_of_the_image_processor_reach_it_and_are_saved(qwen, tiny_vlm, tmp_path):

@@ -34,7 +34,7 @@ def build_llava(folder: Path) -> None:
     weights(folder, config)
 
 
-def build_llava_next(folder: Path) -> None:
+def build_llava_next(folder: Path, words: Any = transformers.MistralConfig) -> None:
     ids = tokenizer(folder, ["<image>"])
     pictures = transformers.LlavaNextImageProcessorPil(
         size={"shortest_edge": 28}, crop_size=SIDES, image_grid_pinpoints=PINPOINTS
@@ -48,7 +48,7 @@ def build_llava_next(folder: Path) -> None:
         num_additional_image_tokens=1,
     )
     config = transformers.LlavaNextConfig(
-        text_config=transformers.MistralConfig(**TEXT, vocab_size=ids["vocab_size"]),
+        text_config=words(**TEXT, vocab_size=ids["vocab_size"]),
         vision_config=transformers.CLIPVisionConfig(**VISION, image_size=28, patch_size=7),
         image_token_index=ids["<image>"],
         image_grid_pinpoints=PINPOINTS,

@@ -15,8 +15,8 @@ BUILT_IN = {
 }
 BACKBONES: dict[str, str] = {
     **dict.fromkeys(("clip", "metaclip_2", "siglip", "siglip2"), "vlm2vec.models.backbones.dual:DualEncoder"),
-    "blip": "vlm2vec.models.backbones.dual:Blip",
-    "blip-2": "vlm2vec.models.backbones.dual:Blip2",
+    "blip": "vlm2vec.models.backbones.blip:Blip",
+    "blip-2": "vlm2vec.models.backbones.blip:Blip2",
     "mistral3": "vlm2vec.models.backbones.mistral3:Mistral3",
     "mllama": "vlm2vec.models.backbones.mllama:Mllama",
     "open_clip": "vlm2vec.models.backbones.open_clip:OpenClip",

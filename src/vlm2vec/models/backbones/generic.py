@@ -42,6 +42,7 @@ class Generic(Backbone):
 
     Settings (`options` of `load`; beside these any of the family's image processor, such as `max_pixels`):
         padding_side: "right" (default) or "left".
+        image_backend: "pil" (default) or "torchvision", which is faster and resizes a little differently.
         num_frames: Frames taken of a video (default 8).
         video: "native" (default) reads a video as the family does, where it does; "pictures" as several pictures.
         resolution: "low", "mid" or "high": pictures of at most about 336, 672 or 1344 pixels squared, by the means of

@@ -12,6 +12,7 @@ from vlm2vec.models.resolution import SIDES, picture_settings, side_of
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "padding_side": ("right", "left"),
     "positions": ("auto", "text", "vision-start", "multimodal"),
+    "image_backend": ("pil", "torchvision"),
     "video": ("native", "pictures"),
     "num_frames": tuple(range(1, 769)),
     "resolution": tuple(SIDES),
@@ -46,17 +47,20 @@ def load_image_processor(source: str, common: dict[str, Any], options: dict[str,
     Raises:
         UserError: for a setting that neither it nor `Generic` has.
     """
-    side = side_of(options)
+    side, backend = side_of(options), options.get("image_backend", "pil")
+    if backend == "torchvision" and not transformers.utils.is_torchvision_available():
+        raise UserError("image_backend=torchvision: torchvision is not installed, or does not work with this torch")
     settings = {name: value for name, value in options.items() if name not in SETTINGS}
 
     def load(**more: Any) -> Any:
-        return transformers.AutoImageProcessor.from_pretrained(source, backend="pil", **common, **settings, **more)
+        return transformers.AutoImageProcessor.from_pretrained(source, backend=backend, **common, **settings, **more)
 
-    images = load()
-    own = set(images.valid_kwargs.__annotations__)
     for name, value in options.items():
         if name in SETTINGS and value not in SETTINGS[name]:
             raise UserError(f"setting {name}={value!r}: expected {_in_words(SETTINGS[name])}")
+    images = load()
+    own = set(images.valid_kwargs.__annotations__)
+    for name in options:
         if name not in SETTINGS and name not in own and name != "max_pixels":
             raise UserError(f"setting {name}: not one of {', '.join(sorted({*SETTINGS, *own}))}")
     if side is None or ("max_pixels" in options and "max_pixels" in own):

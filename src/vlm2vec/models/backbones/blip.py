@@ -1,0 +1,134 @@
+"""BLIP and BLIP-2: dual encoders whose text side can also look at the picture.
+
+Shapes: B examples, N pictures, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from vlm2vec.errors import UserError
+from vlm2vec.models import st_folder
+from vlm2vec.models.backbones.dual import DualEncoder
+from vlm2vec.types import Batch
+
+
+class Blip(DualEncoder):
+    """BLIP's retrieval model (`BlipForImageTextRetrieval`).
+
+    Settings: `fusion` may also be "feature", as UniIR's BLIP_FF: the text encoder reads the picture by cross attention,
+    and its first state is the vector; a missing text is empty, a missing picture all zeros.
+    """
+
+    name: ClassVar[str] = "blip"
+    fusions: ClassVar[tuple[str, ...]] = ("sum", "unit", "feature")
+    model_class: ClassVar[str] = "BlipForImageTextRetrieval"
+
+    @property
+    def embedding_dim(self) -> int:
+        """Of the contrastive projections; of the text encoder with feature fusion."""
+        if self.fusion == "feature":
+            return int(self.config.text_config.hidden_size)
+        return int(self.config.image_text_hidden_size)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """One vector an example, not normalised, [B, D]."""
+        if self.fusion != "feature":
+            return super().forward(batch)
+        everything = torch.arange(len(batch), device=batch["input_ids"].device)
+        return self.fused(self._text_tensors(batch, everything), self._one_picture_each(batch)).float()
+
+    def texts(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Projected first states of the text encoder, [B, D]."""
+        model: Any = self.model
+        features: torch.Tensor = model.text_proj(model.text_encoder(**tensors).last_hidden_state[:, 0])
+        return features
+
+    def pictures(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Projected first states of the vision encoder, [N, D]."""
+        model: Any = self.model
+        features: torch.Tensor = model.vision_proj(model.vision_model(**tensors).last_hidden_state[:, 0])
+        return features
+
+    def fused(self, tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        """First states of the text encoder that reads the pictures [B, C, H, W], [B, D]."""
+        model: Any = self.model
+        seen = model.vision_model(pixel_values=pixels).last_hidden_state
+        all_seen = torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device)
+        read = model.text_encoder(**tensors, encoder_hidden_states=seen, encoder_attention_mask=all_seen)
+        first: torch.Tensor = read.last_hidden_state[:, 0]
+        return first
+
+    def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
+        """By this package's module: sentence-transformers loads another class of the family."""
+        st_folder.write_own(folder, prompts)
+
+    def _one_picture_each(self, batch: Batch) -> torch.Tensor:
+        """Pixels [B, C, H, W]; zeros where an example has no picture."""
+        size = int(self.config.vision_config.image_size)
+        parameter = next(self.model.parameters())
+        pixels = torch.zeros(len(batch), 3, size, size, device=parameter.device, dtype=parameter.dtype)
+        if given := self._picture_tensors(batch):
+            counts_B = batch.rows["pixel_values"]
+            if int(counts_B.max()) > 1:
+                raise UserError(f"{self.name}: fusion=feature reads one picture an input, got {int(counts_B.max())}")
+            pixels[counts_B.bool().to(pixels.device)] = given["pixel_values"]
+        return pixels
+
+
+class Blip2(Blip):
+    """BLIP-2's retrieval model (`Blip2ForImageTextRetrieval`): the Q-Former's first states, as in the MMEB paper.
+
+    With `fusion` "feature" the Q-Former reads text and picture together.
+    """
+
+    name: ClassVar[str] = "blip-2"
+    model_class: ClassVar[str] = "Blip2ForImageTextRetrieval"
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the Q-Former."""
+        return int(self.config.qformer_config.hidden_size)
+
+    def texts(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The Q-Former's first state of each text, [B, D]."""
+        model: Any = self.model
+        embeds = model.embeddings(input_ids=tensors["input_ids"])
+        read = model.qformer(query_embeds=embeds, query_length=0, attention_mask=tensors["attention_mask"])
+        first: torch.Tensor = read.last_hidden_state[:, 0]
+        return first
+
+    def pictures(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The Q-Former's first query of each picture, [N, D]."""
+        model: Any = self.model
+        seen, all_seen = self._seen(tensors["pixel_values"])
+        queries = model.query_tokens.expand(len(seen), -1, -1)
+        read = model.qformer(query_embeds=queries, encoder_hidden_states=seen, encoder_attention_mask=all_seen)
+        first: torch.Tensor = read.last_hidden_state[:, 0]
+        return first
+
+    def fused(self, tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        """The Q-Former's first query of each text and picture read together, [B, D]."""
+        model: Any = self.model
+        seen, all_seen = self._seen(pixels)
+        queries = model.query_tokens.expand(len(seen), -1, -1)
+        mask = tensors["attention_mask"]
+        read = model.qformer(
+            query_embeds=model.embeddings(input_ids=tensors["input_ids"], query_embeds=queries),
+            query_length=queries.shape[1],
+            attention_mask=torch.cat([mask.new_ones(queries.shape[:-1]), mask], dim=1),
+            encoder_hidden_states=seen,
+            encoder_attention_mask=all_seen,
+        )
+        first: torch.Tensor = read.last_hidden_state[:, 0]
+        return first
+
+    def _seen(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        model: Any = self.model
+        seen = model.vision_model(pixel_values=pixels.to(model.vision_model.dtype)).last_hidden_state
+        all_seen = torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device)
+        return seen.to(model.query_tokens.dtype), all_seen
