@@ -80,15 +80,21 @@ def add_adapter(
     backbone.model = get_peft_model(backbone.model, config)
 
 
-def save_weights(backbone: Backbone, folder: Path) -> bool:
-    """Writes the adapter if there is one, else all weights; returns whether it was an adapter."""
+def save_weights(backbone: Backbone, folder: Path, state: dict[str, torch.Tensor] | None = None) -> bool:
+    """Writes the adapter if there is one, else all weights; returns whether it was an adapter.
+
+    Args:
+        backbone: Whose weights they are.
+        folder: An existing one.
+        state: Weights to write instead of those in memory, where these are only a process's part.
+    """
     from peft import PeftModel
 
     if isinstance(backbone.model, PeftModel):
-        backbone.model.save_pretrained(str(folder), save_embedding_layers=False)
+        backbone.model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         return True
-    backbone.save_model(folder)
+    backbone.save_model(folder, state)
     return False
 
 

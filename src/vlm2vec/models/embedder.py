@@ -287,9 +287,11 @@ class Embedder(nn.Module):
         checkpoint.write_folder(folder, lambda beside: self.write_files(beside, extra))
         return folder
 
-    def write_files(self, folder: Path, extra: Sequence[tuple[str, Any]] = ()) -> None:
-        """Writes the checkpoint's files into an existing folder."""
-        adapter = checkpoint.save_weights(self.backbone, folder)
+    def write_files(
+        self, folder: Path, extra: Sequence[tuple[str, Any]] = (), state: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """Writes the checkpoint's files into an existing folder; `state`: the backbone's weights from elsewhere."""
+        adapter = checkpoint.save_weights(self.backbone, folder, state)
         self.backbone.save_processor(folder)
         about = EmbedderFile(
             base=self.base,

@@ -122,11 +122,16 @@ class TrainSettings(Section):
     report.html is written in any case."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Saves the moving average of the trained weights instead of the last ones; null: off."""
+    sharding: Literal["none", "full"] = "none"
+    """Of several processes: each holds the whole model (DDP), or parameters, gradients and optimiser state are cut over
+    them (FSDP2)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+        if self.sharding == "full" and self.ema_decay is not None:
+            raise ValueError("sharding full keeps no moving average; set ema_decay to null")
         return self
 
 
@@ -197,6 +202,10 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         if self.model.base == "compact-dual" and self.model.pooling != "last":
             raise ValueError("model.pooling has no effect on compact-dual; remove it")
+        if self.train.sharding == "full" and self.evaluate is not None:
+            raise ValueError(
+                "train.sharding full cannot be evaluated on the way; score its checkpoints with vlm2vec eval"
+            )
         batch, part = self.train.batch_size, self.data.sub_batch_size
         if self.data.batching == "interleaved" and part < batch and batch % part:
             raise ValueError(f"data.sub_batch_size {part} must divide train.batch_size {batch}")

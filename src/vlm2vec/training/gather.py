@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def num_processes() -> int:
@@ -64,6 +65,15 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def most(number: int, device: torch.device) -> int:
+    """The largest of the processes' numbers."""
+    if num_processes() == 1:
+        return number
+    value = torch.tensor(number, device=device)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
 def wait_for_all() -> None:
     """Returns when every process has come here."""
     if num_processes() > 1:
@@ -77,11 +87,17 @@ def _row_counts(local: torch.Tensor) -> list[int]:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Adds the gradients of all processes; one that a process did not touch counts as zero there."""
+    """Adds the gradients of all processes; one that a process did not touch counts as zero there.
+
+    Sharded gradients are the mean of the processes' already, and become their sum.
+    """
     if num_processes() == 1:
         return
     for parameter in parameters:
-        if parameter.requires_grad:
+        if isinstance(parameter, DTensor):
+            if parameter.grad is not None:
+                parameter.grad.mul_(num_processes())
+        elif parameter.requires_grad:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from vlm2vec.training.gather import most
 from vlm2vec.types import Batch
 
 Encode = Callable[[Batch], torch.Tensor]
@@ -52,6 +53,7 @@ def cached_backward(
     kept_chunks: int | Literal["auto"] = 0,
     device: torch.device | str = "cpu",
     around: Around = lambda i, part: nullcontext(),
+    sharded: bool = False,
 ) -> torch.Tensor:
     """Accumulates the parameters' gradient of `loss` over the batch, one chunk at a time.
 
@@ -64,11 +66,15 @@ def cached_backward(
             as many as its memory takes, elsewhere none but the last, whose graph costs no memory at the peak.
         device: Of the model.
         around: Entered around each forward pass with the chunk's number and content.
+        sharded: Every process runs as many chunks as the one with the most, the shortest again for nothing: layers
+            that are cut over the processes run on all of them or on none.
 
     Returns:
         The loss, detached. The gradient is that of the plain, unchunked loss.
     """
     device = torch.device(device)
+    num_idle = most(len(chunks), device) - len(chunks) if sharded else 0
+    chunks = [chunks[-1]] * num_idle + list(chunks)
     states: list[RandomState] = []
     first_pass: list[torch.Tensor] = []
 
@@ -78,23 +84,25 @@ def cached_backward(
             return encode(part.to(device))
 
     order = list(range(len(chunks)))
-    keep = _Keeping(kept_chunks, len(chunks), device)
+    keep = _Keeping(kept_chunks, len(chunks), device, sharded)
     for i in order:
         states.append(RandomState(device))
         with torch.set_grad_enabled(keep.next(i)):
             first_pass.append(forward(i))
-    rows = torch.tensor([row for chunk in chunks for row in chunk])
-    leaf = torch.cat([vectors.detach() for vectors in first_pass])
+    rows = torch.tensor([row for chunk in chunks[num_idle:] for row in chunk])
+    leaf = torch.cat([vectors.detach() for vectors in first_pass[num_idle:]])
     leaf = leaf[torch.argsort(rows).to(leaf.device)].requires_grad_()
     value = loss(leaf)
-    (gradient,) = torch.autograd.grad(value, leaf)
+    value.backward()  # type: ignore[no-untyped-call]  # of the vectors, and of what the loss itself learns
+    gradient = leaf.grad
+    assert gradient is not None
     for i in sorted(order, key=lambda i: i not in keep.kept):  # graphs that are held are freed first
         if i in keep.kept:
             vectors = first_pass[i]
         else:
             with states[i]:
                 vectors = forward(i)
-        own = gradient[torch.tensor(chunks[i], dtype=torch.long, device=gradient.device)]
+        own = gradient[torch.tensor(chunks[i], dtype=torch.long, device=gradient.device)] * (i >= num_idle)
         vectors.backward(own)  # type: ignore[no-untyped-call]
         first_pass[i] = vectors.detach()  # frees the graph
         del vectors
@@ -104,8 +112,8 @@ def cached_backward(
 class _Keeping:
     """Decides during the first pass which chunks keep their graph."""
 
-    def __init__(self, wanted: int | Literal["auto"], num_chunks: int, device: torch.device) -> None:
-        self.num_chunks, self.device = num_chunks, device
+    def __init__(self, wanted: int | Literal["auto"], num_chunks: int, device: torch.device, sharded: bool) -> None:
+        self.num_chunks, self.device, self.sharded = num_chunks, device, sharded
         self.automatic = wanted == "auto"
         self.wanted = 1 if wanted == "auto" else wanted
         self.kept: set[int] = set()
@@ -114,7 +122,12 @@ class _Keeping:
 
     def next(self, i: int) -> bool:
         """Whether chunk `i` keeps its graph; called in order."""
-        keep = self._fits() if self.automatic and self.device.type == "cuda" else i >= self.num_chunks - self.wanted
+        if self.automatic and self.device.type == "cuda":
+            keep = self._fits()
+            if self.sharded:  # the same chunks on every process
+                keep = most(not keep, self.device) == 0
+        else:
+            keep = i >= self.num_chunks - self.wanted
         if keep:
             self.kept.add(i)
         return keep

@@ -140,9 +140,10 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.average:
         trainer.average.use()
+    state = trainer.whole_state()
     if trainer.is_world_process_zero():
         facts = {"seconds": result.metrics["train_runtime"], "pairs": {n: len(e) for n, e in sets.items()}}
-        _save_run(embedder.eval(), recipe, trainer.state.log_history, facts)
+        _save_run(embedder.eval(), recipe, trainer.state.log_history, facts, state)
     return output
 
 
@@ -152,10 +153,17 @@ def last_checkpoint(output: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _save_run(embedder: Embedder, recipe: Recipe, log: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+def _save_run(
+    embedder: Embedder,
+    recipe: Recipe,
+    log: list[dict[str, Any]],
+    facts: dict[str, Any],
+    state: dict[str, torch.Tensor] | None,
+) -> None:
     output = recipe.output
-    embedder.write_files(output)
-    write_golden(embedder, output)
+    embedder.write_files(output, state=state)
+    # A sharded model cannot run on one process alone.
+    write_golden(embedder if state is None else Embedder.from_pretrained(output, dtype=torch.float32), output)
     (output / "recipe.yaml").write_text(dump_recipe(recipe))
     checkpoint.write_json(output / "provenance.json", checkpoint.provenance(**facts))
     entries = [entry for entry in log if "loss" in entry]

@@ -44,6 +44,7 @@ class ContrastiveStep:
         device: Of the model.
         vision: Keeps the features of a frozen vision side; None: it runs in both passes.
         context: Around each forward pass, such as autocast.
+        sharded: The model's parameters are cut over the processes.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class ContrastiveStep:
         device: torch.device,
         vision: FrozenVision | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        sharded: bool = False,
     ) -> None:
         self.model, self.objective, self.settings, self.device = model, objective, settings, device
-        self.vision, self.context = vision, context
+        self.vision, self.context, self.sharded = vision, context, sharded
 
     def backward(self, pairs: PairBatch, parameters: Any = ()) -> StepResult:
         """Adds the gradient to the parameters; `parameters` are summed over the processes at the end."""
@@ -82,6 +84,7 @@ class ContrastiveStep:
             self.settings.kept_chunks,
             self.device,
             self.vision.serving if self.vision else (lambda i, part: nullcontext()),
+            self.sharded,
         )
         if self.vision:
             self.vision.forget()

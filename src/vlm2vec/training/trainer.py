@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
@@ -27,15 +28,17 @@ from vlm2vec.models import checkpoint
 from vlm2vec.models.embedder import Embedder, best_dtype
 from vlm2vec.models.feature_store import FeatureStore
 from vlm2vec.models.frozen_vision import FrozenVision, vision_fingerprint
+from vlm2vec.training import sharding
 from vlm2vec.training.config import Recipe, SetSettings
 from vlm2vec.training.ema import MovingAverage
-from vlm2vec.training.gather import num_processes, wait_for_all
+from vlm2vec.training.gather import num_processes, total, wait_for_all
 from vlm2vec.training.guard import Guard
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.step import ContrastiveStep, StepResult
 from vlm2vec.types import TrainExample
 
 EXTRA_FILE = "training_state.safetensors"
+OPTIMIZER_NAME, SCHEDULER_NAME = STATES = "optimizer.pt", "scheduler.pt"
 WRITING = ".writing"  # where a step checkpoint lies until it is whole
 
 
@@ -78,6 +81,7 @@ class ContrastiveTrainer(transformers.Trainer):
             callbacks=[_StepCallback(self._after_step(on_step))],
         )
         self.remove_callback(transformers.PrinterCallback)
+        self.is_sharded = recipe.train.sharding == "full" and self.args.world_size > 1
 
     def _after_step(self, on_step: Callable[[int], None]) -> Callable[[int], None]:
         def after(step: int) -> None:
@@ -126,6 +130,7 @@ class ContrastiveTrainer(transformers.Trainer):
                 self.args.device,
                 self.vision,
                 self.compute_loss_context_manager,
+                self.is_sharded,
             )
             result = step.backward(inputs["pairs"], self.embedder.parameters())
         self._check(result, inputs["pairs"].origins)
@@ -133,7 +138,10 @@ class ContrastiveTrainer(transformers.Trainer):
 
     def _check(self, result: StepResult, origins: list[str]) -> None:
         gradients = [p.grad for p in self.embedder.parameters() if p.grad is not None]
-        finite = bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+        if self.is_sharded:  # each process has its part of them
+            gradients = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+        squares = total(torch.nn.utils.get_total_norm(gradients)) if gradients else torch.zeros(())
+        finite = bool(torch.isfinite(squares))
         cosine = result.mean_cosine
         self.guard.check(self.state.global_step + 1, float(result.loss), finite, cosine, origins)
         self._seen = {"mean_cosine": round(cosine, 6), "memory_mib": round(self.guard.memory_mib)}
@@ -168,10 +176,20 @@ class ContrastiveTrainer(transformers.Trainer):
                 shutil.rmtree(old)
         wait_for_all()
 
+    def whole_state(self) -> dict[str, torch.Tensor] | None:
+        """The backbone's weights where they are sharded, else None; every process must call it."""
+        return sharding.whole_state(self.embedder.backbone.model) if self.is_sharded else None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the model whole, whatever the layout."""
+        state = self.whole_state()
+        if self.args.should_save:
+            self._save(output_dir, state)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        self.embedder.write_files(folder)
+        self.embedder.write_files(folder, state=state_dict)
         if extra := self._extra_state():
             save_file(extra, folder / EXTRA_FILE)
 
@@ -182,12 +200,45 @@ class ContrastiveTrainer(transformers.Trainer):
             state |= {f"average.{name}": value.cpu().contiguous() for name, value in self.average.state.items()}
         return state
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Writes them whole, by parameter name: another layout of processes can go on from there."""
+        state = sharding.optimizer_state(self.embedder, self._plain_optimizer())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        saved, schedule = (
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True) for name in STATES
+        )
+        sharding.load_optimizer_state(self.embedder, self._plain_optimizer(), saved)
+        self.lr_scheduler.load_state_dict(schedule)
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        wrapped: Any = self.optimizer
+        optimizer: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
+        return optimizer
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Trains; weights are loaded while they are whole, and sharded then."""
+        if resume_from_checkpoint is not None:
+            self._load_step(Path(resume_from_checkpoint))
+        if self.is_sharded:
+            sharding.shard(self.embedder, self.objective.parameters())
+            self.is_distributed_loading_by_transformers = True  # so it is neither wrapped nor moved
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Does nothing: `train` has done it."""
+
+    def _load_step(self, folder: Path) -> None:
         load = checkpoint.load_adapter if self.recipe.lora else checkpoint.load_weights
-        load(self.embedder.backbone, Path(resume_from_checkpoint))
+        load(self.embedder.backbone, folder)
         present = self._extra_state()
         if present:
-            saved = load_file(Path(resume_from_checkpoint) / EXTRA_FILE)
+            saved = load_file(folder / EXTRA_FILE)
             with torch.no_grad():
                 for name, parameter in self.objective.named_parameters():
                     parameter.copy_(saved[f"objective.{name}"])

@@ -136,9 +136,10 @@ class Backbone(nn.Module, ABC):
     def save_processor(self, folder: Path) -> None:
         """Writes tokenizer and picture settings to a checkpoint folder."""
 
-    def save_model(self, folder: Path) -> None:
-        """Writes all weights of a fully tuned model (no adapter on it)."""
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+    def save_model(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Writes all weights of a fully tuned model (no adapter on it); `state`: these instead of those in memory."""
+        named = self.model.state_dict() if state is None else state
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:

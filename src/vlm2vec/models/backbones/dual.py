@@ -167,10 +167,10 @@ class DualEncoder(Backbone):
         self.tokenizer.save_pretrained(folder)
         self.images.save_pretrained(folder)
 
-    def save_model(self, folder: Path) -> None:
+    def save_model(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Writes weights and configuration as transformers does: the folder is a model of its own."""
         model: Any = self.model
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
         """Text and picture by its own modules; it has no sum of both and refuses such inputs."""

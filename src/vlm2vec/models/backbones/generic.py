@@ -137,10 +137,10 @@ class Generic(Backbone):
         """Writes tokenizer and picture settings as transformers does."""
         self.processor.save_pretrained(folder)
 
-    def save_model(self, folder: Path) -> None:
+    def save_model(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Writes weights and configuration as transformers does: the folder is a model of its own."""
         model: Any = self.model
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
         """By its own modules, unless these cannot: they always ask the model for positions and the base for sizes."""

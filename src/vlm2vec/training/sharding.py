@@ -1,0 +1,125 @@
+"""Parameters, gradients and optimiser state cut over the processes (FSDP2), and what that asks of a step.
+
+A sharded layer is gathered when it runs, by all processes together. So in a step every process must run the same layers
+equally often: all cut their batch into the same number of chunks, and only layers of the language model, which every
+input passes through, are shards of their own. The rest is one shard, of which every chunk uses all (`_use_all`).
+
+What is saved is whole, whatever the layout: a checkpoint of one loads in the other. accelerate knows sharding on GPUs
+only, so torch's own `fully_shard` is called here, and the Trainer told that the model is sharded already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vlm2vec.training.gather import num_processes
+
+
+def shard(embedder: Any, kept_whole: Iterable[nn.Parameter]) -> None:
+    """Cuts a model's parameters over the processes, in place.
+
+    Args:
+        embedder: With a `backbone`, whose `model` it is.
+        kept_whole: Parameters that every process holds.
+    """
+    _use_all(embedder.backbone)
+    mesh = init_device_mesh(embedder.device.type, (num_processes(),))
+    for layer in _language_layers(embedder.backbone.model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(embedder, mesh=mesh, ignored_params=set(kept_whole))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with the parts of all processes; every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights of a sharded model that a checkpoint may hold, on the CPU; every process must call it."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    everything = trained == {name for name, _ in model.named_parameters()}
+    return {
+        name: whole(value.detach()).cpu() for name, value in model.state_dict().items() if everything or name in trained
+    }
+
+
+def _use_all(backbone: nn.Module) -> None:
+    """Makes every forward pass use every trained parameter outside the language model's layers, by a term of zero.
+
+    A chunk without pictures would leave the gradients of a trained vision side out, and the processes' sums, which are
+    made of all gradients of a shard at once, would not fit each other.
+    """
+    model: Any = getattr(backbone, "model")  # noqa: B009
+    inside = {id(parameter) for layer in _language_layers(model) for parameter in layer.parameters()}
+    places = [
+        (module, name)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad and id(parameter) not in inside
+    ]
+
+    def add_nothing(module: nn.Module, inputs: Any, output_BD: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return output_BD
+        parts = [getattr(owner, name).reshape(-1)[:1].sum() for owner, name in places]
+        return output_BD + 0 * torch.stack(parts).sum() if parts else output_BD
+
+    backbone.register_forward_hook(add_nothing)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimiser remembers, whole and by the parameters' names; every process must call it."""
+    state = {
+        name: {key: whole(value).cpu() if isinstance(value, torch.Tensor) else value for key, value in mine.items()}
+        for name, mine in _states(model, optimizer)
+    }
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return {"state": state, "groups": groups}
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Puts a saved state in place, each process its part.
+
+    Args:
+        model: Whose parameters are optimised.
+        optimizer: With as many groups as the saved one.
+        saved: From `optimizer_state`, of any layout.
+    """
+    for name, parameter in model.named_parameters():
+        if name in saved["state"]:
+            optimizer.state[parameter] = {
+                key: _like(parameter, value) if isinstance(value, torch.Tensor) else value
+                for key, value in saved["state"][name].items()
+            }
+    for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
+        group.update(settings)
+
+
+def _states(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, parameter in model.named_parameters():
+        if parameter in optimizer.state:
+            yield name, optimizer.state[parameter]
+
+
+def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    if value.shape != parameter.shape or value.dim() == 0:  # a count of steps
+        return value
+    value = value.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value
+
+
+def _language_layers(model: Any) -> list[nn.Module]:
+    """The repeated layers of the language model; none where the family does not say which part that is."""
+    if not hasattr(model, "get_decoder"):
+        return []
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList) and len(module)]
+    return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[]))

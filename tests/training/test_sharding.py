@@ -1,0 +1,137 @@
+"""Two processes against one, plain (DDP) and with parameters cut over them (FSDP2); each loads what the other saved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from samples import draw, write_train_set
+from torch import multiprocessing
+from torch.distributed.tensor import DTensor
+
+from vlm2vec import Embedder
+from vlm2vec.models.golden import verify_golden
+from vlm2vec.training import sharding
+from vlm2vec.training.config import Recipe
+from vlm2vec.training.run import build_embedder, read_log, read_sets, train
+from vlm2vec.training.trainer import ContrastiveTrainer
+
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"lora": None},
+    "lora": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}, "loss": {"learn_temperature": True}},
+}
+
+CASES = [("ddp", "full"), ("sharded", "full"), ("sharded", "lora")]
+
+
+class Catching(ContrastiveTrainer):
+    """Keeps the gradients of its first step, whole."""
+
+    caught: dict[str, torch.Tensor] | None = None
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        value = super().training_step(*args, **kwargs)
+        assert self.is_sharded == any(isinstance(p, DTensor) for p in self.embedder.parameters())
+        if self.caught is None:
+            named = self.embedder.named_parameters()
+            self.caught = {name: sharding.whole(p.grad).clone() for name, p in named if p.grad is not None}
+        return value
+
+
+def recipe(base: str, root: Path, output: Path, kind: str, layout: str) -> Recipe:
+    values = {
+        "model": {"base": base},
+        "data": {"root": root, "batching": "mixed"},
+        "train": {"steps": 4, "batch_size": 8, "chunk_size": 3, "learning_rate": 1e-3, "log_steps": 1}
+        | {"save_steps": 2, "bf16": False, "sharding": "full" if layout == "sharded" else "none"},
+        "output": output,
+    }
+    return Recipe.model_validate(values | KINDS[kind])
+
+
+def gradients(settings: Recipe) -> dict[str, torch.Tensor]:
+    trainer = Catching(build_embedder(settings), settings, read_sets(settings), settings.output / "gradients")
+    trainer.args.max_steps = 1
+    trainer.train()
+    assert trainer.caught is not None
+    return trainer.caught
+
+
+def one_of_two(rank: int, port: int, base: str, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    place = Path(folder)
+    for layout, kind in CASES:
+        found = gradients(recipe(base, place / "data", place / f"{layout}-{kind}-g", kind, layout))
+        if rank == 0:
+            torch.save(found, place / f"{layout}-{kind}.pt")
+    train(recipe(base, place / "data", place / "sharded", "lora", "sharded"))
+    train(recipe(base, place / "data", place / "alone-then-sharded", "lora", "sharded"), resume=True)
+    torch.distributed.destroy_process_group()
+
+
+def half_of(run: Path, output: Path) -> None:
+    """A run that was cut after its second step."""
+    shutil.copytree(run / "checkpoints" / "checkpoint-2", output / "checkpoints" / "checkpoint-2")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_qwen2_vl: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gradients and runs of one process and of two, in their folders; half of the inputs have no picture."""
+    folder = tmp_path_factory.mktemp("layouts")
+    rows = [{"qry": f"find {'very ' * (i % 5)}{i}", "pos_text": f"words {i}"} for i in range(8)]
+    for i in range(8):
+        draw(folder / f"data/images/{i}.png", ("red", "green", "blue", "yellow")[i % 4], i)
+        picture = {"qry": "<|image_1|>\nWhat is it?\n", "qry_image_path": f"images/{i}.png"}
+        rows.append({**picture, "pos_text": f"thing {i % 3}"})
+    write_train_set(folder / "data", "Mixed", rows)
+    for kind in KINDS:
+        settings = recipe(tiny_qwen2_vl, folder / "data", folder / f"alone-{kind}-g", kind, "alone")
+        torch.save(gradients(settings), folder / f"alone-{kind}.pt")
+    train(recipe(tiny_qwen2_vl, folder / "data", folder / "alone", "lora", "alone"))
+    half_of(folder / "alone", folder / "alone-then-sharded")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(one_of_two, (port, tiny_qwen2_vl, str(folder)), nprocs=2)
+    half_of(folder / "sharded", folder / "sharded-then-alone")
+    train(recipe(tiny_qwen2_vl, folder / "data", folder / "sharded-then-alone", "lora", "alone"), resume=True)
+    return folder
+
+
+@pytest.mark.parametrize(("layout", "kind"), CASES)
+def test_two_processes_have_the_gradient_of_one(runs: Path, layout: str, kind: str) -> None:
+    alone, pair = (torch.load(runs / f"{name}-{kind}.pt") for name in ("alone", layout))
+    assert alone.keys() == pair.keys() and len(alone) > 20
+    if kind == "lora":
+        assert alone["objective.log_temperature"] != 0
+    for name, gradient in pair.items():
+        largest = float(alone[name].abs().max())
+        torch.testing.assert_close(
+            gradient, alone[name], rtol=1e-4, atol=1e-5 * largest, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("way", ["sharded", "alone-then-sharded", "sharded-then-alone"])
+def test_a_run_is_the_same_in_any_layout_and_goes_on_in_another(runs: Path, way: str) -> None:
+    whole, other = (read_log(runs / name) for name in ("alone", way))
+    for number in ("loss", "grad_norm"):
+        assert [entry[number] for entry in other] == pytest.approx([entry[number] for entry in whole], rel=1e-4)
+    assert verify_golden(Embedder.from_pretrained(runs / way, dtype=torch.float32), runs / way).min() > 0.99999
+    vectors = [load_file(runs / name / "golden.safetensors")["embeddings"] for name in ("alone", way)]
+    torch.testing.assert_close(vectors[1], vectors[0], rtol=0, atol=1e-3)
+
+
+def test_sharded_runs_say_what_they_cannot_do(tmp_path: Path) -> None:
+    values = recipe("x", tmp_path, tmp_path, "lora", "sharded").model_dump()
+    with pytest.raises(ValueError, match="keeps no moving average"):
+        Recipe.model_validate(values | {"train": {**values["train"], "ema_decay": 0.9}})
+    with pytest.raises(ValueError, match="cannot be evaluated on the way"):
+        Recipe.model_validate(values | {"evaluate": {"benchmark": "mmeb-v1"}})
