@@ -218,3 +218,31 @@ def test_an_adapter_with_a_tensor_too_many_or_too_few_is_refused_by_name(recipe_
     save_file({key: value for key, value in state.items() if key != name}, folder / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"is missing|was not used"):
         Embedder.from_pretrained(folder)
+
+
+def test_a_streamed_set_trains_as_the_same_pairs_in_the_mmeb_layout(
+    recipe_values: dict[str, object], tmp_path: Path
+) -> None:
+    root = tmp_path / "records"
+    root.mkdir()
+    whole = with_changes(recipe_values, data={"sets": ["Color"]}, train={"steps": 3}, output=str(tmp_path / "whole"))
+    rows = []
+    for example in read_sets(whole)["Color"]:
+        sides = [
+            {"text": item.text or "", "images": [str(image.path) for image in item.images]}
+            for item in (example.query, example.target, *example.negatives)
+        ]
+        rows.append(json.dumps({"query": sides[0], "target": sides[1], "negatives": sides[2:]}))
+    (root / "Color.jsonl").write_text("\n".join(rows))
+    streamed = with_changes(
+        recipe_values,
+        data={"root": str(root), "num_workers": 1},
+        train={"steps": 3},
+        output=str(tmp_path / "streamed"),
+    )
+    train(whole)
+    train(streamed)
+    logs = [[e["loss"] for e in json.loads((r.output / "log.json").read_text())] for r in (whole, streamed)]
+    np.testing.assert_allclose(logs[1], logs[0], rtol=1e-5)
+    with pytest.raises(UserError, match="skip cannot be with sets that are streamed"):
+        train(with_changes(recipe_values, data={"root": str(root), "on_bad_image": "skip"}))

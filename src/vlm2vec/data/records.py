@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
 from vlm2vec.types import EmbeddingInput, EvalQuery, TrainExample
 
+BLOCK = 256  # records that are read at once where the file says nothing
 SIDE_FIELDS = {"text", "image", "images", "instruction"}
 FIELDS = {"query", "target", "candidates", "negatives", "relevant", "gains"}
 FLAT = tuple(f"{side}_{part}" for side in ("query", "target", "negative") for part in ("text", "image", "instruction"))
@@ -57,13 +58,19 @@ def read_train_records(path: Path) -> list[TrainExample]:
     Raises:
         UserError: naming file, row and field of the first record that is no pair.
     """
-    examples = []
-    for record in _records(path):
-        query, target = (_side(record, name) for name in ("query", "target"))
-        negatives = record.values.get("negatives") or []
-        many = tuple(_input(record, item, f"negatives[{i}]") for i, item in enumerate(negatives))
-        examples.append(TrainExample(query, target, many, path.stem))
-    return examples
+    return [pair_of(record, path.stem) for record in _records(path)]
+
+
+def pair_of(record: Record, source: str) -> TrainExample:
+    """A record as a training pair.
+
+    Raises:
+        UserError: naming file, row and field, if it is none.
+    """
+    query, target = (_side(record, name) for name in ("query", "target"))
+    negatives = record.values.get("negatives") or []
+    many = tuple(_input(record, item, f"negatives[{i}]") for i, item in enumerate(negatives))
+    return TrainExample(query, target, many, source, origin=record.where)
 
 
 def read_eval_records(path: Path) -> list[EvalQuery]:
@@ -102,26 +109,79 @@ def _records(path: Path) -> Iterator[Record]:
     if not files:
         raise UserError(f"{path}: no such data; expected a .jsonl, .parquet or .tar file, or a folder of them")
     for file in files:
-        read = {".jsonl": _from_json_lines, ".parquet": _from_parquet, ".tar": _from_shard}.get(file.suffix)
-        if read is None:
-            raise UserError(f"{file}: expected a .jsonl, .parquet or .tar file")
-        yield from read(file)
+        opened = open_records(file)
+        for number in range(len(opened.sizes)):
+            yield from opened.read(number)
 
 
-def _from_json_lines(file: Path) -> Iterator[Record]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _parsed(line, f"{file}, line {number}", file)
+class RecordFile(Protocol):
+    """A file of records, in blocks that can be read alone."""
+
+    sizes: list[int]
+    """Records of each block."""
+
+    def read(self, number: int) -> list[Record]:
+        """The records of a block; pictures are not read."""
+        ...
 
 
-def _from_shard(file: Path) -> Iterator[Record]:
-    names = sorted(name for name in archives.members(file) if name.endswith(".json"))
-    if not names:
-        raise UserError(f"{file}: no KEY.json in this shard; expected one a record")
-    for name in names:
-        content = archives.read_member(file, name).decode("utf-8", "replace")
-        yield _parsed(content, f"{file}, record {name}", file, name.removesuffix(".json"))
+def open_records(file: Path) -> RecordFile:
+    """A file's blocks; what they hold stays where it is.
+
+    Raises:
+        UserError: for another kind of file, or one that is not readable.
+    """
+    kinds: dict[str, type[_Lines] | type[_Table] | type[_Shard]]
+    kinds = {".jsonl": _Lines, ".parquet": _Table, ".tar": _Shard}
+    if file.suffix not in kinds:
+        raise UserError(f"{file}: expected a .jsonl, .parquet or .tar file")
+    return kinds[file.suffix](file)
+
+
+class _Lines:
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.sizes: list[int] = []
+        self._begins: list[tuple[int, int]] = []  # byte and line number
+        place = 0
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    if not self.sizes or self.sizes[-1] == BLOCK:
+                        self._begins.append((place, number))
+                        self.sizes.append(0)
+                    self.sizes[-1] += 1
+                place += len(line)
+
+    def read(self, number: int) -> list[Record]:
+        """Lines of a block, parsed."""
+        place, line_number = self._begins[number]
+        found: list[Record] = []
+        with self._file.open("rb") as lines:
+            lines.seek(place)
+            while len(found) < self.sizes[number]:
+                line = lines.readline().decode("utf-8", "replace")
+                if line.strip():
+                    found.append(_parsed(line, f"{self._file}, line {line_number}", self._file))
+                line_number += 1
+        return found
+
+
+class _Shard:
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._names = sorted(name for name in archives.members(file) if name.endswith(".json"))
+        if not self._names:
+            raise UserError(f"{file}: no KEY.json in this shard; expected one a record")
+        self.sizes = [len(self._names[begin : begin + BLOCK]) for begin in range(0, len(self._names), BLOCK)]
+
+    def read(self, number: int) -> list[Record]:
+        """Records of a block, by key."""
+        found = []
+        for name in self._names[number * BLOCK : (number + 1) * BLOCK]:
+            content = archives.read_member(self._file, name).decode("utf-8", "replace")
+            found.append(_parsed(content, f"{self._file}, record {name}", self._file, name.removesuffix(".json")))
+        return found
 
 
 def _parsed(content: str, where: str, file: Path, key: str = "") -> Record:
@@ -135,20 +195,37 @@ def _parsed(content: str, where: str, file: Path, key: str = "") -> Record:
     return Record(values, where, file, key)
 
 
-def _from_parquet(file: Path) -> Iterator[Record]:
-    try:
-        schema = pq.read_schema(file)
-        held = [field.name for field in schema if not (pa.types.is_string(field.type) or pa.types.is_list(field.type))]
-        columns = [name for name in schema.names if name not in held]
-        rows = pq.read_table(file, columns=columns).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file}: not a readable parquet file ({error})") from error
-    unknown = sorted(set(schema.names) - set(FLAT) - FIELDS)
-    if unknown:
-        raise UserError(f"{file}: unknown columns {unknown}; expected some of {', '.join(FLAT)}")
-    for number, row in enumerate(rows):
-        where = f"{file}, row {number}"
-        cells = {name: ImageRef(path=str(file), member=f"{name}[{number}]", origin=where) for name in held}
+class _Table:
+    """A parquet file; its row groups are the blocks."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        try:
+            self._table = pq.ParquetFile(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{file}: not a readable parquet file ({error})") from error
+        schema = self._table.schema_arrow
+        unknown = sorted(set(schema.names) - set(FLAT) - FIELDS)
+        if unknown:
+            raise UserError(f"{file}: unknown columns {unknown}; expected some of {', '.join(FLAT)}")
+        texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_list(field.type)]
+        self._columns = texts
+        self._held = [name for name in schema.names if name not in texts]
+        self.sizes = [self._table.metadata.row_group(i).num_rows for i in range(self._table.num_row_groups)]
+
+    def read(self, number: int) -> list[Record]:
+        """Rows of a group; cells of pictures are only named."""
+        try:
+            rows = self._table.read_row_group(number, columns=self._columns).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{self._file}: not a readable parquet file ({error})") from error
+        begin = sum(self.sizes[:number])
+        rows = rows or [{}] * self.sizes[number]  # pictures only
+        return [self._record(begin + i, row) for i, row in enumerate(rows)]
+
+    def _record(self, number: int, row: dict[str, Any]) -> Record:
+        where = f"{self._file}, row {number}"
+        cells = {name: ImageRef(path=str(self._file), member=f"{name}[{number}]", origin=where) for name in self._held}
         sides: dict[str, dict[str, Any]] = {}
         for name, value in {**row, **cells}.items():
             side, _, part = name.partition("_")
@@ -156,7 +233,7 @@ def _from_parquet(file: Path) -> Iterator[Record]:
                 sides.setdefault(side, {})[part] = value
         values = {name: value for name, value in row.items() if name in FIELDS}
         negative = sides.pop("negative", None)
-        yield Record({**values, **sides, **({"negatives": [negative]} if negative else {})}, where, file)
+        return Record({**values, **sides, **({"negatives": [negative]} if negative else {})}, where, self._file)
 
 
 def _side(record: Record, name: str) -> EmbeddingInput:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Literal
 
 from torch.utils.data import Sampler
 
+from vlm2vec.data.streams import WINDOW
 from vlm2vec.errors import UserError
 
 Batching = Literal["mixed", "single", "interleaved"]
@@ -20,7 +22,8 @@ class BatchSampler(Sampler[list[int]]):
     parts, one a process, so that two processes see together what one process would see.
 
     Args:
-        sizes: Examples of each set.
+        sizes: Examples of each set; of a set that is read in blocks, those of each block: blocks are then shuffled, and
+            the pairs within every `WINDOW` of them.
         weights: Share of each set, any positive scale.
         batch_size: Pairs a step over all processes.
         num_steps: Batches to yield.
@@ -34,7 +37,7 @@ class BatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        sizes: Sequence[int],
+        sizes: Sequence[int | Sequence[int]],
         weights: Sequence[float],
         batch_size: int,
         num_steps: int,
@@ -46,7 +49,8 @@ class BatchSampler(Sampler[list[int]]):
     ) -> None:
         if batch_size % num_processes:
             raise UserError(f"batch_size {batch_size}: expected a multiple of the {num_processes} processes")
-        self.sizes, self.weights = list(sizes), list(weights)
+        self.blocks = [[size] if isinstance(size, int) else list(size) for size in sizes]
+        self.sizes, self.weights = [sum(blocks) for blocks in self.blocks], list(weights)
         self.batch_size, self.num_steps, self.seed = batch_size, num_steps, seed
         self.run_length = {"mixed": 1, "single": batch_size, "interleaved": min(sub_batch_size, batch_size)}[batching]
         if batch_size % self.run_length:
@@ -70,7 +74,15 @@ class BatchSampler(Sampler[list[int]]):
     def _stream(self, which: int) -> Iterator[int]:
         epoch = 0
         while True:
-            order = list(range(self.sizes[which]))
-            random.Random(f"{self.seed} set {which} epoch {epoch}").shuffle(order)
-            yield from order
+            rng = random.Random(f"{self.seed} set {which} epoch {epoch}")
+            blocks = self.blocks[which]
+            begins = [0, *accumulate(blocks)]
+            numbers = list(range(len(blocks)))
+            if len(numbers) > 1:
+                rng.shuffle(numbers)
+            for first in range(0, len(numbers), WINDOW):
+                few = numbers[first : first + WINDOW]
+                order = [i for number in few for i in range(begins[number], begins[number + 1])]
+                rng.shuffle(order)
+                yield from order
             epoch += 1

@@ -65,7 +65,8 @@ class DataSettings(Section):
     """What it is trained on."""
 
     root: Path
-    """A folder in the MMEB-train layout, relative to where the command runs."""
+    """A folder, relative to where the command runs: of sets in the MMEB-train layout, and of sets of records (`.jsonl`,
+    `.parquet`, webdataset `.tar`, or folders of these), which are streamed."""
     sets: dict[str, float | SetSettings] | list[str] | None = None
     """Names, or names with weights (or weight and cap); null: every set of the folder."""
     max_pairs: PositiveInt | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.mixture import capped
-from vlm2vec.data.readers import list_sets, read_train_set
+from vlm2vec.data.readers import TRAIN_FILES, list_sets, read_train_set
+from vlm2vec.data.streams import StreamedSet, streamed_sets
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
 from vlm2vec.models import checkpoint
@@ -30,6 +31,7 @@ CHECKPOINTS = "checkpoints"
 LOG_FILE = "log.json"
 REPORT_FILE = "report.html"
 logger = logging.getLogger(__name__)
+Sets = Mapping[str, Sequence[TrainExample]]
 
 
 def build_embedder(recipe: Recipe) -> Embedder:
@@ -53,28 +55,38 @@ def build_embedder(recipe: Recipe) -> Embedder:
     return embedder
 
 
-def read_sets(recipe: Recipe) -> dict[str, list[TrainExample]]:
-    """Examples of every set that the recipe names.
+def read_sets(recipe: Recipe) -> Sets:
+    """Examples of every set that the recipe names: in memory in the MMEB-train layout, else streamed.
 
     Raises:
-        UserError: see `read_train_set`.
+        UserError: see `read_train_set` and `StreamedSet`.
     """
-    names = list(recipe.data.sets) if recipe.data.sets else list_sets(recipe.data.root)
+    root = recipe.data.root
+    names = list(recipe.data.sets) if recipe.data.sets else sorted({*streamed_sets(root), *_listed(root)})
     return {name: _read_set(recipe, name) for name in names}
 
 
-def _read_set(recipe: Recipe, name: str) -> list[TrainExample]:
+def _listed(root: Path) -> list[str]:
+    return [] if streamed_sets(root) and not any(root.glob(f"*/{TRAIN_FILES}")) else list_sets(root)
+
+
+def _read_set(recipe: Recipe, name: str) -> Sequence[TrainExample]:
     data = recipe.data
-    examples = read_train_set(data.root, name, data.use_negatives)
     own = data.sets.get(name) if isinstance(data.sets, dict) else None
     cap = own.max_pairs if isinstance(own, SetSettings) and own.max_pairs else data.max_pairs
-    return capped(examples, cap, recipe.train.seed, name)
+    streamed = streamed_sets(data.root)
+    if name not in streamed:
+        return capped(read_train_set(data.root, name, data.use_negatives), cap, recipe.train.seed, name)
+    examples = StreamedSet(streamed[name], name, use_negatives=data.use_negatives)
+    if cap is None or len(examples) <= cap:
+        return examples
+    return examples.only(capped(range(len(examples)), cap, recipe.train.seed, name))
 
 
-def check_pictures(
-    embedder: Embedder, sets: dict[str, list[TrainExample]], on_bad_image: str
-) -> dict[str, list[TrainExample]]:
+def check_pictures(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
     """Reads every picture once before the first step; a frozen encoder's outputs are kept on the way.
+
+    Streamed sets are left as they are: a picture of theirs that is unreadable stops the run at its step.
 
     Returns:
         The sets, without the pairs of unreadable pictures where `on_bad_image` is "skip".
@@ -82,13 +94,17 @@ def check_pictures(
     Raises:
         UserError: for the first unreadable picture where it is "stop", or if nothing is left of a set.
     """
-    pictures = dict.fromkeys(image for examples in sets.values() for e in examples for image in example_images(e))
+    streamed = {name: examples for name, examples in sets.items() if isinstance(examples, StreamedSet)}
+    if streamed and on_bad_image == "skip":
+        raise UserError(f"data.on_bad_image: skip cannot be with sets that are streamed ({', '.join(streamed)})")
+    whole = {name: examples for name, examples in sets.items() if name not in streamed}
+    pictures = dict.fromkeys(image for examples in whole.values() for e in examples for image in example_images(e))
     bad: dict[ImageRef, UserError] = {}
     with progress_bar("checking and encoding pictures", len(pictures)) as advance:
         read_pictures(embedder, pictures, advance, bad if on_bad_image == "skip" else None)
     kept = {
         name: [e for e in examples if not any(image in bad for image in example_images(e))]
-        for name, examples in sets.items()
+        for name, examples in whole.items()
     }
     for name, examples in kept.items():
         skipped = len(sets[name]) - len(examples)
@@ -97,7 +113,7 @@ def check_pictures(
             logger.warning("%s: %d pairs left out for unreadable pictures; the first: %s", name, skipped, first)
         if not examples:
             raise UserError(f"{name}: no pair with readable pictures is left")
-    return kept
+    return {name: kept.get(name, examples) for name, examples in sets.items()}
 
 
 def example_images(example: TrainExample) -> Iterable[ImageRef]:

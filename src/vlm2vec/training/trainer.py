@@ -8,21 +8,22 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.collate import PairBatch, collate_pairs
 from vlm2vec.data.mixture import set_weights
 from vlm2vec.data.sampler import BatchSampler
+from vlm2vec.data.streams import StreamedSet
 from vlm2vec.errors import UserError
 from vlm2vec.models import checkpoint
 from vlm2vec.models.embedder import Embedder, best_dtype
@@ -48,7 +49,7 @@ class ContrastiveTrainer(transformers.Trainer):
     Args:
         embedder: The model, adapters in place.
         recipe: Settings.
-        sets: Examples by set name.
+        sets: Examples by set name; a streamed set is read by the processes that make batches.
         folder: Where step checkpoints go.
         on_step: Called after each step with the number of steps done.
     """
@@ -57,7 +58,7 @@ class ContrastiveTrainer(transformers.Trainer):
         self,
         embedder: Embedder,
         recipe: Recipe,
-        sets: dict[str, list[TrainExample]],
+        sets: Mapping[str, Sequence[TrainExample]],
         folder: Path,
         on_step: Callable[[int], None] = lambda step: None,
     ) -> None:
@@ -77,7 +78,7 @@ class ContrastiveTrainer(transformers.Trainer):
         super().__init__(
             model=embedder,
             args=_arguments(recipe, folder, embedder.device),
-            train_dataset=[example for examples in sets.values() for example in examples],
+            train_dataset=ConcatDataset([cast(Dataset[TrainExample], examples) for examples in sets.values()]),
             callbacks=[_StepCallback(self._after_step(on_step))],
         )
         self.remove_callback(transformers.PrinterCallback)
@@ -96,7 +97,10 @@ class ContrastiveTrainer(transformers.Trainer):
         sizes = {name: len(examples) for name, examples in self.sets.items()}
         train = self.recipe.train
         sampler = BatchSampler(
-            list(sizes.values()),
+            [
+                examples.blocks if isinstance(examples, StreamedSet) else len(examples)
+                for examples in self.sets.values()
+            ],
             list(recipe_weights(self.recipe, sizes).values()),
             train.batch_size,
             train.steps,
