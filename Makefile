@@ -38,7 +38,7 @@ format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## the speed measurements; each prints a table and a JSON line
+bench: $(DEV)  ## the speed measurements; each prints a table and a JSON line
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 clean:

@@ -71,6 +71,8 @@ class ContrastiveTrainer(transformers.Trainer):
             embedder.objective = self.objective  # its parameters are the model's own to optimiser and checkpoints
         self.vision = keep_vision(embedder, recipe)
         self.guard = Guard(recipe.guard, embedder.device)
+        if recipe.data.num_workers:
+            embedder.backbone.send_bytes()
         decay = recipe.train.ema_decay
         self.average = MovingAverage(embedder.backbone.named_parameters(), decay) if decay else None
         self._seen: dict[str, float] = {}

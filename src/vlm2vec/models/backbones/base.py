@@ -136,6 +136,14 @@ class Backbone(nn.Module, ABC):
     def save_processor(self, folder: Path) -> None:
         """Writes tokenizer and picture settings to a checkpoint folder."""
 
+    def send_bytes(self) -> bool:
+        """From now on `process` gives pictures as bytes, and the model makes the processor's numbers of them.
+
+        Returns:
+            False, and nothing changes, where the two would not be the same.
+        """
+        return False
+
     def save_model(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Writes all weights of a fully tuned model (no adapter on it); `state`: these instead of those in memory."""
         named = self.model.state_dict() if state is None else state

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 import transformers
+from PIL import Image
 from torch import nn
 
 from vlm2vec.errors import UserError
@@ -22,6 +23,7 @@ from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.backbones.hf_processor import load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.prompts import place_video, split_at_pictures
+from vlm2vec.models.raw_pixels import RAW, RawPixels, as_bytes
 from vlm2vec.models.resolution import side_of
 from vlm2vec.types import Batch, EmbeddingInput
 from vlm2vec.videos import Frames
@@ -72,6 +74,8 @@ class Generic(Backbone):
         if side_of(settings) is not None and hasattr(self.config, "image_grid_pinpoints"):
             self.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints
         self.image_token = str(processor.image_token)
+        self.raw_pixels: RawPixels | None = None
+        self._as_bytes = False
 
     @classmethod
     def load(
@@ -124,10 +128,26 @@ class Generic(Backbone):
         left = self.settings.get("padding_side") == "left"
         return Batch(tensors, packed, TOKEN_TENSORS, self.processor.tokenizer.pad_token_id or 0, left)
 
+    def send_bytes(self) -> bool:
+        """As the base says; families whose processor does more than scale and shift bytes keep numbers."""
+
+        def pixels(picture: Image.Image, as_bytes: bool) -> torch.Tensor:
+            self._as_bytes = as_bytes
+            return self.collate([EmbeddingInput(images=(ImageRef.of(picture),))])["pixel_values"]
+
+        try:
+            self.raw_pixels = RawPixels.of(pixels)
+        except (KeyError, TypeError, ValueError):  # another name for pictures, a processor that knows no such request
+            self.raw_pixels = None
+        self._as_bytes = self.raw_pixels is not None
+        return self._as_bytes
+
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Final-norm hidden states [B, L, D]; without pictures, packed tensors have no rows, and models want none."""
         dtype = next(self.model.parameters()).dtype
         used = {name: tensor for name, tensor in batch.tensors.items() if name not in batch.rows or len(tensor)}
+        if self.raw_pixels is not None and "pixel_values" in used:
+            used["pixel_values"] = self.raw_pixels.numbers(used["pixel_values"])
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in used.items()}
         if self.rope_index is not None:
             tensors["position_ids"] = tensors["position_ids"].permute(2, 0, 1)
@@ -175,6 +195,8 @@ class Generic(Backbone):
         # A prompt that opens with the begin token (chat templates write it) gets no second one, as in transformers.
         opened = prompt.startswith(self.processor.tokenizer.bos_token or "\0")
         more: dict[str, Any] = {"add_special_tokens": False} if opened else {}
+        if self._as_bytes:
+            more["images_kwargs"] = RAW
         if video is not None:
             more["videos"] = [[frame.load() for frame in video.pictures]]
             more["video_metadata"] = [metadata_of(video)]
@@ -195,6 +217,8 @@ class Generic(Backbone):
             about = ", ".join([repr(prompt[:60]), *map(str, item.images), *([str(item.video)] if video else [])])
             raise UserError(f"{about}: {str(error).splitlines()[0]}") from error
         tensors = {name: value for name, value in output.items() if name in self.accepted}
+        if self._as_bytes and "pixel_values" in tensors:
+            tensors["pixel_values"] = as_bytes(tensors["pixel_values"])
         if tensors["input_ids"].shape[1] == 0:
             raise UserError("input has an empty text and no picture: nothing to encode")
         return tensors if self.rope_index is None else tensors | {"position_ids": self._positions(tensors)}

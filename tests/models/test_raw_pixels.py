@@ -1,0 +1,64 @@
+"""Pictures that travel as bytes give the vectors of those that travel as numbers, in every family that can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny.models import FAMILIES
+
+from vlm2vec import Embedder, EmbeddingInput
+from vlm2vec.images import ImageRef
+from vlm2vec.models.raw_pixels import RawPixels
+
+CANNOT = {"llava_next", "llava_onevision", "mllama", "mistral3"}  # tiles or pictures padded with numbers of zero
+
+
+def inputs() -> list[EmbeddingInput]:
+    noise = np.random.default_rng(3)
+    pictures = [
+        ImageRef.of(Image.fromarray(noise.integers(0, 256, size, dtype=np.uint8)))
+        for size in ((50, 70, 3), (33, 120, 3), (140, 64, 3))
+    ]
+    alone = [EmbeddingInput("look", (picture,)) for picture in pictures]
+    return [*alone, EmbeddingInput("both", (pictures[0], pictures[2])), EmbeddingInput("no picture")]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_give_the_vectors_of_numbers(family: str, tiny_vlm: Callable[[str], Path]) -> None:
+    embedder = Embedder.from_pretrained(tiny_vlm(family), dtype=torch.float32)
+    items = inputs() if family not in ("mllama", "mistral3") else inputs()[:1]
+    before = embedder.encode(items)
+    size = embedder.backbone.process(items).tensors
+    able = embedder.backbone.send_bytes()
+    after = embedder.backbone.process(items).tensors
+    assert able == (family not in CANNOT)
+    if able:
+        assert after["pixel_values"].dtype is torch.uint8
+        assert after["pixel_values"].nbytes * 4 == size["pixel_values"].nbytes
+    else:
+        assert all(tensor.dtype is size[name].dtype for name, tensor in after.items())
+    np.testing.assert_allclose(embedder.encode(items), before, rtol=0, atol=2e-6)
+
+
+def test_a_processor_that_pads_or_does_anything_else_is_found_out() -> None:
+    def pads(picture: Image.Image, raw: bool) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+        numbers = pixels if raw else (pixels.float() / 255 - 0.5) / 0.25
+        return torch.nn.functional.pad(numbers, (0, 8))
+
+    def squares(picture: Image.Image, raw: bool) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+        return pixels if raw else (pixels.float() / 255) ** 2
+
+    def scales(picture: Image.Image, raw: bool) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+        return pixels if raw else (pixels.float() / 255 - 0.5) / torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
+
+    assert RawPixels.of(pads) is None and RawPixels.of(squares) is None
+    found = RawPixels.of(scales)
+    assert found is not None and found.scale.shape == (1, 3, 1, 1)
