@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
+from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.generic import Generic
 from vlm2vec.videos import Frames
 
@@ -29,3 +31,7 @@ class PaliGemma(Generic):
             "attention_mask": output["attention_mask"],
             "token_type_ids": torch.zeros_like(ids),  # all of it prefix, which reads in both directions
         }
+
+    def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
+        """By this package's module: sentence-transformers writes a text alone without begin token and newline."""
+        st_folder.write_own(folder, prompts)
