@@ -153,6 +153,17 @@ def test_a_saved_model_loads_and_gives_equal_vectors(embedder, alone, tmp_path):
     ).is_file()
 
 
+@pytest.mark.parametrize("head", [True, False])
+def test_weights_in_the_other_layouts_of_keys_give_the_same_vectors(family, head, alone, tiny_vlm, tmp_path):
+    """Files have the names of older classes, of today's class with a language-model head, or of the model below it."""
+    kind = transformers.AutoModelForImageTextToText if head else transformers.AutoModel
+    state = {name: value.clone() for name, value in kind.from_pretrained(tiny_vlm(family)).state_dict().items()}
+    for file in tiny_vlm(family).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_same(load(tmp_path).encode(INPUTS), alone)
+
+
 def test_lora_adapts_the_linear_layers_of_the_language_model_only(embedder):
     model = embedder.backbone.model
     inside = {id(module) for module in model.get_decoder().modules()}

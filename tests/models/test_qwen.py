@@ -132,25 +132,5 @@ def test_the_usual_positions_are_those_of_the_version_that_wrote_the_weights(ver
     assert saved.backbone.options()["positions"] == scheme
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-@pytest.mark.parametrize("layout", ["new", "base"])
-def test_weights_in_the_newer_layouts_of_keys_give_the_same_vectors(family, layout, tiny_vlm, tmp_path):
-    folder = copied(tiny_vlm(family), tmp_path / "model")
-    state = load_file(folder / "model.safetensors")
-    assert {name.split(".")[0] for name in state} == {"model", "visual", "lm_head"}  # as published
-    outer = "model." if layout == "new" else ""  # with a language-model head, or the model below it
-    renamed = {
-        re.sub(r"^model\.", f"{outer}language_model.", re.sub(r"^visual\.", f"{outer}visual.", name)): value
-        for name, value in sorted(state.items())
-        if layout == "new" or name != "lm_head.weight"
-    }
-    if outer:
-        renamed = {name.replace("language_model.visual", "visual"): value for name, value in renamed.items()}
-    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    np.testing.assert_allclose(
-        load(folder).encode([PLAIN, "dogs"]), load(tiny_vlm(family)).encode([PLAIN, "dogs"]), atol=1e-6
-    )
-
-
 def test_every_family_of_the_line_is_in_the_tests_of_all_families():
     assert set(LINE) <= set(FAMILIES)

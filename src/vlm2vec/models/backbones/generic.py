@@ -92,12 +92,8 @@ class Generic(Backbone):
         try:
             check_weight_files(source, allow_pickle)
             processor = cls.load_processor(source, common, options)
-            model, report = transformers.AutoModel.from_pretrained(
-                source, dtype=dtype, use_safetensors=None if allow_pickle else True, output_loading_info=True, **common
-            )
-            if report["missing_keys"]:
-                raise UserError(f"weight {min(report['missing_keys'])} is missing")
-            return cls(model, processor, options)
+            weights = {"dtype": dtype, "use_safetensors": None if allow_pickle else True, **common}
+            return cls(_load_model(source, weights), processor, options)
         except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
             raise UserError(f"{source}: cannot be loaded as a vision-language model: {first_line(error)}") from error
 
@@ -238,6 +234,25 @@ class Generic(Backbone):
         if not multimodal or not {"image_grid_thw", "video_grid_thw"} & set(tensors):
             return torch.arange(ids.shape[1]).view(1, -1, 1).expand(1, -1, 3)
         return self.rope_index(**tensors)[0].permute(1, 2, 0)  # type: ignore[no-any-return]
+
+
+def _load_model(source: str, settings: dict[str, Any]) -> Any:
+    """The network without a language-model head.
+
+    Raises:
+        UserError: naming a weight that the files lack.
+    """
+    model, report = transformers.AutoModel.from_pretrained(source, output_loading_info=True, **settings)
+    missing = report["missing_keys"]
+    # transformers 5.23 finds the vision weights of newer Qwen2-VL files only for the class with the head.
+    if missing and report["unexpected_keys"]:
+        whole, report = transformers.AutoModelForImageTextToText.from_pretrained(
+            source, output_loading_info=True, **settings
+        )
+        model, missing = whole.base_model, report["missing_keys"]
+    if missing:
+        raise UserError(f"weight {min(missing)} is missing")
+    return model
 
 
 def _usual_positions(config: Any) -> str:
