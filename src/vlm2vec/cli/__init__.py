@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from vlm2vec.cli import data, models, score, store, train
+from vlm2vec.cli import data, embed, models, score, store, train
 from vlm2vec.errors import UserError
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -19,6 +19,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "eval": score.evaluate,
     "report": score.report,
+    "embed": embed.embed,
     "verify": models.verify,
     "export": models.export,
     "mine": train.mine,

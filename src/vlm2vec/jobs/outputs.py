@@ -1,0 +1,146 @@
+"""Files of vectors, made from the parts of an embedding job; each appears in one rename.
+
+    .parquet  key, vector (a list of fixed length), and a column for every field of metadata
+    .npy      an array [N, D]; `NAME.rows.jsonl` beside it has key and metadata of each row
+    .lance    a store that `vlm2vec search` reads
+
+Shapes: N vectors, D embedding dim.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm2vec.quantize import PRECISIONS, dtype, quantize, width
+from vlm2vec.retrieval.index import StoreFacts, clean_metadata, open_store
+
+FORMATS: dict[str, tuple[str, ...]] = {".parquet": PRECISIONS, ".npy": PRECISIONS, ".lance": ("float32", "float16")}
+"""Endings, and the precisions that each keeps."""
+
+Parts = Callable[[], Iterator[tuple[list[str], np.ndarray, list[dict[str, Any]]]]]
+
+
+def read_part(file: Path, columns: Sequence[str]) -> pa.Table:
+    """These columns of a part."""
+    return pq.read_table(file, columns=list(columns))
+
+
+def write_output(output: Path, files: Sequence[Path], facts: StoreFacts, folder: Path) -> None:
+    """Puts the parts together.
+
+    Args:
+        output: Its ending says what is written; replaced if it is there.
+        files: Parts that are done, at least one vector among them.
+        facts: Dimension and precision of the vectors, and what they depend on; kept with them.
+        folder: On the same disk, for what is not whole yet.
+    """
+    ranges = _ranges(files, facts.dim) if facts.precision.endswith("int8") else None
+
+    def parts() -> Iterator[tuple[list[str], np.ndarray, list[dict[str, Any]]]]:
+        for file in files:
+            keys, vectors_ND, metadata = _good_rows(file, facts.dim)
+            if keys:
+                yield keys, quantize(vectors_ND, facts.precision, ranges), metadata
+
+    write = {".parquet": _write_parquet, ".npy": _write_array, ".lance": _write_store}[output.suffix]
+    write(output, parts, facts, folder)
+
+
+def _good_rows(file: Path, dim: int) -> tuple[list[str], np.ndarray, list[dict[str, Any]]]:
+    table = read_part(file, ["key", "vector", "metadata", "error"])
+    table = table.filter(table["error"].is_null())
+    flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    metadata = [clean_metadata(json.loads(text)) for text in table["metadata"].to_pylist()]
+    return table["key"].to_pylist(), flat.reshape(-1, dim).astype(np.float32, copy=False), metadata
+
+
+def _ranges(files: Sequence[Path], dim: int) -> np.ndarray:
+    """Smallest and largest value of each dimension of all vectors, [2, D]."""
+    lowest, highest = np.full(dim, np.inf, np.float32), np.full(dim, -np.inf, np.float32)
+    for file in files:
+        _, vectors_ND, _ = _good_rows(file, dim)
+        if len(vectors_ND):
+            lowest = np.minimum(lowest, vectors_ND.min(axis=0))
+            highest = np.maximum(highest, vectors_ND.max(axis=0))
+    return np.stack([lowest, highest])
+
+
+def _write_parquet(output: Path, parts: Parts, facts: StoreFacts, folder: Path) -> None:
+    columns = _column_types(parts)
+    numbers = pa.from_numpy_dtype(dtype(facts.precision))
+    schema = pa.schema(
+        [("key", pa.string()), ("vector", pa.list_(numbers, width(facts.dim, facts.precision))), *columns.items()],
+        metadata={"vlm2vec": facts.to_json()},
+    )
+    beside = folder / output.name
+    with pq.ParquetWriter(beside, schema) as writer:
+        for keys, vectors, metadata in parts():
+            flat = pa.array(vectors.reshape(-1))
+            arrays = [pa.array(keys), pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])]
+            for name, kind in columns.items():
+                arrays.append(pa.array([_as(row.get(name), kind) for row in metadata], kind))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    beside.replace(output)
+
+
+def _write_array(output: Path, parts: Parts, facts: StoreFacts, folder: Path) -> None:
+    count = sum(len(keys) for keys, _, _ in parts())
+    rows = output.with_suffix(".rows.jsonl")
+    beside, beside_rows = folder / output.name, folder / rows.name
+    shape = (count, width(facts.dim, facts.precision))
+    array = np.lib.format.open_memmap(beside, mode="w+", dtype=dtype(facts.precision), shape=shape)
+    begin = 0
+    with beside_rows.open("w", encoding="utf-8") as lines:
+        for keys, vectors, metadata in parts():
+            array[begin : begin + len(keys)] = vectors
+            begin += len(keys)
+            for key, row in zip(keys, metadata, strict=True):
+                lines.write(json.dumps({"key": key, **row}, ensure_ascii=False) + "\n")
+    array.flush()
+    beside_rows.replace(rows)
+    beside.replace(output)  # last: where the array is, everything is
+
+
+def _write_store(output: Path, parts: Parts, facts: StoreFacts, folder: Path) -> None:
+    beside = folder / output.name
+    if beside.exists():  # of a run that was killed here
+        shutil.rmtree(beside)
+    store = open_store(str(beside), create=facts)
+    for keys, vectors, metadata in parts():
+        store.upsert(keys, vectors, metadata)
+    store.build_index()
+    store.close()
+    if output.exists():
+        shutil.rmtree(output)
+    beside.replace(output)
+
+
+def _column_types(parts: Parts) -> dict[str, pa.DataType]:
+    """A type that every value of a field has: what is not of one kind becomes text."""
+    kinds: dict[str, set[type]] = {}
+    for _, _, metadata in parts():
+        for row in metadata:
+            for name, value in row.items():
+                kinds.setdefault(name, set())
+                if value is not None:
+                    kinds[name].add(type(value))
+    return {name: _column_type(found) for name, found in kinds.items()}
+
+
+def _column_type(kinds: set[type]) -> pa.DataType:
+    plain = {frozenset({bool}): pa.bool_(), frozenset({int}): pa.int64()}
+    if kinds and kinds <= {int, float} and float in kinds:
+        return pa.float64()
+    return plain.get(frozenset(kinds), pa.string())
+
+
+def _as(value: Any, kind: pa.DataType) -> Any:
+    return str(value) if value is not None and kind == pa.string() else value
