@@ -27,20 +27,20 @@ FRAMED = "<fake_token_around_image><global-img>" + "<image>" * 4 + "<fake_token_
 
 
 def build_idefics3(folder: Path) -> None:
-    build_idefics(folder, "Idefics3")
+    build_idefics(folder, "Idefics3", split=False)
 
 
 def build_smolvlm(folder: Path) -> None:
-    build_idefics(folder, "SmolVLM")
+    build_idefics(folder, "SmolVLM", split=True)
 
 
-def build_idefics(folder: Path, name: str) -> None:
+def build_idefics(folder: Path, name: str, split: bool) -> None:
     cells = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
     own = ["<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
     ids = tokenizer(folder, [*own, *cells, "<video>"])
-    edge = {"longest_edge": 28}
+    tile, edge = {"longest_edge": 28}, {"longest_edge": 56 if split else 28}
     pictures: Any = getattr(transformers, f"{name}ImageProcessorPil")
-    pictures(size=edge, max_image_size=edge, do_image_splitting=False).save_pretrained(folder)
+    pictures(size=edge, max_image_size=tile, do_image_splitting=split).save_pretrained(folder)
     processor_config(folder, processor_class=f"{name}Processor", image_seq_len=4)
     config: Any = getattr(transformers, f"{name}Config")
     about = config(
@@ -168,6 +168,16 @@ def build_mistral3(folder: Path) -> None:
     weights(folder, config)
 
 
+def rows_of_tiles(output: Any, count: int) -> str:
+    """Tiles by row and column, then the whole."""
+    down, across = int(output["rows"][0][0]), int(output["cols"][0][0])
+    seen = "<image>" * 4
+    cells = [
+        [f"<fake_token_around_image><row_{i}_col_{j}>{seen}" for j in range(1, across + 1)] for i in range(1, down + 1)
+    ]
+    return "".join("".join(row) + "\n" for row in cells) + ("\n" if cells else "") + FRAMED
+
+
 def rows_of_patches(output: Any, count: int) -> str:
     height, width = (int(side) // 14 for side in output["image_sizes"][0])
     return "[IMG_BREAK]".join(["[IMG]" * width] * height) + "[IMG_END]"
@@ -207,7 +217,9 @@ def without_counts(outputs: list[Any]) -> dict[str, torch.Tensor]:
 
 FAMILIES = {
     "idefics3": Family(build_idefics3, lambda output, count: FRAMED, tensors=partial(packed, dim=1)),
-    "smolvlm": Family(build_smolvlm, lambda output, count: FRAMED, tensors=partial(packed, dim=1)),
+    "smolvlm": Family(
+        build_smolvlm, rows_of_tiles, partial(one_by_one, return_row_col_info=True), partial(packed, dim=1)
+    ),
     "internvl": Family(
         build_internvl,
         lambda output, count: "<img>" + "<IMG_CONTEXT>" * 4 * len(output["pixel_values"]) + "</img>",

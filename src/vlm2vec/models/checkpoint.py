@@ -87,9 +87,17 @@ def save_weights(backbone: Backbone, folder: Path, state: dict[str, torch.Tensor
         backbone: Whose weights they are.
         folder: An existing one.
         state: Weights to write instead of those in memory, where these are only a process's part.
+
+    Raises:
+        UserError: for a quantised model.
     """
     from peft import PeftModel
 
+    if backbone.quantized:
+        raise UserError(
+            f"weights kept as {backbone.quantized} are not saved: save the model as it was, and load it with "
+            f"quantize={backbone.quantized}"
+        )
     if isinstance(backbone.model, PeftModel):
         backbone.model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -148,6 +156,7 @@ def quantize(backbone: Backbone, to: str) -> None:
         raise UserError("torchao is not installed: pip install 'vlm2vec[quant]'") from error
     merge_adapter(backbone)
     quantize_(backbone.model, Int8WeightOnlyConfig())
+    backbone.quantized = to
 
 
 def load_weights(backbone: Backbone, folder: Path) -> None:

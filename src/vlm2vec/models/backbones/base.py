@@ -51,6 +51,7 @@ class Backbone(nn.Module, ABC):
         trained_modules: Names of modules that LoRA runs train in full (new parts that were never pretrained).
         model: The network; PEFT wraps it in place.
         num_frames: Frames taken of a video, at equal distances.
+        quantized: How the weights are kept, where `Embedder.from_pretrained(quantize=...)` changed it.
         reads_videos: Whether the family has a place for videos; any other sees the frames as pictures.
     """
 
@@ -61,6 +62,7 @@ class Backbone(nn.Module, ABC):
     model: nn.Module
     num_frames: int = 8
     reads_videos: bool = False
+    quantized: str = ""
 
     def __init__(self, model: nn.Module, pooling: str = "last") -> None:
         super().__init__()
