@@ -1,0 +1,275 @@
+"""The VLM beside a dual encoder of the same parts on photographs, and what each choice of training does: the tables of
+docs/results.md, in one command. Every run is kept; started again, it goes on where it stopped.
+
+    python benchmarks/quality/photos.py --data photos-mmeb --output runs/quality [--stage table] [--seeds 0 1 2]
+
+1. select    both models by the same grid of settings, seed 0, scored on a tenth of the training sets' queries that is
+             held out; neither sees an evaluation set.
+2. table     the chosen settings on all training pairs, every seed; scores as mean and range over seeds.
+3. ablate    the chosen VLM with one thing changed at a time, every seed.
+
+`--set key=value` changes every run's recipe (such as model.options.num_layers=1, for a smoke test), `--task` keeps some
+of the evaluation sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from vlm2vec.evaluation.run import score_model
+from vlm2vec.training.config import Recipe, load_recipe
+from vlm2vec.training.mining import MiningRule, mine
+from vlm2vec.training.run import train
+
+PLACEHOLDER = "<|image_1|>"
+HELD_OUT, HELD_CANDIDATES, HELD_QUERIES = 10, 200, 200  # one in so many; targets of a set that all its queries share
+BASES = {"vlm": (), "dual encoder": ("model.base=compact-dual",)}
+GRID = [f"train.learning_rate={rate} train.temperature={t}" for rate in ("3e-4", "1e-3", "3e-3") for t in (0.02, 0.05)]
+Scores = dict[str, float]
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Bench:
+    """What all runs share."""
+
+    recipe: Path
+    data: Path
+    output: Path
+    changes: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+    def run(self, name: str, changes: Iterable[str], root: Path | None = None, held: Path | None = None) -> Scores:
+        """Trains and scores, unless that has been done: hit@1 by task and group."""
+        folder = self.output / name
+        done = folder / "scores.json"
+        if not done.is_file():
+            settings = self.settings(changes, root or self.data / "train", folder / "run")
+            train(settings, resume=(folder / "run").exists())
+            done.write_text(json.dumps(self.score(str(folder / "run"), folder / "eval", held)))
+            print(f"{name}: overall {100 * json.loads(done.read_text())['overall']:.1f}", flush=True)
+        scores: Scores = json.loads(done.read_text())
+        return scores
+
+    def settings(self, changes: Iterable[str], root: Path, output: Path) -> Recipe:
+        overrides = [*self.changes, *changes, f"data.root={root}", f"output={output}"]
+        return load_recipe(self.recipe, overrides)
+
+    def score(self, model: str, output: Path, held: Path | None = None, **options: Any) -> Scores:
+        benchmark = (held or self.data) / "benchmark.yaml"
+        vectors = output / "vectors"
+        score_model(model, benchmark, output, options=options, store=vectors, names=() if held else self.tasks)
+        shutil.rmtree(vectors)
+        results = json.loads((output / "results.json").read_text())
+        return {name: task["score"] for name, task in results["tasks"].items()} | results["groups"]
+
+
+def rewrite(
+    source: Path, output: Path, files: str, change: Callable[[str, Rows], Rows], pictures: Sequence[str]
+) -> Path:
+    """Writes every set of a folder again with other rows, beside links to its pictures."""
+    for file in sorted(source.glob(f"*/{files}")):
+        rows = change(file.parent.name, pq.read_table(file).to_pylist())
+        target = output / file.parent.name / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), target)
+    for name in pictures:
+        link = output / name
+        if (source / name).exists() and not link.is_symlink():
+            link.symlink_to((source / name).resolve())
+    return output
+
+
+def is_held(row: Mapping[str, str]) -> bool:
+    digest = hashlib.blake2b(f"{row['qry']} {row['qry_image_path']}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest) % HELD_OUT == 0
+
+
+def hold_out(bench: Bench) -> tuple[Path, Path]:
+    """Training sets without a tenth of their queries, and that tenth as a benchmark."""
+    source, output = bench.data / "train", bench.output / "held-out"
+    tasks: list[dict[str, Any]] = []
+
+    def kept(name: str, rows: Rows) -> Rows:
+        return [row for row in rows if not is_held(row)]
+
+    def asked(name: str, rows: Rows) -> Rows:
+        draw = random.Random(f"held out {name}")
+        targets = sorted({(row["pos_text"], row["pos_image_path"]) for row in rows})
+        pool = draw.sample(targets, min(HELD_CANDIDATES, len(targets)))
+        held = [row for row in rows if is_held(row)]
+        queries: Rows = []
+        for row in draw.sample(held, min(HELD_QUERIES, len(held))):
+            gold = (row["pos_text"], row["pos_image_path"])
+            texts, paths = zip(gold, *[target for target in pool if target != gold], strict=True)
+            query = {"qry_text": row["qry"], "qry_img_path": row["qry_image_path"]}
+            queries.append({**query, "tgt_text": list(texts), "tgt_img_path": list(paths)})
+        tasks.append({"name": name, "meta_task": "retrieval", "metric": "hit@1"})
+        return queries
+
+    pictures = ("images", "images_zip")
+    rewrite(source, output / "train", "original-*.parquet", kept, pictures)
+    rewrite(source, output / "questions", "original-*.parquet", asked, pictures)
+    for file in (output / "questions").glob("*/original-*.parquet"):
+        file.rename(file.with_name(file.name.replace("original", "test")))
+    content = {"name": "held-out", "tasks": tasks, "source": {"eval": "questions"}}
+    (output / "benchmark.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return output / "train", output
+
+
+def without_instructions(bench: Bench) -> Bench:
+    """The same data without what all queries, or all targets, of a set begin with."""
+    output = bench.output / "plain"
+
+    def cut(texts: list[str]) -> Callable[[str], str]:
+        bare = [text.replace(PLACEHOLDER, "").lstrip("\n") for text in texts if text]
+        first, last = min(bare, default=""), max(bare, default="")
+        length = next(
+            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+        )
+        shared = first[:length] if len(first[:length].split()) > 2 else ""  # a word or two may be chance
+        return lambda text: text.replace(shared, "", 1) if shared else text
+
+    def plain_pairs(name: str, rows: Rows) -> Rows:
+        query, target = (cut([row[column] for row in rows]) for column in ("qry", "pos_text"))
+        return [{**row, "qry": query(row["qry"]), "pos_text": target(row["pos_text"])} for row in rows]
+
+    def plain_queries(name: str, rows: Rows) -> Rows:
+        query, target = cut([row["qry_text"] for row in rows]), cut([t for row in rows for t in row["tgt_text"]])
+        return [
+            {**row, "qry_text": query(row["qry_text"]), "tgt_text": [target(text) for text in row["tgt_text"]]}
+            for row in rows
+        ]
+
+    rewrite(bench.data / "train", output / "train", "original-*.parquet", plain_pairs, ("images", "images_zip"))
+    rewrite(bench.data / "eval", output / "eval", "test-*.parquet", plain_queries, ("images", "images.zip"))
+    (output / "benchmark.yaml").write_text((bench.data / "benchmark.yaml").read_text())
+    return Bench(bench.recipe, output, bench.output, bench.changes, bench.tasks)
+
+
+def select(bench: Bench) -> dict[str, list[str]]:
+    """The settings of each model with the highest mean on what was held out."""
+    root, held = hold_out(bench)
+    chosen = {}
+    for model, base in BASES.items():
+        found = {}
+        for number, settings in enumerate(GRID):
+            changes = [*base, *settings.split(), "train.seed=0"]
+            found[settings] = bench.run(f"select/{model}/{number}", changes, root, held)["overall"]
+        best = max(found, key=lambda settings: found[settings])
+        chosen[model] = [*base, *best.split()]
+        print(f"{model}: {best} ({100 * found[best]:.1f} on what was held out; worst {100 * min(found.values()):.1f})")
+    return chosen
+
+
+def table(bench: Bench, chosen: Mapping[str, list[str]], seeds: Sequence[int]) -> str:
+    """Every task and group: untrained, and both models over the seeds."""
+    columns: dict[str, list[Scores]] = {}
+    untrained = bench.output / "table/untrained"
+    if not (untrained / "results.json").is_file():
+        options = bench.settings((), bench.data / "train", untrained).model.options
+        bench.score("compact", untrained, **options)
+    content = json.loads((untrained / "results.json").read_text())
+    columns["untrained"] = [{n: t["score"] for n, t in content["tasks"].items()} | content["groups"]]
+    chance = {name: task["chance"] for name, task in content["tasks"].items()}
+    for model, changes in chosen.items():
+        columns[model] = [bench.run(f"table/{model}/{s}", [*changes, f"train.seed={s}"]) for s in seeds]
+    lines = [f"| task | chance | {' | '.join(columns)} |", f"| --- {'| --: ' * (len(columns) + 1)}|"]
+    for name in columns["untrained"][0]:
+        cells = [shown([scores[name] for scores in runs]) for runs in columns.values()]
+        first = f"{100 * chance[name]:.1f}" if name in chance else ""
+        lines.append(f"| {name} | {first} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ablations(bench: Bench, settings: Recipe) -> dict[str, dict[str, list[str]]]:
+    """Changes of the chosen VLM, by question; the number of pairs seen stays the same."""
+    batch, steps, rank = settings.train.batch_size, settings.train.steps, settings.lora.rank if settings.lora else 16
+    sizes = {
+        f"batch {b}": [f"train.batch_size={b}", f"train.steps={steps * batch // b}"] for b in (batch // 4, batch * 2)
+    }
+    parts = {f"sub-batches of {p}": ["data.batching=interleaved", f"data.sub_batch_size={p}"] for p in (8, batch // 2)}
+    return {
+        "batches": sizes,
+        "what a batch is of": {"mixed": ["data.batching=mixed"], "one set": ["data.batching=single"], **parts},
+        "negatives": {"none explicit": ["data.use_negatives=false"], "mined": []},
+        "instructions": {"off": []},
+        "LoRA rank": {str(r): [f"lora.rank={r}", f"lora.alpha={2 * r}"] for r in (rank // 4, rank * 4)},
+        "resolution": {f"{px} px": [f"model.options.image_size={px}"] for px in (128, 224)},
+    }
+
+
+def ablate(bench: Bench, chosen: list[str], seeds: Sequence[int]) -> str:
+    """One line a change: overall, in and out of distribution, and the difference from the chosen settings."""
+    settings = bench.settings(chosen, bench.data / "train", bench.output)
+    base = [bench.run(f"table/vlm/{seed}", [*chosen, f"train.seed={seed}"]) for seed in seeds]
+    lines = ["| what | changed to | overall | ind | ood | against chosen |", "| --- | --- | --: | --: | --: | --: |"]
+    lines.append(_line("chosen", "", base, base))
+    for question, changes in ablations(bench, settings).items():
+        for value, change in changes.items():
+            here, root = bench, None
+            if question == "instructions":
+                here = without_instructions(bench)
+            if value == "mined":
+                root = bench.output / "mined"
+                if not root.exists():
+                    mine(str(bench.output / f"table/vlm/{seeds[0]}/run"), bench.data / "train", root, MiningRule())
+            place = f"ablate/{question}/{value}"
+            runs = [here.run(f"{place}/{seed}", [*chosen, *change, f"train.seed={seed}"], root) for seed in seeds]
+            lines.append(_line(question, value, runs, base))
+    return "\n".join(lines)
+
+
+def _line(question: str, value: str, runs: Sequence[Scores], base: Sequence[Scores]) -> str:
+    cells = [shown([scores[group] for scores in runs if group in scores]) for group in ("overall", "ind", "ood")]
+    difference = statistics.mean(s["overall"] for s in runs) - statistics.mean(s["overall"] for s in base)
+    return f"| {question} | {value} | {' | '.join(cells)} | {100 * difference:+.1f} |"
+
+
+def shown(values: Sequence[float]) -> str:
+    """Mean in percent, and the range over the runs."""
+    if not values:
+        return ""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with benchmark.yaml, train and eval")
+    parser.add_argument("--output", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/photos.yaml"))
+    parser.add_argument("--stage", choices=("select", "table", "ablate"), default="ablate", help="go as far as this")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--task", dest="tasks", action="append", default=[])
+    given = parser.parse_args()
+    bench = Bench(given.recipe, given.data.resolve(), given.output.resolve(), tuple(given.changes), tuple(given.tasks))
+    bench.output.mkdir(parents=True, exist_ok=True)
+    runs = len(BASES) * (len(GRID) + len(given.seeds) * (given.stage != "select"))
+    print(f"{runs} runs for the table, kept in {bench.output}; each again only if it is not there", flush=True)
+    chosen = select(bench)
+    pages = [f"Chosen: {json.dumps(chosen)}; seeds {given.seeds}; mean, and range over seeds; hit@1 in percent."]
+    if given.stage != "select":
+        pages.append(table(bench, chosen, given.seeds))
+    if given.stage == "ablate":
+        pages.append(ablate(bench, chosen["vlm"], given.seeds))
+    (bench.output / "tables.md").write_text("\n\n".join(pages) + "\n")
+    print("\n\n".join(pages))
+
+
+if __name__ == "__main__":
+    main()
