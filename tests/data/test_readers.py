@@ -97,3 +97,12 @@ def test_candidates_that_do_not_line_up_are_named_by_row(tmp_path: Path) -> None
     write_eval_set(tmp_path, "A", [{"qry_text": "q", "qry_img_path": "", "tgt_text": ["a"], "tgt_img_path": ["", ""]}])
     with pytest.raises(UserError, match="row 0: expected a query and as many tgt_text as tgt_img_path"):
         read_eval_set(tmp_path, "A")
+
+
+def test_the_second_wording_of_a_published_set_is_read_by_name(tmp_path: Path) -> None:
+    write_train_set(tmp_path, "Set", [{"qry": "one wording", "pos_text": "a"}])
+    file = tmp_path / "Set/original-00000-of-00001.parquet"
+    file.rename(file.with_name("diverse_instruction-00000-of-00001.parquet"))
+    assert read_train_set(tmp_path, "Set", wording="diverse")[0].query.text == "one wording"
+    with pytest.raises(UserError, match="no sets there"):
+        read_train_set(tmp_path, "Set")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +20,7 @@ TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_tex
 EVAL_COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 INSTRUCT_COLUMNS = ("qry_inst", "tgt_inst", *EVAL_COLUMNS)
 TRAIN_FILES = "original-*.parquet"
+WORDINGS = {"original": TRAIN_FILES, "diverse": "diverse_instruction-*.parquet"}
 EVAL_FILES = "test-*.parquet"
 DANGLING = "<|image_1|>"
 PUBLISHED = Quirks()
@@ -39,8 +40,10 @@ def list_sets(root: Path, files: str = TRAIN_FILES) -> list[str]:
     return names
 
 
-def read_train_set(root: Path, name: str, use_negatives: bool = True) -> list[TrainExample]:
-    """Pairs of one set in the MMEB-train layout: `<root>/<name>/original-*.parquet`.
+def read_train_set(
+    root: Path, name: str, use_negatives: bool = True, wording: Literal["original", "diverse"] = "original"
+) -> list[TrainExample]:
+    """Pairs of one set in the MMEB-train layout: `<root>/<name>/original-*.parquet`, or `diverse_instruction-*`.
 
     Pictures are looked for at `<root>/<path>`, then in `<root>/images_zip/<Set>.zip`; they are not opened.
 
@@ -48,13 +51,14 @@ def read_train_set(root: Path, name: str, use_negatives: bool = True) -> list[Tr
         root: The data folder.
         name: Folder of the set.
         use_negatives: Whether `neg_*` columns become explicit negatives.
+        wording: The published sets have two: one instruction a set, or several.
 
     Raises:
         UserError: for a missing or empty set, a missing or unknown column, or a row without query or target.
     """
     examples = []
     media = Media(root)
-    for where, row in _rows(root, name, TRAIN_FILES, TRAIN_COLUMNS):
+    for where, row in _rows(root, name, WORDINGS[wording], TRAIN_COLUMNS):
         query = _input(row["qry"], row["qry_image_path"], media, f"{where}, field qry_image_path")
         target = _input(row["pos_text"], row["pos_image_path"], media, f"{where}, field pos_image_path")
         found = [

@@ -78,6 +78,8 @@ class DataSettings(Section):
     found sub-batches of 64 in 1,024 best on pictures (arXiv 2507.04590, table 4)."""
     sub_batch_size: int = Field(default=64, ge=1)
     """Pairs of a sub-batch over all processes (interleaved); divides `train.batch_size`, or is at least as large."""
+    instructions: Literal["original", "diverse"] = "original"
+    """Which files of sets in the MMEB-train layout: `original-*` (one wording a set) or `diverse_instruction-*`."""
     use_negatives: bool = True
     mask_equal_targets: bool = True
     """Targets equal to a query's positive are not its negatives."""

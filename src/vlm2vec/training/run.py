@@ -12,7 +12,7 @@ import torch
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.mixture import capped
-from vlm2vec.data.readers import TRAIN_FILES, list_sets, read_train_set
+from vlm2vec.data.readers import WORDINGS, list_sets, read_train_set
 from vlm2vec.data.streams import StreamedSet, streamed_sets
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
@@ -62,12 +62,13 @@ def read_sets(recipe: Recipe) -> Sets:
         UserError: see `read_train_set` and `StreamedSet`.
     """
     root = recipe.data.root
-    names = list(recipe.data.sets) if recipe.data.sets else sorted({*streamed_sets(root), *_listed(root)})
+    files = WORDINGS[recipe.data.instructions]
+    names = list(recipe.data.sets) if recipe.data.sets else sorted({*streamed_sets(root), *_listed(root, files)})
     return {name: _read_set(recipe, name) for name in names}
 
 
-def _listed(root: Path) -> list[str]:
-    return [] if streamed_sets(root) and not any(root.glob(f"*/{TRAIN_FILES}")) else list_sets(root)
+def _listed(root: Path, files: str) -> list[str]:
+    return [] if streamed_sets(root) and not any(root.glob(f"*/{files}")) else list_sets(root, files)
 
 
 def _read_set(recipe: Recipe, name: str) -> Sequence[TrainExample]:
@@ -76,7 +77,8 @@ def _read_set(recipe: Recipe, name: str) -> Sequence[TrainExample]:
     cap = own.max_pairs if isinstance(own, SetSettings) and own.max_pairs else data.max_pairs
     streamed = streamed_sets(data.root)
     if name not in streamed:
-        return capped(read_train_set(data.root, name, data.use_negatives), cap, recipe.train.seed, name)
+        rows = read_train_set(data.root, name, data.use_negatives, data.instructions)
+        return capped(rows, cap, recipe.train.seed, name)
     examples = StreamedSet(streamed[name], name, use_negatives=data.use_negatives)
     if cap is None or len(examples) <= cap:
         return examples
