@@ -23,7 +23,7 @@ from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.backbones.hf_processor import load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.prompts import place_video, split_at_pictures
-from vlm2vec.models.raw_pixels import RAW, RawPixels, as_bytes
+from vlm2vec.models.raw_pixels import RAW, SIZES, RawPixels, as_bytes
 from vlm2vec.models.resolution import side_of
 from vlm2vec.types import Batch, EmbeddingInput
 from vlm2vec.videos import Frames
@@ -127,12 +127,15 @@ class Generic(Backbone):
     def send_bytes(self) -> bool:
         """As the base says; families whose processor does more than scale and shift bytes keep numbers."""
 
-        def pixels(picture: Image.Image, as_bytes: bool) -> torch.Tensor:
+        def pixels(picture: Image.Image, as_bytes: bool, count: int = 1) -> torch.Tensor:
             self._as_bytes = as_bytes
-            return self.collate([EmbeddingInput(images=(ImageRef.of(picture),))])["pixel_values"]
+            return self.collate([EmbeddingInput(images=(ImageRef.of(picture),) * count)])["pixel_values"]
 
         try:
-            self.raw_pixels = RawPixels.of(pixels)
+            grey = [Image.new("RGB", size) for size in SIZES]
+            # Rows of different shapes are filled up with zeros in a batch, which as bytes would be black.
+            shapes = {pixels(picture, False, count).shape[1:] for picture in grey for count in (1, 2)}
+            self.raw_pixels = RawPixels.of(pixels) if len(shapes) == 1 else None
         except (KeyError, TypeError, ValueError):  # another name for pictures, a processor that knows no such request
             self.raw_pixels = None
         self._as_bytes = self.raw_pixels is not None
