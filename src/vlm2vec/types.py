@@ -242,14 +242,21 @@ def _blank(like: torch.Tensor, part: Batch) -> torch.Tensor:
 
 
 def _same_shape(tensors: Sequence[torch.Tensor], value: int, left: bool) -> list[torch.Tensor]:
-    """Tensors of equal shape but for the first dimension: what is smaller is padded on one side."""
+    """Tensors of equal shape but for the first dimension: what is smaller is padded at its ends.
+
+    Args:
+        tensors: Of equally many dimensions.
+        value: Fills what is missing.
+        left: Puts it before the tokens, the second dimension, instead.
+    """
     from torch.nn.functional import pad
 
     full = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     padded = []
     for tensor in tensors:
         missing = [want - size for want, size in zip(full, tensor.shape[1:], strict=True)]
-        gaps = [gap for lack in reversed(missing) for gap in ((lack, 0) if left else (0, lack))]  # last dim first
+        sides = [(lack, 0) if left and dim == 0 else (0, lack) for dim, lack in enumerate(missing)]
+        gaps = [gap for side in reversed(sides) for gap in side]  # last dim first
         padded.append(pad(tensor, gaps, value=value) if any(missing) else tensor)
     return padded
 

@@ -30,6 +30,7 @@ CASES = [
     ({"images": [WIDE, SQUARE], "text": "<|image_1|> and <|image_2|> differ"}, "{0} and {1} differ"),
     ({"images": [WIDE, SQUARE], "text": "<|image_2|>, then <|image_1|>"}, "{1}, then {0}"),
     ({"text": "dogs"}, "dogs"),
+    ({"image": SQUARE, "text": "what is <|image_1|> then?"}, "what is {0} then?"),
 ]
 INPUTS = [EmbeddingInput.of(value) for value, _ in CASES]
 
@@ -101,7 +102,12 @@ def test_vectors_equal_an_unbatched_forward_of_transformers(family, alone, tiny_
     assert np.abs(alone @ alone.T - np.eye(len(alone)))[np.triu_indices(len(alone), 1)].max() < 0.9999  # all differ
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [3, 0, 4, 5, 1, 2], [5, 2, 4, 0, 3, 1]])
+def test_what_is_in_a_picture_matters(embedder):
+    first, second = embedder.encode([{"image": picture(60, 60, seed), "text": "a dog"} for seed in (3, 4)])
+    assert first @ second < 0.999
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6], [3, 0, 4, 6, 5, 1, 2], [6, 5, 2, 4, 0, 3, 1]])
 def test_a_vector_does_not_depend_on_its_batch_mates_or_their_order(embedder, alone, order):
     with torch.inference_mode():
         together = embedder(embedder.backbone.process([INPUTS[i] for i in order])).numpy()

@@ -57,7 +57,7 @@ def assert_equal(ours: np.ndarray, others: np.ndarray) -> None:
     np.testing.assert_allclose(np.linalg.norm(others, axis=1), 1, rtol=1e-4)
 
 
-@pytest.fixture(scope="module", params=["llava", "idefics3", "llava_next", "gemma3", "aya_vision", "mllama"])
+@pytest.fixture(scope="module", params=["llava", "idefics3", "llava_next", "gemma3", "aya_vision"])
 def saved(request, tiny_vlm, tmp_path_factory) -> tuple[Embedder, Path]:
     golden = Path(__file__).parents[1] / "golden/llava-next/base"
     embedder = load(golden if request.param == "llava_next" else tiny_vlm(request.param))
@@ -201,10 +201,11 @@ def test_compact_needs_the_package_there_and_gives_equal_vectors(tmp_path):
     assert_equal(expected, load(tmp_path / "again").encode(values))
 
 
-def test_texts_of_paligemma_are_not_left_to_sentence_transformers(tiny_vlm, tmp_path):
+@pytest.mark.parametrize("family", ["paligemma", "mllama"])
+def test_texts_beside_pictures_are_not_left_to_sentence_transformers(family, tiny_vlm, tmp_path):
     from vlm2vec.models.st_module import sentence_transformer
 
-    embedder = load(tiny_vlm("paligemma"))
+    embedder = load(tiny_vlm(family))
     embedder.save_pretrained(tmp_path / "saved")
     assert st_folder.OWN_MODULE in (tmp_path / "saved/modules.json").read_text()
     model = sentence_transformer(tmp_path / "saved", torch.float32)

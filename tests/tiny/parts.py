@@ -108,6 +108,9 @@ def weights(folder: Path, config: Any) -> None:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate") and parameter.numel() == 1:  # closed when a model is made
+                parameter.fill_(1.0)
     model.save_pretrained(folder)
 
 

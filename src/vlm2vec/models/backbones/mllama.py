@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 
+from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.generic import Generic
 from vlm2vec.types import Batch
 
 
 class Mllama(Generic):
-    """As `Generic`; its picture tensors have a place for every example of a batch, empty for those without pictures."""
+    """As `Generic`; examples with equally many pictures pass the network together.
+
+    Its picture tensors have a place for every example, and a token that sees no picture yet attends to all places
+    alike, those of padding too: only among their like do vectors not depend on batch mates.
+    """
 
     name: ClassVar[str] = "mllama"
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Final-norm hidden states [B, L, D]."""
-        tensors = {name: batch[name] for name in batch.tensors if name not in (*batch.rows, "cross_attention_mask")}
-        if any(len(batch[name]) for name in batch.rows):
-            tensors["cross_attention_mask"] = batch["cross_attention_mask"]
-            for name, counts in batch.rows.items():
-                given = batch[name]
-                spread = given.new_zeros(len(batch), *given.shape[1:])
-                tensors[name] = spread.index_copy(0, counts.to(given.device).nonzero().squeeze(1), given)
-        return super().hidden_states(Batch(tensors, {}, batch.padded))
+        own = [name for name in batch.tensors if name not in (*batch.rows, "cross_attention_mask")]
+        if not any(len(batch[name]) for name in batch.rows):
+            return super().hidden_states(Batch({name: batch[name] for name in own}, {}, batch.padded))
+        device = batch["input_ids"].device
+        counts_B = torch.zeros(len(batch), dtype=torch.long, device=device)
+        with_pictures = batch.rows["aspect_ratio_ids"].to(device).bool()
+        counts_B[with_pictures] = (batch["aspect_ratio_ids"] > 0).sum(dim=1)  # 0 is padding
+        places, states = [], []
+        for count in sorted(set(counts_B.tolist())):
+            places.append((counts_B == count).nonzero().squeeze(1))
+            tensors = {name: batch[name][places[-1]] for name in own}
+            if count:
+                packed = (counts_B[with_pictures] == count).nonzero().squeeze(1)
+                tensors |= {name: batch[name][packed, :count] for name in batch.rows}
+                tensors["cross_attention_mask"] = batch["cross_attention_mask"][places[-1], :, :count]
+            states.append(super().hidden_states(Batch(tensors, {}, batch.padded)))
+        return torch.cat(states)[torch.cat(places).argsort()]
+
+    def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
+        """By this package's module: there a text beside pictures in a batch attends to their padding."""
+        st_folder.write_own(folder, prompts)
