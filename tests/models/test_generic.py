@@ -107,7 +107,7 @@ def test_what_is_in_a_picture_matters(embedder):
     assert first @ second < 0.999
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6], [3, 0, 4, 6, 5, 1, 2], [6, 5, 2, 4, 0, 3, 1]])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6], [6, 5, 2, 4, 0, 3, 1]])
 def test_a_vector_does_not_depend_on_its_batch_mates_or_their_order(embedder, alone, order):
     with torch.inference_mode():
         together = embedder(embedder.backbone.process([INPUTS[i] for i in order])).numpy()
@@ -121,7 +121,7 @@ def test_a_batch_without_any_picture_is_encoded(embedder, alone):
         assert_same(embedder(batch).numpy(), alone[[0, 5]])
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 4])
+@pytest.mark.parametrize("chunk_size", [1, 4])
 def test_parts_of_a_split_batch_hold_their_own_rows_and_encode_to_the_same_vectors(embedder, alone, chunk_size):
     whole = embedder.backbone.process(INPUTS)
     parts = list(whole.split(chunk_size))
