@@ -261,7 +261,9 @@ def _same_shape(tensors: Sequence[torch.Tensor], value: int, left: bool) -> list
     return padded
 
 
-def cut_by_tokens(lengths: Sequence[int], max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
+def cut_by_tokens(
+    lengths: Sequence[int], max_rows: int | None, max_tokens: int | None, enough: int | None = None
+) -> list[list[int]]:
     """Chunks of rows of like length, the longest first, so that padding is small and a lack of memory shows at once.
 
     Args:
@@ -269,11 +271,15 @@ def cut_by_tokens(lengths: Sequence[int], max_rows: int | None, max_tokens: int 
         max_rows: Rows a chunk at most; None: any number.
         max_tokens: Tokens a chunk at most, padding included (rows times its longest); None: any number. A row longer
             than that is a chunk of its own.
+        enough: A chunk of so many tokens ends where the next row is a quarter shorter than its longest; None: never.
     """
     chunks: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
         room = chunks and (max_rows is None or len(chunks[-1]) < max_rows)
-        if room and (max_tokens is None or (len(chunks[-1]) + 1) * lengths[chunks[-1][0]] <= max_tokens):
+        longest = lengths[chunks[-1][0]] if chunks else 0
+        if room and enough is not None and len(chunks[-1]) * longest >= enough:
+            room = 4 * lengths[row] >= 3 * longest
+        if room and (max_tokens is None or (len(chunks[-1]) + 1) * longest <= max_tokens):
             chunks[-1].append(row)
         else:
             chunks.append([row])

@@ -106,15 +106,30 @@ def test_without_dropout_the_cut_does_not_change_the_gradient() -> None:
         assert_equal(one, other)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 120))
-def test_chunks_hold_every_row_once_within_their_limits(lengths: list[int], max_rows: int, max_tokens: int) -> None:
-    chunks = cut_by_tokens(lengths, max_rows, max_tokens)
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    st.integers(1, 9),
+    st.integers(1, 120),
+    st.none() | st.integers(1, 120),
+)
+def test_chunks_hold_every_row_once_within_their_limits(
+    lengths: list[int], max_rows: int, max_tokens: int, enough: int | None
+) -> None:
+    chunks = cut_by_tokens(lengths, max_rows, max_tokens, enough)
     assert sorted(row for rows in chunks for row in rows) == list(range(len(lengths)))
     for rows in chunks:
         assert len(rows) <= max_rows
         assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= max_tokens
     in_order = [lengths[row] for rows in chunks for row in rows]
     assert in_order == sorted(lengths, reverse=True)
+
+
+def test_a_chunk_that_is_large_enough_ends_before_much_shorter_rows() -> None:
+    lengths = [100, 80, 76, 40, 39, 5]
+    assert cut_by_tokens(lengths, None, 1000) == [[0, 1, 2, 3, 4, 5]]
+    assert cut_by_tokens(lengths, None, 1000, 80) == [[0, 1, 2], [3, 4], [5]]
+    assert cut_by_tokens(lengths, None, 1000, 90) == [[0, 1, 2], [3, 4, 5]]  # 3 and 4 together are not enough yet
+    assert cut_by_tokens(lengths, None, 1000, 500) == [[0, 1, 2, 3, 4], [5]]
 
 
 def test_an_inputs_length_counts_its_visual_tokens(tiny_qwen2_vl: str) -> None:

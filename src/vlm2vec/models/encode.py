@@ -212,7 +212,8 @@ class Pipeline:
                     waiting.append(_Row(key, result, self.embedder.backbone.costs(result)[0]))
             last = number + 1 == len(groups)
             if last or _size(waiting) >= POOL_BYTES or sum(row.tokens for row in waiting) >= POOL_BATCHES * self.budget:
-                cuts = cut_by_tokens([row.tokens for row in waiting], self.settings.batch_size, self.budget)
+                tokens = [row.tokens for row in waiting]
+                cuts = cut_by_tokens(tokens, self.settings.batch_size, self.budget, self.budget // 8)
                 # The last cut is the one that may not be full: it waits for rows of like length.
                 for cut in cuts if last else cuts[:-1]:
                     rows = [waiting[i] for i in cut]
