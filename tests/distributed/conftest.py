@@ -1,0 +1,1 @@
+from tiny.fixtures import tiny_vlm  # noqa: F401

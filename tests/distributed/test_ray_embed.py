@@ -1,0 +1,87 @@
+"""The Ray engine makes the local engine's output, also where one of its two workers is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from samples import draw
+from typer.testing import CliRunner
+
+from vlm2vec.cli import app
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two workers on this machine, with a small object store."""
+    ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_vlm) -> str:
+    return str(tiny_vlm("llava"))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    for i in range(24):
+        draw(folder / f"{i:02d}.png", ("red", "green", "blue")[i % 3], i)
+    (folder / "bad.png").write_bytes(b"no picture")
+    return folder
+
+
+def rows_of(output: Path) -> list[str]:
+    return [json.loads(line)["key"] for line in output.with_suffix(".rows.jsonl").read_text().splitlines()]
+
+
+def workers() -> list[int]:
+    """Processes of this cluster's actors: children of a child (the raylet) of this process."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+    mine = {pid for pid, parent in parents.items() if parent == os.getpid()}
+    return [pid for pid, name in names.items() if parents[pid] in mine and "PartEncoder" in name]
+
+
+def embed(model: str, inputs: Path, output: Path, *more: str) -> str:
+    done = CliRunner().invoke(app, ["embed", model, str(inputs), "-o", str(output), "--part", "3", *more])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_killed_worker_changes_nothing(cluster, model, inputs, tmp_path) -> None:
+    local = embed(model, inputs, tmp_path / "local.npy")
+    parts = tmp_path / "ray.npy.parts"
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        """As soon as a worker has finished a part, that is: while it works on another."""
+        while not list(parts.glob("part-*.parquet")):
+            time.sleep(0.02)
+        killed.append(workers()[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    by_ray = embed(model, inputs, tmp_path / "ray.npy", "--engine", "ray", "--workers", "2")
+    killer.join()
+    assert killed and "24 vectors" in by_ray and "24 vectors" in local
+    errors = [json.loads(line)["key"] for line in (tmp_path / "errors.jsonl").read_text().splitlines()]
+    assert errors == ["bad.png"]
+    assert rows_of(tmp_path / "ray.npy") == rows_of(tmp_path / "local.npy")
+    assert np.array_equal(np.load(tmp_path / "ray.npy"), np.load(tmp_path / "local.npy"))
