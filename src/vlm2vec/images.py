@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlm2vec import archives, documents
 from vlm2vec.errors import UserError
@@ -106,6 +106,8 @@ class ImageRef:
             with Image.open(io.BytesIO(raw)) as image:
                 image.load()
                 return to_rgb(image)
+        except UnidentifiedImageError as error:  # its message names an object in memory
+            raise UserError(f"{self}: not a readable picture (of no known format); replace or remove it") from error
         except Exception as error:  # damaged files make PIL's parsers raise anything (struct.error, KeyError, …)
             raise UserError(f"{self}: not a readable picture ({error}); replace or remove it") from error
 
