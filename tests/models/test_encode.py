@@ -229,5 +229,16 @@ def test_training_mode_is_as_it_was(llava) -> None:
     assert np.array_equal(trained, llava.encode(["a"]))
 
 
+def test_with_a_cache_of_pictures_one_worker_prepares_and_the_bits_stay(inputs, tmp_path) -> None:
+    compact = Embedder.from_pretrained("compact", device="cpu", num_layers=1, visual_tokens=4, image_size=64)
+    plain = compact.encode(inputs)
+    compact.backbone.cache_pictures(tmp_path / "first")
+    first = compact.encode(inputs)
+    compact.backbone.cache_pictures(tmp_path / "second")
+    assert np.array_equal(compact.encode(inputs), first)
+    np.testing.assert_allclose(first, plain, atol=1e-2)
+    assert compact.backbone.vision_cache.num_encoded == 12
+
+
 def test_settings_and_options_are_the_same_names() -> None:
     assert set(EncodeSettings.__dataclass_fields__) == set(encode.EncodeOptions.__annotations__)

@@ -114,6 +114,8 @@ class Pipeline:
         self.dim = settings.truncate_dim or embedder.embedding_dim
         self.budget = settings.batch_tokens or BATCH_TOKENS.get(embedder.device.type, BATCH_TOKENS["cuda"])
         self.workers = settings.workers or min(16, max(2, os.cpu_count() or 2))
+        if embedder.backbone.vision_cache is not None:
+            self.workers = 1  # what pictures the cache encodes together must not depend on time
         self._recent: dict[bytes, np.ndarray] = {}
         self._per_character, self._per_picture = USUAL_TOKENS
         self._calibrated = False
@@ -128,7 +130,13 @@ class Pipeline:
         executor = ThreadPoolExecutor(self.workers, thread_name_prefix="vlm2vec-prepare")
         try:
             while part := list(islice(iterator, WINDOW)):
-                yield self._window(part, begin, executor)
+                was_training = self.embedder.training
+                self.embedder.eval()  # workers run parts of the model, too
+                try:
+                    encoded = self._window(part, begin, executor)
+                finally:
+                    self.embedder.train(was_training)
+                yield encoded
                 begin += len(part)
         finally:
             executor.shutdown(cancel_futures=True)
@@ -288,12 +296,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def _vectors(self, batch: Batch) -> torch.Tensor:
-        was_training = self.embedder.training
-        self.embedder.eval()
-        try:
-            output_ND: torch.Tensor = self.embedder(batch.to(self.embedder.device))
-        finally:
-            self.embedder.train(was_training)
+        output_ND: torch.Tensor = self.embedder(batch.to(self.embedder.device))
         return F.normalize(output_ND[:, : self.dim], dim=-1) if self.settings.truncate_dim else output_ND
 
     def _fetched(self, rows: Sequence[_Row], output: Any) -> Iterator[tuple[bytes, np.ndarray | UserError]]:
