@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import typer
 
-from vlm2vec.cli import data, embed, models, score, store, train
+from vlm2vec.cli import data, embed, models, score, serve, store, train
+
 from vlm2vec.errors import UserError
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -23,6 +24,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "verify": models.verify,
     "export": models.export,
     "mine": train.mine,
+    "serve": serve.serve,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": ("Prepare and look at data.", {"demo": data.data_demo, "check": data.data_check, "fetch": data.data_fetch}),

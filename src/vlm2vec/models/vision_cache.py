@@ -44,7 +44,7 @@ class VisionCache:
     def __init__(
         self, encode: Callable[[Sequence[ImageRef]], torch.Tensor], fingerprint: str, folder: Path | None = None
     ) -> None:
-        self._encode = encode
+        self.encode, self.fingerprint = encode, fingerprint
         self._folder = folder / fingerprint if folder else None
         self._digests: dict[ImageRef, str] = {}
         self._memory: dict[str, torch.Tensor] = {}
@@ -106,7 +106,7 @@ class VisionCache:
         missing = {self._digest(image): image for image in images if self._digest(image) not in self}
         for part in chunks(missing.items(), ENCODE_BATCH):
             with torch.inference_mode():
-                features = self._encode([image for _, image in part]).to(torch.float16).cpu()
+                features = self.encode([image for _, image in part]).to(torch.float16).cpu()
             # A clone each: a view would keep the whole batch alive.
             self._memory.update({digest: row.clone() for (digest, _), row in zip(part, features, strict=True)})
             self.num_encoded += len(part)

@@ -1,0 +1,1 @@
+"""Embeddings and search over HTTP: one model, the dialects of many clients."""

@@ -1,0 +1,97 @@
+"""The application: a model behind paths, with one shape of error for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from vlm2vec import __version__
+from vlm2vec.serving import routes, status
+from vlm2vec.serving.batching import Engine
+from vlm2vec.serving.context import Serving
+from vlm2vec.serving.gate import Gate
+from vlm2vec.serving.inputs import InputReader
+from vlm2vec.serving.metrics import Metrics
+from vlm2vec.serving.refusals import Refusal
+from vlm2vec.serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from vlm2vec.models.embedder import Embedder
+
+CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def create_app(embedder: Embedder, settings: ServeSettings) -> FastAPI:
+    """The server of one model.
+
+    Args:
+        embedder: Loaded.
+        settings: See there.
+
+    Raises:
+        UserError: for a key file that cannot be used.
+    """
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        engine = Engine(embedder, settings, metrics)
+        tokenizer = getattr(embedder.backbone, "tokenizer", None)
+        tokenizer = tokenizer or getattr(getattr(embedder.backbone, "processor", None), "tokenizer", None)
+        app.state.serving = Serving(settings, engine, InputReader(settings, tokenizer, embedder.prompts))
+        engine.start()
+        yield
+        engine.close()
+
+    app = FastAPI(
+        title="vlm2vec",
+        version=__version__,
+        summary="Embeddings and search of text and pictures.",
+        lifespan=running,
+        redirect_slashes=False,
+    )
+    app.state.metrics = metrics
+    app.include_router(routes.router)
+    app.include_router(status.router)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    if settings.cors_origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """Says where the request is wrong, and does not repeat what was there."""
+    assert isinstance(error, RequestValidationError)
+    found = []
+    for one in error.errors()[:3]:
+        place = ".".join(str(part) for part in one["loc"] if part != "body")
+        found.append(f"{place}: {one['msg']}" if place else str(one["msg"]))
+    return JSONResponse(Refusal(400, "invalid_request", "; ".join(found)[:500]).body(), 400)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = CODES.get(error.status_code, "invalid_request")
+    body: dict[str, Any] = Refusal(error.status_code, code, str(error.detail)).body()
+    return JSONResponse(body, error.status_code, error.headers)

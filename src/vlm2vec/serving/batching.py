@@ -1,0 +1,316 @@
+"""The engine: inputs of all requests become batches of one forward pass, and one bad input harms no other.
+
+An input goes through two stages. A pool of threads reads pictures and makes tensors, each input alone, so that what
+fails there fails alone. One thread forwards what is ready: the input that waits longest and those nearest to it in
+length, up to a budget of tokens. While a pass runs, the next batch gathers; nobody waits for a batch to fill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from vlm2vec.errors import UserError
+from vlm2vec.serving.caches import LRU, PictureFeatures
+from vlm2vec.serving.guards import InputLimits, content_key
+from vlm2vec.serving.refusals import Refusal
+from vlm2vec.types import Batch, EmbeddingInput
+
+if TYPE_CHECKING:
+    from vlm2vec.models.embedder import Embedder
+    from vlm2vec.serving.settings import ServeSettings
+
+logger = logging.getLogger("vlm2vec.serving")
+FRESH_SECONDS = 5.0  # a pass that went well this long ago shows that the model works
+PROBE_SECONDS = 5.0
+PROBE = EmbeddingInput(text="ready?")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What an input became.
+
+    Attributes:
+        vector: Unit norm, float32 [D].
+        num_tokens: As the model counts them, visual ones included.
+    """
+
+    vector: np.ndarray
+    num_tokens: int
+
+
+Outcome = Embedded | Refusal
+
+
+class Observer(Protocol):
+    """Is told of what happens in the engine."""
+
+    def batch(self, num_inputs: int, num_tokens: int, seconds: float) -> None:
+        """A forward pass."""
+
+    def cache(self, hit: bool) -> None:
+        """A look into the cache of vectors."""
+
+    def refused(self, code: str) -> None:
+        """An input."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One input on its way."""
+
+    item: EmbeddingInput
+    future: asyncio.Future[Outcome]
+    arrived: float = field(default_factory=time.monotonic)
+    batch: Batch | None = None
+    num_tokens: int = 0
+
+    @property
+    def gone(self) -> bool:
+        """Nobody waits for it any more."""
+        return self.future.cancelled()
+
+
+class Engine:
+    """Embeds the inputs of many requests at once.
+
+    Args:
+        embedder: Its forward runs in one thread of this engine's.
+        settings: Budgets and limits.
+        observer: Told of batches and refusals.
+    """
+
+    def __init__(self, embedder: Embedder, settings: ServeSettings, observer: Observer) -> None:
+        self.embedder, self.settings, self.observer = embedder, settings, observer
+        self.limits = InputLimits.of(settings)
+        self.results: LRU[Embedded] = LRU(settings.result_cache_bytes, lambda value: value.vector.nbytes + 200)
+        backbone = embedder.backbone
+        if settings.picture_cache_bytes and backbone.cache_pictures() and backbone.vision_cache is not None:
+            backbone.vision_cache = PictureFeatures(backbone.vision_cache, settings.picture_cache_bytes)
+        self.num_waiting = 0  # of the event loop alone
+        self.last_good = 0.0
+        self._rate = 1.0  # inputs a second, smoothed
+        self._ready: list[Job] = []
+        self._turn = threading.Condition()
+        self._closing = False
+        self._pool = ThreadPoolExecutor(settings.threads or torch.get_num_threads(), "prepare")
+        self._forwarder = threading.Thread(target=self._forward_loop, name="forward", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begins to work for the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._forwarder.start()
+
+    def close(self) -> None:
+        """Ends the threads; what still waits is not embedded."""
+        with self._turn:
+            self._closing = True
+            self._turn.notify()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._forwarder.is_alive():
+            self._forwarder.join()
+
+    async def embed(self, items: Sequence[EmbeddingInput | Refusal]) -> list[Outcome]:
+        """A vector or a refusal for each input, in order; equal inputs are embedded once.
+
+        Raises:
+            Refusal: 429 if the queue has no place for all of them.
+        """
+        outcomes: dict[int, Outcome] = {}
+        places: dict[str, list[int]] = {}
+        wanted: dict[str, EmbeddingInput] = {}
+        pictures = any(isinstance(item, EmbeddingInput) and item.images for item in items)
+        look = await asyncio.to_thread(self._look_all, items) if pictures else self._look_all(items)
+        for index, (item, key) in enumerate(look):
+            if isinstance(item, Refusal):
+                outcomes[index] = item
+                continue
+            kept = self.results.get(key)
+            self.observer.cache(kept is not None)
+            if kept is not None:
+                outcomes[index] = kept
+            else:
+                places.setdefault(key, []).append(index)
+                wanted[key] = item
+        made = await self._embed_all(list(wanted.values())) if wanted else []
+        for (key, indices), outcome in zip(places.items(), made, strict=True):
+            if isinstance(outcome, Embedded):
+                self.results.put(key, outcome)
+            outcomes.update(dict.fromkeys(indices, outcome))
+        for outcome in outcomes.values():
+            if isinstance(outcome, Refusal):
+                self.observer.refused(outcome.code)
+        return [outcomes[index] for index in range(len(items))]
+
+    def _look_all(self, items: Sequence[EmbeddingInput | Refusal]) -> list[tuple[EmbeddingInput | Refusal, str]]:
+        return [self._look(item) for item in items]
+
+    def _look(self, item: EmbeddingInput | Refusal) -> tuple[EmbeddingInput | Refusal, str]:
+        """The input and its key, or why it is refused."""
+        refusal = item if isinstance(item, Refusal) else self.limits.check(item)
+        if refusal is not None or isinstance(item, Refusal):
+            return refusal or item, ""
+        return item, content_key(item)
+
+    async def ready(self) -> bool:
+        """Whether the model works: a forward pass went well just now, or does when tried."""
+        if time.monotonic() - self.last_good < FRESH_SECONDS:
+            return True
+        job = self._submit(PROBE)
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                return isinstance(await job.future, Embedded)
+        except TimeoutError:
+            return False
+
+    async def _embed_all(self, items: list[EmbeddingInput]) -> list[Outcome]:
+        if self.num_waiting + len(items) > self.settings.max_queue:
+            seconds = max(1, min(60, round(self.num_waiting / self._rate)))
+            raise Refusal(429, "queue_full", "too many inputs wait; try again later", retry_after=seconds)
+        self.num_waiting += len(items)
+        jobs = [self._submit(item) for item in items]
+        try:
+            return await asyncio.gather(*(job.future for job in jobs))
+        finally:
+            self.num_waiting -= len(items)
+            for job in jobs:
+                job.future.cancel()  # of a request that ended early; the others are done
+
+    def _submit(self, item: EmbeddingInput) -> Job:
+        assert self._loop is not None
+        job = Job(item, self._loop.create_future())
+        self._pool.submit(self._prepare, job)
+        return job
+
+    def _prepare(self, job: Job) -> None:
+        """Tensors of one input, in a thread of the pool."""
+        if job.gone:
+            return
+        outcome: Outcome | None = None
+        try:
+            with torch.inference_mode():
+                job.batch = self.embedder.backbone.process([job.item])
+            job.num_tokens = job.batch.lengths()[0]
+            if job.num_tokens > self.limits.max_tokens:
+                outcome = Refusal(
+                    413, "too_many_tokens", f"{job.num_tokens} tokens; at most {self.limits.max_tokens} are accepted"
+                )
+        except UserError as error:
+            outcome = Refusal(400, "bad_input", str(error))
+        except Exception as error:  # noqa: BLE001 - decoders, tokenizers and chat templates raise anything
+            log_failure("an input could not be prepared", error)
+            outcome = Refusal(400, "bad_input", "the input cannot be processed")
+        if outcome is not None:
+            self._deliver([(job, outcome)])
+            return
+        with self._turn:
+            self._ready.append(job)
+            self._turn.notify()
+
+    def _forward_loop(self) -> None:
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: self._ready or self._closing)
+                if self._closing:
+                    return
+                jobs = take_batch(self._ready, self.settings.max_batch_tokens, self.settings.max_batch_inputs)
+            if jobs:
+                self._deliver(self._forward(jobs))
+
+    def _forward(self, jobs: list[Job]) -> list[tuple[Job, Outcome]]:
+        """Vectors of a batch; where the pass fails, each input is tried once more, alone."""
+        since = time.monotonic()
+        try:
+            outcomes: list[Outcome] = list(self._vectors(jobs))
+        except Exception as error:  # noqa: BLE001 - whatever a kernel raises for one input must not end the others
+            log_failure(f"a forward pass of {len(jobs)} failed", error)
+            outcomes = [self._alone(job) for job in jobs]
+        seconds = time.monotonic() - since
+        if any(isinstance(outcome, Embedded) for outcome in outcomes):
+            self.last_good = time.monotonic()
+        self._rate = 0.9 * self._rate + 0.1 * len(jobs) / max(seconds, 1e-6)
+        self.observer.batch(len(jobs), sum(job.num_tokens for job in jobs), seconds)
+        return list(zip(jobs, outcomes, strict=True))
+
+    def _alone(self, job: Job) -> Outcome:
+        try:
+            return self._vectors([job])[0]
+        except Exception as error:  # noqa: BLE001 - as above
+            log_failure("a forward pass of one failed", error)
+        self.last_good = 0.0  # readiness is asked of the model anew
+        if job.item is not PROBE and self._works():
+            return Refusal(422, "model_failed", "the model fails on this input; others succeed")
+        return Refusal(503, "model_unavailable", "the model does not work at the moment", retry_after=10)
+
+    def _works(self) -> bool:
+        """Whether an input that is known to be good passes."""
+        try:
+            probe = Job(PROBE, asyncio.Future(loop=self._loop), batch=self.embedder.backbone.process([PROBE]))
+            self._vectors([probe])
+        except Exception as error:  # noqa: BLE001 - any failure is the answer
+            log_failure("the probe failed", error)
+            return False
+        self.last_good = time.monotonic()
+        return True
+
+    @torch.inference_mode()
+    def _vectors(self, jobs: list[Job]) -> list[Embedded]:
+        batch = Batch.join([job.batch for job in jobs if job.batch is not None])
+        vectors_BD = self.embedder(batch.to(self.embedder.device)).cpu().numpy()
+        if not np.isfinite(vectors_BD).all():
+            raise ArithmeticError("a vector is not finite")
+        return [Embedded(vector.copy(), job.num_tokens) for vector, job in zip(vectors_BD, jobs, strict=True)]
+
+    def _deliver(self, outcomes: list[tuple[Job, Outcome]]) -> None:
+        """Wakes the requests that wait, in the event loop's thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_resolve, outcomes)
+
+
+def _resolve(outcomes: list[tuple[Job, Outcome]]) -> None:
+    for job, outcome in outcomes:
+        if not job.future.done():
+            job.future.set_result(outcome)
+
+
+def take_batch(ready: list[Job], max_tokens: int, max_inputs: int) -> list[Job]:
+    """Takes out the next batch: the oldest input and those nearest to it in length, within the budget.
+
+    Args:
+        ready: In order of arrival; what is taken, and what nobody waits for, is removed.
+        max_tokens: Budget, padding included; the oldest input goes even if it alone is over it.
+        max_inputs: At most.
+    """
+    ready[:] = [job for job in ready if not job.gone]
+    if not ready:
+        return []
+    oldest = ready[0]
+    taken, longest = [oldest], oldest.num_tokens
+    for job in sorted(ready[1:], key=lambda job: abs(job.num_tokens - oldest.num_tokens)):
+        longest = max(longest, job.num_tokens)
+        if len(taken) == max_inputs or longest * (len(taken) + 1) > max_tokens:
+            break
+        taken.append(job)
+    chosen = set(map(id, taken))
+    ready[:] = [job for job in ready if id(job) not in chosen]
+    return taken
+
+
+def log_failure(what: str, error: BaseException) -> None:
+    """One line: the kind of error and where it was raised. Its message may quote an input, and is left out."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        frames.append(f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    logger.error(what, extra={"fields": {"error": type(error).__name__, "frames": frames[-6:]}})

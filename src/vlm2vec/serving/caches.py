@@ -1,0 +1,83 @@
+"""Least recently used values within a budget of bytes: vectors by input, picture features by content."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+import torch
+
+from vlm2vec.images import ImageRef
+from vlm2vec.models.vision_cache import VisionCache, chunks
+
+ENCODE_BATCH = 8
+V = TypeVar("V")
+
+
+class LRU(Generic[V]):
+    """A thread-safe map that forgets what was used longest ago.
+
+    Args:
+        max_bytes: Budget; 0 keeps nothing.
+        size: Bytes of a value.
+    """
+
+    def __init__(self, max_bytes: int, size: Callable[[V], int]) -> None:
+        self._max_bytes, self._size = max_bytes, size
+        self._values: OrderedDict[Hashable, V] = OrderedDict()
+        self._lock = threading.Lock()
+        self.num_bytes = self.hits = self.misses = 0
+
+    def get(self, key: Hashable) -> V | None:
+        """The value, or None; it counts as used."""
+        with self._lock:
+            value = self._values.get(key)
+            if value is None:
+                self.misses += 1
+                return None
+            self._values.move_to_end(key)
+            self.hits += 1
+            return value
+
+    def put(self, key: Hashable, value: V) -> None:
+        """Keeps a value, unless it alone is over the budget."""
+        with self._lock:
+            if key in self._values:
+                self.num_bytes -= self._size(self._values.pop(key))
+            if self._size(value) > self._max_bytes:
+                return
+            self._values[key] = value
+            self.num_bytes += self._size(value)
+            while self.num_bytes > self._max_bytes:
+                self.num_bytes -= self._size(self._values.popitem(last=False)[1])
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class PictureFeatures(VisionCache):
+    """A vision cache within a budget of bytes, for many threads and no end of pictures.
+
+    Args:
+        cache: What the backbone would use; its encoder is called.
+        max_bytes: Budget of the features.
+    """
+
+    def __init__(self, cache: VisionCache, max_bytes: int) -> None:
+        super().__init__(cache.encode, cache.fingerprint)
+        self.kept: LRU[torch.Tensor] = LRU(max_bytes, lambda features: features.nbytes)
+
+    def features(self, images: Sequence[ImageRef]) -> torch.Tensor:
+        """Features of these pictures in order, [N, T, C] float16."""
+        digests = [image.digest() for image in images]
+        found = {digest: self.kept.get(digest) for digest in digests}
+        missing = {digest: image for digest, image in zip(digests, images, strict=True) if found[digest] is None}
+        for part in chunks(missing.items(), ENCODE_BATCH):
+            with torch.inference_mode():
+                features = self.encode([image for _, image in part]).to(torch.float16).cpu()
+            for (digest, _), row in zip(part, features, strict=True):
+                found[digest] = row.clone()  # a view would keep the whole batch alive
+                self.kept.put(digest, row.clone())
+        return torch.stack([found[digest] for digest in digests])  # type: ignore[misc]

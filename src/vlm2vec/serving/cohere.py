@@ -1,0 +1,80 @@
+"""Cohere's schema of `/v2/embed`: vectors by type, inputs as texts, pictures or mixed content."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+
+from vlm2vec.serving.schemas import Lenient, Part, Text
+
+ONE_OF: dict[str, Any] = {"anyOf": [{"required": [name]} for name in ("texts", "images", "inputs")]}
+EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
+
+
+class CohereInput(Lenient):
+    """One input of text and pictures."""
+
+    content: Annotated[list[Part], Field(min_length=1)]
+
+
+class CohereRequest(Lenient):
+    """`inputs`, or the older `texts` and `images`."""
+
+    model_config = ConfigDict(json_schema_extra=ONE_OF)
+
+    model: str = ""
+    input_type: str | None = Field(None, description="search_query, search_document, ...: the model's instruction.")
+    texts: Annotated[list[Text], Field(min_length=1)] | None = None
+    images: Annotated[list[Text], Field(min_length=1)] | None = None
+    inputs: Annotated[list[CohereInput], Field(min_length=1)] | None = None
+    embedding_types: Annotated[tuple[EmbeddingType, ...], Field(min_length=1)] = ("float",)
+    output_dimension: Annotated[StrictInt, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> CohereRequest:
+        if sum(value is not None for value in (self.texts, self.images, self.inputs)) != 1:
+            raise ValueError("give one of texts, images, inputs")
+        return self
+
+
+class CohereVectors(BaseModel):
+    """Vectors of each type that was asked for."""
+
+    float: list[list[float]] | None = None
+    base64: list[str] | None = None
+    binary: list[list[int]] | None = None
+    ubinary: list[list[int]] | None = None
+
+
+class CohereResponse(BaseModel):
+    """As Cohere's clients read it."""
+
+    id: str
+    response_type: Literal["embeddings_by_type"]
+    embeddings: CohereVectors
+    texts: list[str] | None = None
+    meta: dict[str, Any]
+
+
+def by_type(vectors_ND: np.ndarray, kinds: Sequence[EmbeddingType]) -> dict[str, Any]:
+    """The vectors in each of the types.
+
+    Bits are the signs of the components, the first one highest; `binary` is the same bytes less 128.
+    """
+    packed = np.packbits(vectors_ND > 0, axis=1)
+    every = {
+        "float": lambda: list(vectors_ND),
+        "base64": lambda: [as_base64(vector) for vector in vectors_ND],
+        "ubinary": packed.tolist,
+        "binary": (packed.astype(np.int16) - 128).tolist,
+    }
+    return {kind: every[kind]() for kind in dict.fromkeys(kinds)}
+
+
+def as_base64(vector: np.ndarray) -> str:
+    """Little-endian float32 as OpenAI's clients decode it."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

@@ -1,0 +1,138 @@
+"""From what clients send to `EmbeddingInput`: one place for the pictures of all dialects."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
+from vlm2vec.serving.fetch import Fetcher
+from vlm2vec.serving.guards import read_below
+from vlm2vec.serving.refusals import Refusal
+from vlm2vec.serving.schemas import ImagePart, ImageUrlPart, InputObject, Message, TextPart
+from vlm2vec.serving.settings import ServeSettings
+from vlm2vec.types import EmbeddingInput
+
+Item = EmbeddingInput | Refusal
+
+
+class InputReader:
+    """Reads inputs of every dialect.
+
+    Args:
+        settings: What may be read from where.
+        tokenizer: Of the model, for inputs given as its token ids; None where it has none.
+        prompts: Instructions of the model's "query" and "document".
+    """
+
+    def __init__(self, settings: ServeSettings, tokenizer: Any, prompts: dict[str, str]) -> None:
+        self.settings, self.tokenizer, self.prompts = settings, tokenizer, prompts
+        self.fetcher = Fetcher(settings.allow_urls, settings.max_image_bytes)
+
+    async def all(self, values: Sequence[Any], instruction: str | None, picture: bool = False) -> list[Item]:
+        """Inputs of a list: strings, token ids, objects.
+
+        Args:
+            values: As the client sent them.
+            instruction: For inputs that have none of their own.
+            picture: Strings are pictures, not texts.
+        """
+        return list(await asyncio.gather(*(self.one(value, instruction, picture) for value in values)))
+
+    async def one(self, value: Any, instruction: str | None = None, picture: bool = False) -> Item:
+        """One input: a string, token ids or an object."""
+        if isinstance(value, InputObject):
+            return await self._object(value, instruction)
+        if isinstance(value, list):
+            return self._tokens(value, instruction)
+        if picture or (value.startswith("data:image/") and ";base64," in value[:80]):
+            return await self._with_pictures(None, [value], instruction)
+        return EmbeddingInput(text=value, instruction=instruction)
+
+    async def messages(self, messages: Sequence[Message], instruction: str | None) -> Item:
+        """One input of a chat: system texts are the instruction, user texts and pictures the rest."""
+        texts: list[str] = []
+        told: list[str] = []
+        pictures: list[str] = []
+        for message in messages:
+            parts = (
+                [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+            )
+            for part in parts:
+                if isinstance(part, TextPart):
+                    (texts if message.role == "user" else told).append(part.text)
+                else:
+                    pictures.append(picture_of(part))
+        text = "\n".join(texts) or None
+        return await self._with_pictures(text, pictures, "\n".join(told) or instruction)
+
+    async def parts(self, parts: Iterable[Any], instruction: str | None) -> Item:
+        """One input of content parts, as Cohere's."""
+        parts = list(parts)
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        pictures = [picture_of(part) for part in parts if not isinstance(part, TextPart)]
+        return await self._with_pictures("\n".join(texts) or None, pictures, instruction)
+
+    def task_instruction(self, task: str | None) -> str | None:
+        """The model's own instruction for what clients call a query (or a document)."""
+        words = (task or "").lower()
+        kind = "query" if "query" in words else "document" if ("document" in words or "passage" in words) else ""
+        return self.prompts.get(kind) or None
+
+    async def _object(self, value: InputObject, instruction: str | None) -> Item:
+        pictures = value.images or ([] if value.image is None else [value.image])
+        names = [picture if isinstance(picture, str) else picture.url for picture in pictures]
+        return await self._with_pictures(value.text, names, value.instruction or instruction)
+
+    def _tokens(self, ids: list[int], instruction: str | None) -> Item:
+        if self.tokenizer is None:
+            return Refusal(400, "tokens_not_supported", "this model takes no token ids; send text")
+        if not ids or max(ids) >= len(self.tokenizer):
+            return Refusal(
+                400, "bad_tokens", f"token ids must be those of this model's tokenizer, 0 to {len(self.tokenizer) - 1}"
+            )
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return EmbeddingInput(text=text, instruction=instruction)
+
+    async def _with_pictures(self, text: str | None, names: list[str], instruction: str | None) -> Item:
+        if len(names) > self.settings.max_images:
+            return Refusal(
+                413, "too_many_images", f"{len(names)} pictures; at most {self.settings.max_images} are accepted"
+            )
+        pictures = await asyncio.gather(*map(self._picture, names))
+        refusal = next((picture for picture in pictures if isinstance(picture, Refusal)), None)
+        found = tuple(picture for picture in pictures if isinstance(picture, ImageRef))
+        return refusal or EmbeddingInput(text, found, instruction)
+
+    async def _picture(self, name: str) -> ImageRef | Refusal:
+        """A picture by data URI, URL, path below the media root, or bare base64."""
+        scheme, separator, _ = name[:32].partition(":")
+        if scheme.lower() == "data" and separator:
+            try:
+                return ImageRef.of("data:" + name[5:])
+            except (UserError, ValueError):
+                return Refusal(400, "bad_data_uri", "expected data:image/...;base64,...")
+        if scheme.lower() in ("http", "https") and separator:
+            return await self.fetcher.picture(name)
+        if "://" in name[:32]:
+            return Refusal(403, "scheme_not_allowed", "only data:, http: and https: are schemes of pictures")
+        if len(name) > 64 and (decoded := _decoded(name)) is not None:  # a picture has more bytes, a path rarely
+            return ImageRef(data=decoded)
+        return await asyncio.to_thread(read_below, self.settings.media_root, name, self.settings.max_image_bytes)
+
+
+def picture_of(part: ImageUrlPart | ImagePart) -> str:
+    """Where the picture of a content part is."""
+    where = part.image_url if isinstance(part, ImageUrlPart) else part.image
+    return where if isinstance(where, str) else where.url
+
+
+def _decoded(text: str) -> bytes | None:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None

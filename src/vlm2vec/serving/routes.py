@@ -1,0 +1,154 @@
+"""The paths that embed and compare: `/v1/embeddings`, `/v2/embed`, `/v1/rerank`, `/v1/similarity`."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from vlm2vec.serving.batching import Embedded
+from vlm2vec.serving.cohere import CohereRequest, CohereResponse, as_base64, by_type
+from vlm2vec.serving.context import Serving, answer, serving_of, truncated, usage
+from vlm2vec.serving.inputs import Item
+from vlm2vec.serving.refusals import Refusal, refuse_request
+from vlm2vec.serving.schemas import (
+    EmbeddingRequest,
+    EmbeddingResponse,
+    ErrorResponse,
+    InputObject,
+    RerankRequest,
+    RerankResponse,
+    SimilarityRequest,
+    SimilarityResponse,
+)
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": about}
+    for status, about in {
+        400: "The request or one of its inputs is wrong.",
+        401: "No valid API key.",
+        403: "A picture is where this server does not read.",
+        404: "No such model.",
+        408: "Not done in time.",
+        413: "Too large.",
+        422: "The model fails on an input.",
+        429: "The queue is full or the key's rate is used up; see Retry-After.",
+        500: "A mistake of the server.",
+        503: "The model does not work at the moment.",
+    }.items()
+}
+router = APIRouter(responses=REFUSALS)
+
+
+@router.post("/v1/embeddings", responses={200: {"model": EmbeddingResponse}}, tags=["embed"])
+async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+    """OpenAI's embeddings, and pictures in the dialects of vLLM, Jina and Infinity."""
+    serving = serving_of(request)
+    name = serving.check_model(body.model)
+    items = await _items(body, serving)
+    size = serving.check_dimensions(body.dimensions)
+    outcomes = await serving.outcomes(items)
+    refused = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Refusal)}
+    if refused and not body.partial:
+        raise refuse_request(refused)
+    made = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Embedded)}
+    vectors_ND = truncated(np.stack([one.vector for one in made.values()]), size) if made else ()
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": as_base64(vector) if body.encoding_format == "base64" else vector,
+        }
+        for index, vector in zip(made, vectors_ND, strict=True)
+    ]
+    tokens = sum(one.num_tokens for one in made.values())
+    errors = {"errors": [refusal.detail(index) for index, refusal in refused.items()]} if body.partial else {}
+    request.state.facts = {"inputs": len(items), "tokens": tokens}
+    return answer({"object": "list", "data": data, "model": name, "usage": usage(tokens), **errors})
+
+
+async def _items(body: EmbeddingRequest, serving: Serving) -> list[Item]:
+    instruction = body.instruction or serving.reader.task_instruction(body.task)
+    if body.messages is not None:
+        return [await serving.reader.messages(body.messages, instruction)]
+    one = isinstance(body.input, str | InputObject) or (isinstance(body.input, list) and isinstance(body.input[0], int))
+    values: Any = [body.input] if one else body.input
+    serving.check_count(values)
+    return await serving.reader.all(values, instruction, body.modality == "image")
+
+
+@router.post("/v2/embed", responses={200: {"model": CohereResponse}}, tags=["embed"])
+async def cohere_embed(body: CohereRequest, request: Request) -> Response:
+    """Cohere's embed: texts, images or inputs of mixed content; several types of vectors at once."""
+    serving = serving_of(request)
+    serving.check_model(body.model)
+    instruction = serving.reader.task_instruction(body.input_type)
+    size = serving.check_dimensions(body.output_dimension)
+    if size % 8 and {"binary", "ubinary"} & set(body.embedding_types):
+        raise Refusal(400, "bad_dimensions", f"binary vectors need a multiple of 8 dimensions, not {size}")
+    values: Any = body.texts or body.images or body.inputs
+    serving.check_count(values)
+    if body.inputs:
+        items = [await serving.reader.parts(one.content, instruction) for one in body.inputs]
+    else:
+        items = await serving.reader.all(values, instruction, body.images is not None)
+    vectors_ND, tokens = await serving.vectors(items, size)
+    request.state.facts = {"inputs": len(items), "tokens": tokens}
+    pictures = sum(len(item.images) for item in items if not isinstance(item, Refusal))
+    billed = {"input_tokens": tokens, "images": pictures}
+    return answer(
+        {
+            "id": str(uuid.uuid4()),
+            "response_type": "embeddings_by_type",
+            "embeddings": by_type(vectors_ND, body.embedding_types),
+            "texts": body.texts or [],
+            "meta": {"api_version": {"version": "2"}, "billed_units": billed},
+        }
+    )
+
+
+@router.post("/v1/rerank", responses={200: {"model": RerankResponse}}, tags=["compare"])
+@router.post("/v2/rerank", responses={200: {"model": RerankResponse}}, tags=["compare"])
+async def rerank(body: RerankRequest, request: Request) -> Response:
+    """Documents by their cosine to a query, best first, as Cohere's and Jina's clients ask for it."""
+    serving = serving_of(request)
+    name = serving.check_model(body.model)
+    serving.check_count(body.documents)
+    queries_1D, targets_ND, tokens = await _two_sides(serving, [body.query], body.documents, body.instruction)
+    request.state.facts = {"inputs": 1 + len(body.documents), "tokens": tokens}
+    scores = (targets_ND @ queries_1D[0]).astype(np.float32)
+    order = np.argsort(-scores, kind="stable")[: body.top_n]
+    results = [{"index": int(place), "relevance_score": float(scores[place])} for place in order]
+    if body.return_documents:
+        for result in results:
+            document = body.documents[int(result["index"])]
+            result["document"] = {"text": document} if isinstance(document, str) else _plain(document)  # type: ignore[assignment]
+    return answer({"id": str(uuid.uuid4()), "model": name, "results": results, "usage": usage(tokens)})
+
+
+@router.post("/v1/similarity", responses={200: {"model": SimilarityResponse}}, tags=["compare"])
+async def similarity(body: SimilarityRequest, request: Request) -> Response:
+    """Cosines of all pairs of queries and targets."""
+    serving = serving_of(request)
+    name = serving.check_model(body.model)
+    serving.check_count([*body.queries, *body.targets])
+    queries_MD, targets_ND, tokens = await _two_sides(serving, body.queries, body.targets, body.instruction)
+    request.state.facts = {"inputs": len(body.queries) + len(body.targets), "tokens": tokens}
+    return answer({"model": name, "similarities": list(queries_MD @ targets_ND.T), "usage": usage(tokens)})
+
+
+async def _two_sides(
+    serving: Serving, queries: list[Any], targets: list[Any], instruction: str | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Vectors of queries and targets, each with the model's own instruction, and all their tokens."""
+    reader = serving.reader
+    items = await reader.all(queries, instruction or reader.task_instruction("query"))
+    items += await reader.all(targets, reader.task_instruction("document"))
+    vectors_ND, tokens = await serving.vectors(items)
+    return vectors_ND[: len(queries)], vectors_ND[len(queries) :], tokens
+
+
+def _plain(document: Any) -> Any:
+    return document.model_dump(exclude_none=True) if isinstance(document, InputObject) else document

@@ -1,0 +1,95 @@
+"""Starts the server: one process, or several that share the port."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from vlm2vec.errors import UserError
+from vlm2vec.serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_held: list[IO[str]] = []  # open for the life of the process: a lock ends with its file
+
+
+def serve(settings: ServeSettings) -> None:
+    """Serves until SIGINT or SIGTERM; requests that were accepted are then finished.
+
+    Raises:
+        UserError: for a missing library, or settings that cannot be used.
+    """
+    try:
+        import uvicorn
+
+        from vlm2vec.serving.access import Keys
+        from vlm2vec.serving.logs import log_to_stderr
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; the server needs: pip install 'vlm2vec[serve]'") from error
+    Keys(settings.api_key_file)  # said here in one line, before workers start
+    if settings.media_root is not None and not settings.media_root.is_dir():
+        raise UserError(f"--media-root {settings.media_root}: expected a folder")
+    log_to_stderr()
+    with tempfile.TemporaryDirectory(prefix="vlm2vec-serve-") as folder:
+        if settings.workers > 1:
+            settings = settings.model_copy(update={"slots": Path(folder)})
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        settings.to_environment()
+        app = "vlm2vec.serving.run:worker_app" if settings.workers > 1 else worker_app
+        uvicorn.run(
+            app,
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.drain,
+            timeout_keep_alive=30,
+            h11_max_incomplete_event_size=64 * 1024,
+        )
+
+
+def worker_app() -> FastAPI:
+    """The application of one worker process, its model loaded."""
+    from vlm2vec.models.embedder import Embedder
+    from vlm2vec.serving.app import create_app
+    from vlm2vec.serving.logs import log_to_stderr
+
+    log_to_stderr()
+    settings = ServeSettings.from_environment()
+    device = settings.device or own_device(settings)
+    embedder = Embedder.from_pretrained(settings.model, device=device, **settings.model_options)
+    logging.getLogger("vlm2vec.serving").info(
+        "model loaded", extra={"fields": {"model": settings.model, "device": str(embedder.device)}}
+    )
+    return create_app(embedder, settings)
+
+
+def own_device(settings: ServeSettings) -> str | None:
+    """A GPU for each worker in turn; None where there is none, or one worker."""
+    import torch
+
+    if settings.slots is None or not torch.cuda.is_available():
+        return None
+    return f"cuda:{claim_slot(settings.slots, settings.workers) % torch.cuda.device_count()}"
+
+
+def claim_slot(folder: Path, count: int) -> int:
+    """A number from 0 that no other living worker has; a worker that takes a dead one's place gets its number."""
+    for slot in range(count):
+        file = (folder / f"slot-{slot}").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            continue
+        _held.append(file)
+        return slot
+    return 0

@@ -1,0 +1,56 @@
+"""What operators ask: models, health, metrics."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from vlm2vec.serving.context import answer, serving_of
+from vlm2vec.serving.routes import REFUSALS
+from vlm2vec.serving.schemas import Health, ModelList
+
+router = APIRouter()
+GUARDED: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (401, 413, 429)}
+STARTED = int(time.time())
+
+
+@router.get("/v1/models", responses={200: {"model": ModelList}, **GUARDED}, tags=["status"])
+async def models(request: Request) -> Response:
+    """The model and the names that requests may give it."""
+    serving = serving_of(request)
+    dim = serving.engine.embedder.embedding_dim
+    about = {"object": "model", "created": STARTED, "owned_by": "vlm2vec", "embedding_dim": dim}
+    return answer({"object": "list", "data": [{"id": name, **about} for name in serving.settings.served_names]})
+
+
+@router.get("/health/live", responses={200: {"model": Health}, 413: REFUSALS[413]}, tags=["status"])
+async def live() -> Response:
+    """The process answers; restart it if it does not."""
+    return answer({"status": "ok"})
+
+
+@router.get(
+    "/health/ready", responses={200: {"model": Health}, 503: {"model": Health}, 413: REFUSALS[413]}, tags=["status"]
+)
+@router.get("/health", responses={200: {"model": Health}, 503: {"model": Health}, 413: REFUSALS[413]}, tags=["status"])
+async def ready(request: Request) -> Response:
+    """A forward pass of the model went well within the last seconds, or does now; send no traffic if not."""
+    well = await serving_of(request).engine.ready()
+    response = answer({"status": "ok" if well else "unavailable"})
+    response.status_code = 200 if well else 503
+    return response
+
+
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format."}, **GUARDED},
+    tags=["status"],
+)
+async def metrics(request: Request) -> Response:
+    """Requests, times, batches, caches and refusals, for Prometheus."""
+    request.app.state.metrics.waiting(serving_of(request).engine.num_waiting)
+    return PlainTextResponse(request.app.state.metrics.text())

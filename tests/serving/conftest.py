@@ -1,0 +1,55 @@
+"""A tiny model behind the application, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+from tiny.fixtures import tiny_vlm
+from tiny.models import picture
+from wire import encoded
+
+from vlm2vec import Embedder
+from vlm2vec.serving.app import create_app
+from vlm2vec.serving.settings import ServeSettings
+
+__all__ = ["tiny_vlm"]
+
+
+@pytest.fixture(scope="session")
+def embedder() -> Embedder:
+    """The built-in model at its smallest; its prompts show which side an input is on."""
+    import torch
+
+    made = Embedder.from_pretrained("compact", num_layers=1, visual_tokens=4, image_size=64, dtype=torch.float32)
+    made.prompts = {"query": "Find it:", "document": "Keep it:"}
+    return made
+
+
+@pytest.fixture(scope="session")
+def png() -> bytes:
+    return encoded(picture(40, 30, seed=1))
+
+
+@pytest.fixture(scope="module")
+def client(embedder: Embedder) -> Iterator[TestClient]:
+    with TestClient(create_app(embedder, ServeSettings(model="compact"))) as made:
+        yield made
+
+
+@pytest.fixture
+def serving(embedder: Embedder) -> Iterator[Callable[..., TestClient]]:
+    """`serving(**settings)`: a client of a server with these settings."""
+    opened: list[TestClient] = []
+
+    def open_client(model: Any = None, **settings: Any) -> TestClient:
+        made = TestClient(create_app(model or embedder, ServeSettings(model="compact", **settings)))
+        made.__enter__()
+        opened.append(made)
+        return made
+
+    yield open_client
+    for made in opened:
+        made.__exit__(None, None, None)
