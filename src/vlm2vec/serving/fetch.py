@@ -38,7 +38,7 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast
 
 
-class NotAllowed(Exception):  # noqa: N818 - an answer more than an error
+class NotAllowed(Exception):
     """The address is one that is never connected to."""
 
 

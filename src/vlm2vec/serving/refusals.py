@@ -19,7 +19,7 @@ STATUS_TYPES = {
 
 
 @dataclass(eq=False)
-class Refusal(Exception):  # noqa: N818 - most are answers, raised only where a whole request ends
+class Refusal(Exception):
     """A request or one input that is refused.
 
     Attributes:
