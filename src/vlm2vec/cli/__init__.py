@@ -12,7 +12,6 @@ from collections.abc import Callable
 import typer
 
 from vlm2vec.cli import data, embed, models, score, serve, store, train
-
 from vlm2vec.errors import UserError
 
 VERBS: dict[str, Callable[..., None]] = {
