@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def create_app(embedder: Embedder, settings: ServeSettings) -> FastAPI:
+def create_app(embedder: Embedder, settings: ServeSettings, store: Any = None) -> FastAPI:
     """The server of one model.
 
     Args:
         embedder: Loaded.
         settings: See there.
+        store: Searched by `/v1/search`; made by the same model.
 
     Raises:
         UserError: for a key file that cannot be used.
@@ -44,7 +45,7 @@ def create_app(embedder: Embedder, settings: ServeSettings) -> FastAPI:
         engine = Engine(embedder, settings, metrics)
         tokenizer = getattr(embedder.backbone, "tokenizer", None)
         tokenizer = tokenizer or getattr(getattr(embedder.backbone, "processor", None), "tokenizer", None)
-        app.state.serving = Serving(settings, engine, InputReader(settings, tokenizer, embedder.prompts))
+        app.state.serving = Serving(settings, engine, InputReader(settings, tokenizer, embedder.prompts), store)
         engine.start()
         yield
         engine.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
+from vlm2vec.errors import UserError
 from vlm2vec.serving.batching import Embedded
 from vlm2vec.serving.cohere import CohereRequest, CohereResponse, as_base64, by_type
 from vlm2vec.serving.context import Serving, answer, serving_of, truncated, usage
@@ -20,6 +22,8 @@ from vlm2vec.serving.schemas import (
     InputObject,
     RerankRequest,
     RerankResponse,
+    SearchRequest,
+    SearchResponse,
     SimilarityRequest,
     SimilarityResponse,
 )
@@ -137,6 +141,30 @@ async def similarity(body: SimilarityRequest, request: Request) -> Response:
     queries_MD, targets_ND, tokens = await _two_sides(serving, body.queries, body.targets, body.instruction)
     request.state.facts = {"inputs": len(body.queries) + len(body.targets), "tokens": tokens}
     return answer({"model": name, "similarities": list(queries_MD @ targets_ND.T), "usage": usage(tokens)})
+
+
+@router.post("/v1/search", responses={200: {"model": SearchResponse}}, tags=["search"])
+async def search(body: SearchRequest, request: Request) -> Response:
+    """The rows of the server's store that are nearest to a query."""
+    serving = serving_of(request)
+    name = serving.check_model(body.model)
+    if serving.store is None:
+        raise Refusal(404, "no_store", "this server has no store to search; start it with --store")
+    instruction = body.instruction or serving.reader.task_instruction("query")
+    vectors_1D, tokens = await serving.vectors([await serving.reader.one(body.query, instruction)])
+    try:
+        hits = await asyncio.to_thread(serving.store.search, vectors_1D[0], body.k, body.where)
+    except UserError as error:  # the filter
+        raise Refusal(400, "bad_filter", str(error)) from None
+    results = [
+        {
+            "key": hit.key,
+            "score": float(hit.score),
+            "metadata": {name: value for name, value in hit.metadata.items() if not isinstance(value, bytes)},
+        }
+        for hit in hits
+    ]
+    return answer({"model": name, "results": results, "usage": usage(tokens)})
 
 
 async def _two_sides(

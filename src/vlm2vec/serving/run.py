@@ -65,11 +65,20 @@ def worker_app() -> FastAPI:
     log_to_stderr()
     settings = ServeSettings.from_environment()
     device = settings.device or own_device(settings)
-    embedder = Embedder.from_pretrained(settings.model, device=device, **settings.model_options)
+    store = None
+    if settings.store is None:
+        embedder = Embedder.from_pretrained(settings.model, device=device, **settings.model_options)
+    else:
+        from vlm2vec.jobs.stores import load_model_of
+        from vlm2vec.retrieval.index import open_store
+
+        store = open_store(settings.store)
+        embedder = load_model_of(store, settings.model)
+        embedder = embedder.to(device) if device else embedder
     logging.getLogger("vlm2vec.serving").info(
         "model loaded", extra={"fields": {"model": settings.model, "device": str(embedder.device)}}
     )
-    return create_app(embedder, settings)
+    return create_app(embedder, settings, store)
 
 
 def own_device(settings: ServeSettings) -> str | None:

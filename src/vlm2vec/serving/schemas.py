@@ -186,6 +186,32 @@ class SimilarityResponse(BaseModel):
     usage: Usage
 
 
+class SearchRequest(Lenient):
+    """The nearest rows of the store."""
+
+    model: str = ""
+    query: Input
+    k: Annotated[StrictInt, Field(ge=1, le=1000)] = 10
+    where: Text | None = Field(None, description="A filter of the rows, such as `width > 600`.")
+    instruction: Text | None = Field(None, description="Of the query; default: the model's own for queries.")
+
+
+class SearchResult(BaseModel):
+    """A row, its cosine and its metadata."""
+
+    key: str
+    score: float
+    metadata: dict[str, Any]
+
+
+class SearchResponse(BaseModel):
+    """Best first."""
+
+    model: str
+    results: list[SearchResult]
+    usage: Usage
+
+
 class ModelCard(BaseModel):
     """A model that requests may name."""
 
