@@ -109,3 +109,18 @@ def test_an_unknown_model_is_named_as_missing(client: TestClient) -> None:
     answer = client.post("/v1/embeddings", json={"input": "x", "model": "text-embedding-3"})
     assert answer.status_code == 404 and answer.json()["error"]["code"] == "model_not_found"
     assert client.get("/v1/models").json()["data"][0]["id"] == "vlm2vec"
+
+
+def test_coheres_types_are_one_vector_in_several_forms(client: TestClient, embedder: Embedder, png: bytes) -> None:
+    content = [{"type": "text", "text": "in red"}, {"type": "image_url", "image_url": {"url": data_uri(png)}}]
+    body = {
+        "model": "vlm2vec",
+        "input_type": "search_query",
+        "inputs": [{"content": content}],
+        "embedding_types": ["float", "base64", "binary", "ubinary"],
+    }
+    made = client.post("/v2/embed", json=body).json()["embeddings"]
+    vector = np.array(made["float"], dtype=np.float32)
+    assert_same(vector, embedder.encode_query([{"text": "in red", "image": png}]))
+    assert made["ubinary"] == np.packbits(vector > 0, axis=1).tolist()
+    assert np.array(made["binary"]) + 128 == pytest.approx(np.array(made["ubinary"]))

@@ -103,3 +103,25 @@ def test_openais_client_reads_vectors_and_errors(client: TestClient) -> None:
     assert len(asked.embeddings.create(model="vlm2vec", input=["a", "b"]).data[1].embedding) == 576
     with pytest.raises(openai.BadRequestError):
         asked.embeddings.create(model="vlm2vec", input="x", dimensions=9999)
+
+
+def test_a_pass_that_raises_is_tried_alone_and_the_culprit_fails_alone(
+    embedder: Any, serving: Callable[..., TestClient]
+) -> None:
+    usual, culprit = embedder.backbone.forward, embedder.backbone.tokenizer("poison poison poison")["input_ids"][0]
+
+    def forward(batch: Any) -> Any:
+        if (batch["input_ids"] == culprit).any():
+            raise RuntimeError("out of luck")
+        return usual(batch)
+
+    embedder.backbone.forward = forward
+    try:
+        client = serving(result_cache_bytes=0)
+        body = {"input": ["a", "poison", "b"], "partial": True}
+        answer = client.post("/v1/embeddings", json=body).json()
+        assert [item["index"] for item in answer["data"]] == [0, 2]
+        assert answer["errors"][0]["code"] == "model_failed" and "luck" not in str(answer)
+        assert client.get("/health/ready").status_code == 200
+    finally:
+        del embedder.backbone.forward
