@@ -1,0 +1,133 @@
+"""Zero-shot classification: the label whose vector is nearest.
+
+Inputs of a folder are encoded as queries; rows of a store are taken as they are, and nothing but the labels is encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+
+from vlm2vec.errors import UserError
+from vlm2vec.jobs.searching import PRESETS
+from vlm2vec.jobs.sources import Record
+from vlm2vec.retrieval.index import VectorStore
+from vlm2vec.types import EmbeddingInput
+
+PART = 256
+
+
+class LabelEncoder(Protocol):
+    """What makes the vectors."""
+
+    def encode_query(self, inputs: list[EmbeddingInput], **kwargs: Any) -> np.ndarray:
+        """Unit-norm vectors [N, D] in input order."""
+        ...
+
+    def encode_document(self, inputs: list[EmbeddingInput], **kwargs: Any) -> np.ndarray:
+        """Unit-norm vectors [N, D] in input order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The nearest label of an input.
+
+    Attributes:
+        key: Of the record or row.
+        label: The nearest label; None where the input could not be read.
+        score: Its cosine.
+        margin: How far it is before the second label; a small one is a guess.
+        error: Why there is no label.
+    """
+
+    key: str
+    label: str | None
+    score: float = 0.0
+    margin: float = 0.0
+    error: str | None = None
+
+
+class Labels:
+    """Labels as vectors [M, D].
+
+    Args:
+        encoder: The model.
+        names: At least two, distinct.
+        template: A sentence with `{}` for the label, such as "a photo of a {}".
+
+    Raises:
+        UserError: for too few labels, one that appears twice, or a template without `{}`.
+    """
+
+    def __init__(self, encoder: LabelEncoder, names: Sequence[str], template: str = "{}") -> None:
+        self.names = [name.strip() for name in names if name.strip()]
+        if len(self.names) < 2 or len(set(self.names)) < len(self.names):
+            raise UserError(f"labels {', '.join(names)!r}: expected at least two different ones, such as cat,dog")
+        if "{}" not in template:
+            raise UserError(f"template {template!r}: expected {{}} where the label goes, such as 'a photo of a {{}}'")
+        texts = [EmbeddingInput(template.replace("{}", name)) for name in self.names]
+        self.vectors_MD = np.asarray(encoder.encode_document(texts), np.float32)
+
+    def verdicts(self, keys: Sequence[str], vectors_ND: np.ndarray) -> Iterator[Verdict]:
+        """The nearest label of every vector."""
+        for key, scores in zip(keys, np.asarray(vectors_ND, np.float32) @ self.vectors_MD.T, strict=True):
+            first, second = np.argsort(-scores, kind="stable")[:2]
+            yield Verdict(key, self.names[first], float(scores[first]), float(scores[first] - scores[second]))
+
+
+def classify_source(
+    encoder: LabelEncoder,
+    records: Iterable[Record],
+    labels: Labels,
+    instruction: str | None = "classification",
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[Verdict]:
+    """Labels the inputs of a source, in order; what cannot be read has a verdict with its reason.
+
+    Args:
+        encoder: The model.
+        records: Of `vlm2vec.jobs.sources`.
+        labels: Of the same model.
+        instruction: Of the inputs: one of `PRESETS` by name, or a sentence.
+        progress: Called with the number of inputs done since the last call.
+    """
+    task = PRESETS.get(instruction or "", instruction)
+    stream = iter(records)
+    while part := list(islice(stream, PART)):
+        for record in part:
+            if record.item is None:
+                yield Verdict(record.key, None, error=record.error)
+        readable = [(record.key, record.item) for record in part if record.item is not None]
+        yield from _encoded(encoder, readable, labels, task)
+        progress(len(part))
+
+
+def classify_store(store: VectorStore, labels: Labels, where: str | None = None) -> Iterator[Verdict]:
+    """Labels the rows of a store by the vectors that it has."""
+    for rows in store.scan([], where, vectors=True):
+        if rows.vectors_ND is not None:
+            yield from labels.verdicts(rows.keys, rows.vectors_ND)
+
+
+def _encoded(
+    encoder: LabelEncoder, readable: list[tuple[str, EmbeddingInput]], labels: Labels, task: str | None
+) -> Iterator[Verdict]:
+    keys = [key for key, _ in readable]
+    if not keys:
+        return
+    try:
+        vectors_ND = encoder.encode_query([item for _, item in readable], instruction=task)
+    except UserError as error:
+        if len(readable) == 1:
+            yield Verdict(keys[0], None, error=str(error))
+            return
+        half = len(readable) // 2
+        yield from _encoded(encoder, readable[:half], labels, task)
+        yield from _encoded(encoder, readable[half:], labels, task)
+        return
+    yield from labels.verdicts(keys, vectors_ND)

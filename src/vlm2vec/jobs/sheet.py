@@ -1,0 +1,74 @@
+"""Results as one HTML page with small copies of the pictures inside: nothing to fetch, can be sent to someone."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
+from vlm2vec.jobs.indexing import STATE, thumbnail
+from vlm2vec.jobs.searching import picture_ref
+from vlm2vec.retrieval.index import PICTURE, Hit
+
+TEMPLATE = Path(__file__).with_name("templates") / "sheet.html.j2"
+PIXELS = 320
+MOST_TEXT = 280
+PLAIN = (*STATE, PICTURE, "path", "member", "text", "modality", "kind")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A hit as the page shows it."""
+
+    name: str
+    place: str
+    score: str
+    picture: str | None
+    text: str
+    about: str
+
+
+def write_sheet(
+    path: Path, title: str, sections: Sequence[tuple[str, Sequence[Hit]]], query: ImageRef | None = None
+) -> None:
+    """Writes a page of pictures with scores.
+
+    Args:
+        path: Of the HTML file; replaced whole.
+        title: What was looked for.
+        sections: Heading and hits; an empty heading is not shown.
+        query: The picture that was looked for.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(TEMPLATE.read_text()).render(
+        title=title,
+        query=_data_uri(query) if query else None,
+        sections=[(heading, [card_of(hit) for hit in hits]) for heading, hits in sections],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(path)
+
+
+def card_of(hit: Hit) -> Card:
+    """What is shown of a hit; a picture that is gone is left out and said."""
+    about = {name: value for name, value in hit.metadata.items() if name not in PLAIN}
+    text = str(hit.metadata.get("text", ""))[:MOST_TEXT]
+    picture = None
+    if ref := picture_ref(hit.metadata):
+        try:
+            picture = _data_uri(ref)
+        except UserError as error:
+            text = str(error)
+    facts = " · ".join(f"{name} {value}" for name, value in about.items())
+    return Card(hit.key.rpartition("/")[2], hit.key, f"{hit.score:.3f}", picture, text, facts)
+
+
+def _data_uri(image: ImageRef) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(thumbnail(image, PIXELS)).decode()
