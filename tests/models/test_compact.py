@@ -176,3 +176,22 @@ def test_bfloat16_is_chosen_only_where_it_is_native(monkeypatch: pytest.MonkeyPa
     assert best_dtype(cpu) is torch.float32
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert best_dtype(cpu) is torch.bfloat16
+
+
+@pytest.mark.skipif(best_dtype(torch.device("cpu")) is torch.float32, reason="no native bfloat16 here")
+@pytest.mark.parametrize("base", ["compact", "compact-dual"])
+def test_a_step_in_bfloat16_moves_the_weights_and_the_vectors_stay_near_those_of_float32(base: str) -> None:
+    vectors = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        embedder = Embedder.from_pretrained(base, dtype=dtype, **SMALL)
+        vectors.append(embedder.encode(mixed_inputs()))
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.98
+    head = embedder.backbone.model.text_head if base == "compact-dual" else embedder.backbone.model.head
+    before = head.weight.detach().clone()
+    output_BD = embedder.train()(embedder.backbone.process(mixed_inputs()))
+    torch.autograd.backward((output_BD @ output_BD.T).square().mean())
+    torch.optim.SGD([p for p in embedder.parameters() if p.grad is not None], lr=0.1).step()
+    assert torch.isfinite(head.weight).all() and not torch.equal(head.weight, before)
+    assert all(torch.isfinite(p.grad).all() for p in embedder.parameters() if p.grad is not None)
+    assert not any(p.requires_grad for p in embedder.backbone.vision.parameters())

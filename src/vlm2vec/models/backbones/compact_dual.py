@@ -72,7 +72,9 @@ class CompactDual(Compact):
         """Assembles the two towers; the heads are new and depend on torch's seed."""
         parts = Compact.load(source, dtype, **options)
         assert isinstance(parts.model, CompactModel)
-        return cls(DualModel(parts.model).to(dtype), parts.tokenizer, parts.settings)
+        model = DualModel(parts.model).to(dtype)
+        model.vision.float()  # as in compact: its features must not depend on the rest's dtype
+        return cls(model, parts.tokenizer, parts.settings)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """One vector an example, not normalised, [B, D]."""
