@@ -159,6 +159,8 @@ def _row_of(key: str, record: Record, root: str, keep_pictures: bool, report: In
 
 
 def _modality(item: EmbeddingInput) -> str:
+    if item.video is not None:
+        return "video"
     return ("both" if item.text else "picture") if item.images else "text"
 
 

@@ -95,7 +95,7 @@ def picture_ref(metadata: dict[str, Any]) -> ImageRef | None:
     """Where a row's picture lies; None for a row without one."""
     if isinstance(metadata.get(PICTURE), bytes):
         return ImageRef(data=metadata[PICTURE])
-    if metadata.get("modality") == "text" or not metadata.get("path"):
+    if metadata.get("modality") in ("text", "video") or not metadata.get("path"):
         return None
     return ImageRef(path=metadata["path"], member=metadata.get("member"))
 
