@@ -55,6 +55,8 @@ for _name, (_help, _verbs) in GROUPS.items():
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    for name in ("torchao", "torch.utils._pytree"):  # where torchao is installed, its import tells of kernels for GPUs
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app()
     except UserError as error:
