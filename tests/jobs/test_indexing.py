@@ -209,7 +209,9 @@ def test_zero_shot_labels_of_a_folder_and_of_a_store_agree(store: VectorStore, p
     bring_up(store, photos)
     labels = Labels(encoder, NAMES, "something {}")
     (photos / "bad.png").write_text("no picture")
-    of_folder = {str(photos / one.key): one for one in classify_source(encoder, open_source(photos), labels)}
+    verdicts = list(classify_source(encoder, open_source(photos), labels))
+    assert [one.key for one in verdicts] == [record.key for record in open_source(photos)]
+    of_folder = {str(photos / one.key): one for one in verdicts}
     of_store = {one.key: one for one in classify_store(store, labels)}
     bad = of_folder.pop(str(photos / "bad.png"))
     assert bad.label is None and "not a readable picture" in str(bad.error)

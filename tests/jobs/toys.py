@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from samples import COLORS
 
+from vlm2vec.errors import UserError
 from vlm2vec.types import EmbeddingInput
 
 
@@ -21,8 +22,16 @@ class ColourEncoder:
     def encode(self, inputs: Sequence[EmbeddingInput], **kwargs: Any) -> np.ndarray:
         if self.fail_after is not None and self.num_encoded >= self.fail_after:
             raise KeyboardInterrupt
-        rows = np.stack([self._vector(item) for item in inputs])
-        self.num_encoded += len(rows)
+        rows = np.zeros((len(inputs), 3), np.float32)
+        for position, item in enumerate(inputs):
+            try:
+                rows[position] = self._vector(item)
+            except UserError as error:
+                if "on_error" not in kwargs:
+                    raise
+                kwargs["on_error"](position, error)
+            else:
+                self.num_encoded += 1
         return rows
 
     encode_query = encode_document = encode

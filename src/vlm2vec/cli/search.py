@@ -46,7 +46,7 @@ def index(
     """Bring a store up to date with a folder: encodes what is new or changed, removes what is gone."""
     from vlm2vec.jobs.indexing import index_source, write_errors
     from vlm2vec.jobs.sources import open_source
-    from vlm2vec.jobs.stores import facts_of
+    from vlm2vec.jobs.stores import facts_of, only_writer
     from vlm2vec.models.embedder import Embedder
     from vlm2vec.retrieval.index import open_store
 
@@ -56,7 +56,7 @@ def index(
     embedder = Embedder.from_pretrained(model, **settings)
     facts = facts_of(embedder, model, options=settings, instruction=instruction, precision=precision)
     opened = open_store(store, create=facts)
-    with progress_bar(f"indexing {source}", total) as advance:
+    with only_writer(opened), progress_bar(f"indexing {source}", total) as advance:
         report = index_source(embedder, inputs, opened, keep_pictures=keep_pictures, index=index, progress=advance)
     say(
         f"{report.num_new} new, {report.num_changed} changed, {report.num_same} as they were, "

@@ -25,7 +25,7 @@ class LabelEncoder(Protocol):
     """What makes the vectors."""
 
     def encode_query(self, inputs: list[EmbeddingInput], **kwargs: Any) -> np.ndarray:
-        """Unit-norm vectors [N, D] in input order."""
+        """Unit-norm vectors [N, D] in input order; `on_error(position, error)` for each that cannot be read."""
         ...
 
     def encode_document(self, inputs: list[EmbeddingInput], **kwargs: Any) -> np.ndarray:
@@ -99,11 +99,7 @@ def classify_source(
     task = PRESETS.get(instruction or "", instruction)
     stream = iter(records)
     while part := list(islice(stream, PART)):
-        for record in part:
-            if record.item is None:
-                yield Verdict(record.key, None, error=record.error)
-        readable = [(record.key, record.item) for record in part if record.item is not None]
-        yield from _encoded(encoder, readable, labels, task)
+        yield from _verdicts(encoder, part, labels, task)
         progress(len(part))
 
 
@@ -114,20 +110,21 @@ def classify_store(store: VectorStore, labels: Labels, where: str | None = None)
             yield from labels.verdicts(rows.keys, rows.vectors_ND)
 
 
-def _encoded(
-    encoder: LabelEncoder, readable: list[tuple[str, EmbeddingInput]], labels: Labels, task: str | None
-) -> Iterator[Verdict]:
-    keys = [key for key, _ in readable]
-    if not keys:
-        return
-    try:
-        vectors_ND = encoder.encode_query([item for _, item in readable], instruction=task)
-    except UserError as error:
-        if len(readable) == 1:
-            yield Verdict(keys[0], None, error=str(error))
-            return
-        half = len(readable) // 2
-        yield from _encoded(encoder, readable[:half], labels, task)
-        yield from _encoded(encoder, readable[half:], labels, task)
-        return
-    yield from labels.verdicts(keys, vectors_ND)
+def _verdicts(encoder: LabelEncoder, part: list[Record], labels: Labels, task: str | None) -> list[Verdict]:
+    reasons = {place: record.error or "no input" for place, record in enumerate(part) if record.item is None}
+    places = [place for place in range(len(part)) if place not in reasons]
+
+    def on_error(position: int, error: UserError) -> None:
+        reasons[places[position]] = str(error)
+
+    items = [record.item for record in part if record.item is not None]
+    if items:
+        vectors_ND = encoder.encode_query(items, instruction=task, on_error=on_error)
+        good = [row for row, place in enumerate(places) if place not in reasons]
+        named = labels.verdicts([part[places[row]].key for row in good], vectors_ND[good])
+    else:
+        named = iter(())
+    return [
+        Verdict(record.key, None, error=reasons[place]) if place in reasons else next(named)
+        for place, record in enumerate(part)
+    ]

@@ -36,7 +36,7 @@ class DocumentEncoder(Protocol):
     """What makes the vectors."""
 
     def encode_document(self, inputs: Sequence[EmbeddingInput], **kwargs: Any) -> np.ndarray:
-        """Unit-norm vectors [N, D] in input order."""
+        """Unit-norm vectors [N, D] in input order; `on_error(position, error)` for each that cannot be read."""
         ...
 
 
@@ -220,19 +220,19 @@ class _Writer:
 
 def _encode(rows: list[_Row], encoder: DocumentEncoder, report: IndexReport) -> None:
     """Gives rows their vectors; those that cannot be read stay without, and are reported."""
-    try:
-        vectors: Sequence[np.ndarray] = list(encoder.encode_document([row.item for row in rows])) if rows else []
-    except UserError as error:
-        if len(rows) == 1:
-            report.errors.append((rows[0].key, str(error)))
-            return
-        half = len(rows) // 2
-        _encode(rows[:half], encoder, report)
-        _encode(rows[half:], encoder, report)
+    if not rows:
         return
-    for row, vector in zip(rows, vectors, strict=True):
-        row.vector_D = vector
-        report.num_encoded += 1
+    bad: set[int] = set()
+
+    def on_error(position: int, error: UserError) -> None:
+        bad.add(position)
+        report.errors.append((rows[position].key, str(error)))
+
+    vectors_ND = encoder.encode_document([row.item for row in rows], on_error=on_error)
+    for position, (row, vector) in enumerate(zip(rows, vectors_ND, strict=True)):
+        if position not in bad:
+            row.vector_D = vector
+            report.num_encoded += 1
 
 
 def thumbnail(image: ImageRef, size: int = THUMBNAIL) -> bytes:

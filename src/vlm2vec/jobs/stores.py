@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,3 +84,29 @@ def load_model_of(store: VectorStore, model: str | None = None, consent: dict[st
     loaded = facts_of(embedder, source, options=facts.options, instruction=facts.instruction, precision=facts.precision)
     facts.require_same_model(loaded, store.uri)
     return embedder
+
+
+@contextmanager
+def only_writer(store: VectorStore) -> Iterator[None]:
+    """Holds a store in a folder of this machine against a second writer; a process that dies lets it go.
+
+    The folder itself is locked, so nothing is left beside it. Qdrant's local mode locks its folder, and a server or an
+    object store takes the writers one by one: there, two runs may do the same work twice.
+
+    Raises:
+        UserError: while another process indexes into the store.
+    """
+    import fcntl
+
+    if not Path(store.uri).is_dir():
+        yield
+        return
+    folder = os.open(store.uri, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{store.uri}: another process is indexing into it; run again when it has ended") from error
+        yield
+    finally:
+        os.close(folder)
