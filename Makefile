@@ -18,9 +18,8 @@ $(READY): pyproject.toml constraints.txt requirements/compact.txt
 	$(PIP) --no-deps --requirement requirements/compact.txt
 	touch $@
 
-$(DEV): $(READY) requirements/ui.txt
+$(DEV): $(READY)
 	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps --requirement requirements/ui.txt
 	touch $@
 
 demo: setup  ## prepare, train, score, report: about ten minutes on two cores

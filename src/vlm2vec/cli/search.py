@@ -1,4 +1,4 @@
-"""Verbs on a store of vectors: index, search, classify, duplicates, ui."""
+"""Verbs on a store of vectors: index, search, classify, duplicates."""
 
 from __future__ import annotations
 
