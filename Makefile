@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
-# Compiling every file of torch and transformers costs more than compiling those that are imported, when they are.
+# Compiling every file of torch and transformers costs more than compiling those that are imported, when they are; where
+# the environment forbids to keep what was compiled, every process would do it again, seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .PHONY: setup demo test lint format bench clean
