@@ -9,6 +9,8 @@ from PIL import Image
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
 from vlm2vec.images import ImageRef
+from vlm2vec.models.backbones import compact
+from vlm2vec.models.backbones.compact import _resampled
 from vlm2vec.models.backbones.compact_parts import EfficientNetLite, package_file
 from vlm2vec.models.embedder import best_dtype
 from vlm2vec.models.vision_cache import VisionCache
@@ -75,12 +77,36 @@ def test_the_folded_encoder_gives_the_features_of_the_published_one() -> None:
     published = EfficientNet.from_name("efficientnet-lite0")
     published.load_state_dict(torch.load(weights, weights_only=True))
     published.eval()
+    stages: dict[int, torch.Tensor] = {}
+    for block in published._blocks:
+        block.register_forward_hook(lambda module, given, map_NCHW: stages.update({map_NCHW.shape[1]: map_NCHW}))
     image = picture(5, (192, 192))
     pixels = (torch.from_numpy(np.array(image.load())).permute(2, 0, 1).float() - 127) / 128
     with torch.inference_mode():
-        maps = published.extract_features(pixels[None])
-        expected = torch.nn.functional.avg_pool2d(maps, 2).flatten(2).transpose(1, 2)
-        torch.testing.assert_close(EfficientNetLite(192, 9)([image]), expected, rtol=1e-3, atol=1e-4)
+        maps = [published.extract_features(pixels[None]), stages[112], stages[40]]
+        grids = [torch.nn.functional.adaptive_avg_pool2d(part, 3).flatten(2).transpose(1, 2) for part in maps]
+        expected = torch.cat([torch.nn.functional.layer_norm(part, part.shape[-1:]) for part in grids], dim=-1)
+        features = EfficientNetLite(192, 9)([image])
+    torch.testing.assert_close(features[..., :-48], expected, rtol=1e-3, atol=1e-3)
+    colours = pixels.reshape(3, 3, 4, 16, 3, 4, 16).mean(dim=(3, 6))  # [colour, row, part, column, part]
+    expected_colours = colours.permute(1, 3, 0, 2, 4).reshape(1, 9, 48)
+    torch.testing.assert_close(features[..., -48:], expected_colours, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_positions_of_another_grid_keep_their_corners_order(side: int) -> None:
+    places = torch.stack(torch.meshgrid(torch.arange(3.0), torch.arange(3.0), indexing="ij"), dim=-1).reshape(9, 2)
+    torch.testing.assert_close(_resampled(places, 9), places)
+    other = _resampled(places, side**2).reshape(side, side, 2)
+    assert (other[1:, :, 0] > other[:-1, :, 0]).all() and (other[:, 1:, 1] > other[:, :-1, 1]).all()
+
+
+def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = tmp_path / "compact_pretrained.safetensors"
+    changed.write_bytes(compact.SHIPPED.read_bytes() + b"\0")
+    monkeypatch.setattr(compact, "SHIPPED", changed)
+    with pytest.raises(UserError, match="not the shipped weights"):
+        Embedder.from_pretrained("compact", **SMALL)
 
 
 def test_vectors_are_the_same_with_and_without_the_picture_cache(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from vlm2vec import UserError
-from vlm2vec.training.align import AlignRecipe
 from vlm2vec.training.config import dump_recipe, load_recipe
+from vlm2vec.training.pretrain_recipe import PretrainRecipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -23,8 +23,8 @@ MINIMAL = "data: {root: train}\ntrain: {steps: 10}\noutput: runs/x\n"
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_recipe_is_valid(path: Path) -> None:
-    if path.name.startswith("align-"):
-        AlignRecipe.model_validate(yaml.safe_load(path.read_text()))
+    if path.name.startswith("pretrain-"):
+        PretrainRecipe.model_validate(yaml.safe_load(path.read_text()))
     else:
         load_recipe(path)
 

@@ -1,19 +1,21 @@
 """`compact`: the built-in small VLM, LLaVA-shaped, made of pretrained parts that need no hub.
 
 picture -> EfficientNet-Lite0 (frozen) -> projector -> first layers of SmolLM2-135M-Instruct -> last token.
-The projector was aligned by this project (`vlm2vec.training.align`, recipes/align-compact.yaml) and is shipped.
+This project pretrained them together (`vlm2vec.training.pretrain`, recipes/pretrain-compact.yaml) and ships the result.
 
 Shapes: B examples, L tokens, T visual tokens a picture, D embedding dim.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file
+import torch.nn.functional as F
+from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from vlm2vec.errors import UserError
@@ -23,24 +25,32 @@ from vlm2vec.models.prompts import order_of_pictures, split_at_pictures
 from vlm2vec.models.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import Batch, EmbeddingInput
 
-SHIPPED = Path(__file__).with_name("compact_aligned.safetensors")
-ALIGNED_LAYERS = 4
+SHIPPED = Path(__file__).with_name("compact_pretrained.safetensors")
+SHIPPED_SHA256 = "24b31b6efb105ab38952de3f1cbec64ed47d09609906e8a654799e0bbe01ea54"
+PRETRAINED_LAYERS = 4
 LANGUAGE_LINEARS = r".*\.(q|k|v|o|gate|up|down)_proj"
 PROJECTOR_WIDTH = 1152
 MAX_TEXT_TOKENS = 512
 DEFAULTS = {"num_layers": 4, "visual_tokens": 9, "image_size": 192}
 
 
-class Projector(nn.Sequential):
-    """Visual features [.., 1280] -> the language model's input space [.., D]."""
+class Projector(nn.Module):
+    """Visual features [.., T, 1480] -> the language model's input space [.., T, D], each token told where it lies."""
 
-    def __init__(self, embedding_dim: int) -> None:
-        super().__init__(
+    def __init__(self, embedding_dim: int, num_tokens: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
             nn.LayerNorm(VISION_DIM),
             nn.Linear(VISION_DIM, PROJECTOR_WIDTH),
             nn.GELU(),
             nn.Linear(PROJECTOR_WIDTH, embedding_dim),
         )
+        self.positions = nn.Parameter(torch.zeros(num_tokens, embedding_dim))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """One input vector of the language model a visual token."""
+        projected: torch.Tensor = self.layers(features)
+        return projected + self.positions
 
 
 def identity_head(dim: int) -> nn.Linear:
@@ -72,7 +82,7 @@ class CompactModel(nn.Module):
     def states(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, image_features: torch.Tensor | None
     ) -> torch.Tensor:
-        """Final-norm hidden states [B, L, D]; `image_features` [N, T, 1280] fill the image tokens in order."""
+        """Final-norm hidden states [B, L, D]; `image_features` [N, T, 1480] fill the image tokens in order."""
         is_image_BL = input_ids == self.image_token_id
         embeds_BLD = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_image_BL, 0))
         if image_features is not None and len(image_features):
@@ -118,9 +128,11 @@ class Compact(Backbone):
             raise UserError(f"{source}: unknown settings {sorted(unknown)}; allowed: {', '.join(DEFAULTS)}")
         language, tokenizer = load_language(settings["num_layers"], dtype)
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
-        model = CompactModel(vision, Projector(language.config.hidden_size), language).to(dtype)
+        model = CompactModel(vision, Projector(language.config.hidden_size, settings["visual_tokens"]), language).to(
+            dtype
+        )
         model.vision.float()  # its pictures come in float32, and its features must not depend on the rest's dtype
-        _load_aligned(model, settings["num_layers"])
+        _load_pretrained(model, settings["num_layers"])
         return cls(model, tokenizer, settings)
 
     @property
@@ -183,12 +195,16 @@ class Compact(Backbone):
         return [*ids, self.tokenizer.eos_token_id]
 
 
-def _load_aligned(model: CompactModel, num_layers: int) -> None:
-    """Puts in what the alignment made: the projector, and for the aligned depth also head, norm and merged adapter."""
-    learned = load_file(SHIPPED)
+def _load_pretrained(model: CompactModel, num_layers: int) -> None:
+    """Puts in what the pretraining made: the projector, and for its depth also head, norm and merged adapter."""
+    raw = SHIPPED.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != SHIPPED_SHA256:
+        raise UserError(f"{SHIPPED}: not the shipped weights (SHA-256 differs); install the package again")
+    learned = {name: value.float() for name, value in load_safetensors(raw).items()}
     projector = {name.removeprefix("projector."): value for name, value in learned.items() if "projector." in name}
+    projector["positions"] = _resampled(projector["positions"], len(model.projector.positions))
     model.projector.load_state_dict(projector)
-    if num_layers != ALIGNED_LAYERS:
+    if num_layers != PRETRAINED_LAYERS:
         return
     language = model.language_model
     model.head.load_state_dict({name: learned[f"head.{name}"] for name in ("weight", "bias")})
@@ -198,5 +214,14 @@ def _load_aligned(model: CompactModel, num_layers: int) -> None:
             if ".lora_A." in name:
                 path = name.removeprefix("language_model.").removesuffix(".lora_A.default.weight")
                 high = learned[name.replace(".lora_A.", ".lora_B.")]
-                # alpha equals rank in the alignment, so the product is the change itself
-                language.get_submodule(path).weight += (high.float() @ low.float()).to(language.dtype)
+                # alpha equals rank in the pretraining, so the product is the change itself
+                weight = language.get_submodule(path).weight
+                weight.copy_(weight.float() + high @ low)
+
+
+def _resampled(positions_TD: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """The vectors of a square grid of positions, for a grid of another size."""
+    side, new = round(len(positions_TD) ** 0.5), round(num_tokens**0.5)
+    grid_1DHW = positions_TD.T.reshape(1, -1, side, side)
+    resampled = F.interpolate(grid_1DHW, size=(new, new), mode="bilinear", align_corners=False)
+    return resampled.flatten(2)[0].T.contiguous()

@@ -42,7 +42,7 @@ class DualModel(nn.Module):
         return text_BD * (attention_mask.sum(dim=1, keepdim=True) > 1)
 
     def pictures(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Unit vectors of pictures from their visual tokens [N, T, 1280], [N, D]."""
+        """Unit vectors of pictures from their visual tokens [N, T, 1480], [N, D]."""
         return F.normalize(
             self.image_head(self.projector(image_features.to(self.image_head.weight.dtype)).mean(dim=1)), dim=-1
         )

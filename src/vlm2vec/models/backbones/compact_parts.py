@@ -25,7 +25,10 @@ from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.images import ImageRef
 
-VISION_DIM = 1280
+FINAL_DIM = 1280
+STAGE_DIMS = (112, 40)  # outputs of the stages at strides 16 and 8: colour and shape, which the last map has lost
+PIXELS_SIDE = 4  # and the mean colours of 4 x 4 parts of a token's square
+VISION_DIM = FINAL_DIM + sum(STAGE_DIMS) + 3 * PIXELS_SIDE**2
 VISION_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 NUM_LAYERS = 30
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,7 +48,10 @@ def package_file(package: str, file: str) -> Path:
 
 
 class EfficientNetLite(nn.Module):
-    """Frozen EfficientNet-Lite0 whose last feature map is averaged to a square grid of visual tokens.
+    """Frozen EfficientNet-Lite0 whose feature maps are averaged to a square grid of visual tokens.
+
+    A token is the last map's mean over its square, those of two earlier stages, each normalised to unit variance, and
+    the mean colours of the square's parts.
 
     Batch norms are folded into the convolutions in front of them (same numbers, less time).
 
@@ -66,18 +72,34 @@ class EfficientNetLite(nn.Module):
 
     def fingerprint(self) -> str:
         """Changes whenever the features of a picture would."""
-        return f"efficientnet-lite0-{VISION_SHA256[:12]}-{self.image_size}px-{self.side**2}tokens"
+        return f"efficientnet-lite0-{VISION_SHA256[:12]}-{self.image_size}px-{self.side**2}tokens-{VISION_DIM}"
 
     def forward(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Pictures -> features [N, T, 1280]; the T tokens run row by row from the top left."""
+        """Pictures -> features [N, T, 1480]; the T tokens run row by row from the top left."""
         size = (self.image_size, self.image_size)
         pixels = [np.asarray(image.load().resize(size, Image.Resampling.BICUBIC)) for image in images]
         # (x - 127) / 128: what the published weights were trained with.
         pixels_NCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().sub_(127).div_(128)
         pixels_NCHW = pixels_NCHW.contiguous(memory_format=torch.channels_last)
         device = next(self.network.parameters()).device
-        maps = self.network.extract_features(pixels_NCHW.to(device))
-        return nn.functional.adaptive_avg_pool2d(maps, self.side).flatten(2).transpose(1, 2)
+        pixels_NCHW = pixels_NCHW.to(device)
+        maps = [self._grid(map_NCHW) for map_NCHW in self._maps(pixels_NCHW)]
+        colours = nn.functional.adaptive_avg_pool2d(pixels_NCHW, self.side * PIXELS_SIDE)
+        colours = nn.functional.pixel_unshuffle(colours, PIXELS_SIDE).flatten(2).transpose(1, 2)
+        return torch.cat([*(nn.functional.layer_norm(part, part.shape[-1:]) for part in maps), colours], dim=-1)
+
+    def _maps(self, pixels_NCHW: torch.Tensor) -> list[torch.Tensor]:
+        """The last feature map, and the last one of each stage in `STAGE_DIMS`."""
+        stages: dict[int, torch.Tensor] = {}
+        map_NCHW = self.network._swish(self.network._bn0(self.network._conv_stem(pixels_NCHW)))
+        for block in self.network._blocks:
+            map_NCHW = block(map_NCHW)
+            stages[map_NCHW.shape[1]] = map_NCHW
+        last = self.network._swish(self.network._bn1(self.network._conv_head(map_NCHW)))
+        return [last, *(stages[dim] for dim in STAGE_DIMS)]
+
+    def _grid(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(map_NCHW, self.side).flatten(2).transpose(1, 2)
 
     def train(self, mode: bool = True) -> EfficientNetLite:
         """Stays in evaluation mode: it is frozen."""
