@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 from wire import data_uri, encoded
 
-from vlm2vec.serving.fetch import is_public
+from vlm2vec.serving.fetch import Fetcher, is_public
+from vlm2vec.serving.refusals import Refusal
 
 BAD: dict[str, Any] = {
     "truncated": lambda png: {"image": data_uri(png[: len(png) // 2])},
@@ -125,3 +131,79 @@ def test_a_pass_that_raises_is_tried_alone_and_the_culprit_fails_alone(
         assert client.get("/health/ready").status_code == 200
     finally:
         del embedder.backbone.forward
+
+
+def vector_of(client: TestClient, uri: str) -> np.ndarray:
+    answer = client.post("/v1/embeddings", json={"input": [{"image": uri}]})
+    assert answer.status_code == 200, answer.text
+    return np.array(answer.json()["data"][0]["embedding"])
+
+
+def test_an_animated_picture_is_its_first_frame(client: TestClient) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    moving = vector_of(
+        client, data_uri(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "image/gif")
+    )
+    assert moving @ vector_of(client, data_uri(encoded(frames[0], "GIF"))) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_request_past_its_deadline_gets_408_and_the_next_one_an_answer(
+    embedder: Any, serving: Callable[..., TestClient]
+) -> None:
+    usual = embedder.backbone.forward
+
+    def slow(batch: Any) -> Any:
+        time.sleep(0.6)
+        return usual(batch)
+
+    client = serving(timeout=0.3)
+    embedder.backbone.forward = slow
+    try:
+        answer = client.post("/v1/embeddings", json={"input": "slow"})
+        assert answer.status_code == 408 and answer.json()["error"]["code"] == "timeout"
+    finally:
+        del embedder.backbone.forward
+    time.sleep(0.7)
+    assert client.post("/v1/embeddings", json={"input": "fast"}).status_code == 200
+
+
+def test_a_mistake_of_the_server_says_nothing_of_its_inside(
+    embedder: Any, serving: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serving()
+
+    def broken(self: Any, items: Any) -> Any:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr("vlm2vec.serving.batching.Engine.embed", broken)
+    answer = client.post("/v1/embeddings", json={"input": "x"})
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "server_error"
+    assert not any(word in answer.text for word in ("inside", "Traceback", "RuntimeError", ".py"))
+
+
+def test_a_redirect_to_a_private_address_is_not_followed() -> None:
+    reached: list[str] = []
+
+    class Toy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            reached.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/secret")
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.2", 0), Toy) as toy, HTTPServer(("127.0.0.1", toy.server_port), Toy) as private:
+        for one in (toy, private):
+            threading.Thread(target=one.serve_forever, daemon=True).start()
+        hosts = [f"127.0.0.{last}:{toy.server_port}" for last in (1, 2)]
+        start = f"http://127.0.0.2:{toy.server_port}/start"
+        # The toy's own address stands for a public one; the other stays what it is.
+        fetcher = Fetcher(hosts, 1000, lambda address: address == "127.0.0.2" or is_public(address))
+        refused = asyncio.run(fetcher.picture(start))
+        direct = asyncio.run(Fetcher(hosts, 1000).picture(start))
+        for one in (toy, private):
+            one.shutdown()
+    assert isinstance(refused, Refusal) and refused.code == "address_not_allowed" and reached == ["/start"]
+    assert isinstance(direct, Refusal) and direct.code == "address_not_allowed"
