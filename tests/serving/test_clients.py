@@ -82,8 +82,9 @@ def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
 
 
 def test_coheres_client_reads_the_vectors_of_the_library(server: Server) -> None:
-    asked = cohere.ClientV2(api_key="none", base_url=server.url)
-    made = asked.embed(model="vlm2vec", input_type="search_query", embedding_types=["float"], texts=TEXTS)
+    with httpx.Client() as wire:
+        asked = cohere.ClientV2(api_key="none", base_url=server.url, httpx_client=wire)
+        made = asked.embed(model="vlm2vec", input_type="search_query", embedding_types=["float"], texts=TEXTS)
     assert_same(np.array(made.embeddings.float_), server.model.encode_query(TEXTS))
 
 
@@ -91,7 +92,16 @@ def test_langchains_client_reads_the_vectors_of_the_library(server: Server) -> N
     asked = OpenAIEmbeddings(
         model="vlm2vec", api_key="none", base_url=f"{server.url}/v1", check_embedding_ctx_length=False
     )
-    assert_same(np.array(asked.embed_documents(TEXTS)), server.model.encode(TEXTS))
+    made = asked.embed_documents(TEXTS)
+    asked.client._client.close()
+    assert_same(np.array(made), server.model.encode(TEXTS))
+
+
+def test_the_store_of_the_command_line_is_searched(server: Server) -> None:
+    results = httpx.post(f"{server.url}/v1/search", json={"query": TEXTS[1], "k": 3}).json()["results"]
+    cosines = (server.model.encode_query(TEXTS[1:2]) @ server.model.encode(TEXTS).T)[0]
+    assert [result["metadata"]["place"] for result in results] == list(np.argsort(-cosines))
+    assert [result["score"] for result in results] == pytest.approx(np.sort(cosines)[::-1], abs=1e-3)
 
 
 def test_an_accepted_request_is_finished_after_sigterm(server: Server) -> None:  # the last one: the server ends
