@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tiny.models import picture
 
 from vlm2vec.errors import UserError
@@ -91,6 +92,15 @@ def test_pictures_come_from_files_bytes_data_uris_and_pil():
     uri = "data:image/png;base64," + base64.b64encode(png()).decode()
     for source in (image, png(), uri):
         assert EmbeddingInput.of({"image": source}).images[0].load().tobytes() == image.tobytes()
+
+
+def test_a_photograph_taken_upright_is_turned_as_its_exif_data_says():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    encoded = io.BytesIO()
+    picture(8, 6, 0).save(encoded, format="PNG", exif=exif)
+    turned = picture(8, 6, 0).transpose(Image.Transpose.ROTATE_270)
+    assert ImageRef.of(encoded.getvalue()).load().tobytes() == turned.tobytes()
 
 
 @pytest.mark.parametrize(

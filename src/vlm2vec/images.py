@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlm2vec import archives, documents
 from vlm2vec.errors import UserError
@@ -96,7 +96,7 @@ class ImageRef:
         return hashlib.sha256(self.read()).hexdigest()
 
     def load(self) -> Image.Image:
-        """Decodes the picture to RGB, transparent parts on white.
+        """Decodes the picture to RGB, transparent parts on white, turned as its EXIF data says.
 
         Raises:
             UserError: if the picture is missing, of an unknown format, or truncated.
@@ -105,6 +105,7 @@ class ImageRef:
         try:
             with Image.open(io.BytesIO(raw)) as image:
                 image.load()
+                ImageOps.exif_transpose(image, in_place=True)  # as transformers' load_image
                 return to_rgb(image)
         except UnidentifiedImageError as error:  # its message names an object in memory
             raise UserError(f"{self}: not a readable picture (of no known format); replace or remove it") from error
