@@ -103,6 +103,12 @@ def test_a_photograph_taken_upright_is_turned_as_its_exif_data_says():
     assert ImageRef.of(encoded.getvalue()).load().tobytes() == turned.tobytes()
 
 
+def test_a_picture_of_sixteen_bits_keeps_its_greys():
+    encoded = io.BytesIO()
+    Image.frombytes("I;16", (2, 2), bytes([0, 0, 0x40, 0x40, 0x80, 0x80, 0xFF, 0xFF])).save(encoded, format="PNG")
+    assert list(ImageRef.of(encoded.getvalue()).load().tobytes()[::3]) == [0, 64, 128, 255]
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -1,79 +1,112 @@
-"""Clients of other makers over a real connection, and what a process does that the application alone does not."""
+"""Clients of other makers over a real connection, and what processes do that the application alone does not."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cohere
 import httpx
 import numpy as np
+import openai
+import psutil
 import pytest
+import torch
 from langchain_openai import OpenAIEmbeddings
+from typer.testing import CliRunner
+from wire import data_uri
 
 from vlm2vec import Embedder
+from vlm2vec.cli import app
 from vlm2vec.jobs.stores import facts_of
 from vlm2vec.retrieval.index import open_store
 
+ROOT = Path(__file__).parents[2]
 TEXTS = ["a dog on the beach", "a red car", "Zürich"]
+SERVE = [sys.executable, "-c", "from vlm2vec.cli import main; main()", "serve"]
+LONG = [f"{number} " + "long text " * 100 for number in range(150)]
 
 
 @dataclass
 class Server:
-    """A process of `vlm2vec serve`, and the model that it serves."""
+    """The processes of `vlm2vec serve --workers 2`, and the model that they serve."""
 
     process: subprocess.Popen[bytes]
-    url: str
+    port: int
     model: Embedder
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def workers(self) -> set[int]:
+        """The processes that have answered requests."""
+        lines = [json.loads(line) for line in (self.folder / "log").read_text().splitlines() if line.startswith("{")]
+        return {line["pid"] for line in lines if line["event"] == "request"}
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's lines."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 @pytest.fixture(scope="module")
 def server(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("served")
     embedder.save_pretrained(folder / "model")
-    model = Embedder.from_pretrained(str(folder / "model"))
-    store = open_store(str(folder / "texts.lance"), facts_of(model, str(folder / "model")))
+    model = Embedder.from_pretrained(str(folder / "model"), dtype=torch.float32)
+    facts = facts_of(model, str(folder / "model"), dtype=torch.float32)
+    store = open_store(str(folder / "texts.lance"), facts)
     store.upsert(["a", "b", "c"], model.encode(TEXTS), [{"place": place} for place in range(3)])
     store.close()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from vlm2vec.cli import main; main()", "serve", str(folder / "model")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*SERVE, str(folder / "model"), "--store", str(folder / "texts.lance"), "--port", str(port)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--store", str(folder / "texts.lance"), "--port", str(port)],
-            env=environment,
+            [*command, "--workers", "2", "--dtype", "float32"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stderr=log,
             stdout=log,
         )
-    url = f"http://127.0.0.1:{port}"
+    made = Server(process, port, model, folder)
     try:
-        wait_until_ready(process, url, folder / "log")
-        yield Server(process, url, model)
+        wait_until(lambda: is_ready(made), made)
+        yield made
     finally:
+        for child in psutil.Process(process.pid).children() if process.poll() is None else []:
+            child.kill()
         process.kill()
         process.wait()
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def is_ready(server: Server) -> bool:
+    try:
+        return httpx.get(f"{server.url}/health/ready", timeout=10).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], server: Server) -> None:
     for _ in range(600):
-        assert process.poll() is None, log.read_text()
-        try:
-            if httpx.get(f"{url}/health/ready", timeout=10).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
+        assert server.process.poll() is None, (server.folder / "log").read_text()
+        if condition():
+            return
         time.sleep(0.1)
-    raise AssertionError(log.read_text())
+    raise AssertionError((server.folder / "log").read_text())
 
 
 def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -81,11 +114,27 @@ def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert (ours * theirs).sum(axis=1).min() >= 0.9999
 
 
+def test_openais_client_reads_the_vectors_of_the_library(server: Server, png: bytes) -> None:
+    with httpx.Client() as wire:
+        client = openai.OpenAI(api_key="none", base_url=f"{server.url}/v1", http_client=wire, max_retries=0)
+        made = client.embeddings.create(model="vlm2vec", input=TEXTS)
+        assert_same(np.array([item.embedding for item in made.data]), server.model.encode(TEXTS))
+        with pytest.raises(openai.BadRequestError):
+            client.embeddings.create(model="vlm2vec", input="x", dimensions=9999)
+        # Infinity's and vLLM's users send pictures by the same client.
+        image = {"modality": "image"}
+        made = client.embeddings.create(model="vlm2vec", input=[data_uri(png)], extra_body=image)
+        assert_same(np.array([made.data[0].embedding]), server.model.encode([{"image": png}]))
+
+
 def test_coheres_client_reads_the_vectors_of_the_library(server: Server) -> None:
     with httpx.Client() as wire:
         asked = cohere.ClientV2(api_key="none", base_url=server.url, httpx_client=wire)
         made = asked.embed(model="vlm2vec", input_type="search_query", embedding_types=["float"], texts=TEXTS)
+        ranked = asked.rerank(model="vlm2vec", query=TEXTS[1], documents=TEXTS).results
     assert_same(np.array(made.embeddings.float_), server.model.encode_query(TEXTS))
+    cosines = (server.model.encode_query(TEXTS[1:2]) @ server.model.encode_document(TEXTS).T)[0]
+    assert [result.index for result in ranked] == list(np.argsort(-cosines))
 
 
 def test_langchains_client_reads_the_vectors_of_the_library(server: Server) -> None:
@@ -97,6 +146,37 @@ def test_langchains_client_reads_the_vectors_of_the_library(server: Server) -> N
     assert_same(np.array(made), server.model.encode(TEXTS))
 
 
+def test_verify_finds_the_vectors_of_a_server_equal(server: Server) -> None:
+    done = CliRunner().invoke(app, ["verify", str(server.folder / "model"), "--against", "server", "--url", server.url])
+    assert done.exit_code == 0, done.output
+    cosines = [float(found) for found in re.findall(r"cosine (\S+)", done.output)]
+    assert len(cosines) == 8 and min(cosines) >= 0.9999
+
+
+def curl_lines() -> list[str]:
+    """The commands of the pages that ask a server, continued lines joined."""
+    found = []
+    for page in (ROOT / "README.md", ROOT / "docs/serving.md"):
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+            found += [line for line in block.replace("\\\n", "").splitlines() if line.startswith("curl ")]
+    return found
+
+
+@pytest.mark.parametrize("line", curl_lines())
+def test_the_curl_lines_of_the_pages_are_answered(server: Server, png: bytes, tmp_path: Path, line: str) -> None:
+    (tmp_path / "photo.png").write_bytes(png)
+    assert "http://127.0.0.1:8000/" in line
+    done = subprocess.run(
+        ["bash", "-c", line.replace("http://127.0.0.1:8000", server.url)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout, done.stderr
+    assert "error" not in (json.loads(done.stdout) if done.stdout.startswith("{") else {}), done.stdout
+
+
 def test_the_store_of_the_command_line_is_searched(server: Server) -> None:
     results = httpx.post(f"{server.url}/v1/search", json={"query": TEXTS[1], "k": 3}).json()["results"]
     cosines = (server.model.encode_query(TEXTS[1:2]) @ server.model.encode(TEXTS).T)[0]
@@ -104,16 +184,61 @@ def test_the_store_of_the_command_line_is_searched(server: Server) -> None:
     assert [result["score"] for result in results] == pytest.approx(np.sort(cosines)[::-1], abs=1e-3)
 
 
+def test_it_listens_on_loopback_unless_told(server: Server) -> None:
+    listening = {
+        connection.laddr.ip
+        for process in [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children()]
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == server.port
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def ask(server: Server, texts: list[str]) -> Any:
+    return httpx.post(f"{server.url}/v1/embeddings", json={"input": texts}, timeout=60)
+
+
+def test_two_workers_answer_alike_and_one_that_dies_is_replaced(server: Server) -> None:
+    texts = [f"text {number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+
+        def both_answer() -> bool:
+            answers = list(pool.map(lambda text: ask(server, [text]), texts))
+            assert_same(np.array([one.json()["data"][0]["embedding"] for one in answers]), server.model.encode(texts))
+            return len(server.workers()) >= 2
+
+        wait_until(both_answer, server)
+    before = server.workers()
+    assert len(before) == 2
+    counted = server.metric('vlm2vec_requests_total{path="/v1/embeddings",status="200"}')
+    os.kill(min(before), signal.SIGKILL)
+    wait_until(lambda: (is_ready(server), len(server.workers() - before) == 1)[1], server)
+    assert ask(server, texts[:1]).status_code == 200
+    # Both workers add up, and what the dead one counted is not lost.
+    assert server.metric('vlm2vec_requests_total{path="/v1/embeddings",status="200"}') == counted + 1
+
+
+def test_the_work_of_a_client_that_left_is_dropped(server: Server) -> None:
+    body = json.dumps({"input": [f"left {text}" for text in LONG]}).encode()
+    head = (
+        f"POST /v1/embeddings HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as wire:
+        wire.sendall(head.encode() + b"\r\n\r\n" + body)
+        wait_until(lambda: server.metric("vlm2vec_waiting_inputs") == 150, server)
+    wait_until(lambda: server.metric("vlm2vec_waiting_inputs") == 0, server)
+    assert server.metric('vlm2vec_requests_total{path="/v1/embeddings",status="499"}') == 1
+
+
 def test_an_accepted_request_is_finished_after_sigterm(server: Server) -> None:  # the last one: the server ends
-    texts = [f"{number} " + "long text " * 100 for number in range(150)]
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, f"{server.url}/v1/embeddings", json={"input": texts}, timeout=60)
-        while "vlm2vec_waiting_inputs 150.0" not in httpx.get(f"{server.url}/metrics").text:
+        answer = pool.submit(ask, server, LONG)
+        while server.metric("vlm2vec_waiting_inputs") != 150:
             assert not answer.done()
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
         assert not answer.done()
         assert answer.result().status_code == 200 and len(answer.result().json()["data"]) == 150
-    server.process.wait(30)
+    assert server.process.wait(30) == 0
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{server.url}/health/live")

@@ -18,6 +18,9 @@ def serve(
     workers: Annotated[int, typer.Option(help="Processes, each with the model; one a GPU.")] = 1,
     name: Annotated[list[str] | None, typer.Option(help="Name of the model in requests; may be repeated.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda:1 or cpu.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16 or float16; auto: bfloat16 where the device has it natively.")
+    ] = "auto",
     api_key_file: Annotated[Path | None, typer.Option(help="One key a line; without it no key is asked for.")] = None,
     rate_limit: Annotated[float, typer.Option(help="Requests a minute for each key or address; 0: no limit.")] = 0.0,
     allow_urls: Annotated[list[str] | None, typer.Option(help="Host to fetch pictures from; may be repeated.")] = None,
@@ -47,6 +50,7 @@ def serve(
         "port": port,
         "workers": workers,
         "device": device,
+        "dtype": dtype,
         "api_key_file": api_key_file,
         "rate_limit": rate_limit,
         "allow_urls": tuple(allow_urls or ()),

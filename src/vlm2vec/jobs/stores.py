@@ -59,13 +59,13 @@ def facts_of(
     )
 
 
-def load_model_of(store: VectorStore, model: str | None = None, consent: dict[str, Any] | None = None) -> Embedder:
+def load_model_of(store: VectorStore, model: str | None = None, settings: dict[str, Any] | None = None) -> Embedder:
     """The model whose vectors a store holds.
 
     Args:
         store: Names its model.
         model: Where to load it from instead.
-        consent: `allow_pickle` and the like.
+        settings: Of `Embedder.from_pretrained`, over those that the store remembers: consent, device and the like.
 
     Raises:
         UserError: if what was loaded is another model.
@@ -76,9 +76,9 @@ def load_model_of(store: VectorStore, model: str | None = None, consent: dict[st
 
     facts = store.facts
     source = model or facts.model
-    dtype = getattr(torch, facts.dtype) if facts.dtype else None
+    kept = {"dtype": getattr(torch, facts.dtype) if facts.dtype else None, **facts.options}
     try:
-        embedder = Embedder.from_pretrained(source, dtype=dtype, **facts.options, **(consent or {}))
+        embedder = Embedder.from_pretrained(source, **(kept | (settings or {})))
     except TypeError as error:  # the family of another model may not have the store's settings
         raise UserError(f"{source}: does not take the settings of {facts.model}: {error}") from error
     loaded = facts_of(embedder, source, options=facts.options, instruction=facts.instruction, precision=facts.precision)

@@ -63,6 +63,9 @@ class Observer(Protocol):
     def refused(self, code: str) -> None:
         """An input."""
 
+    def waiting(self, num_inputs: int) -> None:
+        """So many inputs wait or run now."""
+
 
 @dataclass(eq=False)
 class Job:
@@ -177,14 +180,18 @@ class Engine:
         if self.num_waiting + len(items) > self.settings.max_queue:
             seconds = max(1, min(60, round(self.num_waiting / self._rate)))
             raise Refusal(429, "queue_full", "too many inputs wait; try again later", retry_after=seconds)
-        self.num_waiting += len(items)
+        self._count_waiting(len(items))
         jobs = [self._submit(item) for item in items]
         try:
             return await asyncio.gather(*(job.future for job in jobs))
         finally:
-            self.num_waiting -= len(items)
+            self._count_waiting(-len(items))
             for job in jobs:
                 job.future.cancel()  # of a request that ended early; the others are done
+
+    def _count_waiting(self, more: int) -> None:
+        self.num_waiting += more
+        self.observer.waiting(self.num_waiting)
 
     def _submit(self, item: EmbeddingInput) -> Job:
         assert self._loop is not None

@@ -17,7 +17,7 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line; tracebacks are left out, they may quote inputs."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        about = {"time": f"{stamp}.{int(record.msecs):03d}Z", "level": record.levelname.lower()}
+        about = {"time": f"{stamp}.{int(record.msecs):03d}Z", "level": record.levelname.lower(), "pid": record.process}
         return json.dumps(about | {"event": record.getMessage()} | getattr(record, "fields", {}))
 
 

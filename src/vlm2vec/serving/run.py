@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -15,6 +16,11 @@ from vlm2vec.serving.settings import ServeSettings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from vlm2vec.models.embedder import Embedder
+    from vlm2vec.retrieval.index import VectorStore
+
+REFUSED = "refused"  # beside the slots: why a worker cannot start
+HEALTH_SECONDS = 60  # a worker that imports and loads answers late; one that is dead is seen at once
 _held: list[IO[str]] = []  # open for the life of the process: a lock ends with its file
 
 
@@ -52,53 +58,87 @@ def serve(settings: ServeSettings) -> None:
             server_header=False,
             timeout_graceful_shutdown=settings.drain,
             timeout_keep_alive=30,
+            timeout_worker_healthcheck=HEALTH_SECONDS,
             h11_max_incomplete_event_size=64 * 1024,
         )
+        if (Path(folder) / REFUSED).is_file():
+            raise UserError((Path(folder) / REFUSED).read_text())
 
 
 def worker_app() -> FastAPI:
     """The application of one worker process, its model loaded."""
-    from vlm2vec.models.embedder import Embedder
+    from uvicorn.config import STARTUP_FAILURE
+
     from vlm2vec.serving.app import create_app
     from vlm2vec.serving.logs import log_to_stderr
 
     log_to_stderr()
     settings = ServeSettings.from_environment()
-    device = settings.device or own_device(settings)
-    store = None
-    if settings.store is None:
-        embedder = Embedder.from_pretrained(settings.model, device=device, **settings.model_options)
-    else:
-        from vlm2vec.jobs.stores import load_model_of
-        from vlm2vec.retrieval.index import open_store
-
-        store = open_store(settings.store)
-        embedder = load_model_of(store, settings.model)
-        embedder = embedder.to(device) if device else embedder
+    try:
+        embedder, store = load(settings)
+    except UserError as error:
+        if settings.slots is None:
+            raise
+        (settings.slots / REFUSED).write_text(str(error))  # for the starter to say; with this status it starts no other
+        sys.exit(STARTUP_FAILURE)
     logging.getLogger("vlm2vec.serving").info(
         "model loaded", extra={"fields": {"model": settings.model, "device": str(embedder.device)}}
     )
     return create_app(embedder, settings, store)
 
 
-def own_device(settings: ServeSettings) -> str | None:
+def load(settings: ServeSettings) -> tuple[Embedder, VectorStore | None]:
+    """The model, and the store where one is searched.
+
+    Raises:
+        UserError: for what is no model, or another one than the store's.
+    """
+    import torch
+
+    from vlm2vec.models.embedder import Embedder
+
+    chosen = dict(settings.model_options)
+    slot = 0 if settings.slots is None else claim_slot(settings.slots, settings.workers)
+    if device := settings.device or own_device(settings, slot):
+        chosen["device"] = device
+    if settings.dtype != "auto":
+        chosen["dtype"] = getattr(torch, settings.dtype)
+    if settings.store is None:
+        return Embedder.from_pretrained(settings.model, **chosen), None
+    from vlm2vec.jobs.stores import load_model_of
+    from vlm2vec.retrieval.index import open_store
+
+    store = open_store(settings.store)
+    return load_model_of(store, settings.model, chosen), store
+
+
+def own_device(settings: ServeSettings, slot: int) -> str | None:
     """A GPU for each worker in turn; None where there is none, or one worker."""
     import torch
 
     if settings.slots is None or not torch.cuda.is_available():
         return None
-    return f"cuda:{claim_slot(settings.slots, settings.workers) % torch.cuda.device_count()}"
+    return f"cuda:{slot % torch.cuda.device_count()}"
 
 
 def claim_slot(folder: Path, count: int) -> int:
     """A number from 0 that no other living worker has; a worker that takes a dead one's place gets its number."""
+    from prometheus_client.multiprocess import mark_process_dead
+
     for slot in range(count):
-        file = (folder / f"slot-{slot}").open("w")
+        file = (folder / f"slot-{slot}").open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             continue
         _held.append(file)
+        file.seek(0)
+        if before := file.read():
+            # What waited in it waits no more.
+            mark_process_dead(int(before), str(folder))  # type: ignore[no-untyped-call]
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         return slot
     return 0

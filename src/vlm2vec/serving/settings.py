@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +25,7 @@ class ServeSettings(BaseModel):
         workers: Processes; each loads the model, on its own GPU where there are several.
         slots: Folder in which workers claim their number; set by the starter.
         device: Of the model; None: a GPU of its own for each worker, else the CPU.
+        dtype: Of the model's weights; auto: the store's, else bfloat16 where the device computes in it natively.
         threads: Of preprocessing in each worker; 0: one a processor.
         max_batch_tokens: Token budget of one forward pass, padding included.
         max_batch_inputs: Inputs of one forward pass at most.
@@ -58,6 +59,7 @@ class ServeSettings(BaseModel):
     workers: int = Field(1, ge=1)
     slots: Path | None = None
     device: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int = Field(0, ge=0)
     max_batch_tokens: int = Field(4096, ge=1)
     max_batch_inputs: int = Field(64, ge=1)

@@ -52,5 +52,4 @@ async def ready(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Requests, times, batches, caches and refusals, for Prometheus."""
-    request.app.state.metrics.waiting(serving_of(request).engine.num_waiting)
     return PlainTextResponse(request.app.state.metrics.text())

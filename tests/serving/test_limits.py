@@ -1,0 +1,147 @@
+"""Queues, sizes, deadlines and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+from wire import data_uri, post
+
+from vlm2vec.serving.app import create_app
+from vlm2vec.serving.settings import ServeSettings
+
+
+def test_a_full_queue_answers_429_and_when_to_come_again(serving: Callable[..., TestClient]) -> None:
+    client = serving(max_queue=2)
+    full = post(client, input=["a", "b", "c"])
+    assert full.status_code == 429 and full.json()["error"]["code"] == "queue_full"
+    assert int(full.headers["Retry-After"]) >= 1
+    assert post(client, input=["a", "b"]).status_code == 200
+
+
+def test_a_body_that_is_too_large_gets_413_whether_it_says_its_size_or_not(serving: Callable[..., TestClient]) -> None:
+    client = serving(max_body_bytes=1000)
+    body = json.dumps({"input": "x" * 2000}).encode()
+    parts = (body[at : at + 500] for at in range(0, len(body), 500))
+    for content in (body, parts):
+        answer = client.post("/v1/embeddings", content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"),
+    [
+        ({"max_chars": 3}, "text_too_long"),
+        ({"max_tokens": 3}, "too_many_tokens"),
+        ({"max_inputs": 1}, "too_many_inputs"),
+        ({"max_images": 1}, "too_many_images"),
+        ({"max_image_bytes": 50}, "image_too_large"),
+        ({"max_pixels": 100}, "image_too_large"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
+)
+def test_an_input_over_a_limit_gets_413(
+    serving: Callable[..., TestClient], png: bytes, limit: dict[str, int], code: str
+) -> None:
+    both = {"text": "a dog and a cat on the beach", "images": [data_uri(png), data_uri(png)]}
+    answer = post(serving(**limit), input=[both, "and another text"])
+    assert answer.status_code == 413 and answer.json()["error"]["code"] == code
+
+
+@pytest.fixture
+def held(
+    embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[threading.Event, threading.Event, list[int]]]:
+    """A forward pass waits until the test lets it go on: (has begun, go on, sizes of the batches)."""
+    usual, begun, go_on, sizes = embedder.backbone.forward, threading.Event(), threading.Event(), []
+
+    def forward(batch: Any) -> Any:
+        sizes.append(len(batch.lengths()))
+        begun.set()
+        go_on.wait(20)
+        return usual(batch)
+
+    monkeypatch.setattr(embedder.backbone, "forward", forward)
+    yield begun, go_on, sizes
+    go_on.set()
+
+
+def test_a_request_past_its_deadline_gets_408_and_the_next_one_an_answer(
+    serving: Callable[..., TestClient], held: Any
+) -> None:
+    _, go_on, _ = held
+    client = serving(timeout=0.3)
+    answer = post(client, input="slow")
+    assert answer.status_code == 408 and answer.json()["error"]["code"] == "timeout"
+    go_on.set()
+    assert post(client, input="fast").status_code == 200
+
+
+SCOPE = {
+    "type": "http",
+    "asgi": {"version": "3.0"},
+    "http_version": "1.1",
+    "method": "POST",
+    "path": "/v1/embeddings",
+    "raw_path": b"/v1/embeddings",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json")],
+    "client": ("127.0.0.1", 1),
+    "server": ("127.0.0.1", 80),
+    "scheme": "http",
+}
+
+
+def test_a_body_that_comes_too_slowly_gets_408(embedder: Any) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        app = create_app(embedder, ServeSettings(model="compact", timeout=0.2))
+        async with app.router.lifespan_context(app):
+            await app({**SCOPE, "state": {}}, receive, send)
+
+    asyncio.run(run())
+    assert sent[0]["status"] == 408 and json.loads(sent[1]["body"])["error"]["code"] == "timeout"
+
+
+def test_what_a_client_that_left_was_waiting_for_is_not_computed(embedder: Any, held: Any) -> None:
+    begun, go_on, sizes = held
+    body = json.dumps({"input": ["one", "two", "three", "four"]}).encode()
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Any:
+        if message := next(messages, None):
+            return message
+        await asyncio.to_thread(begun.wait, 20)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError("nobody is there to answer")
+
+    async def run() -> int:
+        app = create_app(embedder, ServeSettings(model="compact", max_batch_inputs=1))
+        async with app.router.lifespan_context(app):
+            await app({**SCOPE, "state": {}}, receive, send)
+            engine = app.state.serving.engine
+            waiting = engine.num_waiting
+            go_on.set()
+            while engine._ready:
+                await asyncio.sleep(0.01)
+            return waiting
+
+    since = time.monotonic()
+    assert asyncio.run(run()) == 0
+    assert sizes == [1] and time.monotonic() - since < 10
