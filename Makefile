@@ -20,8 +20,9 @@ $(READY): pyproject.toml constraints.txt requirements/compact.txt
 	$(PIP) --no-deps --requirement requirements/compact.txt
 	touch $@
 
-$(DEV): $(READY)
+$(DEV): $(READY) requirements/ui.txt
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps --requirement requirements/ui.txt
 	touch $@
 
 demo: setup  ## prepare, train, score, report: about ten minutes on two cores

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from vlm2vec.cli import data, embed, models, score, search, serve, store, train
+from vlm2vec.cli import data, embed, models, score, search, serve, store, train, ui
 from vlm2vec.errors import UserError
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -28,6 +28,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "search": search.search,
     "classify": search.classify,
     "duplicates": search.duplicates,
+    "ui": ui.ui,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": ("Prepare and look at data.", {"demo": data.data_demo, "check": data.data_check, "fetch": data.data_fetch}),

@@ -67,7 +67,12 @@ def card_of(hit: Hit) -> Card:
         except UserError as error:
             text = str(error)
     facts = " · ".join(f"{name} {value}" for name, value in about.items())
-    return Card(hit.key.rpartition("/")[2], hit.key, f"{hit.score:.3f}", picture, text, facts)
+    return Card(name_of(hit), hit.key, f"{hit.score:.3f}", picture, text, facts)
+
+
+def name_of(hit: Hit) -> str:
+    """What a row is called: its own title or name, or the end of its key."""
+    return str(hit.metadata.get("title") or hit.metadata.get("name") or hit.key.rpartition("/")[2])
 
 
 def _data_uri(image: ImageRef) -> str:

@@ -1,0 +1,160 @@
+"""What the search page shows, as HTML: results, one result in full, the model's card. Knows no Gradio."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from vlm2vec.errors import UserError
+from vlm2vec.images import ImageRef
+from vlm2vec.jobs.indexing import STATE, thumbnail
+from vlm2vec.jobs.searching import PRESETS, Query, Searcher, picture_ref, with_pictures
+from vlm2vec.jobs.sheet import card_of, name_of
+from vlm2vec.retrieval.index import PICTURE, Hit, VectorStore
+
+TEMPLATE = Path(__file__).with_name("templates") / "ui.html.j2"
+LARGE = 960
+MOST_README = 20_000
+HIDDEN = (*STATE, PICTURE)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What becomes of the three changing parts of the page; None leaves one as it is."""
+
+    status: str | None = None
+    detail: str | None = None
+    results: str | None = None
+
+
+class SearchPage:
+    """The answers to everything that a visitor can do.
+
+    Args:
+        searcher: A store and its model.
+    """
+
+    def __init__(self, searcher: Searcher) -> None:
+        self.searcher, self.store = searcher, searcher.store
+
+    def first(self, k: int) -> Answer:
+        """What is shown before anything was asked: some rows of the store."""
+        rows = next(self.store.scan(), None)
+        hits = (
+            [Hit(key, float("nan"), one) for key, one in list(zip(rows.keys, rows.metadata, strict=True))[:k]]
+            if rows
+            else []
+        )
+        said = f"{self.store.count():,} rows in this store; the first {len(hits)}" if hits else "This store is empty"
+        return Answer(_status(said), "", self._results(hits))
+
+    def search(self, query: Query, k: int, where: str | None) -> Answer:
+        """Answers a question; a mistake is a line, and the results stay."""
+        if query.image is None and not (query.text or "").strip():
+            return Answer(_status("Type a text, drop a picture, or both", wrong=True))
+        return self._timed(lambda: self.searcher.search(query, k, where or None), "", "")
+
+    def similar(self, key: str, k: int, where: str | None) -> Answer:
+        """The rows nearest to one of the store, which is shown above them."""
+        hit = self._row(key)
+        if hit is None:
+            return _gone(key)
+        return self._timed(lambda: self.searcher.similar(key, k, where or None), f" to {name_of(hit)}", _full(hit))
+
+    def detail(self, key: str) -> Answer:
+        """One row in full."""
+        hit = self._row(key)
+        return _gone(key) if hit is None else Answer(detail=_full(hit))
+
+    def _row(self, key: str) -> Hit | None:
+        rows = self.store.fetch([key])
+        return with_pictures(self.store, [Hit(key, 0.0, rows.metadata[0])])[0] if rows.keys else None
+
+    def _timed(self, find: Callable[[], list[Hit]], of: str, detail: str | None) -> Answer:
+        since = time.perf_counter()
+        try:
+            hits = find()
+        except UserError as error:
+            return Answer(_status(str(error), wrong=True))
+        said = f"{len(hits)} nearest{of}" if hits else "Nothing was found"
+        return Answer(_status(f"{said} · {1000 * (time.perf_counter() - since):.0f} ms"), detail, self._results(hits))
+
+    def _results(self, hits: Sequence[Hit]) -> str:
+        with ThreadPoolExecutor(4) as pool:  # decoding pictures is most of the time, and PIL lets others run
+            cards = list(pool.map(card_of, with_pictures(self.store, list(hits))))
+        return _render("results", cards=cards)
+
+
+def fields_line(store: VectorStore) -> str:
+    """The fields that a filter may name."""
+    return ", ".join(f"{name} ({kind})" for name, kind in store.fields().items() if name not in HIDDEN) or "none"
+
+
+def model_card(store: VectorStore) -> str:
+    """What made the store's vectors, and what the model's folder says of itself."""
+    facts = store.facts
+    rows: dict[str, Any] = {
+        "model": facts.model,
+        "dimensions": facts.dim,
+        "vectors kept in": facts.precision,
+        "weights in": facts.dtype or "this machine's default",
+        "instruction of the documents": facts.instruction or "none",
+        **{f"setting {name}": value for name, value in facts.options.items()},
+        "fingerprint": facts.fingerprint,
+        "made from": " · ".join(f"{name} {value}" for name, value in facts.about.items() if value) or "nothing said",
+        "store": store.uri,
+        "rows": f"{store.count():,}",
+    }
+    readme = Path(facts.model) / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace")[:MOST_README] if readme.is_file() else ""
+    return _render("card", rows=rows, readme=text)
+
+
+def tasks() -> list[tuple[str, str]]:
+    """What a query may be for: (what is shown, what `Query.instruction` takes)."""
+    return [("the model's own", ""), *((f"{name}: {sentence}", name) for name, sentence in PRESETS.items())]
+
+
+def _status(text: str, wrong: bool = False) -> str:
+    return _render("status", text=text, wrong=wrong)
+
+
+def _gone(key: str) -> Answer:
+    return Answer(_status(f"{key}: no longer in the store", wrong=True))
+
+
+def _full(hit: Hit) -> str:
+    picture, why = _picture(picture_ref(hit.metadata))
+    facts = {name: value for name, value in hit.metadata.items() if name not in (*HIDDEN, "text")}
+    text = str(hit.metadata.get("text", ""))
+    return _render("detail", key=hit.key, name=name_of(hit), picture=picture, why=why, text=text, facts=facts)
+
+
+def _picture(image: ImageRef | None) -> tuple[str | None, str]:
+    """A picture as a data URI; or why there is none."""
+    if image is None:
+        return None, ""
+    try:
+        return "data:image/jpeg;base64," + base64.b64encode(thumbnail(image, LARGE)).decode(), ""
+    except UserError as error:
+        return None, str(error)
+
+
+@cache
+def _template() -> Any:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(TEMPLATE.read_text()).module
+
+
+def _render(part: str, **values: Any) -> str:
+    return str(getattr(_template(), part)(**values))
