@@ -1,4 +1,6 @@
-"""Embeds a text file with a toy encoder, killed (SIGKILL) at every rename in turn, before or after it, then finished.
+"""Embeds a text file with a toy encoder, killed (SIGKILL) at every step in turn, before or after it, then finished.
+
+A step is a rename, and where a store is written also a commit of rows or the removal of a folder.
 
     python killed.py INPUT FOLDER ENDING
 
@@ -10,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,8 @@ class Toy:
 
 def embed(source: Path, output: Path) -> int:
     encoder = Toy()
-    if was_finished(output):
+    ended = output.exists() and not output.with_name(f"{output.name}.parts").exists()
+    if ended or was_finished(output):
         return 0
     job = Job(open_source(source), output, EmbedSettings(part=4), FACTS)
     job.run(encoder)
@@ -48,21 +52,30 @@ def embed(source: Path, output: Path) -> int:
     return encoder.num_encoded
 
 
-def kill_at(number: int, when: str) -> None:
-    """Ends this process at its so-many-th rename."""
-    real, count = os.replace, 0
+def kill_at(number: int, when: str, ending: str) -> None:
+    """Ends this process at its so-many-th step."""
+    count = 0
 
-    def replace(*args: Any, **kwargs: Any) -> None:
-        nonlocal count
-        count += 1
-        if when == "after":
-            real(*args, **kwargs)
-        if count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if when == "before":
-            real(*args, **kwargs)
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            mine = count == number  # before the call: a folder's removal may be made of steps of its own
+            if when == "before" and mine:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*args, **kwargs)
+            if mine:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
 
-    os.replace = replace
+        return step
+
+    os.replace = dying(os.replace)
+    if ending == ".lance":
+        from vlm2vec.retrieval.lance_store import LanceStore
+
+        LanceStore.upsert = dying(LanceStore.upsert)  # type: ignore[method-assign]
+        shutil.rmtree = dying(shutil.rmtree)
 
 
 def forked(work: Any) -> tuple[int, int]:
@@ -82,17 +95,19 @@ def forked(work: Any) -> tuple[int, int]:
 
 def main() -> None:
     source, folder, ending = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    if ending == ".lance":
+        import lancedb  # noqa: F401 - as pandas; nothing of it has run where a process is forked
     forked(lambda: embed(source, folder / f"whole{ending}"))
     for when in ("before", "after"):
         for number in range(1, MOST_KILLS):
             output = folder / f"{when}-{number}" / f"out{ending}"
 
             def killed(number: int = number, when: str = when, output: Path = output) -> int:
-                kill_at(number, when)
+                kill_at(number, when, ending)
                 return embed(source, output)
 
             status, _ = forked(killed)
-            if status == 0:  # there are no more renames
+            if status == 0:  # there are no more steps
                 break
             again = forked(lambda output=output: embed(source, output))
             kill = {"output": str(output), "killed": status, "again": again[0], "encoded": again[1]}

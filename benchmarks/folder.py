@@ -1,0 +1,142 @@
+"""A folder of photographs through the command line, and the same killed in the middle.
+
+    python benchmarks/folder.py [--photos 5000] [--data ../shared/data/photos-mmeb]
+
+Unpacks so many photographs, then `vlm2vec index`, and `vlm2vec embed` to a store and to parquet, by the built-in model:
+once as they are, once killed (SIGKILL) when about half of the parts are written, and started again. The table has seconds
+and processor time of the whole runs, the rows that were there after the kill, what the second start added, its seconds,
+the rows at the end and the lowest cosine of a vector to that of the whole run. The keys must be the same; vectors may
+differ in the last bits, since `index` encodes what is left in other batches. The peer is the same work without a kill:
+`x_uninterrupted` is its time over that of the two starts.
+
+Without the photographs nothing is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from vlm2vec.retrieval.index import open_store
+
+DATA = Path(__file__).parents[2] / "shared/data/photos-mmeb"
+Rows = dict[str, np.ndarray]
+
+
+def unpack(data: Path, number: int, folder: Path) -> None:
+    """Writes the first photographs of the captioned training set into a folder."""
+    folder.mkdir()
+    with zipfile.ZipFile(data / "train/images_zip/Flickr8k.zip") as pictures:
+        for name in [name for name in pictures.namelist() if name.endswith(".jpg")][:number]:
+            (folder / Path(name).name).write_bytes(pictures.read(name))
+
+
+def command(way: str, photos: Path, output: Path) -> list[str]:
+    """The command line of a way."""
+    head = [sys.executable, "-m", "vlm2vec.cli"]
+    if way == "index":
+        return [*head, "index", "compact", str(photos), "--store", str(output)]
+    return [*head, "embed", "compact", str(photos), "--output", str(output), "--part", "512"]
+
+
+def parts_done(way: str, output: Path) -> int:
+    """How much is safe: commits of rows to a store, or parts beside the output."""
+    if way == "index":
+        return max(len(list((output / "data").glob("*.lance"))), 0) if output.exists() else 0
+    return len(list(output.with_name(output.name + ".parts").glob("part-*.parquet")))
+
+
+def rows_of(output: Path) -> Rows:
+    """Vectors by the name of their picture."""
+    if output.suffix == ".parquet":
+        table = pq.read_table(output)
+        return {key: np.array(one, np.float32) for key, one in zip(*table.select(["key", "vector"]), strict=True)}
+    found: Rows = {}
+    for rows in open_store(str(output)).scan([], vectors=True):
+        found |= zip([Path(key).name for key in rows.keys], rows.vectors_ND, strict=True)
+    return found
+
+
+def timed(arguments: list[str]) -> tuple[float, float, str]:
+    """Runs to the end: seconds, processor seconds, what it said."""
+    before, since = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - since, cpu, done.stdout
+
+
+def killed(way: str, arguments: list[str], output: Path, at: int) -> float:
+    """Starts, and kills when so many parts are there; the seconds until then."""
+    since = time.perf_counter()
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while parts_done(way, output) < at:
+            if running.poll() is not None:
+                raise SystemExit(f"{way}: ended with {running.returncode} before it was killed")
+            time.sleep(0.05)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+    return time.perf_counter() - since
+
+
+def safe_rows(way: str, output: Path) -> int:
+    """Rows that are there after a kill."""
+    if way == "index":
+        return open_store(str(output)).count()
+    files = output.with_name(output.name + ".parts").glob("part-*.parquet")
+    return sum(pq.ParquetFile(file).metadata.num_rows for file in files)
+
+
+def measure(way: str, ending: str, photos: Path, work: Path, at: int) -> float:
+    """Prints a line of the table; returns the whole run's time over that of the killed one's two starts."""
+    whole, again = work / f"whole-{way}{ending}", work / f"killed-{way}{ending}"
+    seconds, cpu, _ = timed(command(way, photos, whole))
+    arguments = command(way, photos, again)
+    first = killed(way, arguments, again, at)
+    kept = safe_rows(way, again)
+    second, _, _ = timed(arguments)
+    expected, found = rows_of(whole), rows_of(again)
+    if expected.keys() != found.keys():
+        raise SystemExit(f"{way} {ending}: {len(found)} rows after the kill, {len(expected)} without")
+    nearest = min(float(expected[key] @ found[key]) for key in expected)
+    numbers = (seconds, cpu, kept, len(found) - kept, second, len(found), nearest)
+    cells = "".join(f"{x:>13.{digits}f}" for x, digits in zip(numbers, (1, 1, 0, 0, 1, 0, 6), strict=True))
+    print(f"{way + ' ' + ending:<18}{cells}", flush=True)
+    return seconds / (first + second)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--photos", type=int, default=5000)
+    parser.add_argument("--data", type=Path, default=DATA)
+    settings = parser.parse_args()
+    if not settings.data.is_dir():
+        print(f"no photographs at {settings.data}: nothing measured\n{{}}")
+        return
+    heads = ("whole s", "CPU s", "after kill", "second start", "its s", "at the end", "lowest cosine")
+    print(f"{settings.photos} photographs\n{'way':<18}" + "".join(f"{head:>13}" for head in heads))
+    ratios = {}
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        unpack(settings.data, settings.photos, work / "photos")
+        half = max(settings.photos // 512 // 2, 1)
+        for way, ending in (("index", ".lance"), ("embed", ".lance"), ("embed", ".parquet")):
+            ratio = measure(way, ending, work / "photos", work, half)
+            ratios[f"x_uninterrupted_{way}_{ending[1:]}"] = round(ratio, 2)
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    main()
