@@ -3,7 +3,7 @@
     python benchmarks/folder.py [--photos 5000] [--data ../shared/data/photos-mmeb]
 
 Unpacks so many photographs, then `vlm2vec index`, and `vlm2vec embed` to a store and to parquet, by the built-in model:
-once as they are, once killed (SIGKILL) when about half of the parts are written, and started again. The table has seconds
+once whole, once killed (SIGKILL) when about half of the parts are written, and started again. The table has seconds
 and processor time of the whole runs, the rows that were there after the kill, what the second start added, its seconds,
 the rows at the end and the lowest cosine of a vector to that of the whole run. The keys must be the same; vectors may
 differ in the last bits, since `index` encodes what is left in other batches. The peer is the same work without a kill:
