@@ -6,10 +6,12 @@ docs/results.md, in one command. Every run is kept; started again, it goes on wh
 1. select    both models by the same grid of settings, seed 0, scored on a tenth of the training sets' queries that is
              held out; neither sees an evaluation set.
 2. table     the chosen settings on all training pairs, every seed; scores as mean and range over seeds.
-3. ablate    the chosen VLM with one thing changed at a time, every seed.
+3. curve     the chosen settings with fewer and more steps, first seed: quality against training time, curve.svg.
+4. ablate    the chosen VLM with one thing changed at a time, every seed.
 
 `--set key=value` changes every run's recipe (such as model.options.num_layers=1, for a smoke test), `--task` keeps some
-of the evaluation sets.
+of the evaluation sets, `--grid "key=value key=value"` (again for each point) replaces the settings to choose from. Any
+folder in this layout does: with `--recipe recipes/demo.yaml --data` the prepared demo benchmark.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import json
 import random
 import shutil
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +54,7 @@ class Bench:
     output: Path
     changes: tuple[str, ...]
     tasks: tuple[str, ...]
+    grid: tuple[str, ...]
 
     def run(self, name: str, changes: Iterable[str], root: Path | None = None, held: Path | None = None) -> Scores:
         """Trains and scores, unless that has been done: hit@1 by task and group."""
@@ -58,8 +62,10 @@ class Bench:
         done = folder / "scores.json"
         if not done.is_file():
             settings = self.settings(changes, root or self.data / "train", folder / "run")
+            since = time.process_time()
             train(settings, resume=(folder / "run").exists())
-            done.write_text(json.dumps(self.score(str(folder / "run"), folder / "eval", held)))
+            spent = {"processor_seconds": time.process_time() - since}
+            done.write_text(json.dumps(self.score(str(folder / "run"), folder / "eval", held) | spent))
             print(f"{name}: overall {100 * json.loads(done.read_text())['overall']:.1f}", flush=True)
         scores: Scores = json.loads(done.read_text())
         return scores
@@ -157,7 +163,7 @@ def without_instructions(bench: Bench) -> Bench:
     rewrite(bench.data / "train", output / "train", "original-*.parquet", plain_pairs, ("images", "images_zip"))
     rewrite(bench.data / "eval", output / "eval", "test-*.parquet", plain_queries, ("images", "images.zip"))
     (output / "benchmark.yaml").write_text((bench.data / "benchmark.yaml").read_text())
-    return Bench(bench.recipe, output, bench.output, bench.changes, bench.tasks)
+    return Bench(bench.recipe, output, bench.output, bench.changes, bench.tasks, bench.grid)
 
 
 def select(bench: Bench) -> dict[str, list[str]]:
@@ -166,9 +172,10 @@ def select(bench: Bench) -> dict[str, list[str]]:
     chosen = {}
     for model, base in BASES.items():
         found = {}
-        for number, settings in enumerate(GRID):
+        for settings in bench.grid:
             changes = [*base, *settings.split(), "train.seed=0"]
-            found[settings] = bench.run(f"select/{model}/{number}", changes, root, held)["overall"]
+            place = f"select/{model}/{settings.replace(' ', ',')}"
+            found[settings] = bench.run(place, changes, root, held)["overall"]
         best = max(found, key=lambda settings: found[settings])
         chosen[model] = [*base, *best.split()]
         print(f"{model}: {best} ({100 * found[best]:.1f} on what was held out; worst {100 * min(found.values()):.1f})")
@@ -193,6 +200,50 @@ def table(bench: Bench, chosen: Mapping[str, list[str]], seeds: Sequence[int]) -
         first = f"{100 * chance[name]:.1f}" if name in chance else ""
         lines.append(f"| {name} | {first} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def curve(bench: Bench, chosen: Mapping[str, list[str]], seed: int) -> str:
+    """Scores after each number of steps, every one a run of its own whose learning rate falls to zero; drawn, too."""
+    steps = bench.settings((), bench.data / "train", bench.output).train.steps
+    lines = ["| model | steps | processor minutes | overall | ind | ood |", f"| --- {'| --: ' * 5}|"]
+    series: dict[str, list[tuple[float, float]]] = {model: [] for model in chosen}
+    for model, changes in chosen.items():
+        for number in (steps // 4, steps, steps * 4):
+            place = f"table/{model}/{seed}" if number == steps else f"curve/{model}/{number}"
+            scores = bench.run(place, [*changes, f"train.seed={seed}", f"train.steps={number}"])
+            minutes = scores["processor_seconds"] / 60
+            series[model].append((minutes, 100 * scores["overall"]))
+            cells = " | ".join(shown([scores[group]]) for group in ("overall", "ind", "ood") if group in scores)
+            lines.append(f"| {model} | {number} | {minutes:.1f} | {cells} |")
+    (bench.output / "curve.svg").write_text(drawn(series))
+    return "\n".join(lines)
+
+
+def drawn(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """One line a model: percent against minutes, both from zero."""
+    width, height, colours = 560, 260, ("#2166ac", "#b2182b")
+    across = max(minutes for points in series.values() for minutes, _ in points)
+    up = max(score for points in series.values() for _, score in points) * 1.15
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-50 -30 660 340" font-family="sans-serif" font-size="12">',
+        '<rect x="-50" y="-30" width="660" height="340" fill="white"/>',
+        f'<path d="M0 0V{height}H{width}" fill="none" stroke="#444"/>',
+        f'<text x="{width / 2}" y="{height + 36}" text-anchor="middle">processor minutes of training</text>',
+        '<text x="-40" y="-12">hit@1, percent, mean of all tasks</text>',
+    ]
+    for part in range(5):
+        x, y = width * part / 4, height * (1 - part / 4)
+        parts.append(f'<text x="{x}" y="{height + 16}" text-anchor="middle">{across * part / 4:.1f}</text>')
+        parts.append(f'<text x="-6" y="{y + 4}" text-anchor="end">{up * part / 4:.1f}</text>')
+    for colour, (model, points) in zip(colours, series.items(), strict=True):
+        at = [(width * minutes / across, height * (1 - score / up)) for minutes, score in points]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in at]
+        parts.append(
+            f'<text x="{at[-1][0] - 4:.1f}" y="{at[-1][1] - 10:.1f}" text-anchor="end" fill="{colour}">{model}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def ablations(bench: Bench, settings: Recipe) -> dict[str, dict[str, list[str]]]:
@@ -252,19 +303,26 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with benchmark.yaml, train and eval")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/photos.yaml"))
-    parser.add_argument("--stage", choices=("select", "table", "ablate"), default="ablate", help="go as far as this")
+    parser.add_argument(
+        "--stage", choices=("select", "table", "curve", "ablate"), default="ablate", help="go as far as this"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--grid", action="append", default=[], metavar="'KEY=VALUE ...'")
     parser.add_argument("--task", dest="tasks", action="append", default=[])
     given = parser.parse_args()
-    bench = Bench(given.recipe, given.data.resolve(), given.output.resolve(), tuple(given.changes), tuple(given.tasks))
+    grid = tuple(given.grid or GRID)
+    places = (given.recipe, given.data.resolve(), given.output.resolve())
+    bench = Bench(*places, tuple(given.changes), tuple(given.tasks), grid)
     bench.output.mkdir(parents=True, exist_ok=True)
-    runs = len(BASES) * (len(GRID) + len(given.seeds) * (given.stage != "select"))
+    runs = len(BASES) * (len(grid) + len(given.seeds) * (given.stage != "select"))
     print(f"{runs} runs for the table, kept in {bench.output}; each again only if it is not there", flush=True)
     chosen = select(bench)
     pages = [f"Chosen: {json.dumps(chosen)}; seeds {given.seeds}; mean, and range over seeds; hit@1 in percent."]
     if given.stage != "select":
         pages.append(table(bench, chosen, given.seeds))
+    if given.stage in ("curve", "ablate"):
+        pages.append(curve(bench, chosen, given.seeds[0]))
     if given.stage == "ablate":
         pages.append(ablate(bench, chosen["vlm"], given.seeds))
     (bench.output / "tables.md").write_text("\n\n".join(pages) + "\n")

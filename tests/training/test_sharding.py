@@ -74,6 +74,11 @@ def one_of_two(rank: int, port: int, base: str, folder: str) -> None:
             torch.save(found, place / f"{layout}-{kind}.pt")
     train(recipe(base, place / "data", place / "sharded", "lora", "sharded"))
     train(recipe(base, place / "data", place / "alone-then-sharded", "lora", "sharded"), resume=True)
+    train(recipe(base, place / "data", place / "ddp", "lora", "ddp"))
+    if rank == 0:
+        half_of(place / "ddp", place / "ddp-then-sharded")
+    torch.distributed.barrier()
+    train(recipe(base, place / "data", place / "ddp-then-sharded", "lora", "sharded"), resume=True)
     torch.distributed.destroy_process_group()
 
 
@@ -119,7 +124,7 @@ def test_two_processes_have_the_gradient_of_one(runs: Path, layout: str, kind: s
         )
 
 
-@pytest.mark.parametrize("way", ["sharded", "alone-then-sharded", "sharded-then-alone"])
+@pytest.mark.parametrize("way", ["ddp", "sharded", "alone-then-sharded", "sharded-then-alone", "ddp-then-sharded"])
 def test_a_run_is_the_same_in_any_layout_and_goes_on_in_another(runs: Path, way: str) -> None:
     whole, other = (read_log(runs / name) for name in ("alone", way))
     for number in ("loss", "grad_norm"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,16 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
         UserError: for bad input, or if the output folder already holds a run and `resume` is off.
     """
     output = recipe.output
-    if output.exists() and any(output.iterdir()) and not resume:
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one alone asks for the folder and makes it
+    if first and not resume and output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: already holds a run; choose another output, delete it, or go on with --resume")
     last = last_checkpoint(output) if resume else None
     sets = read_sets(recipe)
     embedder = build_embedder(recipe)
     sets = check_pictures(embedder, sets, recipe.data.on_bad_image)
-    (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    (output / CHECKPOINTS / "recipe.yaml").write_text(dump_recipe(recipe))
+    if first:
+        (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        (output / CHECKPOINTS / "recipe.yaml").write_text(dump_recipe(recipe))
     with progress_bar("training", recipe.train.steps) as advance:
         done = 0
 
