@@ -164,6 +164,21 @@ def test_two_processes_see_and_learn_what_one_does(recipe_values: dict[str, obje
     assert_same_weights(alone.output, pair.output, rtol=1e-2, atol=1e-4)
 
 
+def test_a_run_goes_on_from_the_adapter_of_another(recipe_values: dict[str, object]) -> None:
+    first = train(with_changes(recipe_values))
+    vectors = Embedder.from_pretrained(first, dtype=torch.float32).encode(golden_inputs())
+    second = with_changes(recipe_values, model={"base": str(first)}, output=str(first.with_name("second")))
+    np.testing.assert_allclose(build_embedder(second).eval().encode(golden_inputs()), vectors, atol=1e-6)
+    loaded = Embedder.from_pretrained(train(second), dtype=torch.float32)
+    assert verify_golden(loaded, second.output).min() > 0.99999
+    assert weights(second.output).keys() == weights(first).keys()
+    assert not np.allclose(loaded.encode(golden_inputs()), vectors, atol=1e-3)
+    with pytest.raises(UserError, match=r"trained on as it is: set lora.rank=\d+ lora.alpha"):
+        build_embedder(with_changes(recipe_values, model={"base": str(first)}, lora={"rank": 3}))
+    with pytest.raises(UserError, match="brings an adapter: merge it first"):
+        build_embedder(with_changes(recipe_values, model={"base": str(first)}, lora=None))
+
+
 def test_full_tuning_saves_all_weights_and_loads_them(recipe_values: dict[str, object]) -> None:
     folder = train(with_changes(recipe_values, lora=None, train={"steps": 2}))
     assert (folder / "model.safetensors").is_file()

@@ -66,9 +66,26 @@ def read_embedder_file(folder: Path) -> EmbedderFile:
 def add_adapter(
     backbone: Backbone, rank: int, alpha: int, dropout: float, targets: list[str] | str | None, dora: bool = False
 ) -> None:
-    """Wraps the backbone's model with LoRA; parts that were never pretrained stay trainable in full."""
-    from peft import LoraConfig, get_peft_model
+    """Wraps the backbone's model with LoRA; parts that were never pretrained stay trainable in full.
 
+    An adapter that the model has already is trained on, if it is of the same kind.
+
+    Raises:
+        UserError: if it is not.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if isinstance(backbone.model, PeftModel):
+        has = backbone.model.peft_config["default"]
+        found = {"rank": has.r, "alpha": has.lora_alpha, "dropout": has.lora_dropout, "dora": has.use_dora}
+        if targets or found != {"rank": rank, "alpha": alpha, "dropout": dropout, "dora": dora}:
+            kind = " ".join(f"lora.{name}={value}" for name, value in found.items())
+            raise UserError(
+                f"the base brings an adapter, which is trained on as it is: set {kind} and neither lora.targets nor "
+                "model.towers; or merge it first (vlm2vec export --to merged)"
+            )
+        backbone.model.set_adapter("default")
+        return
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -78,6 +95,13 @@ def add_adapter(
         modules_to_save=backbone.trained_modules or None,
     )
     backbone.model = get_peft_model(backbone.model, config)
+
+
+def has_adapter(backbone: Backbone) -> bool:
+    """Whether an adapter stands on the model."""
+    from peft import PeftModel
+
+    return isinstance(backbone.model, PeftModel)
 
 
 def save_weights(backbone: Backbone, folder: Path, state: dict[str, torch.Tensor] | None = None) -> bool:

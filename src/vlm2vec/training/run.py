@@ -48,6 +48,8 @@ def build_embedder(recipe: Recipe) -> Embedder:
     if lora:
         targets = lora.targets or (linear_layers(embedder.backbone.model, towers) if towers else None)
         checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, targets, lora.dora)
+    elif checkpoint.has_adapter(embedder.backbone):
+        raise UserError(f"model.base: {settings.base} brings an adapter: merge it first (vlm2vec export --to merged)")
     elif towers:
         freeze_other(embedder.backbone.model, towers)
     if settings.gradient_checkpointing:
