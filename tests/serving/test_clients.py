@@ -101,7 +101,7 @@ def is_ready(server: Server) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], server: Server) -> None:
-    for _ in range(600):
+    for _ in range(1800):
         assert server.process.poll() is None, (server.folder / "log").read_text()
         if condition():
             return
@@ -144,6 +144,16 @@ def test_langchains_client_reads_the_vectors_of_the_library(server: Server) -> N
     made = asked.embed_documents(TEXTS)
     asked.client._client.close()
     assert_same(np.array(made), server.model.encode(TEXTS))
+
+
+def test_llamaindexs_client_reads_the_vectors_of_the_library(server: Server) -> None:
+    from llama_index.embeddings.openai import OpenAIEmbedding
+
+    with httpx.Client() as wire:
+        asked = OpenAIEmbedding(model_name="vlm2vec", api_key="none", api_base=f"{server.url}/v1", http_client=wire)
+        made = asked.get_text_embedding_batch(TEXTS)
+        query = asked.get_query_embedding(TEXTS[1])
+    assert_same(np.array([*made, query]), server.model.encode([*TEXTS, TEXTS[1]]))
 
 
 def test_verify_finds_the_vectors_of_a_server_equal(server: Server) -> None:

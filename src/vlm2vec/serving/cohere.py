@@ -9,9 +9,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
-from vlm2vec.serving.schemas import Lenient, Part, Text
+from vlm2vec.serving.schemas import DOT, Lenient, Part, Text
 
-ONE_OF: dict[str, Any] = {"anyOf": [{"required": [name]} for name in ("texts", "images", "inputs")]}
+ABOUT: dict[str, Any] = {
+    "anyOf": [{"required": [name]} for name in ("texts", "images", "inputs")],
+    "examples": [
+        {"texts": ["a red car"], "input_type": "search_query", "embedding_types": ["float", "base64"]},
+        {"inputs": [{"content": [{"type": "text", "text": "a red car"}]}], "embedding_types": ["binary", "ubinary"]},
+        {"images": [DOT], "output_dimension": 64},
+    ],
+}
+Vectors = list[list[float]]  # inside the class below, `float` is a field
 EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
 
 
@@ -24,7 +32,7 @@ class CohereInput(Lenient):
 class CohereRequest(Lenient):
     """`inputs`, or the older `texts` and `images`."""
 
-    model_config = ConfigDict(json_schema_extra=ONE_OF)
+    model_config = ConfigDict(json_schema_extra=ABOUT)
 
     model: str = ""
     input_type: str | None = Field(None, description="search_query, search_document, ...: the model's instruction.")
@@ -44,7 +52,7 @@ class CohereRequest(Lenient):
 class CohereVectors(BaseModel):
     """Vectors of each type that was asked for."""
 
-    float: list[list[float]] | None = None
+    float: Vectors | None = None
     base64: list[str] | None = None
     binary: list[list[int]] | None = None
     ubinary: list[list[int]] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, WrapValidator, model_validator
 
 
 def _any_string(value: Any, usual: Callable[[Any], str]) -> str:
@@ -76,13 +76,27 @@ class InputObject(Strict):
 
 
 Input = Text | list[TokenId] | InputObject
-ONE_OF: dict[str, Any] = {"anyOf": [{"required": ["input"]}, {"required": ["messages"]}]}
+# A picture of one red pixel, for examples.
+DOT = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
+CHAT = [{"type": "text", "text": "the same in blue"}, {"type": "image_url", "image_url": {"url": DOT}}]
+ABOUT: dict[str, Any] = {
+    "anyOf": [{"required": ["input"]}, {"required": ["messages"]}],
+    "examples": [
+        {"input": ["a red car", {"text": "the same in blue", "image": DOT}]},
+        {"input": "a red car", "task": "query", "dimensions": 64, "encoding_format": "base64"},
+        {"input": [DOT], "modality": "image"},
+        {"input": ["a red car", ""], "partial": True},
+        {"messages": [{"role": "user", "content": CHAT}]},
+    ],
+}
 
 
 class EmbeddingRequest(Lenient):
     """`input` (text, token ids, objects) gives a vector each; `messages` give one vector of the whole chat."""
 
-    model_config = ConfigDict(json_schema_extra=ONE_OF)
+    model_config = ConfigDict(json_schema_extra=ABOUT)
 
     model: str = Field("", description="One of /v1/models; empty: the only one.")
     input: (
@@ -98,7 +112,7 @@ class EmbeddingRequest(Lenient):
     instruction: Text | None = Field(None, description="What the vectors are for; of inputs that have none.")
     modality: Literal["text", "image"] = Field("text", description="`image`: strings are pictures (as Infinity).")
     task: str | None = Field(None, description="`query` or `document` in it: the model's own instruction for that.")
-    partial: bool = Field(False, description="Refused inputs are listed in `errors`; the others succeed.")
+    partial: StrictBool = Field(False, description="Refused inputs are listed in `errors`; the others succeed.")
     user: str | None = None
 
     @model_validator(mode="after")
@@ -144,11 +158,17 @@ class EmbeddingResponse(BaseModel):
 class RerankRequest(Lenient):
     """Documents in the order of their similarity to a query."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": "a red car", "documents": ["a dog", {"image": DOT}], "return_documents": True}]
+        }
+    )
+
     model: str = ""
     query: Input
     documents: Annotated[list[Input], Field(min_length=1)]
     top_n: Annotated[StrictInt, Field(ge=1)] | None = None
-    return_documents: bool = False
+    return_documents: StrictBool = False
     instruction: Text | None = Field(None, description="Of the query; default: the model's own for queries.")
 
 
@@ -172,6 +192,10 @@ class RerankResponse(BaseModel):
 class SimilarityRequest(Lenient):
     """Cosines of all pairs."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"queries": ["a red car"], "targets": ["a dog", {"image": DOT}]}]}
+    )
+
     model: str = ""
     queries: Annotated[list[Input], Field(min_length=1)]
     targets: Annotated[list[Input], Field(min_length=1)]
@@ -188,6 +212,8 @@ class SimilarityResponse(BaseModel):
 
 class SearchRequest(Lenient):
     """The nearest rows of the store."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "a red car", "k": 3}]})
 
     model: str = ""
     query: Input
