@@ -112,7 +112,7 @@ def measure(way: str, ending: str, photos: Path, work: Path, at: int) -> float:
         raise SystemExit(f"{way} {ending}: {len(found)} rows after the kill, {len(expected)} without")
     nearest = min(float(expected[key] @ found[key]) for key in expected)
     numbers = (seconds, cpu, kept, len(found) - kept, second, len(found), nearest)
-    cells = "".join(f"{x:>13.{digits}f}" for x, digits in zip(numbers, (1, 1, 0, 0, 1, 0, 6), strict=True))
+    cells = "".join(f"{x:>15.{digits}f}" for x, digits in zip(numbers, (1, 1, 0, 0, 1, 0, 6), strict=True))
     print(f"{way + ' ' + ending:<18}{cells}", flush=True)
     return seconds / (first + second)
 
@@ -126,7 +126,7 @@ def main() -> None:
         print(f"no photographs at {settings.data}: nothing measured\n{{}}")
         return
     heads = ("whole s", "CPU s", "after kill", "second start", "its s", "at the end", "lowest cosine")
-    print(f"{settings.photos} photographs\n{'way':<18}" + "".join(f"{head:>13}" for head in heads))
+    print(f"{settings.photos} photographs\n{'way':<18}" + "".join(f"{head:>15}" for head in heads))
     ratios = {}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vlm2vec.documents import VIDEO_ENDINGS
 from vlm2vec.errors import UserError
@@ -294,6 +294,7 @@ class Processor(Protocol):
         ...
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What evaluation and search need of a model; a ten-line class can be one."""
 

@@ -7,29 +7,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from samples import draw
 from typer.testing import CliRunner
 
 from vlm2vec.cli import app
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Two workers on this machine, with a small object store."""
-    ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def model(tiny_vlm) -> str:
-    return str(tiny_vlm("llava"))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +30,8 @@ def rows_of(output: Path) -> list[str]:
     return [json.loads(line)["key"] for line in output.with_suffix(".rows.jsonl").read_text().splitlines()]
 
 
-def workers() -> list[int]:
-    """Processes of this cluster's actors: children of a child (the raylet) of this process."""
+def workers(kind: str) -> list[int]:
+    """Processes of this cluster's actors of a class: children of a child (the raylet) of this process."""
     parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -55,7 +40,7 @@ def workers() -> list[int]:
         except OSError:  # it has ended meanwhile
             continue
     mine = {pid for pid, parent in parents.items() if parent == os.getpid()}
-    return [pid for pid, name in names.items() if parents[pid] in mine and "PartEncoder" in name]
+    return [pid for pid, name in names.items() if parents[pid] in mine and kind in name]
 
 
 def embed(model: str, inputs: Path, output: Path, *more: str) -> str:
@@ -73,7 +58,7 @@ def test_a_killed_worker_changes_nothing(cluster, model, inputs, tmp_path) -> No
         """As soon as a worker has finished a part, that is: while it works on another."""
         while not list(parts.glob("part-*.parquet")):
             time.sleep(0.02)
-        killed.append(workers()[0])
+        killed.append(workers("PartEncoder")[0])
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)

@@ -7,8 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm2vec.cli.options import OptionsOption, PickleOption, settings_of
-from vlm2vec.errors import UserError
+from vlm2vec.cli.options import (
+    AddressOption,
+    GpusOption,
+    OptionsOption,
+    PickleOption,
+    WorkersOption,
+    check_engine,
+    settings_of,
+)
 from vlm2vec.progress import say
 
 
@@ -31,23 +38,23 @@ def embed(
     key_column: Annotated[str | None, typer.Option(help="Of a table; default: found by name.")] = None,
     part: Annotated[int, typer.Option(min=1, help="Inputs that are kept at a time: what a kill can lose.")] = 1024,
     engine: Annotated[str, typer.Option(help="local, or ray: the parts on the workers of a Ray cluster.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Of Ray; each loads the model once.")] = 2,
-    gpus: Annotated[float, typer.Option(min=0, help="Of each of Ray's workers.")] = 0,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default: one on this machine.")] = None,
+    workers: WorkersOption = 2,
+    gpus: GpusOption = 0,
+    address: AddressOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
     """Make a file of vectors. Killed and started again, it goes on where it stopped; bad files go to errors.jsonl."""
-    from vlm2vec.distributed.ray_embed import RayPool, run_on_ray
+    from vlm2vec.distributed.cluster import RayPool
+    from vlm2vec.distributed.ray_embed import run_on_ray
     from vlm2vec.jobs.embed import ERRORS_FILE, EmbedSettings, Job, check_output, was_finished
     from vlm2vec.jobs.sources import SourceSettings, open_source
     from vlm2vec.jobs.stores import facts_of
     from vlm2vec.models.embedder import Embedder
     from vlm2vec.progress import progress_bar
 
-    if engine not in ("local", "ray"):
-        raise UserError(f"--engine {engine}: expected local or ray")
+    by_ray = check_engine(engine)
     settings = EmbedSettings(instruction, truncate_dim, precision, part)
     columns = SourceSettings(every, text_column, image_column, key_column)
     if was_finished(output):
@@ -62,7 +69,7 @@ def embed(
     facts = facts_of(embedder, model, options=options, instruction=instruction)
     job = Job(records, output, settings, facts, overwrite)
     with progress_bar(f"embedding {source.name or source}", total) as advance:
-        if engine == "ray":
+        if by_ray:
             run_on_ray(job, RayPool(model, workers, address, gpus, {**options, "dtype": embedder.dtype}), advance)
         else:
             job.run(embedder, advance)

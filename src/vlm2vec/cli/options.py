@@ -18,6 +18,9 @@ StoreOption = Annotated[
 ]
 TasksOption = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the evaluation sets.")]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Of Ray; each loads the model once.")]
+GpusOption = Annotated[float, typer.Option("--gpus", min=0, help="Of each of Ray's workers.")]
+AddressOption = Annotated[str | None, typer.Option("--address", help="Of a Ray cluster; default: one on this machine.")]
 PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights; they can run code.")]
 
 
@@ -34,3 +37,14 @@ def key_value(text: str, option: str = "--option", example: str = "num_layers=4"
     if not separator:
         raise UserError(f"{option} {text!r}: expected key=value, such as {example}")
     return key, yaml.safe_load(value)
+
+
+def check_engine(engine: str) -> bool:
+    """Whether the work is Ray's.
+
+    Raises:
+        UserError: for an engine that there is not.
+    """
+    if engine not in ("local", "ray"):
+        raise UserError(f"--engine {engine}: expected local or ray")
+    return engine == "ray"

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from vlm2vec.cli.options import (
+    AddressOption,
+    GpusOption,
     OptionsOption,
     OutputOption,
     PickleOption,
     StoreOption,
     TasksOption,
+    WorkersOption,
+    check_engine,
     key_value,
     settings_of,
 )
@@ -27,20 +31,32 @@ def evaluate(
     option: OptionsOption = None,
     store: StoreOption = None,
     task: TasksOption = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: inputs are encoded by the workers of a Ray cluster.")
+    ] = "local",
+    workers: WorkersOption = 2,
+    gpus: GpusOption = 0,
+    address: AddressOption = None,
     allow_pickle: PickleOption = False,
     switch: Annotated[
         list[str] | None, typer.Option(help="How rows become inputs, such as identity=content; see docs/mmeb.md.")
     ] = None,
 ) -> None:
     """Score a model on a benchmark; writes results.json, a Markdown table, a leaderboard file and an HTML report."""
+    from functools import partial
+
+    from vlm2vec.distributed.cluster import RayPool
+    from vlm2vec.distributed.ray_eval import ray_engine
     from vlm2vec.evaluation.evaluate import results_json
     from vlm2vec.evaluation.report import comparison_table
     from vlm2vec.evaluation.run import score_model
 
     settings = settings_of(option, allow_pickle)
     switches = dict(key_value(text, "--switch", "identity=content") for text in switch or [])
+    pool = RayPool(model, workers, address, gpus, settings)
+    opens = partial(ray_engine, pool) if check_engine(engine) else None
     facts, results = score_model(
-        model, benchmark, output, data=data, options=settings, store=store, names=task or [], switches=switches
+        model, benchmark, output, data, settings, store=store, names=task or [], switches=switches, engine=opens
     )
     if not results:  # another process of torchrun reports
         return

@@ -8,34 +8,11 @@ must be one that all workers see.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from vlm2vec.errors import UserError
+from vlm2vec.distributed.cluster import TRIES, RayPool, joined_cluster
 from vlm2vec.jobs.embed import EmbedSettings, Job, Part, embed_part
-
-TRIES = 5  # of a part whose worker dies
-
-
-@dataclass(frozen=True)
-class RayPool:
-    """The workers.
-
-    Attributes:
-        model: What `Embedder.from_pretrained` takes.
-        num_workers: Actors, each with a model of its own.
-        address: Of the cluster; None: one on this machine.
-        num_gpus: Of each actor.
-        options: Other arguments of `from_pretrained`.
-    """
-
-    model: str
-    num_workers: int = 2
-    address: str | None = None
-    num_gpus: float = 0
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 class PartEncoder:
@@ -60,17 +37,10 @@ def run_on_ray(job: Job, pool: RayPool, progress: Callable[[int], None] = lambda
     Raises:
         UserError: if Ray is not installed.
     """
-    try:
-        import ray
+    with joined_cluster(pool.address):
         import ray.data
-    except ImportError as error:
-        raise UserError("--engine ray needs Ray: pip install 'vlm2vec[ray]'") from error
-    started = not ray.is_initialized()
-    if started:
-        ray.init(address=pool.address, log_to_driver=False, include_dashboard=False)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts inputs
-    try:
+
+        ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts inputs
         parts = list(job.missing(progress))
         if not parts:
             return
@@ -86,6 +56,3 @@ def run_on_ray(job: Job, pool: RayPool, progress: Callable[[int], None] = lambda
         )
         for row in done.iter_rows():
             progress(int(row["done"]))
-    finally:
-        if started:
-            ray.shutdown()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
@@ -94,8 +94,31 @@ class Share:
     wait: Callable[[], None] = lambda: None
 
 
+class FillStore(Protocol):
+    """Encodes what a store lacks of some inputs; as `vlm2vec.retrieval.store.fill` without its encoder."""
+
+    def __call__(
+        self,
+        store: VectorStore,
+        items: Mapping[bytes, EmbeddingInput],
+        *,
+        part_size: int,
+        share: tuple[int, int],
+        progress: Callable[[int], None],
+    ) -> Any: ...
+
+
+def filling(encoder: Encoder) -> FillStore:
+    """Encodes here, part after part."""
+
+    def fill_here(store: VectorStore, items: Mapping[bytes, EmbeddingInput], **options: Any) -> int:
+        return fill(store, items, encoder.encode, **options)
+
+    return fill_here
+
+
 def evaluate(
-    encoder: Encoder,
+    encoder: Encoder | FillStore,
     benchmark: Benchmark,
     tasks: Tasks,
     progress: Callable[[int], None] = lambda done: None,
@@ -105,7 +128,7 @@ def evaluate(
     """Scores an encoder on every task.
 
     Args:
-        encoder: Anything with `encode`.
+        encoder: Anything with `encode`, or a function that encodes what a store lacks.
         benchmark: The tasks' facts.
         tasks: Their queries, from `read_tasks` or a `TaskReader`.
         progress: Called with the number of inputs done since the last call, per task; found ones included.
@@ -117,16 +140,16 @@ def evaluate(
         One result a task, in the benchmark's order; none on processes other than rank 0.
     """
     store = MemoryStore() if store is None else store
+    fill_store = filling(encoder) if isinstance(encoder, Encoder) else encoder
     key_of = InputKeys()
     results = []
     for task in benchmark.tasks:
         since = time.perf_counter()
         queries = tasks[task.name]
         by_key = {key_of(item): item for item in distinct_inputs(queries)}
-        fill(
+        fill_store(
             store,
             by_key,
-            encoder.encode,
             part_size=PART,
             share=(share.rank, share.world_size),
             progress=progress,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.evaluation.benchmark import Benchmark, load_benchmark
-from vlm2vec.evaluation.evaluate import TaskResult, check_tasks, evaluate
+from vlm2vec.evaluation.evaluate import FillStore, TaskResult, check_tasks, evaluate, filling
 from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.report import write_evaluation
 from vlm2vec.evaluation.tasks import TaskReader
@@ -27,15 +27,42 @@ from vlm2vec.types import EmbeddingInput
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class CountingEncoder:
-    """An embedder that counts what it encodes, and keeps picture features before their vectors are kept.
+class Engine(Protocol):
+    """What encodes for an evaluation.
 
-    So a run that was killed finds the same features, in the same batches, as one that was not.
+    Attributes:
+        about: What its vectors depend on (`vlm2vec.models.fingerprint`).
+        size: `embedding_dimension` and `num_parameters`.
+        num_encoded: Inputs so far.
     """
 
-    embedder: Embedder
-    num_encoded: int = 0
+    about: dict[str, str]
+    size: dict[str, int]
+    num_encoded: int
+
+    @property
+    def fill(self) -> FillStore:
+        """Encodes what a store lacks."""
+        ...
+
+
+class LocalEngine:
+    """A model in this process. Picture features are kept before their vectors are.
+
+    So a run that was killed finds the same features, in the same batches, as one that was not.
+
+    Args:
+        model: What `Embedder.from_pretrained` takes.
+        options: Its other arguments.
+    """
+
+    def __init__(self, model: str, options: dict[str, Any]) -> None:
+        self.embedder = Embedder.from_pretrained(model, **options)
+        self.embedder.backbone.cache_pictures(cache_folder() / "vision")
+        self.about = describe(self.embedder, model)
+        num_parameters = sum(parameter.numel() for parameter in self.embedder.parameters())
+        self.size = {"embedding_dimension": self.embedder.embedding_dim, "num_parameters": num_parameters}
+        self.num_encoded = 0
 
     def encode(self, inputs: Sequence[EmbeddingInput]) -> np.ndarray:
         """Unit-norm vectors [N, D] in input order."""
@@ -45,6 +72,11 @@ class CountingEncoder:
         if cache is not None:
             cache.flush()
         return vectors
+
+    @property
+    def fill(self) -> FillStore:
+        """Encodes what a store lacks, part after part."""
+        return filling(self)
 
 
 def score_model(
@@ -56,6 +88,7 @@ def score_model(
     store: Path | None = None,
     names: Sequence[str] = (),
     switches: dict[str, Any] | None = None,
+    engine: Callable[[], AbstractContextManager[Engine]] | None = None,
 ) -> tuple[Benchmark, list[TaskResult]]:
     """Scores a model on a benchmark and writes the results.
 
@@ -70,6 +103,7 @@ def score_model(
         store: Folder of kept vectors; None: in the user's cache.
         names: Tasks; none: all that have a reader.
         switches: Changes to the benchmark's `quirks`.
+        engine: Opens what encodes with this model and these options; None: the model in this process.
 
     Returns:
         The benchmark and one result a task (none on processes other than the first).
@@ -86,25 +120,17 @@ def score_model(
     with joined_processes() as share:
         if share.rank:
             share.wait()  # the first process prepares what the cache lacks; two would trip over each other
-        embedder = Embedder.from_pretrained(model, **(options or {}))
+        opened = engine() if engine else nullcontext(LocalEngine(model, options or {}))
         if share.rank == 0:
             share.wait()
-        embedder.backbone.cache_pictures(cache_folder() / "vision")
-        about = describe(embedder, model)
-        vectors = EmbeddingStore(store or default_store(), about)
-        for notice in vectors.notices:
-            logger.warning(notice)
-        encoder = CountingEncoder(embedder)
-        with progress_bar(f"scoring {Path(model).name}", total) as advance:
-            results = evaluate(encoder, benchmark, tasks, advance, vectors, share)
+        with opened as encoder:
+            vectors = EmbeddingStore(store or default_store(), encoder.about)
+            for notice in vectors.notices:
+                logger.warning(notice)
+            with progress_bar(f"scoring {Path(model).name}", total) as advance:
+                results = evaluate(encoder.fill, benchmark, tasks, advance, vectors, share)
     if share.rank == 0:
-        size = sum(parameter.numel() for parameter in embedder.parameters())
-        facts = {
-            "embedding_dimension": embedder.embedding_dim,
-            "num_parameters": size,
-            **benchmark.facts(folder),
-            **about,
-        }
+        facts = {**encoder.size, **benchmark.facts(folder), **encoder.about}
         seconds = round(time.perf_counter() - since, 1)
         run = provenance(seconds=seconds, num_encoded=encoder.num_encoded, num_inputs=total)
         write_evaluation(output, model, benchmark, results, facts, run)

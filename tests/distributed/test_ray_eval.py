@@ -1,0 +1,56 @@
+"""An evaluation on the Ray engine has the local one's results, also where one of its two workers is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from distributed.test_ray_embed import workers
+from evaluation.toys import write_toy_benchmark
+from typer.testing import CliRunner
+
+from vlm2vec.cli import app
+from vlm2vec.evaluation import evaluate as evaluation
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "PART", 8)
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_benchmark(tmp_path_factory.mktemp("colours"))
+
+
+def score(model: str, benchmark: Path, folder: Path, *more: str) -> bytes:
+    command = ["eval", model, "--benchmark", benchmark, "-o", folder / "out", "--store", folder / "store", *more]
+    done = CliRunner().invoke(app, list(map(str, command)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return (folder / "out/results.json").read_bytes()
+
+
+def test_a_killed_worker_changes_nothing(cluster, model, benchmark, small_parts, tmp_path) -> None:
+    local = score(model, benchmark, tmp_path / "local")
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        """As soon as a part is in the store, that is: while another is in work."""
+        while not list((tmp_path / "ray/store").glob("*/*.keys")):
+            time.sleep(0.01)
+        killed.append(workers("EvalWorker")[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    by_ray = score(model, benchmark, tmp_path / "ray", "--engine", "ray", "--workers", "2")
+    killer.join()
+    assert killed and by_ray == local
+    keys = [file.stat().st_size // 32 for file in (tmp_path / "ray/store").glob("*/*.keys")]
+    assert sum(keys) == 60 + 10 + 10 and max(keys) == 8  # nothing lost, nothing doubled
+    assert score(model, benchmark, tmp_path / "ray") == local  # the local engine finds every vector there
+    assert len(list((tmp_path / "ray/store").glob("*/*.keys"))) == len(keys)
