@@ -42,7 +42,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_second_index_encodes_nothing(work: Path) -> None:
-    said = typed("index", "compact", work / "photos", "--store", work / "photos.lance", *SMALL)
+    said = typed("index", work / "photos", "--store", work / "photos.lance", *SMALL)  # compact, as it is not said
     assert "0 new, 0 changed, 8 as they were, 0 removed; 0 encoded" in said
 
 
@@ -84,6 +84,7 @@ def test_another_model_is_refused_in_one_line(work: Path) -> None:
         (["search", "dog"], "--store is missing"),
         (["search", "dog", "--store", "{work}/photos.lance", "--where", "sky = 1"], "No field named sky"),
         (["index", "compact", "{work}/absent", "--store", "{work}/new.lance"], "no such file or folder"),
+        (["index", "--store", "{work}/new.lance"], "INPUT is missing"),
         (["index", "compact", "{work}/photos", "--store", "{work}/new"], "expected FOLDER.lance or qdrant://"),
         (["classify", "{work}/photos", "--labels", "a,b", "--where", "x = 1"], "index it first"),
         (["classify", "{work}/photos.lance", "--labels", "cat"], "expected at least two"),

@@ -10,24 +10,27 @@ import typer
 from vlm2vec.cli.options import (
     AddressOption,
     GpusOption,
+    ModelArgument,
     OptionsOption,
     PickleOption,
     WorkersOption,
     check_engine,
+    model_and_source,
     settings_of,
 )
 from vlm2vec.progress import say
 
 
 def embed(
-    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id, or the built-in compact.")],
-    source: Annotated[
-        Path,
+    first: ModelArgument = None,
+    second: Annotated[
+        Path | None,
         typer.Argument(
             metavar="INPUT",
             help="Folder of pictures, texts, PDFs, videos; or a .txt, .jsonl, .csv, .parquet, .zip, .tar file.",
         ),
-    ],
+    ] = None,
+    *,
     output: Annotated[Path, typer.Option("--output", "-o", help="OUT.parquet, OUT.npy or OUT.lance.")],
     instruction: Annotated[str | None, typer.Option(help="Default: the model's own for documents.")] = None,
     precision: Annotated[str, typer.Option(help="float32, float16, int8, uint8, binary or ubinary.")] = "float32",
@@ -54,6 +57,7 @@ def embed(
     from vlm2vec.models.embedder import Embedder
     from vlm2vec.progress import progress_bar
 
+    model, source = model_and_source(first, second)
     by_ray = check_engine(engine)
     settings = EmbedSettings(instruction, truncate_dim, precision, part)
     columns = SourceSettings(every, text_column, image_column, key_column)

@@ -9,6 +9,15 @@ import typer
 
 from vlm2vec.errors import UserError
 
+DEFAULT_MODEL = "compact"
+"""Of the verbs that work without a model's name."""
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help=f"A run, a checkpoint folder, a hub id or a built-in; left out: {DEFAULT_MODEL}."
+    ),
+]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 OptionsOption = Annotated[
     list[str] | None, typer.Option("--option", help="Setting of the model's family, key=value; may be repeated.")
@@ -37,6 +46,17 @@ def key_value(text: str, option: str = "--option", example: str = "num_layers=4"
     if not separator:
         raise UserError(f"{option} {text!r}: expected key=value, such as {example}")
     return key, yaml.safe_load(value)
+
+
+def model_and_source(first: str | None, second: Path | None) -> tuple[str, Path]:
+    """What `[MODEL] INPUT` says: a single word is the input.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if first is None:
+        raise UserError("INPUT is missing: a folder or file, such as photos/; before it may stand a model")
+    return (DEFAULT_MODEL, Path(first)) if second is None else (first, second)
 
 
 def check_engine(engine: str) -> bool:

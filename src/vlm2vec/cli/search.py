@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm2vec.cli.options import OptionsOption, PickleOption, settings_of
+from vlm2vec.cli.options import DEFAULT_MODEL, ModelArgument, OptionsOption, PickleOption, model_and_source, settings_of
 from vlm2vec.errors import UserError
 from vlm2vec.progress import progress_bar, say
 
@@ -28,8 +28,12 @@ HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write a page of
 
 
 def index(
-    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id, or the built-in compact.")],
-    source: Annotated[Path, typer.Argument(help="A folder; or a JSONL, CSV, parquet, text, PDF, zip or tar file.")],
+    first: ModelArgument = None,
+    second: Annotated[
+        Path | None,
+        typer.Argument(metavar="INPUT", help="A folder; or a JSONL, CSV, parquet, text, PDF, zip or tar file."),
+    ] = None,
+    *,
     store: StoreUri,
     instruction: Annotated[str | None, typer.Option(help="Of the documents; default: the model's own.")] = None,
     precision: Annotated[str, typer.Option(help="In which vectors are kept: float32 or float16.")] = "float32",
@@ -50,6 +54,7 @@ def index(
     from vlm2vec.models.embedder import Embedder
     from vlm2vec.retrieval.index import open_store
 
+    model, source = model_and_source(first, second)
     inputs = open_source(source)
     total = inputs.count()
     settings: dict[str, Any] = settings_of(option, allow_pickle)
@@ -107,7 +112,7 @@ def search(
 def classify(
     source: Annotated[str, typer.Argument(help="A folder or file as for index, or a store.")],
     labels: Annotated[str, typer.Option(help="Names, with commas between.")],
-    model: Annotated[str | None, typer.Option(help="Default: compact, or the store's own.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"Default: {DEFAULT_MODEL}, or the store's own.")] = None,
     template: Annotated[str, typer.Option(help="A sentence for the labels, {} being the name.")] = "{}",
     instruction: Annotated[
         str | None, typer.Option(help="Of a folder's inputs: a task by name, or a sentence.")
@@ -134,7 +139,7 @@ def classify(
             raise UserError("--where selects rows of a store; a folder has none: index it first")
         inputs = open_source(source)
         settings: dict[str, Any] = settings_of(option, allow_pickle)
-        embedder = Embedder.from_pretrained(model or "compact", **settings)
+        embedder = Embedder.from_pretrained(model or DEFAULT_MODEL, **settings)
         names = Labels(embedder, labels.split(","), template)
         with progress_bar(f"classifying {source}", inputs.count()) as advance:
             verdicts = list(classify_source(embedder, inputs, names, instruction, advance))

@@ -8,11 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm2vec.cli.options import PickleOption
+from vlm2vec.cli.options import DEFAULT_MODEL, PickleOption
 from vlm2vec.errors import UserError
 from vlm2vec.progress import progress_bar, say
-
-DEMO_MODEL = "compact"
 
 
 def ui(
@@ -20,7 +18,8 @@ def ui(
         str | None, typer.Option(help="photos.lance, or qdrant://…; without it, a small demo of drawn pictures.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Where the store's model lies now; for the demo: any model (default: compact).")
+        str | None,
+        typer.Option(help="Where the store's model lies now; for the demo: any model, in place of the default."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every network.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="TCP port; default: 7860, or the next that is free.")] = None,
@@ -43,7 +42,7 @@ def ui(
         searcher = Searcher(load_model_of(opened, model, consent), opened)
         title, note = Path(opened.uri).name, f"{opened.count():,} rows · {Path(opened.facts.model).name}"
     else:
-        searcher, note = _demo(model or DEMO_MODEL, consent)
+        searcher, note = _demo(model or DEFAULT_MODEL, consent)
         title = "Demo: drawn pictures"
     page = build_page(searcher, title, note)
     address = launch_page(page, host, port)
