@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -33,6 +34,7 @@ MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec
 MISSING += [] if CHROMIUM else ["chromium (apt-get install chromium)"]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the page's tests need {', '.join(MISSING)}")
 SHOTS = Path(__file__).parents[2] / "runs/ui-screenshots"
+PATIENCE = 40_000  # milliseconds: on a busy machine a search takes seconds
 SMALL = {"num_layers": 1, "visual_tokens": 4, "image_size": 64}
 HOSTILE = "<img src=x onerror=boom()> ${boom()} {{boom}} 'x' \"y\".png"
 
@@ -47,13 +49,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def free_port() -> int:
+    """One that no other test's server takes: each asks the system."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def address(photos: Path) -> Iterator[str]:
     """`vlm2vec ui` on a store of forty-one pictures and a text, by the built-in model at its smallest."""
     embedder = Embedder.from_pretrained("compact", **SMALL)
     store = open_store(str(photos.with_name("photos.lance")), create=facts_of(embedder, "compact", options=SMALL))
     index_source(embedder, open_source(photos), store)
-    command = [sys.executable, "-m", "vlm2vec.cli", "ui", "--store", store.uri]
+    command = [sys.executable, "-m", "vlm2vec.cli", "ui", "--store", store.uri, "--port", str(free_port())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         said = iter(server.stdout.readline, "")
@@ -79,7 +88,7 @@ def visit(chromium: Any, address: str) -> Iterator[Any]:
 
     def go(width: int = 1280, height: int = 900, color_scheme: str = "light") -> Any:
         page = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=color_scheme).new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(address)
@@ -112,6 +121,7 @@ def scores(page: Any) -> list[float]:
 def expect(place: Any) -> Any:
     from playwright.sync_api import expect as expect_of
 
+    expect_of.set_options(timeout=PATIENCE)
     return expect_of(place)
 
 
