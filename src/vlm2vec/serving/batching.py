@@ -95,6 +95,7 @@ class Engine:
     def __init__(self, embedder: Embedder, settings: ServeSettings, observer: Observer) -> None:
         self.embedder, self.settings, self.observer = embedder, settings, observer
         self.limits = InputLimits.of(settings)
+        self.budget = Budget(settings.max_batch_tokens, settings.max_batch_inputs, settings.max_padding)
         self.results: LRU[Embedded] = LRU(settings.result_cache_bytes, lambda value: value.vector.nbytes + 200)
         backbone = embedder.backbone
         if settings.picture_cache_bytes and backbone.cache_pictures() and backbone.vision_cache is not None:
@@ -230,7 +231,7 @@ class Engine:
                 self._turn.wait_for(lambda: self._ready or self._closing)
                 if self._closing:
                     return
-                jobs = take_batch(self._ready, self.settings.max_batch_tokens, self.settings.max_batch_inputs)
+                jobs = take_batch(self._ready, self.budget)
             if jobs:
                 self._deliver(self._forward(jobs))
 
@@ -290,24 +291,44 @@ def _resolve(outcomes: list[tuple[Job, Outcome]]) -> None:
             job.future.set_result(outcome)
 
 
-def take_batch(ready: list[Job], max_tokens: int, max_inputs: int) -> list[Job]:
-    """Takes out the next batch: the oldest input and those nearest to it in length, within the budget.
+@dataclass(frozen=True)
+class Budget:
+    """Of one forward pass.
+
+    Attributes:
+        tokens: At most, padding included.
+        inputs: At most.
+        padding: Share of the tokens that may be padding: a text beside a picture ten times as long costs more than two
+            passes.
+    """
+
+    tokens: int
+    inputs: int
+    padding: float
+
+    def holds(self, num_inputs: int, longest: int, num_tokens: int) -> bool:
+        """Whether a batch of so many inputs, each padded to the longest, fits; `num_tokens` are without padding."""
+        padded = num_inputs * longest
+        return num_inputs <= self.inputs and padded <= self.tokens and padded - num_tokens <= self.padding * padded
+
+
+def take_batch(ready: list[Job], budget: Budget) -> list[Job]:
+    """Takes out the next batch: the oldest input, even if over the budget alone, and those nearest to it in length.
 
     Args:
         ready: In order of arrival; what is taken, and what nobody waits for, is removed.
-        max_tokens: Budget, padding included; the oldest input goes even if it alone is over it.
-        max_inputs: At most.
+        budget: Of the batch.
     """
     ready[:] = [job for job in ready if not job.gone]
     if not ready:
         return []
     oldest = ready[0]
-    taken, longest = [oldest], oldest.num_tokens
+    taken, longest, num_tokens = [oldest], oldest.num_tokens, oldest.num_tokens
     for job in sorted(ready[1:], key=lambda job: abs(job.num_tokens - oldest.num_tokens)):
-        longest = max(longest, job.num_tokens)
-        if len(taken) == max_inputs or longest * (len(taken) + 1) > max_tokens:
-            break
-        taken.append(job)
+        wider, more = max(longest, job.num_tokens), num_tokens + job.num_tokens
+        if budget.holds(len(taken) + 1, wider, more):
+            taken.append(job)
+            longest, num_tokens = wider, more
     chosen = set(map(id, taken))
     ready[:] = [job for job in ready if id(job) not in chosen]
     return taken

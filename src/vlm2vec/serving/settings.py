@@ -29,6 +29,7 @@ class ServeSettings(BaseModel):
         threads: Of preprocessing in each worker; 0: one a processor.
         max_batch_tokens: Token budget of one forward pass, padding included.
         max_batch_inputs: Inputs of one forward pass at most.
+        max_padding: Share of a forward pass's tokens that may be padding.
         max_queue: Inputs that may wait in a worker; more get 429.
         max_inputs: Inputs of one request.
         max_chars: Characters of one text.
@@ -63,6 +64,7 @@ class ServeSettings(BaseModel):
     threads: int = Field(0, ge=0)
     max_batch_tokens: int = Field(4096, ge=1)
     max_batch_inputs: int = Field(64, ge=1)
+    max_padding: float = Field(0.2, ge=0, le=1)
     max_queue: int = Field(1024, ge=1)
     max_inputs: int = Field(2048, ge=1)
     max_chars: int = Field(100_000, ge=1)
