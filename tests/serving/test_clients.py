@@ -121,10 +121,21 @@ def test_openais_client_reads_the_vectors_of_the_library(server: Server, png: by
         assert_same(np.array([item.embedding for item in made.data]), server.model.encode(TEXTS))
         with pytest.raises(openai.BadRequestError):
             client.embeddings.create(model="vlm2vec", input="x", dimensions=9999)
-        # Infinity's and vLLM's users send pictures by the same client.
-        image = {"modality": "image"}
-        made = client.embeddings.create(model="vlm2vec", input=[data_uri(png)], extra_body=image)
-        assert_same(np.array([made.data[0].embedding]), server.model.encode([{"image": png}]))
+
+
+def test_openais_client_sends_pictures_in_the_dialects_of_infinity_jina_and_vllm(server: Server, png: bytes) -> None:
+    both: Any = {"text": "in red", "image": data_uri(png)}
+    parts = [{"type": "image_url", "image_url": {"url": data_uri(png)}}, {"type": "text", "text": "in red"}]
+    chat = {"model": "vlm2vec", "messages": [{"role": "user", "content": parts}], "encoding_format": "float"}
+    with httpx.Client() as wire:
+        client = openai.OpenAI(api_key="none", base_url=f"{server.url}/v1", http_client=wire, max_retries=0)
+        made = [
+            client.embeddings.create(model="vlm2vec", input=[data_uri(png)], extra_body={"modality": "image"}),
+            client.embeddings.create(model="vlm2vec", input=[both]),
+            client.post("/embeddings", cast_to=openai.types.CreateEmbeddingResponse, body=chat),  # as vLLM's page does
+        ]
+    want = server.model.encode([{"image": png}, *[{"text": "in red", "image": png}] * 2])
+    assert_same(np.array([one.data[0].embedding for one in made]), want)
 
 
 def test_coheres_client_reads_the_vectors_of_the_library(server: Server) -> None:

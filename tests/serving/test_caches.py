@@ -1,0 +1,89 @@
+"""What was computed once is kept within a budget of bytes, and is what would be computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+from tiny.models import picture
+from wire import data_uri, encoded, post
+
+from vlm2vec.serving.caches import LRU
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40)), max_size=60), st.integers(0, 100))
+def test_a_cache_keeps_to_its_budget_and_forgets_what_was_used_longest_ago(
+    puts: list[tuple[int, int]], budget: int
+) -> None:
+    cache: LRU[int] = LRU(budget, lambda value: value)
+    kept: list[tuple[int, int]] = []  # the plain way: newest last
+    for key, size in puts:
+        cache.put(key, size)
+        kept = [one for one in kept if one[0] != key]
+        if size <= budget:
+            kept.append((key, size))
+        while sum(size for _, size in kept) > budget:
+            kept.pop(0)
+        assert cache.num_bytes == sum(size for _, size in kept) <= budget and len(cache) == len(kept)
+    for key, size in kept:
+        assert cache.get(key) == size
+
+
+def vectors_of(answer: Any) -> np.ndarray:
+    assert answer.status_code == 200, answer.text
+    return np.array([item["embedding"] for item in answer.json()["data"]])
+
+
+@pytest.fixture
+def passes(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the forward passes."""
+    usual, sizes = embedder.backbone.forward, []
+
+    def forward(batch: Any) -> Any:
+        sizes.append(len(batch.lengths()))
+        return usual(batch)
+
+    monkeypatch.setattr(embedder.backbone, "forward", forward)
+    return sizes
+
+
+def test_an_equal_input_is_computed_once_by_its_content(
+    serving: Callable[..., TestClient], passes: list[int], png: bytes
+) -> None:
+    client = serving()
+    both = {"text": "in red", "image": data_uri(png)}
+    first = vectors_of(post(client, input=["a dog", both, "a dog"]))
+    assert sum(passes) == 2
+    again = vectors_of(post(client, input=[both, "a dog"]))
+    assert sum(passes) == 2 and np.array_equal(again, first[1::-1])
+    vectors_of(post(client, input=["a dog"], instruction="Find it"))
+    assert sum(passes) == 3
+    assert 'vlm2vec_result_cache_total{hit="true"} 2.0' in client.get("/metrics").text
+
+
+def test_without_a_budget_nothing_is_kept(serving: Callable[..., TestClient], passes: list[int]) -> None:
+    client = serving(result_cache_bytes=0)
+    for _ in range(2):
+        post(client, input="a dog")
+    assert sum(passes) == 2
+
+
+def test_the_features_of_a_picture_are_made_once_and_forgotten_over_the_budget(
+    embedder: Any, serving: Callable[..., TestClient]
+) -> None:
+    pictures = [encoded(picture(40, 30, seed=seed)) for seed in range(6)]
+    inputs = [{"text": f"text {number}", "image": data_uri(pictures[number % 2])} for number in range(6)]
+    client = serving()
+    kept = embedder.backbone.vision_cache.kept
+    made = vectors_of(post(client, input=inputs))
+    assert len(kept) == 2
+    want = embedder.encode([{"text": one["text"], "image": pictures[i % 2]} for i, one in enumerate(inputs)])
+    assert (made * want).sum(axis=1).min() >= 0.9999
+    small = serving(picture_cache_bytes=2 * kept.num_bytes)
+    vectors_of(post(small, input=[{"image": data_uri(data)} for data in pictures]))
+    assert len(embedder.backbone.vision_cache.kept) == 4
