@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,16 @@ def test_what_the_command_line_cannot_use_is_said_in_one_line(tmp_path: Path) ->
         assert isinstance(failed.exception, UserError) and message in str(failed.exception)
 
 
+def test_an_address_that_is_taken_or_not_ours_is_refused_before_a_model_is_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for host, at, reason in (("127.0.0.1", port, "in use"), ("192.0.2.1", 0, "assign"), ("no.such.host", 0, "not")):
+            with pytest.raises(UserError, match=f"--host {host} --port {at}: cannot be listened at .*{reason}"):
+                serve(ServeSettings(model="none", host=host, port=at))
+
+
 def test_workers_that_cannot_load_the_model_end_the_server_with_their_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +128,7 @@ def test_workers_that_cannot_load_the_model_end_the_server_with_their_reason(
     for name in (ENVIRONMENT, "PROMETHEUS_MULTIPROC_DIR"):
         monkeypatch.setenv(name, "")  # what is set in between is undone
     with pytest.raises(UserError, match="none"):
-        serve(ServeSettings(model=str(tmp_path / "none"), workers=2))
+        serve(ServeSettings(model=str(tmp_path / "none"), workers=2, port=0))
     assert codes == [3]  # at which uvicorn starts no other
 
 

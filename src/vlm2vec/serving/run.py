@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -40,6 +41,7 @@ def serve(settings: ServeSettings) -> None:
     Keys(settings.api_key_file)  # said here in one line, before workers start
     if settings.media_root is not None and not settings.media_root.is_dir():
         raise UserError(f"--media-root {settings.media_root}: expected a folder")
+    check_address(settings.host, settings.port)
     log_to_stderr()
     with tempfile.TemporaryDirectory(prefix="vlm2vec-serve-") as folder:
         if settings.workers > 1:
@@ -63,6 +65,17 @@ def serve(settings: ServeSettings) -> None:
         )
         if (Path(folder) / REFUSED).is_file():
             raise UserError((Path(folder) / REFUSED).read_text())
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises `UserError` for an address that cannot be listened at, before a model is loaded."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"--host {host} --port {port}: cannot be listened at ({reason}); choose another") from error
 
 
 def worker_app() -> FastAPI:
