@@ -188,7 +188,7 @@ def test_float16_takes_half_the_bytes_and_hardly_changes_scores(tmp_path: Path) 
     assert np.allclose(*scores, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["IVF_PQ", "IVF_HNSW_SQ"])
+@pytest.mark.parametrize("kind", ["IVF_RQ", "IVF_PQ", "IVF_HNSW_SQ"])
 def test_an_index_finds_the_nearest_and_keeps_true_scores(kind: str, tmp_path: Path) -> None:
     vectors = unit_rows(3000, 4, dim=64)
     store = open_store(f"{tmp_path}/many.lance", replace(FACTS, dim=64))
@@ -205,8 +205,26 @@ def test_an_index_finds_the_nearest_and_keeps_true_scores(kind: str, tmp_path: P
     assert store.search(-vectors[0], 1)[0].key == "late", "rows after the index are found, too"
     assert open_store(store.uri).search(vectors[9], 1)[0].key == "9"
     assert store.build_index("exact").kind == "exact"
-    with pytest.raises(UserError, match="index 'tree': expected one of exact, IVF_PQ"):
+    with pytest.raises(UserError, match="index 'tree': expected one of exact, IVF_RQ"):
         store.build_index("tree")
+
+
+def test_many_rows_get_the_index_that_can_keep_their_dimension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlm2vec.retrieval.index.EXACT_BELOW", 1000)
+    for dim, kind in ((64, "IVF_RQ"), (20, "IVF_HNSW_SQ")):
+        vectors = np.repeat(unit_rows(60, 4, dim=dim), 20, axis=0) + 0.8 * unit_rows(
+            1200, 5, dim=dim
+        )  # near by twenties
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        store = open_store(f"{tmp_path}/{dim}.lance", replace(FACTS, dim=dim))
+        store.upsert([str(i) for i in range(1200)], vectors, [{}] * 1200)
+        chosen = store.build_index()
+        assert (chosen.kind, chosen.reason) == (kind, "1,200 rows, 1,000 or more")
+        truth = [{str(j) for j in np.argsort(-(vectors @ query))[:10]} for query in vectors[:20]]
+        found = [{hit.key for hit in store.search(query, 10)} for query in vectors[:20]]
+        assert np.mean([len(one & true) / 10 for one, true in zip(found, truth, strict=True)]) > 0.9
+    with pytest.raises(UserError, match="index 'IVF_RQ': expected one of exact, IVF_HNSW_SQ, IVF_PQ"):
+        store.build_index("IVF_RQ")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def index(
         bool, typer.Option("--keep-pictures", help="Keep small copies in the store, to show results without the files.")
     ] = False,
     index: Annotated[
-        str | None, typer.Option("--index", help="exact, IVF_PQ, IVF_HNSW_SQ, IVF_RQ; default: by the number of rows.")
+        str | None, typer.Option("--index", help="exact, IVF_RQ, IVF_HNSW_SQ, IVF_PQ; default: by the number of rows.")
     ] = None,
     errors: Annotated[Path | None, typer.Option(help="List of unreadable inputs; default: beside the store.")] = None,
     option: OptionsOption = None,

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
 FACTS = b"vlm2vec"
 KEYS_AT_ONCE = 500
-KINDS = ("IVF_PQ", "IVF_HNSW_SQ", "IVF_RQ")
+KINDS = ("IVF_RQ", "IVF_HNSW_SQ", "IVF_PQ")  # the first that can keep the dimension is the choice for many rows
+RQ_DIVISOR = 8  # IVF_RQ keeps dimensions that are divisible by it
 INDEX_NAME = "vector_idx"
-REFINE = 4  # an index's nearest 4 k are scored again by the kept vectors
+PROBES = 60  # partitions of an index that are looked at, where it has so many
+REFINE = 8  # an index's nearest 8 k are scored again by the kept vectors
 
 
 def open_lance(uri: str, create: StoreFacts | None) -> LanceStore:
@@ -133,14 +135,19 @@ class LanceStore:
         query = query.select([*self._columns(None, vectors=False), "_distance"])
         query = query.where(where, prefilter=True) if where else query
         if self._indexed:
-            query = query.bypass_vector_index() if exact else query.refine_factor(REFINE)
+            query = query.bypass_vector_index() if exact else query.nprobes(PROBES).refine_factor(REFINE)
         with self._filter_errors(where):
             rows = query.to_list()
         return best_first([Hit(row.pop("key"), 1.0 - row.pop("_distance"), _whole(row)) for row in rows])
 
     def build_index(self, kind: str | None = None) -> IndexFacts:
-        """Builds the index that suits the number of rows, and merges the small files that many writes leave."""
-        chosen = choose_kind(self.count(), kind, above="IVF_HNSW_SQ", offered=KINDS)
+        """Builds the index that suits the number of rows, and merges the small files that many writes leave.
+
+        Raises:
+            UserError: for a kind that there is not, or that cannot keep this dimension.
+        """
+        offered = KINDS if self.facts.dim % RQ_DIVISOR == 0 else KINDS[1:]
+        chosen = choose_kind(self.count(), kind, above=offered[0], offered=offered)
         self._table.optimize(cleanup_older_than=timedelta(days=1))
         if self._indexed and chosen.kind == "exact":
             self._table.drop_index(INDEX_NAME)
