@@ -55,6 +55,7 @@ class Bench:
     changes: tuple[str, ...]
     tasks: tuple[str, ...]
     grid: tuple[str, ...]
+    models: tuple[str, ...] = tuple(BASES)
 
     def run(self, name: str, changes: Iterable[str], root: Path | None = None, held: Path | None = None) -> Scores:
         """Trains and scores, unless that has been done: hit@1 by task and group."""
@@ -163,14 +164,15 @@ def without_instructions(bench: Bench) -> Bench:
     rewrite(bench.data / "train", output / "train", "original-*.parquet", plain_pairs, ("images", "images_zip"))
     rewrite(bench.data / "eval", output / "eval", "test-*.parquet", plain_queries, ("images", "images.zip"))
     (output / "benchmark.yaml").write_text((bench.data / "benchmark.yaml").read_text())
-    return Bench(bench.recipe, output, bench.output, bench.changes, bench.tasks, bench.grid)
+    return Bench(bench.recipe, output, bench.output, bench.changes, bench.tasks, bench.grid, bench.models)
 
 
 def select(bench: Bench) -> dict[str, list[str]]:
     """The settings of each model with the highest mean on what was held out."""
     root, held = hold_out(bench)
     chosen = {}
-    for model, base in BASES.items():
+    for model in bench.models:
+        base = BASES[model]
         found = {}
         for settings in bench.grid:
             changes = [*base, *settings.split(), "train.seed=0"]
@@ -309,13 +311,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--grid", action="append", default=[], metavar="'KEY=VALUE ...'")
+    parser.add_argument("--model", action="append", choices=list(BASES), default=[], help="both without")
     parser.add_argument("--task", dest="tasks", action="append", default=[])
     given = parser.parse_args()
     grid = tuple(given.grid or GRID)
     places = (given.recipe, given.data.resolve(), given.output.resolve())
-    bench = Bench(*places, tuple(given.changes), tuple(given.tasks), grid)
+    models = tuple(given.model or BASES)
+    bench = Bench(*places, tuple(given.changes), tuple(given.tasks), grid, models)
     bench.output.mkdir(parents=True, exist_ok=True)
-    runs = len(BASES) * (len(grid) + len(given.seeds) * (given.stage != "select"))
+    runs = len(models) * (len(grid) + len(given.seeds) * (given.stage != "select"))
     print(f"{runs} runs for the table, kept in {bench.output}; each again only if it is not there", flush=True)
     chosen = select(bench)
     pages = [f"Chosen: {json.dumps(chosen)}; seeds {given.seeds}; mean, and range over seeds; hit@1 in percent."]
@@ -323,7 +327,7 @@ def main() -> None:
         pages.append(table(bench, chosen, given.seeds))
     if given.stage in ("curve", "ablate"):
         pages.append(curve(bench, chosen, given.seeds[0]))
-    if given.stage == "ablate":
+    if given.stage == "ablate" and "vlm" in chosen:
         pages.append(ablate(bench, chosen["vlm"], given.seeds))
     (bench.output / "tables.md").write_text("\n\n".join(pages) + "\n")
     print("\n\n".join(pages))
