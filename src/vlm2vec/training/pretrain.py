@@ -217,19 +217,21 @@ def pretrain(recipe: PretrainRecipe) -> None:
     trainer = Pretrainer(recipe)
     for side in ("train", "held_out"):
         print(side, {kind: len(rows) for kind, rows in getattr(trainer.rows.corpus, side).items()}, flush=True)
-    first, since, sums = trainer.resume(), time.time(), (0.0, 0.0)
+    first, since = trainer.resume(), time.time()
+    seen: list[tuple[float, float]] = []
     for step in range(first, recipe.steps):
-        in_turn, at_once = trainer.step(step)
-        sums = (sums[0] + in_turn * recipe.in_turn_every / recipe.eval_every, sums[1] + at_once / recipe.eval_every)
+        seen.append(trainer.step(step))
         if (step + 1) % recipe.eval_every == 0 or step + 1 == recipe.steps:
             trainer.save(step + 1)
             seconds = f"{time.time() - since:.0f} s, {time.process_time():.0f} s of processor"
-            print(f"step {step + 1}/{recipe.steps} in turn {sums[0]:.3f}, at once {sums[1]:.3f} {seconds}", flush=True)
+            in_turn, at_once = (sum(losses) / len(seen) for losses in zip(*seen, strict=True))
+            losses = f"in turn {in_turn * recipe.in_turn_every:.3f}, at once {at_once:.3f}"
+            print(f"step {step + 1}/{recipe.steps} {losses} {seconds}", flush=True)
             print(f"   unseen: {trainer.held_out()}", flush=True)
             for rows in trainer.rows.corpus.held_out.values():
                 for row in rows[:: max(1, len(rows) // 3)]:
                     print(f"   {row.prompt} {row.answer!r} -> {trainer.describe(row)!r}", flush=True)
-            sums = (0.0, 0.0)
+            seen = []
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from vlm2vec.models.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import Batch, EmbeddingInput
 
 SHIPPED = Path(__file__).with_name("compact_pretrained.safetensors")
-SHIPPED_SHA256 = "24b31b6efb105ab38952de3f1cbec64ed47d09609906e8a654799e0bbe01ea54"
+SHIPPED_SHA256 = "447c5be87c110e111b070075c7d6c794090537108eba59cfa361c57f72f308af"
 PRETRAINED_LAYERS = 4
 LANGUAGE_LINEARS = r".*\.(q|k|v|o|gate|up|down)_proj"
 PROJECTOR_WIDTH = 1152
