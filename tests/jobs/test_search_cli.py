@@ -42,7 +42,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_second_index_encodes_nothing(work: Path) -> None:
-    said = typed("index", work / "photos", "--store", work / "photos.lance", *SMALL)  # compact, as it is not said
+    said = typed("index", "compact", work / "photos", "--store", work / "photos.lance", *SMALL)
     assert "0 new, 0 changed, 8 as they were, 0 removed; 0 encoded" in said
 
 
@@ -70,6 +70,8 @@ def test_classify_and_duplicates_answer_from_the_store(work: Path) -> None:
 
 
 def test_another_model_is_refused_in_one_line(work: Path) -> None:
+    said = refused("index", work / "photos", "--store", work / "photos.lance")  # no name is the default's
+    assert "was made with compact and cannot be used with compact-embed" in said
     other = ["--option", "num_layers=1", "--option", "visual_tokens=1", "--option", "image_size=64"]
     said = refused("index", "compact", work / "photos", "--store", work / "photos.lance", *other)
     assert "photos.lance: was made with compact and cannot be used with compact: another" in said

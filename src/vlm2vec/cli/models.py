@@ -12,7 +12,7 @@ from vlm2vec.progress import say
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder, or the built-in compact-embed.")],
     against: Annotated[
         str | None, typer.Option(help="Compare with another library: sentence-transformers, server or vllm.")
     ] = None,
@@ -22,15 +22,19 @@ def verify(
     allow_pickle: PickleOption = False,
 ) -> None:
     """Recompute a checkpoint's golden vectors and compare: with the saved ones, or with another library's."""
+    from vlm2vec.models.registry import shipped_folder
     from vlm2vec.models.verify import report_against, report_saved
 
+    folder = shipped_folder(str(folder)) or folder
     settings = settings_of(option, allow_pickle)
     lines = report_against(folder, against, url, model, settings) if against else report_saved(folder, settings)
     say("\n".join(lines))
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="A checkpoint folder, a hub id, or the built-in compact.")],
+    source: Annotated[
+        str, typer.Argument(help="A checkpoint folder, a hub id, or a built-in: compact, compact-embed.")
+    ],
     to: Annotated[str, typer.Option(help="merged, sentence-transformers, onnx or openvino.")],
     output: OutputOption,
     option: OptionsOption = None,

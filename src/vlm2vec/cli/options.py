@@ -9,7 +9,7 @@ import typer
 
 from vlm2vec.errors import UserError
 
-DEFAULT_MODEL = "compact"
+DEFAULT_MODEL = "compact-embed"
 """Of the verbs that work without a model's name."""
 
 ModelArgument = Annotated[

@@ -63,5 +63,4 @@ def _demo(model: str, consent: dict[str, Any]) -> tuple[Any, str]:
     embedder = Embedder.from_pretrained(model, **consent)
     with progress_bar("demo pictures", num_pictures()) as advance:
         opened = demo_store(embedder, model, progress=advance)
-    advice = "finds similar pictures; not trained to search by text" if model == "compact" else ""
-    return Searcher(embedder, opened), " · ".join(filter(None, (f"{opened.count()} pictures", model, advice)))
+    return Searcher(embedder, opened), f"{opened.count()} pictures · {model}"

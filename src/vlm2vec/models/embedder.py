@@ -23,7 +23,7 @@ from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
 from vlm2vec.models.encode import EncodeOptions, EncodeSettings, Pipeline
 from vlm2vec.models.patch_embed import use_matrix_products
 from vlm2vec.models.prompts import PromptTemplate
-from vlm2vec.models.registry import BUILT_IN, backbone_class
+from vlm2vec.models.registry import BUILT_IN, backbone_class, shipped_folder
 from vlm2vec.models.st_folder import SentenceTransformersFolder
 from vlm2vec.quantize import check_precision, quantize_rows, ranges_of
 from vlm2vec.types import Batch, EmbeddingInput
@@ -77,7 +77,7 @@ class Embedder(nn.Module):
 
         Args:
             source: A folder that `save_pretrained`, `vlm2vec train` or sentence-transformers wrote, a base VLM's
-                folder or hub id, those of a PEFT adapter, or the built-in "compact".
+                folder or hub id, those of a PEFT adapter, or the built-in "compact" or "compact-embed".
             base: For an adapter folder: a base other than the one it names.
             device: Default: CUDA where there is one, else the CPU.
             dtype: Of the base weights. Default: `best_dtype(device)`.
@@ -91,7 +91,7 @@ class Embedder(nn.Module):
         Raises:
             UserError: if `source` is no checkpoint, or its tensors do not fit the base.
         """
-        loaded = cls._load(str(source), base, device, dtype, revision, like, options)
+        loaded = cls._load(str(shipped_folder(str(source)) or source), base, device, dtype, revision, like, options)
         if quantize:
             checkpoint.quantize(loaded.backbone, quantize)
         return loaded

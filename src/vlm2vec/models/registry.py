@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from pathlib import Path
@@ -13,6 +14,14 @@ BUILT_IN = {
     "compact": "vlm2vec.models.backbones.compact:Compact",
     "compact-dual": "vlm2vec.models.backbones.compact_dual:CompactDual",
 }
+# Checkpoint folders in the package, with the SHA-256 of their weights.
+SHIPPED = {
+    "compact-embed": (
+        Path(__file__).parent / "backbones/compact_embed",
+        "a6575c7cd7069b80b2fe52e753db349a419f9150be9df7ba7ce71ea699ce6f32",
+    )
+}
+KNOWN = sorted({*BUILT_IN, *SHIPPED})
 BACKBONES: dict[str, str] = {
     **dict.fromkeys(("clip", "metaclip_2", "siglip", "siglip2"), "vlm2vec.models.backbones.dual:DualEncoder"),
     "blip": "vlm2vec.models.backbones.blip:Blip",
@@ -37,6 +46,21 @@ def backbone_class(source: str, revision: str | None = None) -> type[Backbone]:
     return _import(BACKBONES.get(_model_type(source, revision), GENERIC))
 
 
+def shipped_folder(source: str) -> Path | None:
+    """The folder of a checkpoint that the package brings; None for any other source.
+
+    Raises:
+        UserError: if its weights are not those that were shipped.
+    """
+    if source not in SHIPPED:
+        return None
+    folder, digest = SHIPPED[source]
+    weights = folder / "adapter_model.safetensors"
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
+        raise UserError(f"{weights}: not the shipped weights (SHA-256 differs); install the package again")
+    return folder
+
+
 def _model_type(source: str, revision: str | None) -> str:
     folder = Path(source)
     if folder.is_dir():
@@ -50,7 +74,7 @@ def _model_type(source: str, revision: str | None) -> str:
         except json.JSONDecodeError as error:
             raise UserError(f"{config}: not valid JSON ({error})") from error
     if folder.exists() or source.startswith((".", "/", "~")):
-        raise UserError(f"{source}: not a checkpoint folder; give a folder, a hub id or one of {sorted(BUILT_IN)}")
+        raise UserError(f"{source}: not a checkpoint folder; give a folder, a hub id or one of {KNOWN}")
     from transformers import PreTrainedConfig
 
     try:
@@ -59,7 +83,7 @@ def _model_type(source: str, revision: str | None) -> str:
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{source}: neither a folder, a built-in {sorted(BUILT_IN)} nor a model that the hub gave ({first_line})"
+            f"{source}: neither a folder, a built-in {KNOWN} nor a model that the hub gave ({first_line})"
         ) from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlm2vec.data.readers import write_train_set
-from vlm2vec.models.registry import BUILT_IN
+from vlm2vec.models.registry import KNOWN
 from vlm2vec.training.config import Recipe
 from vlm2vec.training.run import read_log, train
 from vlm2vec.training.tiny import write_tiny
@@ -32,7 +32,7 @@ def dry_run(recipe: Recipe) -> list[dict[str, float]]:
 
 def _in_small(recipe: Recipe, folder: Path) -> Recipe:
     values = recipe.model_dump()
-    if recipe.model.base not in BUILT_IN:
+    if recipe.model.base not in KNOWN:
         (folder / "base").mkdir()
         write_tiny(recipe.model.family or "", folder / "base")
         kept = {key: value for key, value in recipe.model.options.items() if key not in FEW_PIXELS}

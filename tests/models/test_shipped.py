@@ -1,0 +1,38 @@
+"""The checkpoint that the package brings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vlm2vec import UserError
+from vlm2vec.cli import app
+from vlm2vec.models import registry
+from vlm2vec.models.registry import SHIPPED, shipped_folder
+
+(FOLDER, DIGEST) = SHIPPED["compact-embed"]
+
+
+def test_the_shipped_model_gives_the_vectors_that_it_was_shipped_with() -> None:
+    done = CliRunner().invoke(app, ["verify", "compact-embed"])
+    assert done.exit_code == 0, done.output
+    assert "cosines to the saved vectors: lowest 1.0000" in done.output or "lowest 0.9999" in done.output
+
+
+def test_it_is_an_adapter_on_compact_of_a_few_megabytes() -> None:
+    assert json.loads((FOLDER / "embedder.json").read_text())["base"] == "compact"
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 8e6
+    assert not any(name in path.read_text() for path in FOLDER.glob("*.json") for name in ("/home", "/tmp", "/work"))
+
+
+def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(FOLDER, tmp_path / "changed")
+    with (tmp_path / "changed/adapter_model.safetensors").open("ab") as weights:
+        weights.write(b"0")
+    monkeypatch.setitem(registry.SHIPPED, "compact-embed", (tmp_path / "changed", DIGEST))
+    with pytest.raises(UserError, match="not the shipped weights"):
+        shipped_folder("compact-embed")
