@@ -119,7 +119,7 @@ def measure(way: str, ending: str, photos: Path, work: Path, at: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--photos", type=int, default=5000)
+    parser.add_argument("--photos", type=int, default=500)
     parser.add_argument("--data", type=Path, default=DATA)
     settings = parser.parse_args()
     if not settings.data.is_dir():
