@@ -210,7 +210,7 @@ def curve(bench: Bench, chosen: Mapping[str, list[str]], seed: int) -> str:
     lines = ["| model | steps | processor minutes | overall | ind | ood |", f"| --- {'| --: ' * 5}|"]
     series: dict[str, list[tuple[float, float]]] = {model: [] for model in chosen}
     for model, changes in chosen.items():
-        for number in (steps // 4, steps, steps * 4):
+        for number in (steps // 4, steps, steps * 2):
             place = f"table/{model}/{seed}" if number == steps else f"curve/{model}/{number}"
             scores = bench.run(place, [*changes, f"train.seed={seed}", f"train.steps={number}"])
             minutes = scores["processor_seconds"] / 60
