@@ -63,9 +63,9 @@ class Bench:
         done = folder / "scores.json"
         if not done.is_file():
             settings = self.settings(changes, root or self.data / "train", folder / "run")
-            since = time.process_time()
-            train(settings, resume=(folder / "run").exists())
-            spent = {"processor_seconds": time.process_time() - since}
+            since, resumed = time.process_time(), (folder / "run").exists()
+            train(settings, resume=resumed)
+            spent = {} if resumed else {"processor_seconds": time.process_time() - since}
             done.write_text(json.dumps(self.score(str(folder / "run"), folder / "eval", held) | spent))
             print(f"{name}: overall {100 * json.loads(done.read_text())['overall']:.1f}", flush=True)
         scores: Scores = json.loads(done.read_text())
@@ -213,8 +213,9 @@ def curve(bench: Bench, chosen: Mapping[str, list[str]], seed: int) -> str:
         for number in (steps // 4, steps, steps * 2):
             place = f"table/{model}/{seed}" if number == steps else f"curve/{model}/{number}"
             scores = bench.run(place, [*changes, f"train.seed={seed}", f"train.steps={number}"])
-            minutes = scores["processor_seconds"] / 60
-            series[model].append((minutes, 100 * scores["overall"]))
+            minutes = scores.get("processor_seconds", float("nan")) / 60  # of a run that was cut, nobody knows
+            if "processor_seconds" in scores:
+                series[model].append((minutes, 100 * scores["overall"]))
             cells = " | ".join(shown([scores[group]]) for group in ("overall", "ind", "ood") if group in scores)
             lines.append(f"| {model} | {number} | {minutes:.1f} | {cells} |")
     (bench.output / "curve.svg").write_text(drawn(series))

@@ -46,7 +46,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_folder_of_photographs_is_indexed_and_searched_by_the_lines_of_the_readme(work: Path) -> None:
     index = line("README.md", "index", "runs/photos")
-    assert f"{NUMBER} new, 0 changed, 0 as they were, 0 removed; {NUMBER} encoded" in typed(*index)
+    distinct = len({picture.read_bytes() for picture in Path("photos").iterdir()})  # two of 5,000 are one picture
+    assert f"{NUMBER} new, 0 changed, 0 as they were, 0 removed; {distinct} encoded" in typed(*index)
     assert open_store("photos.lance").count() == NUMBER
     hits = json.loads(typed(*line("README.md", "search", ""), "--json"))
     assert len(hits) == 10 and [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
