@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
-from photos import BASES, Bench, Rows, rewrite
+from photos import BASES, Bench, Rows, question, write_held_out
 
 HELD_OUT = 12  # one name in so many
 TONES = {f"1f3f{last}" for last in "bcdef"}
@@ -66,23 +65,9 @@ def hold_out(data: Path, output: Path) -> tuple[Path, Path]:
     def questions(_: str, rows: Rows) -> Rows:
         held = [row for row in rows if is_held(names.asked(row))]
         targets = dict.fromkeys((row["pos_text"], row["pos_image_path"]) for row in held)
-        asked: Rows = []
-        for row in held:
-            gold = (row["pos_text"], row["pos_image_path"])
-            texts, paths = zip(gold, *[target for target in targets if target != gold], strict=True)
-            query = {"qry_text": row["qry"], "qry_img_path": row["qry_image_path"]}
-            asked.append({**query, "tgt_text": list(texts), "tgt_img_path": list(paths)})
-        return asked
+        return [question(row, targets) for row in held]
 
-    pictures = ("images", "images_zip")
-    rewrite(source, output / "train", "original-*.parquet", kept, pictures)
-    rewrite(source, output / "questions", "original-*.parquet", questions, pictures)
-    for file in (output / "questions").glob("*/original-*.parquet"):
-        file.rename(file.with_name(file.name.replace("original", "test")))
-    tasks = [{"name": name, "meta_task": meta, "metric": "hit@1"} for name, meta in SETS.items()]
-    content = {"name": "held-out names", "tasks": tasks, "source": {"eval": "questions"}}
-    (output / "benchmark.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return output / "train", output
+    return write_held_out(source, output, kept, questions, SETS)
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def is_held(row: Mapping[str, str]) -> bool:
 def hold_out(bench: Bench) -> tuple[Path, Path]:
     """Training sets without a tenth of their queries, and that tenth as a benchmark."""
     source, output = bench.data / "train", bench.output / "held-out"
-    tasks: list[dict[str, Any]] = []
+    tasks: dict[str, str] = {}
 
     def kept(name: str, rows: Rows) -> Rows:
         return [row for row in rows if not is_held(row)]
@@ -118,21 +118,35 @@ def hold_out(bench: Bench) -> tuple[Path, Path]:
         targets = sorted({(row["pos_text"], row["pos_image_path"]) for row in rows})
         pool = draw.sample(targets, min(HELD_CANDIDATES, len(targets)))
         held = [row for row in rows if is_held(row)]
-        queries: Rows = []
-        for row in draw.sample(held, min(HELD_QUERIES, len(held))):
-            gold = (row["pos_text"], row["pos_image_path"])
-            texts, paths = zip(gold, *[target for target in pool if target != gold], strict=True)
-            query = {"qry_text": row["qry"], "qry_img_path": row["qry_image_path"]}
-            queries.append({**query, "tgt_text": list(texts), "tgt_img_path": list(paths)})
-        tasks.append({"name": name, "meta_task": "retrieval", "metric": "hit@1"})
-        return queries
+        tasks[name] = "retrieval"
+        return [question(row, pool) for row in draw.sample(held, min(HELD_QUERIES, len(held)))]
 
+    return write_held_out(source, output, kept, asked, tasks)
+
+
+def question(row: Mapping[str, Any], pool: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """A training row as a query: its target first, then the others of a pool of (text, picture)."""
+    gold = (row["pos_text"], row["pos_image_path"])
+    texts, paths = zip(gold, *[target for target in pool if target != gold], strict=True)
+    query = {"qry_text": row["qry"], "qry_img_path": row["qry_image_path"]}
+    return {**query, "tgt_text": list(texts), "tgt_img_path": list(paths)}
+
+
+def write_held_out(
+    source: Path,
+    output: Path,
+    kept: Callable[[str, Rows], Rows],
+    asked: Callable[[str, Rows], Rows],
+    tasks: Mapping[str, str],
+) -> tuple[Path, Path]:
+    """Training sets of what is kept, and a benchmark of what is asked; `tasks`: meta-task by set, full by the end."""
     pictures = ("images", "images_zip")
     rewrite(source, output / "train", "original-*.parquet", kept, pictures)
     rewrite(source, output / "questions", "original-*.parquet", asked, pictures)
     for file in (output / "questions").glob("*/original-*.parquet"):
         file.rename(file.with_name(file.name.replace("original", "test")))
-    content = {"name": "held-out", "tasks": tasks, "source": {"eval": "questions"}}
+    rows = [{"name": name, "meta_task": meta, "metric": "hit@1"} for name, meta in tasks.items()]
+    content = {"name": "held-out", "tasks": rows, "source": {"eval": "questions"}}
     (output / "benchmark.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return output / "train", output
 
