@@ -45,7 +45,7 @@ def test_it_learns_and_goes_on_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    pretrain.pretrain(recipe(whole))
+    pretrain.pretrain(Pretrainer(recipe(whole)))
     told = capsys.readouterr().out
     assert "unseen: name: in turn" in told and "What is it? 'red' ->" in told
     save = Pretrainer.save
@@ -57,8 +57,8 @@ def test_it_learns_and_goes_on_where_it_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(Pretrainer, "save", stop_after_saving)
         with pytest.raises(KeyboardInterrupt):
-            pretrain.pretrain(recipe(parts))
-    pretrain.pretrain(recipe(parts))
+            pretrain.pretrain(Pretrainer(recipe(parts)))
+    pretrain.pretrain(Pretrainer(recipe(parts)))
     one, two = (load_file(folder / "learned.safetensors") for folder in (whole, parts))
     assert one.keys() == two.keys() and {"head.weight", "projector.positions"} <= one.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)

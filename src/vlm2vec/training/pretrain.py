@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,12 +42,30 @@ START_SCALE = 0.2
 
 
 class Pretrainer:
-    """The cut language model with its adapter, the projector, and the rows."""
+    """A model that learns, and the rows; the model is the cut language model with its adapter, and the projector.
+
+    Another model can learn from the same rows: `build`, `picture`, `head`, `states` and `write` are what knows it.
+
+    Attributes:
+        spent: Seconds of processor time that the run has taken, resumed or not; what came before the first step is not
+            counted.
+    """
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.dtype = best_dtype(torch.device("cpu"))
+        self.model, tokenizer, self.cache = self.build()
+        self.learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        for parameter in self.learned.values():
+            parameter.data = parameter.data.float()  # bfloat16 would swallow small steps
+        self.rows = Rows(read_corpus(recipe, self.cache), tokenizer, self.picture(tokenizer))
+        self.optimizer = torch.optim.AdamW(self.learned.values(), lr=recipe.learning_rate, betas=(0.9, 0.98))
+        self.spent, self._looked = 0.0, time.process_time()
+
+    def build(self) -> tuple[Any, Any, VisionCache]:
+        """The model, its tokenizer, and what keeps the pictures as the model reads them."""
+        recipe = self.recipe
         language, tokenizer = load_language(recipe.num_layers, self.dtype)
         language.requires_grad_(False)
         config = LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_rank, target_modules=LANGUAGE_LINEARS)
@@ -55,15 +74,13 @@ class Pretrainer:
         # The cut model's states are too long for the head that they are read with: a loss of 29, not of log V = 11.
         language.norm.weight.data.mul_(START_SCALE)
         vision = EfficientNetLite(recipe.image_size, recipe.visual_tokens)
-        self.model = CompactModel(vision, Projector(language.config.hidden_size, recipe.visual_tokens), language)
-        self.model.head.requires_grad_(False)  # computed at the end, not trained
-        self.learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        for parameter in self.learned.values():
-            parameter.data = parameter.data.float()  # bfloat16 would swallow small steps
-        self.cache = VisionCache(vision, vision.fingerprint(), cache_folder() / "vision")
-        corpus = read_corpus(recipe, self.cache)
-        self.rows = Rows(corpus, tokenizer, self.model.image_token_id, recipe.visual_tokens)
-        self.optimizer = torch.optim.AdamW(self.learned.values(), lr=recipe.learning_rate, betas=(0.9, 0.98))
+        model = CompactModel(vision, Projector(language.config.hidden_size, recipe.visual_tokens), language)
+        model.head.requires_grad_(False)  # computed at the end, not trained
+        return model, tokenizer, VisionCache(vision, vision.fingerprint(), cache_folder() / "vision")
+
+    def picture(self, tokenizer: Any) -> list[int]:
+        """The token ids that stand for a picture."""
+        return [self.model.image_token_id] * self.recipe.visual_tokens
 
     def losses(self, rows: Sequence[Caption], batch: RowBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The loss of the answers token by token, that of their words at once, and the scores [B, V] of the latter."""
@@ -71,8 +88,8 @@ class Pretrainer:
         follows_BL = batch.labels_BL[:, 1:] != -100
         ends_BD = hidden_BLD[torch.arange(len(rows)), batch.ends_B]
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-            logits_AV = hidden_BLD[:, :-1][follows_BL] @ self._head.T
-            scores_BV = (ends_BD @ self._head.T).float()
+            logits_AV = hidden_BLD[:, :-1][follows_BL] @ self.head().T
+            scores_BV = (ends_BD @ self.head().T).float()
         in_turn = hidden_BLD.new_zeros(())
         if len(logits_AV):
             in_turn = F.cross_entropy(logits_AV.float(), batch.labels_BL[:, 1:][follows_BL])
@@ -91,12 +108,13 @@ class Pretrainer:
         if features is not None and self.model.training:
             features = F.dropout(features, self.recipe.feature_dropout)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-            return self.model.states(batch.ids_BL, batch.mask_BL, features).float()
+            hidden: torch.Tensor = self.model.states(batch.ids_BL, batch.mask_BL, features)
+        return hidden.float()
 
-    @property
-    def _head(self) -> torch.Tensor:
+    def head(self) -> torch.Tensor:
+        """What turns states into scores [V, D]: SmolLM2 ties its head to the embeddings."""
         weight: torch.Tensor = self.model.language_model.get_input_embeddings().weight
-        return weight  # SmolLM2 ties its head to the embeddings
+        return weight
 
     @torch.no_grad()
     def held_out(self) -> str:
@@ -127,7 +145,7 @@ class Pretrainer:
         while len(said) < max_tokens:
             row = torch.tensor([question + said])
             states = self.states([caption], RowBatch(row, torch.ones_like(row), row, batch.ends_B, []))
-            token = int((states[0, -1].to(self.dtype) @ self._head.T).argmax())
+            token = int((states[0, -1].to(self.head().dtype) @ self.head().T).argmax())
             if token == self.rows.end:
                 break
             said.append(token)
@@ -177,22 +195,29 @@ class Pretrainer:
         torch.autograd.backward(in_turn + at_once)
         torch.nn.utils.clip_grad_norm_(list(self.learned.values()), 1.0)
         self.optimizer.step()
+        now = time.process_time()
+        self.spent, self._looked = self.spent + now - self._looked, now
         return in_turn.item(), at_once.item()
 
+    def finished(self, step: int) -> bool:
+        """Whether there are no steps after so many."""
+        return step >= self.recipe.steps
+
     def save(self, step: int) -> None:
-        """Writes what was learned (float16) and, beside it, what a resumed run needs."""
+        """Writes the model and, beside it, what a resumed run needs."""
+        self.write()
         learned = {name: value.detach() for name, value in self.learned.items()}
-        shipped = {name: value.half().contiguous() for name, value in (learned | self.whitening_head()).items()}
         moments = {
             f"{n}/{key}": value for n, p in self.learned.items() for key, value in self.optimizer.state[p].items()
         }
-        for path, tensors in (
-            (self.recipe.output, shipped),
-            (self._state_path, learned | moments | {"step": torch.tensor(step)}),
-        ):
-            beside = path.with_suffix(".tmp")
-            save_file(tensors, beside)
-            beside.replace(path)
+        run = {"step": torch.tensor(step), "spent": torch.tensor(self.spent, dtype=torch.float64)}
+        _replace(self._state_path, learned | moments | run)
+
+    def write(self) -> None:
+        """Writes what was learned and the whitening head in float16."""
+        learned = {name: value.detach() for name, value in self.learned.items()}
+        shipped = {name: value.half().contiguous() for name, value in (learned | self.whitening_head()).items()}
+        _replace(self.recipe.output, shipped)
 
     def resume(self) -> int:
         """Goes on from the last checkpoint, if there is one; returns the next step."""
@@ -204,6 +229,7 @@ class Pretrainer:
             if f"{name}/step" in state:  # else no step with pictures was done yet
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 self.optimizer.state[parameter] = {key: state[f"{name}/{key}"] for key in keys}
+        self.spent = float(state.get("spent", 0.0))
         return int(state["step"])
 
     @property
@@ -211,22 +237,29 @@ class Pretrainer:
         return self.recipe.output.with_suffix(".resume.safetensors")
 
 
-def pretrain(recipe: PretrainRecipe) -> None:
+def _replace(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    beside = path.with_suffix(".tmp")
+    save_file(tensors, beside)
+    beside.replace(path)
+
+
+def pretrain(trainer: Pretrainer) -> None:
     """Runs the pretraining to its last step, printing losses and what the model says of unseen pictures."""
+    recipe = trainer.recipe
     recipe.output.parent.mkdir(parents=True, exist_ok=True)
-    trainer = Pretrainer(recipe)
     for side in ("train", "held_out"):
         print(side, {kind: len(rows) for kind, rows in getattr(trainer.rows.corpus, side).items()}, flush=True)
-    first, since = trainer.resume(), time.time()
+    step, since = trainer.resume(), time.time()
     seen: list[tuple[float, float]] = []
-    for step in range(first, recipe.steps):
+    while not trainer.finished(step):
         seen.append(trainer.step(step))
-        if (step + 1) % recipe.eval_every == 0 or step + 1 == recipe.steps:
-            trainer.save(step + 1)
-            seconds = f"{time.time() - since:.0f} s, {time.process_time():.0f} s of processor"
+        step += 1
+        if step % recipe.eval_every == 0 or trainer.finished(step):
+            trainer.save(step)
+            seconds = f"{time.time() - since:.0f} s, {trainer.spent:.0f} s of processor"
             in_turn, at_once = (sum(losses) / len(seen) for losses in zip(*seen, strict=True))
             losses = f"in turn {in_turn * recipe.in_turn_every:.3f}, at once {at_once:.3f}"
-            print(f"step {step + 1}/{recipe.steps} {losses} {seconds}", flush=True)
+            print(f"step {step}/{recipe.steps} {losses} {seconds}", flush=True)
             print(f"   unseen: {trainer.held_out()}", flush=True)
             for rows in trainer.rows.corpus.held_out.values():
                 for row in rows[:: max(1, len(rows) // 3)]:
@@ -235,4 +268,4 @@ def pretrain(recipe: PretrainRecipe) -> None:
 
 
 if __name__ == "__main__":
-    pretrain(PretrainRecipe.model_validate(yaml.safe_load(Path(sys.argv[1]).read_text())))
+    pretrain(Pretrainer(PretrainRecipe.model_validate(yaml.safe_load(Path(sys.argv[1]).read_text()))))

@@ -82,13 +82,11 @@ class Rows:
     Args:
         corpus: Where batches are drawn from.
         tokenizer: The language model's.
-        image_token_id: Stands for a visual token.
-        visual_tokens: Visual tokens a picture.
+        picture: The token ids that stand for a picture.
     """
 
-    def __init__(self, corpus: Corpus, tokenizer: Any, image_token_id: int, visual_tokens: int) -> None:
-        self.corpus, self.tokenizer = corpus, tokenizer
-        self.picture = [image_token_id] * visual_tokens
+    def __init__(self, corpus: Corpus, tokenizer: Any, picture: list[int]) -> None:
+        self.corpus, self.tokenizer, self.picture = corpus, tokenizer, picture
         self.end: int = tokenizer.eos_token_id
         answers = [_answer(row) for rows in corpus.train.values() for row in rows[:20000]]
         found = Counter(token for ids in self._ids(answers) for token in set(ids))

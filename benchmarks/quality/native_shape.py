@@ -1,0 +1,282 @@
+"""A small model of a class that transformers has, beside `compact`: pretrained on the same rows for the same processor
+time, then tuned on the same pairs and scored.
+
+    python benchmarks/quality/native_shape.py recipes/pretrain-compact.yaml --output runs/native --seconds 1680 \
+        --set num_scenes=6000 --demo DEMO --photos PHOTOS
+
+The class is Idefics3 (SmolVLM's network, without the package that its processor asks for): pictures of 192 px in
+patches of 16, 4 x 4 of them to a visual token, so nine a picture as in `compact`. SmolLM2's tokenizer and, brought to a
+smaller width by their principal components, its word embeddings; the rest starts at random, and everything learns.
+Stages, each kept and gone on with: the pretraining; a learning rate chosen on names held out of the demo's training
+sets; the demo; photographs; how fast either shape is. `--set` changes the recipe of the pretraining, `--tune` those of
+the tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from demo_settings import SETS, hold_out
+from photos import Bench, Scores
+from tokenizers import AddedToken, processors
+
+from vlm2vec import Embedder
+from vlm2vec.data.captions import Caption
+from vlm2vec.data.readers import list_sets, read_train_set
+from vlm2vec.evaluation.run import score_model
+from vlm2vec.images import ImageRef
+from vlm2vec.models.backbones.compact_parts import load_language
+from vlm2vec.models.patch_embed import use_matrix_products
+from vlm2vec.models.vision_cache import VisionCache
+from vlm2vec.training.pretrain import START_SCALE, Pretrainer, pretrain
+from vlm2vec.training.pretrain_data import RowBatch
+from vlm2vec.training.pretrain_recipe import PretrainRecipe
+from vlm2vec.types import EmbeddingInput
+
+HEAD_DIM, PATCH, DECAY = 64, 16, 0.25
+GLOBAL = "<global-img>"
+SPEED_INPUTS, SPEED_STEPS = 256, 20
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+class NativeRecipe(PretrainRecipe):
+    """`num_layers` are those of the language model; `steps` bounds what `seconds` allows."""
+
+    seconds: float
+    """Of processor time; the learning rate falls over the last quarter."""
+    width: int = 192
+    vision_layers: int = 4
+
+
+class NativePretrainer(Pretrainer):
+    """Idefics3, all of it learning."""
+
+    recipe: NativeRecipe
+
+    def build(self) -> tuple[Any, Any, VisionCache]:
+        recipe = self.recipe
+        language, words = load_language(1, torch.float32)
+        self.processor = build_processor(words, recipe.image_size, recipe.visual_tokens)
+        self.whole = build_model(recipe, self.processor.tokenizer)
+        start_words(self.whole.get_input_embeddings().weight, language.get_input_embeddings().weight)
+        self.whole.model.text_model.norm.weight.data.mul_(START_SCALE)
+        use_matrix_products(self.whole)
+        cache = VisionCache(self.pixels, f"pixels-{recipe.image_size}", recipe.output.parent / "pixels")
+        return self.whole.model, self.processor.tokenizer, cache
+
+    def picture(self, tokenizer: Any) -> list[int]:
+        written = self.processor.replace_image_token({"rows": [[0]], "cols": [[0]]}, 0)
+        ids: list[int] = tokenizer(written, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def pixels(self, images: Sequence[ImageRef]) -> torch.Tensor:
+        """Pictures as the processor resizes them, [N, 3, H, W], 0 to 255."""
+        pictures = [[image.load()] for image in images]
+        output = self.processor.image_processor(pictures, do_rescale=False, do_normalize=False, return_tensors="pt")
+        pixels_N1CHW: torch.Tensor = output["pixel_values"]
+        return pixels_N1CHW[:, 0]
+
+    def states(self, rows: Sequence[Caption], batch: RowBatch) -> torch.Tensor:
+        seen: dict[str, torch.Tensor] = {}
+        if pictures := [row.image for row in rows if row.image]:
+            seen["pixel_values"] = (self.cache.features(pictures).float() / 127.5 - 1)[:, None]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            output = self.model(batch.ids_BL, attention_mask=batch.mask_BL, use_cache=False, **seen)
+        hidden: torch.Tensor = output.last_hidden_state.float()
+        return hidden
+
+    def head(self) -> torch.Tensor:
+        weight: torch.Tensor = self.whole.get_output_embeddings().weight  # tied
+        return weight
+
+    def learning_rate(self, step: int) -> float:
+        left = 1 - self.spent / self.recipe.seconds
+        return self.recipe.learning_rate * min(1.0, (step + 1) / self.recipe.warmup_steps, max(0.0, left / DECAY))
+
+    def finished(self, step: int) -> bool:
+        return super().finished(step) or self.spent >= self.recipe.seconds
+
+    def write(self) -> None:
+        """A folder as transformers writes it."""
+        beside = self.recipe.output.with_suffix(".tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        self.whole.save_pretrained(beside)
+        self.processor.save_pretrained(beside)
+        shutil.rmtree(self.recipe.output, ignore_errors=True)
+        beside.rename(self.recipe.output)
+
+
+def build_processor(words: Any, image_size: int, visual_tokens: int) -> Any:
+    """Idefics3's: one tile a picture, SmolLM2's tokenizer with the end token after every text."""
+    backend, end = words.backend_tokenizer, words.eos_token
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, words.eos_token_id)]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=end,
+        pad_token=end,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    tokenizer.add_tokens([AddedToken(GLOBAL, special=True)])
+    size = {"longest_edge": image_size}
+    pictures = transformers.Idefics3ImageProcessorPil(size=size, max_image_size=size, do_image_splitting=False)
+    return transformers.Idefics3Processor(pictures, tokenizer, image_seq_len=visual_tokens)
+
+
+def build_model(recipe: NativeRecipe, tokenizer: Any) -> Any:
+    """Random weights."""
+    common = {"hidden_size": recipe.width, "num_attention_heads": recipe.width // HEAD_DIM}
+    scale = recipe.image_size / PATCH / recipe.visual_tokens**0.5
+    assert scale == int(scale), "image_size: expected a multiple of 16 px times the side of the grid of visual tokens"
+    config = transformers.Idefics3Config(
+        text_config=transformers.LlamaConfig(
+            **common,
+            vocab_size=len(tokenizer),
+            intermediate_size=recipe.width * 8 // 3,
+            num_hidden_layers=recipe.num_layers,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=None,  # the end token; as padding its embedding would not learn
+            tie_word_embeddings=True,
+        ),
+        vision_config={
+            **common,
+            "intermediate_size": recipe.width * 4,
+            "num_hidden_layers": recipe.vision_layers,
+            "image_size": recipe.image_size,
+            "patch_size": PATCH,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=int(scale),
+        tie_word_embeddings=True,
+    )
+    return transformers.Idefics3ForConditionalGeneration(config)
+
+
+@torch.no_grad()
+def start_words(weight_VD: torch.Tensor, wide_WE: torch.Tensor) -> None:
+    """Fills word embeddings with the principal components of wider ones; new tokens start near their mean.
+
+    Rows have length 1 on average, as those of a usual start at random.
+    """
+    centred_WE = wide_WE.float() - wide_WE.float().mean(dim=0)
+    directions_EE = torch.linalg.eigh(centred_WE.T @ centred_WE).eigenvectors.flip(-1)
+    narrow_WD = centred_WE @ directions_EE[:, : weight_VD.shape[1]]
+    weight_VD.normal_(std=0.02)
+    weight_VD[: len(narrow_WD)] = narrow_WD / narrow_WD.norm(dim=-1).mean()
+
+
+def read_recipe(path: Path, output: Path, seconds: float, changes: Sequence[str]) -> NativeRecipe:
+    """The recipe of `compact`'s pretraining with this model's settings."""
+    content = yaml.safe_load(path.read_text())
+    content |= {"output": output / "model", "seconds": seconds, "learning_rate": 1e-3, "steps": 100_000}
+    content |= {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in changes)}
+    return NativeRecipe.model_validate(content)
+
+
+def tuning(name: str, model: Path, data: Path, output: Path, changes: Sequence[str]) -> Bench:
+    """Runs of a recipe of the project with this model in place of `compact`, all of it learning."""
+    settings = yaml.safe_load((RECIPES / name).read_text()) | {"model": {"base": str(model)}, "lora": None}
+    output.mkdir(parents=True, exist_ok=True)
+    (output / name).write_text(yaml.safe_dump(settings, sort_keys=False))
+    return Bench(output / name, data, output, tuple(changes), (), ())
+
+
+def choose_rate(bench: Bench, rates: Sequence[str], steps: int) -> str:
+    """The learning rate with the highest mean on names held out of the demo's training sets."""
+    root, held = hold_out(bench.data, bench.output / "held-out")
+    found = {}
+    for rate in rates:
+        changes = [f"train.learning_rate={rate}", f"train.steps={steps}", f"train.save_steps={steps}"]
+        scores = bench.run(f"select/{rate}", changes, root, held)
+        found[changes[0]] = scores["overall"]
+        cells = " | ".join(f"{100 * scores[name]:.1f}" for name in ("overall", *SETS))
+        print(f"| {rate}, {steps} steps, held-out names | {cells} |", flush=True)
+    return max(found, key=lambda change: found[change])
+
+
+def told(name: str, scores: Scores) -> str:
+    groups = " | ".join(f"{100 * value:.1f}" for name, value in scores.items() if name != "processor_seconds")
+    return f"| {name} | {' | '.join(scores)} |\n| | {groups} | {scores.get('processor_seconds', float('nan')):.0f} |"
+
+
+def untrained(bench: Bench, model: Path) -> Scores:
+    """The model as the pretraining left it."""
+    output = bench.output / "untrained"
+    if not (output / "results.json").is_file():
+        score_model(str(model), bench.data / "benchmark.yaml", output, store=output / "vectors")
+    groups: Scores = json.loads((output / "results.json").read_text())["groups"]
+    return groups
+
+
+def speed(model: str, bench: Bench) -> str:
+    """Pairs a second of processor time in training, pictures (decoded, with no kept features) and texts in encoding.
+
+    Kept features are there for a model whose vision side is frozen, as they are in its runs.
+    """
+    embedder = Embedder.from_pretrained(model)
+    rates = []
+    for inputs in inputs_of(bench.data / "train"):
+        embedder.encode(inputs[:8])
+        since = time.process_time()
+        embedder.encode(inputs)
+        rates.append(f"{len(inputs) / (time.process_time() - since):.0f}")
+    steps = [f"train.steps={SPEED_STEPS}", f"train.save_steps={SPEED_STEPS}", "train.warmup_steps=1"]
+    spent = bench.run(f"speed/{Path(model).name}", steps)["processor_seconds"]
+    pairs = SPEED_STEPS * bench.settings(steps, bench.data, bench.output).train.batch_size / spent
+    number = sum(parameter.numel() for parameter in embedder.backbone.model.parameters())
+    return f"| {model} | {number / 1e6:.1f} M | {pairs:.1f} | {' | '.join(rates)} |"
+
+
+def inputs_of(root: Path) -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
+    """Pictures alone and texts alone of a folder's first set."""
+    pairs = read_train_set(root, list_sets(root)[0])
+    images = dict.fromkeys(image for pair in pairs for side in (pair.query, pair.target) for image in side.images)
+    texts = dict.fromkeys(side.text or "" for pair in pairs for side in (pair.query, pair.target) if not side.images)
+    pictures = [EmbeddingInput(images=(image,)) for image in images]
+    return pictures[:SPEED_INPUTS], [EmbeddingInput(text=text) for text in texts][:SPEED_INPUTS]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="of the pretraining of compact")
+    parser.add_argument("--output", type=Path, default=Path("runs/native"))
+    parser.add_argument("--seconds", type=float, default=1680, help="processor time of the pretraining")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--tune", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--demo", type=Path, help="folder that `vlm2vec data demo` prints; without: pretraining alone")
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--rate", dest="rates", action="append", default=[], metavar="LEARNING_RATE")
+    parser.add_argument("--choice-steps", type=int, default=200)
+    given = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    output = given.output.resolve()
+    recipe = read_recipe(given.recipe, output, given.seconds, given.changes)
+    pretrain(NativePretrainer(recipe))
+    if given.demo is None:
+        return
+    demo = tuning("demo.yaml", recipe.output, given.demo.resolve(), output / "demo", given.tune)
+    rate = choose_rate(demo, given.rates or ["3e-4", "1e-3"], given.choice_steps)
+    print(told("demo, untrained", untrained(demo, recipe.output)), flush=True)
+    print(told(f"demo, {rate}", demo.run("trained", [rate])), flush=True)
+    if given.photos:
+        photos = tuning("photos.yaml", recipe.output, given.photos.resolve(), output / "photos", given.tune)
+        print(told(f"photos, {rate}", photos.run("trained", [rate])), flush=True)
+    print("| model | parameters | pairs/s | pictures/s | texts/s |\n| --- | --: | --: | --: | --: |")
+    print(speed(str(recipe.output), demo), flush=True)
+    compact = Bench(RECIPES / "demo.yaml", demo.data, demo.output, demo.changes, (), ())
+    print(speed("compact", compact))
+
+
+if __name__ == "__main__":
+    main()
