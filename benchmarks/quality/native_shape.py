@@ -15,8 +15,8 @@ the tuning.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +25,13 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from demo_settings import SETS, hold_out
+from demo_settings import hold_out
 from photos import Bench, Scores
 from tokenizers import AddedToken, processors
 
 from vlm2vec import Embedder
 from vlm2vec.data.captions import Caption
 from vlm2vec.data.readers import list_sets, read_train_set
-from vlm2vec.evaluation.run import score_model
 from vlm2vec.images import ImageRef
 from vlm2vec.models.backbones.compact_parts import load_language
 from vlm2vec.models.patch_embed import use_matrix_products
@@ -40,11 +39,13 @@ from vlm2vec.models.vision_cache import VisionCache
 from vlm2vec.training.pretrain import START_SCALE, Pretrainer, pretrain
 from vlm2vec.training.pretrain_data import RowBatch
 from vlm2vec.training.pretrain_recipe import PretrainRecipe
+from vlm2vec.training.run import train
 from vlm2vec.types import EmbeddingInput
 
 HEAD_DIM, PATCH, DECAY = 64, 16, 0.25
 GLOBAL = "<global-img>"
-SPEED_INPUTS, SPEED_STEPS = 256, 20
+SPEED_INPUTS = 256
+SPEED_STEPS = ("train.steps=25", "train.save_steps=25", "train.warmup_steps=1")
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -200,29 +201,20 @@ def choose_rate(bench: Bench, rates: Sequence[str], steps: int) -> str:
         changes = [f"train.learning_rate={rate}", f"train.steps={steps}", f"train.save_steps={steps}"]
         scores = bench.run(f"select/{rate}", changes, root, held)
         found[changes[0]] = scores["overall"]
-        cells = " | ".join(f"{100 * scores[name]:.1f}" for name in ("overall", *SETS))
-        print(f"| {rate}, {steps} steps, held-out names | {cells} |", flush=True)
+        print(told(f"held-out names, {rate}, {steps} steps", scores), flush=True)
     return max(found, key=lambda change: found[change])
 
 
-def told(name: str, scores: Scores) -> str:
-    groups = " | ".join(f"{100 * value:.1f}" for name, value in scores.items() if name != "processor_seconds")
-    return f"| {name} | {' | '.join(scores)} |\n| | {groups} | {scores.get('processor_seconds', float('nan')):.0f} |"
-
-
-def untrained(bench: Bench, model: Path) -> Scores:
-    """The model as the pretraining left it."""
-    output = bench.output / "untrained"
-    if not (output / "results.json").is_file():
-        score_model(str(model), bench.data / "benchmark.yaml", output, store=output / "vectors")
-    groups: Scores = json.loads((output / "results.json").read_text())["groups"]
-    return groups
+def told(run: str, scores: Scores) -> str:
+    """hit@1 in percent by task and group, and the processor time of the training."""
+    shown = [f"{name} {100 * value:.1f}" for name, value in scores.items() if name != "processor_seconds"]
+    return f"{run}: {', '.join(shown)}; {scores.get('processor_seconds', float('nan')):.0f} s of processor"
 
 
 def speed(model: str, bench: Bench) -> str:
-    """Pairs a second of processor time in training, pictures (decoded, with no kept features) and texts in encoding.
+    """A second of processor time: pairs in training, then pictures and texts in encoding, decoded anew.
 
-    Kept features are there for a model whose vision side is frozen, as they are in its runs.
+    In training a frozen vision side finds its kept features, as in every run but the first.
     """
     embedder = Embedder.from_pretrained(model)
     rates = []
@@ -231,20 +223,22 @@ def speed(model: str, bench: Bench) -> str:
         since = time.process_time()
         embedder.encode(inputs)
         rates.append(f"{len(inputs) / (time.process_time() - since):.0f}")
-    steps = [f"train.steps={SPEED_STEPS}", f"train.save_steps={SPEED_STEPS}", "train.warmup_steps=1"]
-    spent = bench.run(f"speed/{Path(model).name}", steps)["processor_seconds"]
-    pairs = SPEED_STEPS * bench.settings(steps, bench.data, bench.output).train.batch_size / spent
+    marks: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        settings = bench.settings(SPEED_STEPS, bench.data / "train", Path(folder) / "run")
+        train(settings, monitor=lambda *_: marks.append(time.process_time()))
+    pairs = settings.train.batch_size * (len(marks) - 1) / (marks[-1] - marks[0])
     number = sum(parameter.numel() for parameter in embedder.backbone.model.parameters())
     return f"| {model} | {number / 1e6:.1f} M | {pairs:.1f} | {' | '.join(rates)} |"
 
 
 def inputs_of(root: Path) -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
-    """Pictures alone and texts alone of a folder's first set."""
-    pairs = read_train_set(root, list_sets(root)[0])
-    images = dict.fromkeys(image for pair in pairs for side in (pair.query, pair.target) for image in side.images)
-    texts = dict.fromkeys(side.text or "" for pair in pairs for side in (pair.query, pair.target) if not side.images)
-    pictures = [EmbeddingInput(images=(image,)) for image in images]
-    return pictures[:SPEED_INPUTS], [EmbeddingInput(text=text) for text in texts][:SPEED_INPUTS]
+    """Pictures alone and texts alone of a folder's training sets."""
+    pairs = [pair for name in list_sets(root) for pair in read_train_set(root, name)]
+    sides = [side for pair in pairs for side in (pair.query, pair.target)]
+    pictures = dict.fromkeys(EmbeddingInput(images=(image,)) for side in sides for image in side.images)
+    texts = dict.fromkeys(side for side in sides if not side.images)
+    return list(pictures)[:SPEED_INPUTS], list(texts)[:SPEED_INPUTS]
 
 
 def main() -> None:
@@ -267,7 +261,6 @@ def main() -> None:
         return
     demo = tuning("demo.yaml", recipe.output, given.demo.resolve(), output / "demo", given.tune)
     rate = choose_rate(demo, given.rates or ["3e-4", "1e-3"], given.choice_steps)
-    print(told("demo, untrained", untrained(demo, recipe.output)), flush=True)
     print(told(f"demo, {rate}", demo.run("trained", [rate])), flush=True)
     if given.photos:
         photos = tuning("photos.yaml", recipe.output, given.photos.resolve(), output / "photos", given.tune)

@@ -42,7 +42,7 @@ def trainer(native: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_its_folder_gives_the_states_that_were_pretrained_and_can_be_tuned(
-    native: ModuleType, trainer: Any, tmp_path: Path, train_root: Path
+    native: ModuleType, trainer: Any, tmp_path: Path, train_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrain.pretrain(trainer)
     embedder = Embedder.from_pretrained(tmp_path / "model", dtype=torch.float32)
@@ -57,12 +57,16 @@ def test_its_folder_gives_the_states_that_were_pretrained_and_can_be_tuned(
         vectors = embedder.encode(inputs)
         assert np.allclose(vectors, torch.nn.functional.normalize(ends, dim=-1), atol=1e-5)
         assert np.ptp(vectors, axis=0).max() > 1e-4
-    one_step = ["train.steps=1", "train.warmup_steps=0", "train.save_steps=1", "data.sets=null", "train.bf16=false"]
-    bench = native.tuning("demo.yaml", tmp_path / "model", train_root.parent, tmp_path / "tuned", one_step)
-    run = train(bench.settings(["train.learning_rate=1e-3"], train_root, tmp_path / "run"))
+    changes = ["data.sets=null", "train.bf16=false"]
+    bench = native.tuning("demo.yaml", tmp_path / "model", train_root.parent, tmp_path / "tuned", changes)
+    few_steps = ["train.steps=2", "train.warmup_steps=1", "train.save_steps=2"]
+    run = train(bench.settings(few_steps, train_root, tmp_path / "run"))
     moved = Embedder.from_pretrained(run, dtype=torch.float32).backbone.model.state_dict()
     start = embedder.backbone.model.state_dict()
     assert all(not torch.equal(moved[part], start[part]) for part in start if part.endswith("q_proj.weight"))
+    monkeypatch.setattr(native, "SPEED_STEPS", few_steps)
+    rates = native.speed(str(tmp_path / "model"), bench).split(" | ")[2:]
+    assert len(rates) == 3 and all(float(rate.strip("| ")) > 0 for rate in rates)
 
 
 def test_the_rate_falls_over_the_last_quarter_of_the_time_and_the_time_ends_the_run(trainer: Any) -> None:
