@@ -24,7 +24,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ from vlm2vec.training.run import train
 PLACEHOLDER = "<|image_1|>"
 HELD_OUT, HELD_CANDIDATES, HELD_QUERIES = 10, 200, 200  # one in so many; targets of a set that all its queries share
 BASES = {"vlm": (), "dual encoder": ("model.base=compact-dual",)}
-GRID = [f"train.learning_rate={rate} train.temperature={t}" for rate in ("3e-4", "1e-3", "3e-3") for t in (0.02, 0.05)]
+TRIED = (("1e-3", 0.1), ("2e-3", 0.1), ("1e-3", 0.2))
+GRID = [f"train.learning_rate={rate} train.temperature={t}" for rate, t in TRIED]
 Scores = dict[str, float]
 Rows = list[dict[str, Any]]
 
@@ -56,6 +57,7 @@ class Bench:
     tasks: tuple[str, ...]
     grid: tuple[str, ...]
     models: tuple[str, ...] = tuple(BASES)
+    select_steps: int | None = None
 
     def run(self, name: str, changes: Iterable[str], root: Path | None = None, held: Path | None = None) -> Scores:
         """Trains and scores, unless that has been done: hit@1 by task and group."""
@@ -178,18 +180,21 @@ def without_instructions(bench: Bench) -> Bench:
     rewrite(bench.data / "train", output / "train", "original-*.parquet", plain_pairs, ("images", "images_zip"))
     rewrite(bench.data / "eval", output / "eval", "test-*.parquet", plain_queries, ("images", "images.zip"))
     (output / "benchmark.yaml").write_text((bench.data / "benchmark.yaml").read_text())
-    return Bench(bench.recipe, output, bench.output, bench.changes, bench.tasks, bench.grid, bench.models)
+    return replace(bench, data=output)
 
 
 def select(bench: Bench) -> dict[str, list[str]]:
-    """The settings of each model with the highest mean on what was held out."""
+    """The settings of each model with the highest mean on what was held out; nothing is run for a choice of one."""
+    if len(bench.grid) == 1:
+        return {model: [*BASES[model], *bench.grid[0].split()] for model in bench.models}
     root, held = hold_out(bench)
+    steps = [f"train.steps={bench.select_steps}"] if bench.select_steps else []
     chosen = {}
     for model in bench.models:
         base = BASES[model]
         found = {}
         for settings in bench.grid:
-            changes = [*base, *settings.split(), "train.seed=0"]
+            changes = [*base, *settings.split(), *steps, "train.seed=0"]
             place = f"select/{model}/{settings.replace(' ', ',')}"
             found[settings] = bench.run(place, changes, root, held)["overall"]
         best = max(found, key=lambda settings: found[settings])
@@ -326,15 +331,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--grid", action="append", default=[], metavar="'KEY=VALUE ...'")
+    parser.add_argument("--select-steps", type=int, help="length of the runs that choose; the recipe's without")
     parser.add_argument("--model", action="append", choices=list(BASES), default=[], help="both without")
     parser.add_argument("--task", dest="tasks", action="append", default=[])
     given = parser.parse_args()
     grid = tuple(given.grid or GRID)
     places = (given.recipe, given.data.resolve(), given.output.resolve())
     models = tuple(given.model or BASES)
-    bench = Bench(*places, tuple(given.changes), tuple(given.tasks), grid, models)
+    bench = Bench(*places, tuple(given.changes), tuple(given.tasks), grid, models, given.select_steps)
     bench.output.mkdir(parents=True, exist_ok=True)
-    runs = len(models) * (len(grid) + len(given.seeds) * (given.stage != "select"))
+    runs = len(models) * (len(grid) * (len(grid) > 1) + len(given.seeds) * (given.stage != "select"))
     print(f"{runs} runs for the table, kept in {bench.output}; each again only if it is not there", flush=True)
     chosen = select(bench)
     pages = [f"Chosen: {json.dumps(chosen)}; seeds {given.seeds}; mean, and range over seeds; hit@1 in percent."]

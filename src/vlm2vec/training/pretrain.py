@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.captions import Caption
-from vlm2vec.models.backbones.compact import LANGUAGE_LINEARS, CompactModel, Projector
+from vlm2vec.models.backbones.compact import LANGUAGE_LINEARS, CompactModel, make_projector
 from vlm2vec.models.backbones.compact_parts import EfficientNetLite, load_language
 from vlm2vec.models.embedder import best_dtype
 from vlm2vec.models.vision_cache import VisionCache, chunks
@@ -74,7 +74,7 @@ class Pretrainer:
         # The cut model's states are too long for the head that they are read with: a loss of 29, not of log V = 11.
         language.norm.weight.data.mul_(START_SCALE)
         vision = EfficientNetLite(recipe.image_size, recipe.visual_tokens)
-        model = CompactModel(vision, Projector(language.config.hidden_size, recipe.visual_tokens), language)
+        model = CompactModel(vision, make_projector(vision, language, tokenizer), language)
         model.head.requires_grad_(False)  # computed at the end, not trained
         return model, tokenizer, VisionCache(vision, vision.fingerprint(), cache_folder() / "vision")
 

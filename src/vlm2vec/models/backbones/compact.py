@@ -1,6 +1,7 @@
 """`compact`: the built-in small VLM, LLaVA-shaped, made of pretrained parts that need no hub.
 
-picture -> EfficientNet-Lite0 (frozen) -> projector -> first layers of SmolLM2-135M-Instruct -> last token.
+picture -> EfficientNet-Lite0 (frozen) -> projector, with the words of the classes that the encoder itself sees
+        -> first layers of SmolLM2-135M-Instruct -> last token.
 This project pretrained them together (`vlm2vec.training.pretrain`, recipes/pretrain-compact.yaml) and ships the result.
 
 Shapes: B examples, L tokens, T visual tokens a picture, D embedding dim.
@@ -20,25 +21,32 @@ from torch import nn
 
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.backbones.class_words import ClassWords
 from vlm2vec.models.backbones.compact_parts import VISION_DIM, EfficientNetLite, load_language
 from vlm2vec.models.prompts import order_of_pictures, split_at_pictures
 from vlm2vec.models.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import Batch, EmbeddingInput
 
 SHIPPED = Path(__file__).with_name("compact_pretrained.safetensors")
-SHIPPED_SHA256 = "447c5be87c110e111b070075c7d6c794090537108eba59cfa361c57f72f308af"
+SHIPPED_SHA256 = "0552299f2ee4cd921ead3e6ff5f7dfa24cdbe71344e44545709087dc109879bc"
 PRETRAINED_LAYERS = 4
 LANGUAGE_LINEARS = r".*\.(q|k|v|o|gate|up|down)_proj"
 PROJECTOR_WIDTH = 1152
+WORDS_SCALE, PROJECTED_SCALE = 2.0, 0.005  # both about as long as a word of a text: 3
 MAX_TEXT_TOKENS = 512
 DEFAULTS = {"num_layers": 4, "visual_tokens": 9, "image_size": 192}
 
 
 class Projector(nn.Module):
-    """Visual features [.., T, 1480] -> the language model's input space [.., T, D], each token told where it lies."""
+    """Visual features [.., T, 1480] -> the language model's input space [.., T, D].
 
-    def __init__(self, embedding_dim: int, num_tokens: int) -> None:
+    A token is the sum of the words for what the vision encoder takes it for, what the layers make of its features, and
+    where it lies.
+    """
+
+    def __init__(self, embedding_dim: int, num_tokens: int, class_words: ClassWords) -> None:
         super().__init__()
+        self.class_words = class_words
         self.layers = nn.Sequential(
             nn.LayerNorm(VISION_DIM),
             nn.Linear(VISION_DIM, PROJECTOR_WIDTH),
@@ -50,7 +58,13 @@ class Projector(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """One input vector of the language model a visual token."""
         projected: torch.Tensor = self.layers(features)
-        return projected + self.positions
+        return WORDS_SCALE * self.class_words(features) + PROJECTED_SCALE * projected + self.positions
+
+
+def make_projector(vision: EfficientNetLite, language: Any, tokenizer: Any) -> Projector:
+    """A new projector between these two, with the class words that they share."""
+    words = ClassWords(vision.network._fc, language.get_input_embeddings().weight, tokenizer)
+    return Projector(language.config.hidden_size, vision.side**2, words)
 
 
 def identity_head(dim: int) -> nn.Linear:
@@ -128,9 +142,7 @@ class Compact(Backbone):
             raise UserError(f"{source}: unknown settings {sorted(unknown)}; allowed: {', '.join(DEFAULTS)}")
         language, tokenizer = load_language(settings["num_layers"], dtype)
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
-        model = CompactModel(vision, Projector(language.config.hidden_size, settings["visual_tokens"]), language).to(
-            dtype
-        )
+        model = CompactModel(vision, make_projector(vision, language, tokenizer), language).to(dtype)
         model.vision.float()  # its pictures come in float32, and its features must not depend on the rest's dtype
         _load_pretrained(model, settings["num_layers"])
         return cls(model, tokenizer, settings)
