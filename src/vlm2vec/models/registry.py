@@ -18,7 +18,7 @@ BUILT_IN = {
 SHIPPED = {
     "compact-embed": (
         Path(__file__).parent / "backbones/compact_embed",
-        "a6575c7cd7069b80b2fe52e753db349a419f9150be9df7ba7ce71ea699ce6f32",
+        "ceab30effe15e8db8e75a8b6f3fcf86a6bef878a1cd1dfc3dbb0fa0cf3573e03",
     )
 }
 KNOWN = sorted({*BUILT_IN, *SHIPPED})
