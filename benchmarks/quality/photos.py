@@ -6,7 +6,7 @@ docs/results.md, in one command. Every run is kept; started again, it goes on wh
 1. select    both models by the same grid of settings, seed 0, scored on a tenth of the training sets' queries that is
              held out; neither sees an evaluation set.
 2. table     the chosen settings on all training pairs, every seed; scores as mean and range over seeds.
-3. curve     the chosen settings with fewer and more steps, first seed: quality against training time, curve.svg.
+3. curve     the chosen settings with fewer steps, first seed: quality against training time, curve.svg.
 4. ablate    the chosen VLM with one thing changed at a time, every seed.
 
 `--set key=value` changes every run's recipe (such as model.options.num_layers=1, for a smoke test), `--task` keeps some
@@ -229,7 +229,7 @@ def curve(bench: Bench, chosen: Mapping[str, list[str]], seed: int) -> str:
     lines = ["| model | steps | processor minutes | overall | ind | ood |", f"| --- {'| --: ' * 5}|"]
     series: dict[str, list[tuple[float, float]]] = {model: [] for model in chosen}
     for model, changes in chosen.items():
-        for number in (steps // 4, steps, steps * 2):
+        for number in (steps // 4, steps // 2, steps):
             place = f"table/{model}/{seed}" if number == steps else f"curve/{model}/{number}"
             scores = bench.run(place, [*changes, f"train.seed={seed}", f"train.steps={number}"])
             minutes = scores.get("processor_seconds", float("nan")) / 60  # of a run that was cut, nobody knows

@@ -19,11 +19,12 @@ from vlm2vec.models.backbones.class_words import NAMES
 
 COMMON = 100
 # Common words that say nothing of what a thing looks like, and kinds whose first name has a commoner other meaning.
-VAGUE = set(
-    "area arm can case control course covering defense device display equal feed formation good home institution level"
-    " light measure medicine mixture person piece plant player post produce spring stand structure support surface system"
-    " top weight wheel whole wind wood work".split()
-)
+VAGUE = {
+    "area", "arm", "can", "case", "control", "course", "covering", "defense", "device", "display", "equal", "feed",
+    "formation", "good", "home", "institution", "level", "light", "measure", "medicine", "mixture", "person", "piece",
+    "plant", "player", "post", "produce", "spring", "stand", "structure", "support", "surface", "system", "top",
+    "weight", "wheel", "whole", "wind", "wood", "work",
+}  # fmt: skip
 Synsets = dict[str, tuple[list[str], list[str]]]
 
 
@@ -48,7 +49,9 @@ def read_wordnet(root: Path) -> tuple[Synsets, Counter[str]]:
                 fields = data.split()
                 after = 4 + 2 * int(fields[3], 16)
                 names = [name.replace("_", " ") for name in fields[4:after:2]]
-                above = [o for sign, o in zip(fields[after + 1 :: 4], fields[after + 2 :: 4], strict=False) if sign[0] == "@"]
+                above = [
+                    o for sign, o in zip(fields[after + 1 :: 4], fields[after + 2 :: 4], strict=False) if sign[0] == "@"
+                ]
                 nouns[fields[0]] = (names, above)
     return nouns, found
 

@@ -30,6 +30,10 @@ class ClassWords(nn.Module):
         tokenizer: The language model's.
     """
 
+    weight_CF: torch.Tensor
+    bias_C: torch.Tensor
+    words_CD: torch.Tensor
+
     def __init__(self, classifier: nn.Linear, embeddings_VD: torch.Tensor, tokenizer: Any) -> None:
         super().__init__()
         self.width = classifier.in_features
@@ -48,7 +52,7 @@ class ClassWords(nn.Module):
 
 @torch.no_grad()
 def _vector(line: str, embeddings_VD: torch.Tensor, tokenizer: Any) -> torch.Tensor:
-    """Of a class's name and, after the comma, the kind of thing it is, both counting the same; an offset stands first."""
+    """Of a class's name and, after the comma, the kind of thing it is, both alike; an offset stands first."""
     words = line.split(maxsplit=1)[1].split(", ")
     ids = [tokenizer(f" {part}", add_special_tokens=False)["input_ids"] for part in words]
     return torch.stack([embeddings_VD[part].float().mean(dim=0) for part in ids]).mean(dim=0)

@@ -58,7 +58,8 @@ class Projector(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """One input vector of the language model a visual token."""
         projected: torch.Tensor = self.layers(features)
-        return WORDS_SCALE * self.class_words(features) + PROJECTED_SCALE * projected + self.positions
+        words: torch.Tensor = self.class_words(features)
+        return WORDS_SCALE * words + PROJECTED_SCALE * projected + self.positions
 
 
 def make_projector(vision: EfficientNetLite, language: Any, tokenizer: Any) -> Projector:
