@@ -257,7 +257,7 @@ def drawn(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         x, y = width * part / 4, height * (1 - part / 4)
         parts.append(f'<text x="{x}" y="{height + 16}" text-anchor="middle">{across * part / 4:.1f}</text>')
         parts.append(f'<text x="-6" y="{y + 4}" text-anchor="end">{up * part / 4:.1f}</text>')
-    for colour, (model, points) in zip(colours, series.items(), strict=True):
+    for colour, (model, points) in zip(colours, series.items(), strict=False):
         at = [(width * minutes / across, height * (1 - score / up)) for minutes, score in points]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')

@@ -255,9 +255,10 @@ CONTRAST = """(element) => {
 @pytest.mark.parametrize("width", [360, 1280])
 def test_it_fits_the_screen_and_is_legible_in_light_and_dark(visit: Any, width: int, scheme: str) -> None:
     page = visit(width, 760, scheme)
+    page.get_by_label("Filter").fill("path LIKE '%note%' OR path LIKE '%red%'")
     page.get_by_label("Look for").fill("red")
     page.get_by_label("Look for").press("Enter")
-    said(page, "24 nearest")
+    said(page, "11 nearest")
     page.get_by_role("button", name="note.txt").first.click()
     page.wait_for_selector("#detail .detail")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
