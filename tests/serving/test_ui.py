@@ -228,6 +228,8 @@ def test_a_task_is_chosen_and_the_model_says_what_it_is(visit: Any) -> None:
 
 def test_the_keyboard_goes_from_the_text_through_the_form_to_the_results(visit: Any) -> None:
     page, order = visit(), ["text", "go", "picture", "task", "where", "number", "results"]
+    for place in ("#picture button", "#task input"):  # parts that the page fetches on its own, after the results
+        page.wait_for_selector(place)
     seen = []
     for _ in range(24):
         seen.append(
