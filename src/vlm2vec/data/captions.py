@@ -97,8 +97,8 @@ def emoji(root: Path) -> Iterator[Drawing]:
         yield Drawing("tones", _member(root, row["pos_image_path"]), f"{base} with {tone}", (base, tone))
 
 
-def definitions(root: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """WordNet's words, their definitions and examples.
+def wordnet_lines(root: Path, part: str) -> Iterator[tuple[list[str], str]]:
+    """The synsets of a part of speech: the fields of a line's data, and its gloss.
 
     Raises:
         UserError: if `root` does not hold the unpacked package.
@@ -106,12 +106,21 @@ def definitions(root: Path) -> Iterator[tuple[str, str, list[str]]]:
     base = root / "usr/share/wordnet"
     if not base.is_dir():
         raise UserError(f"{root}: no WordNet there; unpack the Debian package wordnet-base into it")
-    for part in ("noun", "verb", "adj"):
-        for line in (base / f"data.{part}").read_text(encoding="utf-8").splitlines():
-            if line.startswith("  "):  # its licence
-                continue
+    for line in (base / f"data.{part}").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("  "):  # its licence
             data, _, gloss = line.partition(" | ")
-            lemma = re.sub(r"\(.*\)", "", data.split()[4]).replace("_", " ").lower()
+            yield data.split(), gloss
+
+
+def definitions(root: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """WordNet's words, their definitions and examples.
+
+    Raises:
+        UserError: if `root` does not hold the unpacked package.
+    """
+    for part in ("noun", "verb", "adj"):
+        for fields, gloss in wordnet_lines(root, part):
+            lemma = re.sub(r"\(.*\)", "", fields[4]).replace("_", " ").lower()
             meaning = gloss.split('; "')[0].strip()
             if re.fullmatch(r"[a-z' -]{3,30}", lemma) and len(meaning) < 110:
                 yield lemma, meaning, re.findall(r'"([^"]{10,90})"', gloss)

@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from vlm2vec.errors import UserError
+from vlm2vec.data.captions import wordnet_lines
 from vlm2vec.models.backbones.class_words import NAMES
 
 COMMON = 100
@@ -34,25 +34,16 @@ def read_wordnet(root: Path) -> tuple[Synsets, Counter[str]]:
     Raises:
         UserError: if `root` does not hold the unpacked Debian package `wordnet-base`.
     """
-    base = root / "usr/share/wordnet"
-    if not base.is_dir():
-        raise UserError(f"{root}: no WordNet there; unpack the Debian package wordnet-base into it")
     nouns: Synsets = {}
     found: Counter[str] = Counter()
     for part in ("noun", "verb", "adj", "adv"):
-        for line in (base / f"data.{part}").read_text(encoding="utf-8").splitlines():
-            if line.startswith("  "):  # its licence
-                continue
-            data, _, gloss = line.partition(" | ")
+        for fields, gloss in wordnet_lines(root, part):
             found.update(set(re.findall("[a-z]+", gloss.lower())))
             if part == "noun":
-                fields = data.split()
                 after = 4 + 2 * int(fields[3], 16)
                 names = [name.replace("_", " ") for name in fields[4:after:2]]
-                above = [
-                    o for sign, o in zip(fields[after + 1 :: 4], fields[after + 2 :: 4], strict=False) if sign[0] == "@"
-                ]
-                nouns[fields[0]] = (names, above)
+                pointers = zip(fields[after + 1 :: 4], fields[after + 2 :: 4], strict=False)
+                nouns[fields[0]] = (names, [offset for sign, offset in pointers if sign[0] == "@"])
     return nouns, found
 
 

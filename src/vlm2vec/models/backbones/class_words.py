@@ -36,7 +36,6 @@ class ClassWords(nn.Module):
 
     def __init__(self, classifier: nn.Linear, embeddings_VD: torch.Tensor, tokenizer: Any) -> None:
         super().__init__()
-        self.width = classifier.in_features
         weight_CF = classifier.weight.detach().float()
         bias_C = classifier.bias.detach().float() + MAP_MEAN * weight_CF.sum(dim=1)
         words_CD = torch.stack([_vector(line, embeddings_VD, tokenizer) for line in NAMES.read_text().splitlines()])
@@ -46,7 +45,7 @@ class ClassWords(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """The mean of the classes' words, weighted by their probabilities."""
-        logits = F.linear(features[..., : self.width], self.weight_CF, self.bias_C)
+        logits = F.linear(features[..., : self.weight_CF.shape[1]], self.weight_CF, self.bias_C)
         return logits.softmax(dim=-1).to(self.words_CD.dtype) @ self.words_CD
 
 
