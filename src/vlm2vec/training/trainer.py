@@ -6,6 +6,7 @@ Shapes: B queries, M targets, D embedding dim.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from vlm2vec.models.frozen_vision import FrozenVision, vision_fingerprint
 from vlm2vec.training import sharding
 from vlm2vec.training.config import Recipe, SetSettings
 from vlm2vec.training.ema import MovingAverage
+from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.gather import num_processes, total, wait_for_all
 from vlm2vec.training.guard import Guard
 from vlm2vec.training.objective import Objective
@@ -128,7 +130,8 @@ class ContrastiveTrainer(transformers.Trainer):
         """GradCache over the pairs of all processes; the gradient is summed once, after the last chunk."""
         model.train()
         # Without DDP's own hooks: it waits for gradients of every parameter, and a text-only chunk has none of some.
-        with model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext():
+        unsynced = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
+        with unsynced, self._frozen.in_place():
             step = ContrastiveStep(
                 model,
                 self.objective,
@@ -141,6 +144,11 @@ class ContrastiveTrainer(transformers.Trainer):
             result = step.backward(inputs["pairs"], self.embedder.parameters())
         self._check(result, inputs["pairs"].origins)
         return result.loss
+
+    @functools.cached_property
+    def _frozen(self) -> FrozenCopies:
+        uses_copies = self.args.bf16 and not self.is_sharded  # cut parameters are cast as they are gathered
+        return FrozenCopies(self.embedder, torch.bfloat16 if uses_copies else torch.float32)
 
     def _check(self, result: StepResult, origins: list[str]) -> None:
         gradients = [p.grad for p in self.embedder.parameters() if p.grad is not None]
