@@ -14,6 +14,7 @@ import torch
 
 from vlm2vec.data.collate import PairBatch
 from vlm2vec.models.frozen_vision import FrozenVision
+from vlm2vec.training.attention import attention_for
 from vlm2vec.training.config import TrainSettings
 from vlm2vec.training.gather import sum_gradients, total
 from vlm2vec.training.gradcache import cached_backward
@@ -67,7 +68,7 @@ class ContrastiveStep:
         seen: dict[str, float] = {}
 
         def encode(batch: Any) -> torch.Tensor:
-            with self.context():
+            with self.context(), attention_for(batch, self.device):
                 vectors: torch.Tensor = self.model(batch)
             return vectors
 

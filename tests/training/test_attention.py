@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from test_gradcache import batch_of, build, gradients, plain, whole
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vlm2vec.training.attention import SHORT, attention_for
+from vlm2vec.types import Batch
+
+CPU = torch.device("cpu")
+
+
+def way(length: int, device: torch.device = CPU, half: bool = True) -> str:
+    """The node that attention leaves in the graph."""
+    states = torch.randn(2, 3, length, 8, requires_grad=True)
+    batch = Batch({"attention_mask": torch.ones(2, length, dtype=torch.long)})
+    with torch.autocast("cpu", torch.bfloat16) if half else nullcontext(), attention_for(batch, device):
+        found = torch.nn.functional.scaled_dot_product_attention(states, states, states, is_causal=True)
+    return str(found.grad_fn)
+
+
+def test_short_rows_take_plain_products_in_bfloat16_on_a_processor_and_nothing_else_does() -> None:
+    assert "FlashAttention" not in way(SHORT)
+    assert "FlashAttention" in way(SHORT + 1)
+    assert "FlashAttention" in way(SHORT, half=False)
+    assert "FlashAttention" in way(SHORT, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("family", ["compact", "qwen2_vl"])
+def test_the_gradient_is_that_of_float32_as_nearly_as_the_fused_kernels(family: str, tiny_qwen2_vl: str) -> None:
+    options = {"num_layers": 2, "visual_tokens": 4, "image_size": 64} if family == "compact" else {}
+    embedder = build("compact" if family == "compact" else tiny_qwen2_vl, 0.0, **options)
+    batch = batch_of(embedder)
+    _, exact = gradients(embedder, lambda: plain(embedder, batch, whole(batch)))
+
+    def error(backend: SDPBackend) -> float:
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(backend):
+            _, found = gradients(embedder, lambda: plain(embedder, batch, whole(batch)))
+        assert found.keys() == exact.keys()
+        squares = [(found[name] - exact[name]).square().sum() / exact[name].square().sum() for name in exact]
+        return float(torch.stack(squares).mean().sqrt())
+
+    by_products, by_kernel = error(SDPBackend.MATH), error(SDPBackend.FLASH_ATTENTION)
+    assert 0 < by_products < 1.2 * by_kernel + 1e-3
+    assert by_products < 0.1
