@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
 from test_gradcache import batch_of, build, gradients, plain, whole
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vlm2vec.training import step
 from vlm2vec.training.attention import SHORT, attention_for
+from vlm2vec.training.config import Recipe
+from vlm2vec.training.run import train
 from vlm2vec.types import Batch
 
 CPU = torch.device("cpu")
@@ -17,7 +21,7 @@ def way(length: int, device: torch.device = CPU, half: bool = True) -> str:
     """The node that attention leaves in the graph."""
     states = torch.randn(2, 3, length, 8, requires_grad=True)
     batch = Batch({"attention_mask": torch.ones(2, length, dtype=torch.long)})
-    with torch.autocast("cpu", torch.bfloat16) if half else nullcontext(), attention_for(batch, device):
+    with torch.autocast("cpu", torch.bfloat16, enabled=half), attention_for(batch, device, half):
         found = torch.nn.functional.scaled_dot_product_attention(states, states, states, is_causal=True)
     return str(found.grad_fn)
 
@@ -46,3 +50,17 @@ def test_the_gradient_is_that_of_float32_as_nearly_as_the_fused_kernels(family: 
     by_products, by_kernel = error(SDPBackend.MATH), error(SDPBackend.FLASH_ATTENTION)
     assert 0 < by_products < 1.2 * by_kernel + 1e-3
     assert by_products < 0.1
+
+
+def test_a_run_in_bfloat16_asks_for_it(recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def remember(batch: Batch, device: torch.device, in_half: bool) -> AbstractContextManager[object]:
+        asked.append(in_half)
+        return attention_for(batch, device, in_half)
+
+    monkeypatch.setattr(step, "attention_for", remember)
+    for half in (True, False):
+        values = {**recipe_values, "train": {**recipe_values["train"], "bf16": half, "steps": 2}}
+        train(Recipe.model_validate({**values, "output": f"{recipe_values['output']}-{half}"}))
+    assert asked[0] is True and asked[-1] is False

@@ -46,6 +46,7 @@ class ContrastiveStep:
         vision: Keeps the features of a frozen vision side; None: it runs in both passes.
         context: Around each forward pass, such as autocast.
         sharded: The model's parameters are cut over the processes.
+        in_half: The model computes in bfloat16.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class ContrastiveStep:
         vision: FrozenVision | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         sharded: bool = False,
+        in_half: bool = False,
     ) -> None:
         self.model, self.objective, self.settings, self.device = model, objective, settings, device
-        self.vision, self.context, self.sharded = vision, context, sharded
+        self.vision, self.context, self.sharded, self.in_half = vision, context, sharded, in_half
 
     def backward(self, pairs: PairBatch, parameters: Any = ()) -> StepResult:
         """Adds the gradient to the parameters; `parameters` are summed over the processes at the end."""
@@ -68,7 +70,7 @@ class ContrastiveStep:
         seen: dict[str, float] = {}
 
         def encode(batch: Any) -> torch.Tensor:
-            with self.context(), attention_for(batch, self.device):
+            with self.context(), attention_for(batch, self.device, self.in_half):
                 vectors: torch.Tensor = self.model(batch)
             return vectors
 

@@ -140,6 +140,7 @@ class ContrastiveTrainer(transformers.Trainer):
                 self.vision,
                 self.compute_loss_context_manager,
                 self.is_sharded,
+                self.args.bf16,
             )
             result = step.backward(inputs["pairs"], self.embedder.parameters())
         self._check(result, inputs["pairs"].origins)
