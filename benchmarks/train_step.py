@@ -1,12 +1,13 @@
 """Pairs a second of one contrastive step (loss of the whole batch, all gradients, optimiser), ours beside peers, on the
 same model and the same pairs of uneven length; each system in a process of its own, so that its peak memory is its own.
 
-    python benchmarks/train_step.py [--pairs 12] [--steps 1] [--only qwen2-vl-lora]
+    python benchmarks/train_step.py [--pairs 12] [--steps 1] [--only qwen2-vl-lora] [--bf16]
 
 One thread and processor time: on an idle machine that is the time on the clock, and a busy one does not change it much.
 
-Systems, all in float32 and with gradient caching:
-    ours        chunks cut by tokens from rows sorted by length, frozen vision side once, patch embedding as a product
+Systems, all in float32 (or, with --bf16, under autocast) and with gradient caching:
+    ours        chunks cut by tokens from rows sorted by length, frozen vision side once, patch embedding as a product;
+                in bfloat16 frozen weights are cast once, and short rows take plain attention
     sentence_transformers  its CachedMultipleNegativesRankingLoss on modules around the same network
     reference   the published VLM2Vec recipe: both sides padded whole, then cut into chunks; vision side in both passes
 Models: a Qwen2-VL in the proportions of the 2B model at a quarter of its width (random weights), and `compact`.
@@ -24,6 +25,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ from vlm2vec.models.checkpoint import add_adapter
 from vlm2vec.models.frozen_vision import FrozenVision
 from vlm2vec.models.patch_embed import KINDS
 from vlm2vec.training.config import LossSettings, TrainSettings
+from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.step import ContrastiveStep
 from vlm2vec.types import Batch, TrainExample
@@ -126,17 +130,28 @@ def build(case: str, folder: Path, plain_convolutions: bool) -> Embedder:
     return embedder.train()
 
 
-def ours(embedder: Embedder, pairs: list[TrainExample]) -> Callable[[], float]:
+def autocast(half: bool) -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16, enabled=half)
+
+
+def ours(embedder: Embedder, pairs: list[TrainExample], half: bool) -> Callable[[], float]:
     model = embedder.backbone.model
     vision = FrozenVision(model) if FrozenVision.possible(model) else None
     settings = TrainSettings(steps=1, chunk_size=None, chunk_tokens=CHUNK_TOKENS)
     objective = Objective(LossSettings(mask_equal_queries=False), TEMPERATURE, mask_equal_targets=False)
-    step = ContrastiveStep(embedder, objective, settings, torch.device("cpu"), vision)
+    frozen = FrozenCopies(embedder, torch.bfloat16 if half else torch.float32)
+    around = partial(autocast, half)
+    contrastive = ContrastiveStep(embedder, objective, settings, torch.device("cpu"), vision, around, in_half=half)
     batch = prepared(embedder, lambda: collate_pairs(embedder.backbone.process, pairs))
-    return lambda: float(step.backward(batch()).loss)
+
+    def step() -> float:
+        with frozen.in_place():
+            return float(contrastive.backward(batch()).loss)
+
+    return step
 
 
-def reference(embedder: Embedder, pairs: list[TrainExample]) -> Callable[[], float]:
+def reference(embedder: Embedder, pairs: list[TrainExample], half: bool) -> Callable[[], float]:
     """Written from the description of the published code: no trimming, no sorting, the vision side in both passes."""
 
     def process() -> list[Batch]:
@@ -146,7 +161,7 @@ def reference(embedder: Embedder, pairs: list[TrainExample]) -> Callable[[], flo
 
     def step() -> float:
         parts = [[untrimmed(side, i) for i in range(0, len(pairs), CHUNK)] for side in batches()]
-        with torch.no_grad():
+        with torch.no_grad(), autocast(half):
             leaves = [[embedder(part) for part in side] for side in parts]
         for leaf in (leaf for side in leaves for leaf in side):
             leaf.requires_grad_()
@@ -154,7 +169,9 @@ def reference(embedder: Embedder, pairs: list[TrainExample]) -> Callable[[], flo
         value.backward()
         for side, found in zip(parts, leaves, strict=True):
             for part, leaf in zip(side, found, strict=True):
-                embedder(part).backward(leaf.grad)
+                with autocast(half):
+                    vectors = embedder(part)
+                vectors.backward(leaf.grad)
         return float(value.detach())
 
     return step
@@ -167,7 +184,7 @@ def untrimmed(batch: Batch, start: int) -> Batch:
     return Batch({**part.tensors, **wide}, part.rows, batch.padded)
 
 
-def sentence_transformers(embedder: Embedder, pairs: list[TrainExample]) -> Callable[[], float]:
+def sentence_transformers(embedder: Embedder, pairs: list[TrainExample], half: bool) -> Callable[[], float]:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import losses, modules
 
@@ -181,7 +198,8 @@ def sentence_transformers(embedder: Embedder, pairs: list[TrainExample]) -> Call
     features = prepared(embedder, lambda: [network.features(backbone.process(side)) for side in sides])
 
     def step() -> float:
-        value = loss([dict(side) for side in features()], torch.arange(len(pairs)))
+        with autocast(half):  # as its trainer does
+            value = loss([dict(side) for side in features()], torch.arange(len(pairs)))
         value.backward()
         return float(value.detach())
 
@@ -221,12 +239,12 @@ def prepared(embedder: Embedder, make: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: batch
 
 
-def measure(case: str, system: str, folder: Path, num_pairs: int, num_steps: int) -> dict[str, Any]:
+def measure(case: str, system: str, folder: Path, num_pairs: int, num_steps: int, half: bool) -> dict[str, Any]:
     """One system in this process: seconds a step, peak memory, and the numbers that must agree."""
     embedder = build(case, folder, plain_convolutions=system != "ours")
     pairs = make_pairs(num_pairs)
     step = {"ours": ours, "sentence_transformers": sentence_transformers, "reference": reference}[system](
-        embedder, pairs
+        embedder, pairs, half
     )
     trained = [parameter for parameter in embedder.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-5)
@@ -274,21 +292,23 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--bf16", action="store_true", help="under autocast to bfloat16; the numbers agree to rounding")
     parser.add_argument("--child", nargs=3, metavar=("CASE", "SYSTEM", "FOLDER"), help=argparse.SUPPRESS)
     settings = parser.parse_args()
     torch.set_num_threads(1)
     if settings.child:
         case, system, folder = settings.child
-        print(json.dumps(measure(case, system, Path(folder), settings.pairs, settings.steps)))
+        print(json.dumps(measure(case, system, Path(folder), settings.pairs, settings.steps, settings.bf16)))
         return
     transformers.logging.disable_progress_bar()
     ratios: dict[str, float] = {}
-    print(f"{settings.pairs} pairs a step, best of {settings.steps}, 1 thread, float32", flush=True)
+    dtype = "bfloat16" if settings.bf16 else "float32"
+    print(f"{settings.pairs} pairs a step, best of {settings.steps}, 1 thread, {dtype}", flush=True)
     print(f"{'case':<16}{'system':<24}{'pairs/s':>9}{'peak MiB':>10}{'of it the step':>16}")
     with tempfile.TemporaryDirectory() as name:
         write_qwen2_vl(Path(name))
         for case in [settings.only] if settings.only else CASES:
-            common = ["--pairs", str(settings.pairs), "--steps", str(settings.steps)]
+            common = ["--pairs", str(settings.pairs), "--steps", str(settings.steps), *["--bf16"] * settings.bf16]
             found = {system: in_a_process([*common, "--child", case, system, name]) for system in SYSTEMS}
             for system, row in found.items():
                 grown = row["rss_mib"] - row["rss_before_mib"]

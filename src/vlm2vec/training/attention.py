@@ -18,7 +18,7 @@ they are level, and in float32 everywhere."""
 def attention_for(batch: Batch, device: torch.device, in_half: bool) -> AbstractContextManager[object]:
     """Around a forward pass that may be followed by a backward one: the faster way of computing the same attention.
 
-    `in_half`: the model computes in bfloat16. Both passes of gradient caching must enter it: the ways round differently.
+    `in_half`: it computes in bfloat16. Both passes of gradient caching must enter this: the ways round differently.
     """
     is_fused_slow = in_half and device.type == "cpu" and max(batch.lengths()) <= SHORT
     plain: AbstractContextManager[object] = sdpa_kernel(SDPBackend.MATH) if is_fused_slow else nullcontext()
