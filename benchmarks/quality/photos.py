@@ -1,7 +1,7 @@
 """The VLM beside a dual encoder of the same parts on photographs, and what each choice of training does: the tables of
 docs/results.md, in one command. Every run is kept; started again, it goes on where it stopped.
 
-    python benchmarks/quality/photos.py --data photos-mmeb --output runs/quality [--stage table] [--seeds 0 1 2]
+    python benchmarks/quality/photos.py --data photos-mmeb --output runs/quality [--stage ablate] [--seeds 0 1 2]
 
 1. select    both models by the same grid of settings, seed 0, scored on a tenth of the training sets' queries that is
              held out; neither sees an evaluation set.
@@ -9,6 +9,7 @@ docs/results.md, in one command. Every run is kept; started again, it goes on wh
 3. curve     the chosen settings with fewer steps, first seed: quality against training time, curve.svg.
 4. ablate    the chosen VLM with one thing changed at a time, every seed.
 
+`--stage` curve and ablate go there by 1 and 2, and not by each other; without it everything is run.
 `--set key=value` changes every run's recipe (such as model.options.num_layers=1, for a smoke test), `--task` keeps some
 of the evaluation sets, `--grid "key=value key=value"` (again for each point) replaces the settings to choose from. Any
 folder in this layout does: with `--recipe recipes/demo.yaml --data` the prepared demo benchmark.
@@ -269,18 +270,21 @@ def drawn(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 
 
 def ablations(bench: Bench, settings: Recipe) -> dict[str, dict[str, list[str]]]:
-    """Changes of the chosen VLM, by question; the number of pairs seen stays the same."""
+    """Changes of the chosen VLM, by question, where they change something; the number of pairs seen stays the same."""
     batch, steps, rank = settings.train.batch_size, settings.train.steps, settings.lora.rank if settings.lora else 16
     sizes = {
         f"batch {b}": [f"train.batch_size={b}", f"train.steps={steps * batch // b}"] for b in (batch // 4, batch * 2)
     }
     parts = {f"sub-batches of {p}": ["data.batching=interleaved", f"data.sub_batch_size={p}"] for p in (8, batch // 2)}
+    kinds = {"mixed": ["data.batching=mixed"], "one set": ["data.batching=single"], **parts}
+    if settings.data.batching in ("mixed", "single"):
+        del kinds["mixed" if settings.data.batching == "mixed" else "one set"]
     return {
         "batches": sizes,
-        "what a batch is of": {"mixed": ["data.batching=mixed"], "one set": ["data.batching=single"], **parts},
-        "negatives": {"none explicit": ["data.use_negatives=false"], "mined": []},
-        "instructions": {"off": []},
+        "what a batch is of": kinds,
         "LoRA rank": {str(r): [f"lora.rank={r}", f"lora.alpha={2 * r}"] for r in (rank // 4, rank * 4)},
+        "instructions": {"off": []},
+        "negatives": {"mined": []},
         "resolution": {f"{px} px": [f"model.options.image_size={px}"] for px in (128, 224)},
     }
 
@@ -326,7 +330,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/photos.yaml"))
     parser.add_argument(
-        "--stage", choices=("select", "table", "curve", "ablate"), default="ablate", help="go as far as this"
+        "--stage", choices=("select", "table", "curve", "ablate", "all"), default="all", help="go as far as this"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
@@ -346,9 +350,9 @@ def main() -> None:
     pages = [f"Chosen: {json.dumps(chosen)}; seeds {given.seeds}; mean, and range over seeds; hit@1 in percent."]
     if given.stage != "select":
         pages.append(table(bench, chosen, given.seeds))
-    if given.stage in ("curve", "ablate"):
+    if given.stage in ("curve", "all"):
         pages.append(curve(bench, chosen, given.seeds[0]))
-    if given.stage == "ablate" and "vlm" in chosen:
+    if given.stage in ("ablate", "all") and "vlm" in chosen:
         pages.append(ablate(bench, chosen["vlm"], given.seeds))
     (bench.output / "tables.md").write_text("\n\n".join(pages) + "\n")
     print("\n\n".join(pages))
