@@ -284,7 +284,7 @@ def ablations(bench: Bench, settings: Recipe) -> dict[str, dict[str, list[str]]]
         "what a batch is of": kinds,
         "LoRA rank": {str(r): [f"lora.rank={r}", f"lora.alpha={2 * r}"] for r in (rank // 4, rank * 4)},
         "instructions": {"off": []},
-        "negatives": {"mined": []},
+        "negatives": {"none explicit": ["data.use_negatives=false"], "mined": []},
         "resolution": {f"{px} px": [f"model.options.image_size={px}"] for px in (128, 224)},
     }
 
