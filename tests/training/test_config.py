@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from vlm2vec import UserError
-from vlm2vec.training.config import dump_recipe, load_recipe
+from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
 from vlm2vec.training.pretrain_recipe import PretrainRecipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -33,6 +35,17 @@ def test_dotted_overrides_change_single_values(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, MINIMAL), ["train.steps=3", "lora.rank=2", "data.sets=[A, B]"])
     assert (recipe.train.steps, recipe.lora.rank, recipe.data.sets) == (3, 2, ["A", "B"])
     assert load_recipe(write(tmp_path, MINIMAL), ["lora=null"]).lora is None
+
+
+def test_every_setting_is_explained_by_what_it_costs_and_buys() -> None:
+    page = (RECIPES.parent / "docs/training.md").read_text()
+    named = set(re.findall(r"[a-z0-9_]+", " ".join(re.findall(r"`[^`]+`", page))))
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    unexplained = []
+    for name, annotation in sections.items():
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields")]
+        unexplained += [f"{name}.{key}" for kind in kinds for key in kind.model_fields if key not in named]
+    assert sorted(unexplained) == []
 
 
 def test_a_saved_recipe_reads_back_equal(tmp_path: Path) -> None:
