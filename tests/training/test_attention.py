@@ -64,3 +64,11 @@ def test_a_run_in_bfloat16_asks_for_it(recipe_values: dict[str, Any], monkeypatc
         values = {**recipe_values, "train": {**recipe_values["train"], "bf16": half, "steps": 2}}
         train(Recipe.model_validate({**values, "output": f"{recipe_values['output']}-{half}"}))
     assert asked[0] is True and asked[-1] is False
+
+
+def test_activations_that_are_computed_again_take_the_same_way(
+    recipe_values: dict[str, Any], tiny_qwen2_vl: str
+) -> None:
+    model = {"base": tiny_qwen2_vl, "gradient_checkpointing": True}
+    values = {"model": model, "train": {**recipe_values["train"], "bf16": True, "steps": 2}}
+    train(Recipe.model_validate({**recipe_values, **values}))

@@ -16,9 +16,15 @@ they are level, and in float32 everywhere."""
 
 
 def attention_for(batch: Batch, device: torch.device, in_half: bool) -> AbstractContextManager[object]:
-    """Around a forward pass that may be followed by a backward one: the faster way of computing the same attention.
+    """Around a whole step: the faster way of computing the same attention.
 
-    `in_half`: it computes in bfloat16. Both passes of gradient caching must enter this: the ways round differently.
+    The ways round differently, so both passes of gradient caching take one, and so do activations that are computed
+    again in a backward pass.
+
+    Args:
+        batch: Everything that the step encodes; one long row decides for all.
+        device: Of the model.
+        in_half: It computes in bfloat16.
     """
     is_fused_slow = in_half and device.type == "cpu" and max(batch.lengths()) <= SHORT
     plain: AbstractContextManager[object] = sdpa_kernel(SDPBackend.MATH) if is_fused_slow else nullcontext()

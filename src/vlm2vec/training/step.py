@@ -70,7 +70,7 @@ class ContrastiveStep:
         seen: dict[str, float] = {}
 
         def encode(batch: Any) -> torch.Tensor:
-            with self.context(), attention_for(batch, self.device, self.in_half):
+            with self.context():
                 vectors: torch.Tensor = self.model(batch)
             return vectors
 
@@ -79,16 +79,17 @@ class ContrastiveStep:
             return self.objective(vectors_UD[pairs.query_rows], vectors_UD[pairs.target_rows], pairs, columns)  # type: ignore[no-any-return]
 
         chunks = cut_by_tokens(pairs.inputs.lengths(), self.settings.chunk_size, self.settings.chunk_tokens)
-        value = cached_backward(
-            encode,
-            pairs.inputs,
-            loss,
-            chunks,
-            self.settings.kept_chunks,
-            self.device,
-            self.vision.serving if self.vision else (lambda i, part: nullcontext()),
-            self.sharded,
-        )
+        with attention_for(pairs.inputs, self.device, self.in_half):
+            value = cached_backward(
+                encode,
+                pairs.inputs,
+                loss,
+                chunks,
+                self.settings.kept_chunks,
+                self.device,
+                self.vision.serving if self.vision else (lambda i, part: nullcontext()),
+                self.sharded,
+            )
         if self.vision:
             self.vision.forget()
         sum_gradients(parameters)
