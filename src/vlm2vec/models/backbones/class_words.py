@@ -7,6 +7,7 @@ trained.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class ClassWords(nn.Module):
         super().__init__()
         weight_CF = classifier.weight.detach().float()
         bias_C = classifier.bias.detach().float() + MAP_MEAN * weight_CF.sum(dim=1)
-        words_CD = torch.stack([_vector(line, embeddings_VD, tokenizer) for line in NAMES.read_text().splitlines()])
+        words_CD = _vectors(NAMES.read_text().splitlines(), embeddings_VD, tokenizer)
         self.register_buffer("weight_CF", MAP_STD * weight_CF, persistent=False)
         self.register_buffer("bias_C", bias_C, persistent=False)
         self.register_buffer("words_CD", words_CD, persistent=False)
@@ -50,8 +51,10 @@ class ClassWords(nn.Module):
 
 
 @torch.no_grad()
-def _vector(line: str, embeddings_VD: torch.Tensor, tokenizer: Any) -> torch.Tensor:
-    """Of a class's name and, after the comma, the kind of thing it is, both alike; an offset stands first."""
-    words = line.split(maxsplit=1)[1].split(", ")
-    ids = [tokenizer(f" {part}", add_special_tokens=False)["input_ids"] for part in words]
-    return torch.stack([embeddings_VD[part].float().mean(dim=0) for part in ids]).mean(dim=0)
+def _vectors(lines: Sequence[str], embeddings_VD: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    """Of each class's name and, after the comma, the kind of thing it is, both alike; an offset stands first."""
+    words = [line.split(maxsplit=1)[1].split(", ") for line in lines]
+    texts = [f" {part}" for parts in words for part in parts]
+    ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])  # in one call: a call costs more than a word
+    means = [[embeddings_VD[next(ids)].float().mean(dim=0) for _ in parts] for parts in words]
+    return torch.stack([torch.stack(parts).mean(dim=0) for parts in means])
