@@ -41,7 +41,7 @@ from vlm2vec.training.run import train
 PLACEHOLDER = "<|image_1|>"
 HELD_OUT, HELD_CANDIDATES, HELD_QUERIES = 10, 200, 200  # one in so many; targets of a set that all its queries share
 BASES = {"vlm": (), "dual encoder": ("model.base=compact-dual",)}
-TRIED = (("1e-3", 0.1), ("2e-3", 0.1), ("1e-3", 0.2))
+TRIED = (("2e-3", 0.1), ("2e-3", 0.05), ("4e-3", 0.1))
 GRID = [f"train.learning_rate={rate} train.temperature={t}" for rate, t in TRIED]
 Scores = dict[str, float]
 Rows = list[dict[str, Any]]
