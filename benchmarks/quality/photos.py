@@ -301,13 +301,20 @@ def ablate(bench: Bench, chosen: list[str], seeds: Sequence[int]) -> str:
             if question == "instructions":
                 here = without_instructions(bench)
             if value == "mined":
-                root = bench.output / "mined"
-                if not root.exists():
-                    mine(str(bench.output / f"table/vlm/{seeds[0]}/run"), bench.data / "train", root, MiningRule())
+                root = mined(bench, seeds[0])
             place = f"ablate/{question}/{value}"
             runs = [here.run(f"{place}/{seed}", [*chosen, *change, f"train.seed={seed}"], root) for seed in seeds]
             lines.append(_line(question, value, runs, base))
     return "\n".join(lines)
+
+
+def mined(bench: Bench, seed: int) -> Path:
+    """The training sets with hard negatives by the chosen VLM; there when all of them are."""
+    root, beside = bench.output / "mined", bench.output / "mined.writing"
+    if not root.exists():
+        mine(str(bench.output / f"table/vlm/{seed}/run"), bench.data / "train", beside, MiningRule())
+        beside.rename(root)
+    return root
 
 
 def _line(question: str, value: str, runs: Sequence[Scores], base: Sequence[Scores]) -> str:
