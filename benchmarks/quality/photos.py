@@ -312,6 +312,7 @@ def mined(bench: Bench, seed: int) -> Path:
     """The training sets with hard negatives by the chosen VLM; there when all of them are."""
     root, beside = bench.output / "mined", bench.output / "mined.writing"
     if not root.exists():
+        shutil.rmtree(beside, ignore_errors=True)  # of a run that was cut
         mine(str(bench.output / f"table/vlm/{seed}/run"), bench.data / "train", beside, MiningRule())
         beside.rename(root)
     return root
