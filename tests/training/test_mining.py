@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from vlm2vec import Embedder, UserError
@@ -58,3 +59,18 @@ def test_mined_sets_train_with_their_pictures_and_words(train_root: Path, tmp_pa
                 assert negative != example.target
     with pytest.raises(UserError, match="is there already"):
         mine(str(folder), train_root, output, MiningRule())
+
+
+def test_pictures_that_were_mined_over_are_not_encoded_again(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlm2vec.training.mining.cache_folder", lambda: tmp_path / "cache")
+    model = Embedder.from_pretrained("compact", num_layers=1, visual_tokens=4, image_size=64)
+    folder = str(model.save_pretrained(tmp_path / "model"))
+    mine(folder, train_root, tmp_path / "first", MiningRule())
+    shards = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    assert sum(len(load_file(shard)) for shard in shards) == 16  # both sets have the same pictures
+    mine(folder, train_root, tmp_path / "second", MiningRule())
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == shards
+    for file in (tmp_path / "first").rglob("*.parquet"):
+        assert file.read_bytes() == (tmp_path / "second" / file.relative_to(tmp_path / "first")).read_bytes()

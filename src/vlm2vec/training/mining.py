@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vlm2vec.cache import cache_folder
 from vlm2vec.data.collate import content_key
 from vlm2vec.data.readers import list_sets, read_train_set, write_negatives
 from vlm2vec.errors import UserError
@@ -90,10 +91,13 @@ def mine(
         if (output / name).exists():
             raise UserError(f"{output / name}: is there already; choose another output or delete it")
     embedder = Embedder.from_pretrained(model)
+    embedder.backbone.cache_pictures(cache_folder() / "vision")  # where training and evaluation keep their features
     means = {}
     for name in names:
         examples = read_train_set(root, name, use_negatives=False)
         negatives = _of_set(embedder, examples, rule, name, batch_size)
+        if embedder.backbone.vision_cache is not None:
+            embedder.backbone.vision_cache.flush()
         write_negatives(root, name, negatives, output)
         means[name] = sum(map(len, negatives)) / len(negatives)
     return means
