@@ -6,7 +6,8 @@ same model and the same pairs of uneven length; each system in a process of its 
 One thread and processor time: on an idle machine that is the time on the clock, and a busy one does not change it much.
 
 Systems, all in float32 (or, with --bf16, under autocast) and with gradient caching:
-    ours        chunks cut by tokens from rows sorted by length, frozen vision side once, patch embedding as a product;
+    ours        chunks cut by tokens from rows sorted by length, frozen vision side once, patch embedding as a product,
+                the last layer at the last token only;
                 in bfloat16 frozen weights are cast once, and short rows take plain attention
     sentence_transformers  its CachedMultipleNegativesRankingLoss on modules around the same network
     reference   the published VLM2Vec recipe: both sides padded whole, then cut into chunks; vision side in both passes
@@ -44,6 +45,7 @@ from vlm2vec.losses import info_nce
 from vlm2vec.models.checkpoint import add_adapter
 from vlm2vec.models.frozen_vision import FrozenVision
 from vlm2vec.models.patch_embed import KINDS
+from vlm2vec.models.pooling import last_token
 from vlm2vec.training.config import LossSettings, TrainSettings
 from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.objective import Objective
@@ -162,7 +164,7 @@ def reference(embedder: Embedder, pairs: list[TrainExample], half: bool) -> Call
     def step() -> float:
         parts = [[untrimmed(side, i) for i in range(0, len(pairs), CHUNK)] for side in batches()]
         with torch.no_grad(), autocast(half):
-            leaves = [[embedder(part) for part in side] for side in parts]
+            leaves = [[all_tokens(embedder, part) for part in side] for side in parts]
         for leaf in (leaf for side in leaves for leaf in side):
             leaf.requires_grad_()
         value = info_nce(torch.cat(leaves[0]), torch.cat(leaves[1]), torch.arange(len(pairs)), TEMPERATURE)
@@ -170,11 +172,17 @@ def reference(embedder: Embedder, pairs: list[TrainExample], half: bool) -> Call
         for side, found in zip(parts, leaves, strict=True):
             for part, leaf in zip(side, found, strict=True):
                 with autocast(half):
-                    vectors = embedder(part)
+                    vectors = all_tokens(embedder, part)
                 vectors.backward(leaf.grad)
         return float(value.detach())
 
     return step
+
+
+def all_tokens(embedder: Embedder, batch: Batch) -> torch.Tensor:
+    """Every token through every layer, then the last one's state."""
+    hidden_BLD = embedder.backbone.hidden_states(batch)
+    return nn.functional.normalize(last_token(hidden_BLD, batch["attention_mask"]).float(), dim=-1)
 
 
 def untrimmed(batch: Batch, start: int) -> Batch:

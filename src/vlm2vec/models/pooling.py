@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 
 
+def last_places(mask_BL: torch.Tensor) -> torch.Tensor:
+    """Where each row's last real token stands, shape [B]; 1 in the mask for real tokens."""
+    positions_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+    return (mask_BL.bool() * (positions_L + 1)).amax(dim=1) - 1
+
+
 def last_token(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
     """The hidden state of each row's last real token, wherever the padding stands.
 
@@ -15,9 +21,7 @@ def last_token(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
     Returns:
         Shape [B, D].
     """
-    positions_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
-    last_B = (mask_BL.bool() * (positions_L + 1)).amax(dim=1) - 1
-    return hidden_BLD[torch.arange(hidden_BLD.shape[0], device=hidden_BLD.device), last_B]
+    return hidden_BLD[torch.arange(hidden_BLD.shape[0], device=hidden_BLD.device), last_places(mask_BL)]
 
 
 def mean(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 
 from vlm2vec.errors import UserError
 from vlm2vec.models import st_folder
+from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import POOLINGS
 from vlm2vec.models.prompts import VIDEO_PLACEHOLDER, PromptTemplate, place_video
 from vlm2vec.models.vision_cache import VisionCache
@@ -115,7 +116,16 @@ class Backbone(nn.Module, ABC):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """One vector an example, not normalised, shape [B, D]."""
-        return POOLINGS[self.pooling](self.hidden_states(batch), batch["attention_mask"])
+        mask_BL = batch["attention_mask"]
+        with last_token_only(self.last_parts() if self.pooling == "last" else [], mask_BL):
+            hidden_BLD = self.hidden_states(batch)
+        return POOLINGS[self.pooling](hidden_BLD, mask_BL)
+
+    def last_parts(self) -> list[nn.Module]:
+        """What works on each token by itself and after which no other token is read, see `models/last_layer.py`."""
+        model: Any = self.model
+        layers = getattr(model.get_decoder(), "layers", ()) if hasattr(model, "get_decoder") else ()
+        return by_token(layers[-1]) if layers else []
 
     @property
     @abstractmethod

@@ -23,6 +23,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.backbones.class_words import ClassWords
 from vlm2vec.models.backbones.compact_parts import VISION_DIM, EfficientNetLite, load_language
+from vlm2vec.models.last_layer import by_token
 from vlm2vec.models.prompts import order_of_pictures, split_at_pictures
 from vlm2vec.models.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import Batch, EmbeddingInput
@@ -178,6 +179,11 @@ class Compact(Backbone):
         """Final-norm hidden states [B, L, D]."""
         hidden: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], batch.get("image_features"))
         return hidden
+
+    def last_parts(self) -> list[nn.Module]:
+        """Of the last layer, and the head."""
+        model: Any = self.model
+        return [*by_token(model.language_model.layers[-1]), model.head]
 
     def cache_pictures(self, folder: Path | None = None) -> bool:
         """Keeps visual features by picture content; the encoder is always frozen here."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.models.backbones.compact import MAX_TEXT_TOKENS, Compact, CompactModel
+from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import last_token
 from vlm2vec.models.prompts import split_at_pictures
 from vlm2vec.types import Batch, EmbeddingInput
@@ -83,8 +84,14 @@ class CompactDual(Compact):
         if features is not None:
             counts_B = batch.rows["image_features"].to(features.device)
             owner_N = torch.repeat_interleave(torch.arange(len(counts_B), device=features.device), counts_B)
-        vectors: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], features, owner_N)
+        with last_token_only(self.last_parts(), batch["attention_mask"]):
+            vectors: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], features, owner_N)
         return vectors
+
+    def last_parts(self) -> list[nn.Module]:
+        """Of the text tower's last layer; its head sees no other token as it is."""
+        model: Any = self.model
+        return by_token(model.language_model.layers[-1])
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """A dual encoder has none for an input as a whole."""

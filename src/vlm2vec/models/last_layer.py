@@ -1,0 +1,95 @@
+"""Where a vector is read from the last token, the last layer is computed at that token only.
+
+A layer mixes tokens in its attention; whatever else it has (products before and after, feed-forward) works on each
+token by itself. After the last attention nobody reads the other tokens' states, so queries, output product and
+feed-forward of the last layer need one token a row: all of the layer but keys, values and their attention. Of a 4-layer
+model that is about a fifth of the work, of a 28-layer one a thirtieth; the gradient is the same.
+
+Shapes: B examples, L tokens, D any width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm2vec.models.pooling import last_places
+
+BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
+
+
+def by_token(layer: Any) -> list[nn.Module]:
+    """The parts of a layer that work on each token by itself and on nothing but linear layers.
+
+    A feed-forward part with a router or experts is left out, and so is a part of another name.
+    """
+    if getattr(layer, "gradient_checkpointing", False):  # activations are computed again later, on their own
+        return []
+    found = []
+    for path in BY_TOKEN:
+        part: Any = layer
+        for name in path.split("."):
+            part = getattr(part, name, None)
+        if isinstance(part, nn.Module) and all(isinstance(m, nn.Linear) for m in part.modules() if _has_own(m)):
+            found.append(part)
+    return found
+
+
+def _has_own(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
+
+
+@contextmanager
+def last_token_only(parts: Sequence[nn.Module], mask_BL: torch.Tensor) -> Iterator[None]:
+    """Around a forward pass whose result is read at each row's last token only.
+
+    A part that is called with another number of rows or tokens than the mask has works as ever, and so do calls of
+    other threads. What the parts give for the other tokens is zero.
+
+    Args:
+        parts: Modules that work on each token by itself.
+        mask_BL: 1 for real tokens, 0 for padding.
+    """
+    if mask_BL.shape[1] == 1 or torch.compiler.is_compiling():
+        parts = []
+    places = _Places(mask_BL)
+    handles = [
+        handle
+        for part in parts
+        for handle in (part.register_forward_pre_hook(places.gather), part.register_forward_hook(places.scatter))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Places:
+    """Takes the last tokens out of a part's input, and puts its output back among zeros."""
+
+    def __init__(self, mask_BL: torch.Tensor) -> None:
+        self.shape = mask_BL.shape
+        self.rows_B = torch.arange(len(mask_BL), device=mask_BL.device)
+        self.last_B = last_places(mask_BL)
+        self.thread = threading.get_ident()
+        self.inside: set[int] = set()
+
+    def gather(self, part: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if threading.get_ident() != self.thread or args[0].shape[:2] != self.shape:
+            return None
+        self.inside.add(id(part))
+        return (args[0][self.rows_B, self.last_B].unsqueeze(1), *args[1:])
+
+    def scatter(self, part: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        if threading.get_ident() != self.thread or id(part) not in self.inside:
+            return None
+        self.inside.remove(id(part))
+        whole_BLD = output.new_zeros(*self.shape, output.shape[-1])
+        whole_BLD[self.rows_B, self.last_B] = output[:, 0]
+        return whole_BLD
