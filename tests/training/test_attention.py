@@ -38,17 +38,24 @@ def test_the_gradient_is_that_of_float32_as_nearly_as_the_fused_kernels(family: 
     options = {"num_layers": 2, "visual_tokens": 4, "image_size": 64} if family == "compact" else {}
     embedder = build("compact" if family == "compact" else tiny_qwen2_vl, 0.0, **options)
     batch = batch_of(embedder)
-    _, exact = gradients(embedder, lambda: plain(embedder, batch, whole(batch)))
 
-    def error(backend: SDPBackend) -> float:
+    def error(backend: SDPBackend, exact: dict[str, torch.Tensor]) -> float:
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(backend):
             _, found = gradients(embedder, lambda: plain(embedder, batch, whole(batch)))
         assert found.keys() == exact.keys()
         squares = [(found[name] - exact[name]).square().sum() / exact[name].square().sum() for name in exact]
         return float(torch.stack(squares).mean().sqrt())
 
-    by_products, by_kernel = error(SDPBackend.MATH), error(SDPBackend.FLASH_ATTENTION)
-    assert 0 < by_products < 1.2 * by_kernel + 1e-3
+    errors = []
+    for seed in range(4):  # one draw of weights alone may favour either way by a quarter
+        torch.manual_seed(seed)
+        for name, parameter in embedder.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        _, exact = gradients(embedder, lambda: plain(embedder, batch, whole(batch)))
+        errors.append([error(backend, exact) for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)])
+    by_products, by_kernel = torch.tensor(errors).mean(dim=0).tolist()
+    assert 0 < by_products < 1.15 * by_kernel
     assert by_products < 0.1
 
 
