@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed.kills import one_killed
 from samples import draw
 from typer.testing import CliRunner
 
@@ -30,19 +27,6 @@ def rows_of(output: Path) -> list[str]:
     return [json.loads(line)["key"] for line in output.with_suffix(".rows.jsonl").read_text().splitlines()]
 
 
-def workers(kind: str) -> list[int]:
-    """Processes of this cluster's actors of a class: children of a child (the raylet) of this process."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_text()
-        except OSError:  # it has ended meanwhile
-            continue
-    mine = {pid for pid, parent in parents.items() if parent == os.getpid()}
-    return [pid for pid, name in names.items() if parents[pid] in mine and kind in name]
-
-
 def embed(model: str, inputs: Path, output: Path, *more: str) -> str:
     done = CliRunner().invoke(app, ["embed", model, str(inputs), "-o", str(output), "--part", "3", *more])
     assert done.exit_code == 0, done.output
@@ -52,19 +36,8 @@ def embed(model: str, inputs: Path, output: Path, *more: str) -> str:
 def test_a_killed_worker_changes_nothing(cluster, model, inputs, tmp_path) -> None:
     local = embed(model, inputs, tmp_path / "local.npy")
     parts = tmp_path / "ray.npy.parts"
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        """As soon as a worker has finished a part, that is: while it works on another."""
-        while not list(parts.glob("part-*.parquet")):
-            time.sleep(0.02)
-        killed.append(workers("PartEncoder")[0])
-        os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    by_ray = embed(model, inputs, tmp_path / "ray.npy", "--engine", "ray", "--workers", "2")
-    killer.join()
+    with one_killed("PartEncoder", parts, "part-*.parquet") as killed:
+        by_ray = embed(model, inputs, tmp_path / "ray.npy", "--engine", "ray", "--workers", "2")
     assert killed and "24 vectors" in by_ray and "24 vectors" in local
     errors = [json.loads(line)["key"] for line in (tmp_path / "errors.jsonl").read_text().splitlines()]
     assert errors == ["bad.png"]

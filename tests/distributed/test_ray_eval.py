@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
-from distributed.test_ray_embed import workers
+from distributed.kills import one_killed
 from evaluation.toys import write_toy_benchmark
 from typer.testing import CliRunner
 
@@ -36,19 +32,8 @@ def score(model: str, benchmark: Path, folder: Path, *more: str) -> bytes:
 
 def test_a_killed_worker_changes_nothing(cluster, model, benchmark, small_parts, tmp_path) -> None:
     local = score(model, benchmark, tmp_path / "local")
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        """As soon as a part is in the store, that is: while another is in work."""
-        while not list((tmp_path / "ray/store").glob("*/*.keys")):
-            time.sleep(0.01)
-        killed.append(workers("EvalWorker")[0])
-        os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    by_ray = score(model, benchmark, tmp_path / "ray", "--engine", "ray", "--workers", "2")
-    killer.join()
+    with one_killed("EvalWorker", tmp_path / "ray/store", "*/*.keys") as killed:
+        by_ray = score(model, benchmark, tmp_path / "ray", "--engine", "ray", "--workers", "2")
     assert killed and by_ray == local
     keys = [file.stat().st_size // 32 for file in (tmp_path / "ray/store").glob("*/*.keys")]
     assert sum(keys) == 60 + 10 + 10 and max(keys) == 8  # nothing lost, nothing doubled
