@@ -44,7 +44,7 @@ def one_killed(kind: str, folder: Path, done: str) -> Iterator[list[int]]:
         killed.append(workers(kind)[0])
         os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_one)
+    killer = threading.Thread(target=kill_one, daemon=True)  # a body that fails leaves no part to wait for
     killer.start()
     yield killed
     killer.join()

@@ -2,8 +2,8 @@
 
 A layer mixes tokens in its attention; whatever else it has (products before and after, feed-forward) works on each
 token by itself. After the last attention nobody reads the other tokens' states, so queries, output product and
-feed-forward of the last layer need one token a row: all of the layer but keys, values and their attention. Of a 4-layer
-model that is about a fifth of the work, of a 28-layer one a thirtieth; the gradient is the same.
+feed-forward of the last layer need one token a row: all of the layer but keys, values and their attention. Of the
+layers' products that is about a quarter in a 4-layer model and a thirtieth in a 28-layer one; the gradient is the same.
 
 Shapes: B examples, L tokens, D any width.
 """
@@ -23,33 +23,28 @@ from vlm2vec.models.pooling import last_places
 BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
 
 
-def by_token(layer: Any) -> list[nn.Module]:
+def by_token(layer: nn.Module) -> list[nn.Module]:
     """The parts of a layer that work on each token by itself and on nothing but linear layers.
 
     A feed-forward part with a router or experts is left out, and so is a part of another name.
     """
     if getattr(layer, "gradient_checkpointing", False):  # activations are computed again later, on their own
         return []
-    found = []
-    for path in BY_TOKEN:
-        part: Any = layer
-        for name in path.split("."):
-            part = getattr(part, name, None)
-        if isinstance(part, nn.Module) and all(isinstance(m, nn.Linear) for m in part.modules() if _has_own(m)):
-            found.append(part)
-    return found
+    named = dict(layer.named_modules())
+    return [named[path] for path in BY_TOKEN if path in named and _only_linear(named[path])]
 
 
-def _has_own(module: nn.Module) -> bool:
-    return next(module.parameters(recurse=False), None) is not None
+def _only_linear(part: nn.Module) -> bool:
+    """Whether every weight in it is a linear layer's."""
+    return all(isinstance(m, nn.Linear) for m in part.modules() if any(True for _ in m.parameters(recurse=False)))
 
 
 @contextmanager
 def last_token_only(parts: Sequence[nn.Module], mask_BL: torch.Tensor) -> Iterator[None]:
     """Around a forward pass whose result is read at each row's last token only.
 
-    A part that is called with another number of rows or tokens than the mask has works as ever, and so do calls of
-    other threads. What the parts give for the other tokens is zero.
+    A part that is called by keyword or with another number of rows or tokens than the mask has works as ever, and so
+    do calls of other threads. What the parts give for the other tokens is zero.
 
     Args:
         parts: Modules that work on each token by itself.
@@ -82,7 +77,7 @@ class _Places:
         self.inside: set[int] = set()
 
     def gather(self, part: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if threading.get_ident() != self.thread or args[0].shape[:2] != self.shape:
+        if threading.get_ident() != self.thread or not args or args[0].shape[:2] != self.shape:
             return None
         self.inside.add(id(part))
         return (args[0][self.rows_B, self.last_B].unsqueeze(1), *args[1:])
