@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def main() -> None:
     for model in given.model or BASES:
         for settings in bench.grid:
             place = f"{model}/{settings.replace(' ', ',')}"
-            scores = bench.run(place, [*BASES[model], *settings.split()], root, held)
+            scores = bench.run(place, [*BASES[model], *shlex.split(settings)], root, held)
             cells = [f"{100 * scores[name]:.1f}" for name in ("overall", *SETS)]
             print(f"| {model} | {settings} | {' | '.join(cells)} |", flush=True)
 

@@ -11,8 +11,9 @@ docs/results.md, in one command. Every run is kept; started again, it goes on wh
 
 `--stage` curve and ablate go there by 1 and 2, and not by each other; without it everything is run.
 `--set key=value` changes every run's recipe (such as model.options.num_layers=1, for a smoke test), `--task` keeps some
-of the evaluation sets, `--grid "key=value key=value"` (again for each point) replaces the settings to choose from. Any
-folder in this layout does: with `--recipe recipes/demo.yaml --data` the prepared demo benchmark.
+of the evaluation sets, `--grid "key=value key=value"` (again for each point; a value with a blank in quotes) replaces
+the settings to choose from. Any folder in this layout does: with `--recipe recipes/demo.yaml --data` the prepared demo
+benchmark.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import hashlib
 import json
 import random
+import shlex
 import shutil
 import statistics
 import time
@@ -187,7 +189,7 @@ def without_instructions(bench: Bench) -> Bench:
 def select(bench: Bench) -> dict[str, list[str]]:
     """The settings of each model with the highest mean on what was held out; nothing is run for a choice of one."""
     if len(bench.grid) == 1:
-        return {model: [*BASES[model], *bench.grid[0].split()] for model in bench.models}
+        return {model: [*BASES[model], *shlex.split(bench.grid[0])] for model in bench.models}
     root, held = hold_out(bench)
     steps = [f"train.steps={bench.select_steps}"] if bench.select_steps else []
     chosen = {}
@@ -195,11 +197,11 @@ def select(bench: Bench) -> dict[str, list[str]]:
         base = BASES[model]
         found = {}
         for settings in bench.grid:
-            changes = [*base, *settings.split(), *steps, "train.seed=0"]
+            changes = [*base, *shlex.split(settings), *steps, "train.seed=0"]
             place = f"select/{model}/{settings.replace(' ', ',')}"
             found[settings] = bench.run(place, changes, root, held)["overall"]
         best = max(found, key=lambda settings: found[settings])
-        chosen[model] = [*base, *best.split()]
+        chosen[model] = [*base, *shlex.split(best)]
         print(f"{model}: {best} ({100 * found[best]:.1f} on what was held out; worst {100 * min(found.values()):.1f})")
     return chosen
 
