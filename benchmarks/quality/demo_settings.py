@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from photos import BASES, Bench, Rows, question, write_held_out
+from photos import BASES, Bench, Rows, changes_of, question, write_held_out
 
 HELD_OUT = 12  # one name in so many
 TONES = {f"1f3f{last}" for last in "bcdef"}
@@ -87,7 +86,7 @@ def main() -> None:
     for model in given.model or BASES:
         for settings in bench.grid:
             place = f"{model}/{settings.replace(' ', ',')}"
-            scores = bench.run(place, [*BASES[model], *shlex.split(settings)], root, held)
+            scores = bench.run(place, changes_of(model, settings), root, held)
             cells = [f"{100 * scores[name]:.1f}" for name in ("overall", *SETS)]
             print(f"| {model} | {settings} | {' | '.join(cells)} |", flush=True)
 

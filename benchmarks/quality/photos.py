@@ -186,22 +186,26 @@ def without_instructions(bench: Bench) -> Bench:
     return replace(bench, data=output)
 
 
+def changes_of(model: str, settings: str) -> list[str]:
+    """What a point of the grid changes in the recipe of a model."""
+    return [*BASES[model], *shlex.split(settings)]
+
+
 def select(bench: Bench) -> dict[str, list[str]]:
     """The settings of each model with the highest mean on what was held out; nothing is run for a choice of one."""
     if len(bench.grid) == 1:
-        return {model: [*BASES[model], *shlex.split(bench.grid[0])] for model in bench.models}
+        return {model: changes_of(model, bench.grid[0]) for model in bench.models}
     root, held = hold_out(bench)
     steps = [f"train.steps={bench.select_steps}"] if bench.select_steps else []
     chosen = {}
     for model in bench.models:
-        base = BASES[model]
         found = {}
         for settings in bench.grid:
-            changes = [*base, *shlex.split(settings), *steps, "train.seed=0"]
+            changes = [*changes_of(model, settings), *steps, "train.seed=0"]
             place = f"select/{model}/{settings.replace(' ', ',')}"
             found[settings] = bench.run(place, changes, root, held)["overall"]
         best = max(found, key=lambda settings: found[settings])
-        chosen[model] = [*base, *shlex.split(best)]
+        chosen[model] = changes_of(model, best)
         print(f"{model}: {best} ({100 * found[best]:.1f} on what was held out; worst {100 * min(found.values()):.1f})")
     return chosen
 
