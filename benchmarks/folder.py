@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from vlm2vec.retrieval.index import open_store
+from vlm2vec.retrieval.open import open_store
 
 DATA = Path(__file__).parents[2] / "shared/data/photos-mmeb"
 Rows = dict[str, np.ndarray]

@@ -26,8 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm2vec.retrieval.index import Hit, StoreFacts, VectorStore, open_store
 from vlm2vec.retrieval.lance_store import KINDS
+from vlm2vec.retrieval.open import open_store
+from vlm2vec.retrieval.vector_store import Hit, StoreFacts, VectorStore
 
 K = 10
 ROWS_A_CLUSTER = 50

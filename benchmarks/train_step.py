@@ -40,12 +40,12 @@ from torch import nn
 
 from vlm2vec import Embedder, EmbeddingInput
 from vlm2vec.data.collate import collate_pairs
-from vlm2vec.images import ImageRef
 from vlm2vec.losses import info_nce
-from vlm2vec.models.checkpoint import add_adapter
-from vlm2vec.models.frozen_vision import FrozenVision
-from vlm2vec.models.patch_embed import KINDS
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.models.pooling import last_token
+from vlm2vec.models.vision.frozen_vision import FrozenVision
+from vlm2vec.models.vision.patch_embed import KINDS
 from vlm2vec.training.config import LossSettings, TrainSettings
 from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.objective import Objective

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm2vec.images import ImageRef
-from vlm2vec.models.backbones.compact_parts import EfficientNetLite, package_file
-from vlm2vec.models.vision_cache import ENCODE_BATCH, chunks
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.backbones.compact.parts import EfficientNetLite, package_file
+from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, chunks
 
 
 def published(size: int) -> Callable[[list[ImageRef]], torch.Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm2vec.evaluation.report import comparison_table
+from vlm2vec.evaluation.comparison import comparison_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

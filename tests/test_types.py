@@ -12,7 +12,7 @@ from PIL import Image
 from tiny.models import picture
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
 from vlm2vec.types import Batch, EmbeddingInput
 
 

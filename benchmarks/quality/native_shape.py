@@ -29,16 +29,16 @@ from demo_settings import hold_out
 from photos import Bench, Scores
 from tokenizers import AddedToken, processors
 
+from pretraining.captions import Caption
+from pretraining.pretrain import START_SCALE, Pretrainer, pretrain
+from pretraining.pretrain_data import RowBatch
+from pretraining.pretrain_recipe import PretrainRecipe
 from vlm2vec import Embedder
-from vlm2vec.data.captions import Caption
-from vlm2vec.data.readers import list_sets, read_train_set
-from vlm2vec.images import ImageRef
-from vlm2vec.models.backbones.compact_parts import load_language
-from vlm2vec.models.patch_embed import use_matrix_products
-from vlm2vec.models.vision_cache import VisionCache
-from vlm2vec.training.pretrain import START_SCALE, Pretrainer, pretrain
-from vlm2vec.training.pretrain_data import RowBatch
-from vlm2vec.training.pretrain_recipe import PretrainRecipe
+from vlm2vec.data.mmeb.images import list_sets, read_train_set
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.backbones.compact.parts import load_language
+from vlm2vec.models.vision.patch_embed import use_matrix_products
+from vlm2vec.models.vision.vision_cache import VisionCache
 from vlm2vec.training.run import train
 from vlm2vec.types import EmbeddingInput
 

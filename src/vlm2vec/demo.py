@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.cache import cache_folder
-from vlm2vec.data.demo import prepare_demo
+from vlm2vec.data.emoji.prepare import prepare_demo
+from vlm2vec.evaluation.comparison import comparison_table
 from vlm2vec.evaluation.evaluate import TaskResult, results_json
-from vlm2vec.evaluation.report import comparison_table, write_html
+from vlm2vec.evaluation.report import write_html
 from vlm2vec.evaluation.run import score_model
-from vlm2vec.models.checkpoint import provenance
+from vlm2vec.models.checkpoints.folder import provenance
 from vlm2vec.progress import rule, say, stage_bars
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
 from vlm2vec.training.run import CHECKPOINTS, read_log, train

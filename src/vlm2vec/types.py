@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from vlm2vec.documents import VIDEO_ENDINGS
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
-from vlm2vec.videos import VideoRef
+from vlm2vec.media.documents import VIDEO_ENDINGS
+from vlm2vec.media.images import ImageRef
+from vlm2vec.media.videos import VideoRef
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlm2vec.data.videos import SETS
+from vlm2vec.data.mmeb.videos import SETS
 
 TOKEN = "<|image_1|>"
 NUM_QUERIES = 12

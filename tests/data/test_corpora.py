@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from data.layouts import corpus_rows, write_corpus_set, write_table
 
-from vlm2vec.data.corpora import read_corpus_set
+from vlm2vec.data.mmeb.corpora import read_corpus_set
 from vlm2vec.errors import UserError
 
 APART: dict[Any, str] = {"queries": "a/queries.jsonl", "corpus": "a/corpus.jsonl", "qrels": "a/qrels.jsonl"}

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from vlm2vec.data import demo
-from vlm2vec.data.demo_tasks import CORNERS, PLACES, TONES, words
+from vlm2vec.data.emoji import prepare as demo
+from vlm2vec.data.emoji.tasks import CORNERS, PLACES, TONES, words
 from vlm2vec.errors import UserError
 
 TRAIN_COLUMNS = ["qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"]
@@ -211,7 +211,7 @@ def test_another_process_makes_the_same_bytes(prepared: Prepared, tmp_path: Path
     program = """if True:
         import sys
         from pathlib import Path
-        from vlm2vec.data import demo
+        from vlm2vec.data.emoji import prepare as demo
         write, packages, root = demo._write_zips, Path(sys.argv[1]), Path(sys.argv[2])
         part = lambda zips: {name: dict(list(pictures.items())[-50:]) for name, pictures in zips.items()}
         demo._write_zips = lambda root, zips, *rest: write(root, part(zips), *rest)

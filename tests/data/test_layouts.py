@@ -11,16 +11,16 @@ import pytest
 from data.layouts import instruct_row, picture, write_image_set, write_rows, write_video_set, write_visdoc_set
 
 from vlm2vec import UserError
-from vlm2vec.data.instruct import prompts_of
-from vlm2vec.data.media import Media, sample_frames
-from vlm2vec.data.quirks import Quirks
-from vlm2vec.data.readers import read_eval_set
+from vlm2vec.data.mmeb.documents import read_visdoc_set
+from vlm2vec.data.mmeb.images import read_eval_set
+from vlm2vec.data.mmeb.instruct import prompts_of
+from vlm2vec.data.mmeb.media import Media, sample_frames
+from vlm2vec.data.mmeb.quirks import Quirks
+from vlm2vec.data.mmeb.videos import read_video_set
 from vlm2vec.data.records import read_eval_records, read_train_records
-from vlm2vec.data.videos import read_video_set
-from vlm2vec.data.visdoc import read_visdoc_set
 from vlm2vec.evaluation.benchmark import EvalTask
 from vlm2vec.evaluation.tasks import read_task
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
 
 T = "<|image_1|>"
 

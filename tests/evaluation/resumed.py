@@ -14,7 +14,7 @@ from vlm2vec.evaluation import evaluate as evaluation
 from vlm2vec.evaluation.benchmark import load_benchmark
 from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.report import write_evaluation
-from vlm2vec.retrieval import store as stores
+from vlm2vec.retrieval import embedding_cache as stores
 from vlm2vec.types import EmbeddingInput
 
 PART = 8

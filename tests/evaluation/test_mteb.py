@@ -15,7 +15,7 @@ from vlm2vec import Embedder
 from vlm2vec.evaluation.benchmark import load_benchmark
 from vlm2vec.evaluation.evaluate import evaluate
 from vlm2vec.evaluation.tasks import TaskReader
-from vlm2vec.retrieval.store import InputKeys
+from vlm2vec.retrieval.embedding_cache import InputKeys
 from vlm2vec.types import EmbeddingInput
 
 mteb = pytest.importorskip("mteb")

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import Benchmark, load_benchmark
+from vlm2vec.evaluation.comparison import Comparison, comparison_table
 from vlm2vec.evaluation.evaluate import evaluate, read_results, read_tasks, results_json
-from vlm2vec.evaluation.report import Comparison, comparison_table, write_evaluation
+from vlm2vec.evaluation.report import write_evaluation
 from vlm2vec.types import EvalQuery
 
 ABOUT = {"machine": "2 cores", "versions": {"torch": "2.13", "pillow": "12.0"}, "git_revision": None}

@@ -24,7 +24,7 @@ import pandas  # noqa: F401 - pyarrow imports it at the first array: once here, 
 
 from vlm2vec.jobs.embed import EmbedSettings, Job, was_finished
 from vlm2vec.jobs.sources import open_source
-from vlm2vec.retrieval.index import StoreFacts
+from vlm2vec.retrieval.vector_store import StoreFacts
 from vlm2vec.types import EmbeddingInput
 
 FACTS = StoreFacts("toy", "f" * 16, 8, about={"weights": "toy"})

@@ -24,7 +24,7 @@ from vlm2vec.jobs.embed import EmbedSettings, Job, check_output
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.jobs.stores import facts_of
 from vlm2vec.quantize import quantize
-from vlm2vec.retrieval.index import open_store
+from vlm2vec.retrieval.open import open_store
 
 COLORS = ("red", "green", "blue", "yellow")
 

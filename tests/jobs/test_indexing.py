@@ -12,7 +12,6 @@ from jobs.toys import ColourEncoder
 from samples import COLORS, draw
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
 from vlm2vec.jobs import indexing
 from vlm2vec.jobs.classifying import Labels, classify_source, classify_store
 from vlm2vec.jobs.duplicates import find_duplicates
@@ -20,7 +19,9 @@ from vlm2vec.jobs.indexing import IndexReport, index_source, write_errors
 from vlm2vec.jobs.searching import PRESETS, Query, Searcher, picture_ref, with_pictures
 from vlm2vec.jobs.sheet import write_sheet
 from vlm2vec.jobs.sources import open_source
-from vlm2vec.retrieval.index import StoreFacts, VectorStore, open_store
+from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval.open import open_store
+from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
 
 FACTS = StoreFacts("toy", "colours", 3)
 NAMES = list(COLORS)

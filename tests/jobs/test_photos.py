@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from jobs.test_search_cli import typed
 
-from vlm2vec.retrieval.index import open_store
+from vlm2vec.retrieval.open import open_store
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared/data/photos-mmeb"

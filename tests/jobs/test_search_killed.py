@@ -14,7 +14,7 @@ from jobs.test_search_cli import SMALL, refused, typed
 from samples import COLORS, draw
 
 from vlm2vec.jobs.stores import only_writer
-from vlm2vec.retrieval.index import open_store
+from vlm2vec.retrieval.open import open_store
 
 KILLED = """
 import os, signal, sys

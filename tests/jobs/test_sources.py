@@ -11,8 +11,9 @@ from PIL import Image
 from samples import draw
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
-from vlm2vec.jobs.sources import Record, SourceSettings, open_source
+from vlm2vec.jobs.records import Record, SourceSettings
+from vlm2vec.jobs.sources import open_source
+from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tiny.models import FAMILIES
 
-from vlm2vec.models import known
+from vlm2vec.models.checkpoints import known
 from vlm2vec.models.registry import BACKBONES, BUILT_IN
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from pretraining.class_names import kind_of, read_wordnet
 from vlm2vec import Embedder, UserError
-from vlm2vec.models.backbones.class_words import MAP_MEAN, MAP_STD, NAMES, ClassWords
-from vlm2vec.training.class_names import kind_of, read_wordnet
+from vlm2vec.models.backbones.compact.class_words import MAP_MEAN, MAP_STD, NAMES, ClassWords
 
 LINES = NAMES.read_text().splitlines()
 

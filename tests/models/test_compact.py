@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
-from vlm2vec.images import ImageRef
-from vlm2vec.models.backbones import compact
-from vlm2vec.models.backbones.compact import _resampled
-from vlm2vec.models.backbones.compact_parts import EfficientNetLite, package_file
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.backbones.compact import model as compact
+from vlm2vec.models.backbones.compact.model import _resampled
+from vlm2vec.models.backbones.compact.parts import EfficientNetLite, package_file
 from vlm2vec.models.embedder import best_dtype
-from vlm2vec.models.vision_cache import VisionCache
+from vlm2vec.models.vision.vision_cache import VisionCache
 
 SMALL = {"num_layers": 2, "visual_tokens": 4, "image_size": 64}
 

@@ -239,7 +239,7 @@ def test_every_family_is_scored_by_a_benchmark(family, folders, tmp_path):
 
 @pytest.mark.parametrize(("name", "tuning"), [("clip", "lora"), ("siglip", "full"), ("open_clip", "full")])
 def test_fine_tuning_by_the_same_trainer_lowers_the_loss(folders, name, tuning, tmp_path):
-    from vlm2vec.models.golden import verify_golden
+    from vlm2vec.models.verification.golden import verify_golden
     from vlm2vec.training.config import Recipe
     from vlm2vec.training.run import train
 

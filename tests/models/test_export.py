@@ -17,11 +17,12 @@ from tiny.dual import build_clip
 from tiny.models import picture
 
 from vlm2vec import Embedder, UserError
-from vlm2vec.images import ImageRef
-from vlm2vec.models import checkpoint, compare
-from vlm2vec.models.export import export, openvino_core
-from vlm2vec.models.golden import golden_inputs, verify_golden
-from vlm2vec.models.verify import report_against, report_saved
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.verification import compare
+from vlm2vec.models.verification.export import export, openvino_core
+from vlm2vec.models.verification.golden import golden_inputs, verify_golden
+from vlm2vec.models.verification.verify import report_against, report_saved
 from vlm2vec.types import EmbeddingInput
 
 INPUTS = ["a dog", {"image": picture(40, 30, 1)}, {"image": picture(33, 41, 2), "text": "what?"}]

@@ -9,8 +9,8 @@ import torch
 from tiny.fixtures import tiny_vlm  # noqa: F401
 
 from vlm2vec import Embedder
-from vlm2vec.models import checkpoint
-from vlm2vec.models.fingerprint import describe
+from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.verification.fingerprint import describe
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from PIL import Image
 from tiny.fixtures import tiny_vlm  # noqa: F401
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
-from vlm2vec.images import ImageRef
-from vlm2vec.models.checkpoint import add_adapter
-from vlm2vec.models.feature_store import FeatureStore, _join, split_output
-from vlm2vec.models.frozen_vision import FrozenVision, row_keys, vision_fingerprint
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.checkpoints.folder import add_adapter
+from vlm2vec.models.vision.frozen_vision import FrozenVision, row_keys, vision_fingerprint
+from vlm2vec.models.vision.vision_cache import FeatureStore, _join, split_output
 from vlm2vec.training.gradcache import cached_backward
 from vlm2vec.types import Batch
 

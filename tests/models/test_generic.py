@@ -15,7 +15,7 @@ from tiny.llava import build_llava_next
 from tiny.models import FAMILIES, picture
 
 from vlm2vec.errors import UserError
-from vlm2vec.models import checkpoint
+from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.registry import backbone_class
 from vlm2vec.types import EmbeddingInput

@@ -12,7 +12,7 @@ from tiny.dual import build_clip
 from tiny.models import picture
 
 from vlm2vec import Embedder, UserError
-from vlm2vec.models import known
+from vlm2vec.models.checkpoints import known
 from vlm2vec.models.pooling import POOLINGS
 from vlm2vec.models.prompts import PromptTemplate
 from vlm2vec.models.registry import BACKBONES

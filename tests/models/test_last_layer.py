@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm2vec import Embedder, EmbeddingInput
-from vlm2vec.models.checkpoint import add_adapter
+from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import last_token
 from vlm2vec.types import Batch

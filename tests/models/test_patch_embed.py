@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm2vec.models.patch_embed import PatchConv2d, PatchConv3d, use_matrix_products
+from vlm2vec.models.vision.patch_embed import PatchConv2d, PatchConv3d, use_matrix_products
 
 
 @pytest.mark.parametrize(

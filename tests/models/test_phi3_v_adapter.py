@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny.models import picture
 
 from vlm2vec import Embedder, UserError
-from vlm2vec.models.export import export
+from vlm2vec.models.verification.export import export
 
 BASE = Path(__file__).parents[1] / "golden/phi3v"
 TARGETS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "k_proj", "q_proj", "out_proj", "v_proj"]

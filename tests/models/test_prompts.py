@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
 from vlm2vec.models.prompts import PromptTemplate, split_at_pictures
 from vlm2vec.types import EmbeddingInput
 

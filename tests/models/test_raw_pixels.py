@@ -12,8 +12,8 @@ from PIL import Image
 from tiny.models import FAMILIES
 
 from vlm2vec import Embedder, EmbeddingInput
-from vlm2vec.images import ImageRef
-from vlm2vec.models.raw_pixels import RawPixels
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.vision.raw_pixels import RawPixels
 
 # Tiles or pictures padded with numbers of zero, by the processor or in a batch.
 CANNOT = {"llava_next", "llava_onevision", "mllama", "mistral3", "idefics3", "smolvlm"}

@@ -9,7 +9,10 @@ import transformers
 from tiny.models import FAMILIES, picture
 
 from vlm2vec import Embedder, UserError
-from vlm2vec.models import checkpoint, fingerprint, resolution, st_folder
+from vlm2vec.models import st_folder
+from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.verification import fingerprint
+from vlm2vec.models.vision import resolution
 from vlm2vec.types import EmbeddingInput
 
 GOLDEN = Path(__file__).parents[1] / "golden"

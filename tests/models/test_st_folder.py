@@ -10,8 +10,9 @@ import transformers
 from tiny.models import picture
 
 from vlm2vec import Embedder, UserError
-from vlm2vec.models import checkpoint, st_folder
+from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.generic import Generic
+from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.prompts import PromptTemplate
 from vlm2vec.types import EmbeddingInput
 

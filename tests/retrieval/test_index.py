@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2vec.errors import UserError
-from vlm2vec.retrieval.index import StoreFacts, VectorStore, open_store
+from vlm2vec.retrieval.open import open_store
+from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
 
 FACTS = StoreFacts("toy", "abc", 16, about={"weights": "1", "template": "2"})
 NUM = 120
@@ -210,7 +211,7 @@ def test_an_index_finds_the_nearest_and_keeps_true_scores(kind: str, tmp_path: P
 
 
 def test_many_rows_get_the_index_that_can_keep_their_dimension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlm2vec.retrieval.index.EXACT_BELOW", 1000)
+    monkeypatch.setattr("vlm2vec.retrieval.vector_store.EXACT_BELOW", 1000)
     for dim, kind in ((64, "IVF_RQ"), (20, "IVF_HNSW_SQ")):
         vectors = np.repeat(unit_rows(60, 4, dim=dim), 20, axis=0) + 0.8 * unit_rows(
             1200, 5, dim=dim
@@ -249,7 +250,7 @@ def test_an_address_that_leads_nowhere_is_one_line_and_makes_nothing(uri: str, p
 KILLED = """
 import os, signal, sys
 import numpy as np
-from vlm2vec.retrieval.index import StoreFacts, open_store
+from vlm2vec.retrieval.vector_store import StoreFacts, open_store
 store = open_store(sys.argv[1], StoreFacts("toy", "abc", 16))
 for part in range(100):
     store.upsert([f"{part}-{i}" for i in range(50)], np.eye(50, 16, dtype=np.float32) + 0.1, [{"part": part}] * 50)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
-from vlm2vec.retrieval.store import EmbeddingStore, InputKeys, clean_store, fill, fingerprint, list_store
+from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval.embedding_cache import EmbeddingStore, InputKeys, clean_store, fill, fingerprint, list_store
 from vlm2vec.types import EmbeddingInput
 
 ABOUT = {"model": "toy", "weights": "w1", "template": "t1"}

@@ -30,7 +30,7 @@ from wire import data_uri
 from vlm2vec import Embedder
 from vlm2vec.cli import app
 from vlm2vec.jobs.stores import facts_of
-from vlm2vec.retrieval.index import open_store
+from vlm2vec.retrieval.open import open_store
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a dog on the beach", "a red car", "Zürich"]

@@ -13,7 +13,7 @@ import uvicorn
 
 from vlm2vec import Embedder
 from vlm2vec.jobs.stores import facts_of
-from vlm2vec.retrieval.index import open_store
+from vlm2vec.retrieval.open import open_store
 from vlm2vec.serving.app import create_app
 from vlm2vec.serving.settings import ServeSettings
 

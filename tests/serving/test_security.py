@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 from wire import data_uri, post, toy_server
 
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
 from vlm2vec.serving import fetch
 from vlm2vec.serving.access import RateLimit
 from vlm2vec.serving.fetch import Fetcher, is_public

@@ -21,7 +21,7 @@ from vlm2vec import Embedder
 from vlm2vec.cli import app
 from vlm2vec.errors import UserError
 from vlm2vec.jobs.stores import facts_of
-from vlm2vec.retrieval.index import open_store
+from vlm2vec.retrieval.open import open_store
 from vlm2vec.serving.app import create_app
 from vlm2vec.serving.run import claim_slot, load, serve, worker_app
 from vlm2vec.serving.settings import ENVIRONMENT, ServeSettings

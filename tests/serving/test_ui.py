@@ -27,7 +27,7 @@ from vlm2vec.jobs.searching import PRESETS
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.jobs.stores import facts_of
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.retrieval.index import open_store
+from vlm2vec.retrieval.open import open_store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]

@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 import yaml
 
+from pretraining.pretrain_recipe import PretrainRecipe
 from vlm2vec import UserError
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
-from vlm2vec.training.pretrain_recipe import PretrainRecipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from vlm2vec import Embedder, UserError
 from vlm2vec.cli import app
-from vlm2vec.data.readers import list_sets, read_train_set
+from vlm2vec.data.mmeb.images import list_sets, read_train_set
 from vlm2vec.training.mining import MiningRule, mine, mine_negatives
 
 ANGLES = np.deg2rad([0, 10, 20, 40, 80])

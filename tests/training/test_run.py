@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlm2vec import Embedder, UserError
-from vlm2vec.models.golden import golden_inputs, verify_golden
+from vlm2vec.models.verification.golden import golden_inputs, verify_golden
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
 from vlm2vec.training.run import build_embedder, check_pictures, last_checkpoint, read_sets, train
 from vlm2vec.training.trainer import ContrastiveTrainer, recipe_weights

@@ -16,7 +16,7 @@ from torch import multiprocessing
 from torch.distributed.tensor import DTensor
 
 from vlm2vec import Embedder
-from vlm2vec.models.golden import verify_golden
+from vlm2vec.models.verification.golden import verify_golden
 from vlm2vec.training import sharding
 from vlm2vec.training.config import Recipe
 from vlm2vec.training.run import build_embedder, read_log, read_sets, train

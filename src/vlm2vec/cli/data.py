@@ -18,7 +18,7 @@ def data_demo(
 ) -> None:
     """Prepare the demo benchmark: emoji of three vendors in the MMEB layout."""
     from vlm2vec.cache import cache_folder
-    from vlm2vec.data.demo import prepare_demo
+    from vlm2vec.data.emoji.prepare import prepare_demo
     from vlm2vec.progress import stage_bars
 
     with stage_bars() as update:

@@ -52,7 +52,8 @@ def embed(
     from vlm2vec.distributed.cluster import RayPool
     from vlm2vec.distributed.ray_embed import run_on_ray
     from vlm2vec.jobs.embed import ERRORS_FILE, EmbedSettings, Job, check_output, was_finished
-    from vlm2vec.jobs.sources import SourceSettings, open_source
+    from vlm2vec.jobs.records import SourceSettings
+    from vlm2vec.jobs.sources import open_source
     from vlm2vec.jobs.stores import facts_of
     from vlm2vec.models.embedder import Embedder
     from vlm2vec.progress import progress_bar

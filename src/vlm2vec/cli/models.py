@@ -23,7 +23,7 @@ def verify(
 ) -> None:
     """Recompute a checkpoint's golden vectors and compare: with the saved ones, or with another library's."""
     from vlm2vec.models.registry import shipped_folder
-    from vlm2vec.models.verify import report_against, report_saved
+    from vlm2vec.models.verification.verify import report_against, report_saved
 
     folder = shipped_folder(str(folder)) or folder
     settings = settings_of(option, allow_pickle)
@@ -41,7 +41,7 @@ def export(
     allow_pickle: PickleOption = False,
 ) -> None:
     """Write a checkpoint in another form and compare its vectors with the source's."""
-    from vlm2vec.models.export import export as run_export
+    from vlm2vec.models.verification.export import export as run_export
 
     settings = settings_of(option, allow_pickle)
     done = run_export(source, to, output, **settings)

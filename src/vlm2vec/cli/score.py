@@ -47,8 +47,8 @@ def evaluate(
 
     from vlm2vec.distributed.cluster import RayPool
     from vlm2vec.distributed.ray_eval import ray_engine
+    from vlm2vec.evaluation.comparison import comparison_table
     from vlm2vec.evaluation.evaluate import results_json
-    from vlm2vec.evaluation.report import comparison_table
     from vlm2vec.evaluation.run import score_model
 
     settings = settings_of(option, allow_pickle)

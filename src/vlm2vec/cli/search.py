@@ -13,7 +13,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.progress import progress_bar, say
 
 if TYPE_CHECKING:
-    from vlm2vec.retrieval.index import Hit
+    from vlm2vec.retrieval.vector_store import Hit
 
 StoreUri = Annotated[str, typer.Option("--store", help="photos.lance, or qdrant://host:port/collection.")]
 WhereOption = Annotated[
@@ -52,7 +52,7 @@ def index(
     from vlm2vec.jobs.sources import open_source
     from vlm2vec.jobs.stores import facts_of, only_writer
     from vlm2vec.models.embedder import Embedder
-    from vlm2vec.retrieval.index import open_store
+    from vlm2vec.retrieval.open import open_store
 
     model, source = model_and_source(first, second)
     inputs = open_source(source)
@@ -91,9 +91,9 @@ def search(
     allow_pickle: PickleOption = False,
 ) -> None:
     """Search a store by text, by picture, or by both."""
-    from vlm2vec.images import ImageRef
     from vlm2vec.jobs.searching import Query, Searcher, with_pictures
     from vlm2vec.jobs.stores import load_model_of
+    from vlm2vec.media.images import ImageRef
 
     query = Query(text, ImageRef(path=str(image)) if image else None, instruction)
     query.as_input()  # an empty query is refused before a model is loaded
@@ -190,7 +190,7 @@ def duplicates(
 
 
 def _open(store: str) -> Any:
-    from vlm2vec.retrieval.index import open_store
+    from vlm2vec.retrieval.open import open_store
 
     if not store:
         raise UserError("--store is missing: photos.lance, or qdrant://host:port/collection")

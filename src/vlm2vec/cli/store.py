@@ -16,7 +16,7 @@ def store_ls(store: StoreOption = None) -> None:
 
     from rich.table import Table
 
-    from vlm2vec.retrieval.store import default_store, list_store
+    from vlm2vec.retrieval.embedding_cache import default_store, list_store
 
     root = store or default_store()
     table = Table(title=f"{root}")
@@ -36,7 +36,7 @@ def store_clean(
     store: StoreOption = None,
 ) -> None:
     """Remove kept vectors, and what killed processes left half-written."""
-    from vlm2vec.retrieval.store import clean_store, default_store, list_store
+    from vlm2vec.retrieval.embedding_cache import clean_store, default_store, list_store
 
     root = store or default_store()
     names = [entry.fingerprint for entry in list_store(root)] if everything else fingerprints or []

@@ -29,7 +29,7 @@ def ui(
     """Search a store in the browser: by text, by picture, or by both."""
     from vlm2vec.jobs.searching import Searcher
     from vlm2vec.jobs.stores import load_model_of
-    from vlm2vec.retrieval.index import open_store
+    from vlm2vec.retrieval.open import open_store
 
     opened = open_store(store) if store else None
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported

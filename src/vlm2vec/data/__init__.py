@@ -1,1 +1,1 @@
-"""Reading rows, drawing batches, preparing the demo benchmark."""
+"""Reads rows, draws batches and collates them into tensors."""

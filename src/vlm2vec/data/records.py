@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm2vec import archives
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
+from vlm2vec.media import archives
+from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput, EvalQuery, TrainExample
 
 BLOCK = 256  # records that are read at once where the file says nothing

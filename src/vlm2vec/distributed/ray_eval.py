@@ -16,7 +16,7 @@ from typing import Any
 from vlm2vec.distributed.cluster import TRIES, RayPool, joined_cluster
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.run import Engine, LocalEngine
-from vlm2vec.retrieval.store import EmbeddingStore, VectorStore, fill
+from vlm2vec.retrieval.embedding_cache import EmbeddingStore, VectorStore, fill
 from vlm2vec.types import EmbeddingInput
 
 Items = dict[bytes, EmbeddingInput]

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vlm2vec.data.corpora import Part
-from vlm2vec.data.instruct import Kind
-from vlm2vec.data.quirks import Quirks
+from vlm2vec.data.mmeb.corpora import Part
+from vlm2vec.data.mmeb.instruct import Kind
+from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.metrics import META_TASKS, MODALITIES, TASK_METRICS
 

@@ -14,8 +14,8 @@ from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
 from vlm2vec.evaluation.metrics import group_means
 from vlm2vec.evaluation.score import Sample, TaskResult, score_task
 from vlm2vec.evaluation.tasks import TaskReader
-from vlm2vec.images import ImageRef
-from vlm2vec.retrieval.store import InputKeys, MemoryStore, StoreRows, VectorStore, fill
+from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval.embedding_cache import InputKeys, MemoryStore, StoreRows, VectorStore, fill
 from vlm2vec.types import EmbeddingInput, Encoder, EvalQuery
 
 __all__ = ["Sample", "TaskReader", "TaskResult", "evaluate", "read_results", "read_tasks", "results_json"]
@@ -95,7 +95,7 @@ class Share:
 
 
 class FillStore(Protocol):
-    """Encodes what a store lacks of some inputs; as `vlm2vec.retrieval.store.fill` without its encoder."""
+    """Encodes what a store lacks of some inputs; as `vlm2vec.retrieval.embedding_cache.fill` without its encoder."""
 
     def __call__(
         self,

@@ -15,10 +15,11 @@ import yaml
 
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import read_benchmark, shipped_benchmarks
+from vlm2vec.evaluation.comparison import markdown_table
 from vlm2vec.evaluation.evaluate import RESULTS_FILE
 from vlm2vec.evaluation.metrics import GROUPS, MODALITIES, SPLITS
 from vlm2vec.evaluation.plots import NUM_COLOURS, Point, against, by_size, grouped_bars
-from vlm2vec.evaluation.report import leaderboard_json, markdown_table, write_text
+from vlm2vec.evaluation.report import leaderboard_json, write_text
 from vlm2vec.evaluation.upstream import is_upstream, leaderboard_means, read_upstream
 
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from vlm2vec.evaluation.benchmark import Benchmark
+from vlm2vec.evaluation.comparison import ComparisonRow, comparison_table, markdown_table, percent, shared_metric
 from vlm2vec.evaluation.evaluate import RESULTS_FILE, TaskResult, results_json
-from vlm2vec.evaluation.metrics import GROUPS, group_means
-from vlm2vec.evaluation.report_html import percent, render_page
+from vlm2vec.evaluation.report_html import render_page
 
 MARKDOWN_FILE = "results.md"
 LEADERBOARD_FILE = "leaderboard.json"
@@ -31,76 +27,6 @@ LEADERBOARD_FIELDS = (
     "data_source",
     "url",
 )
-
-
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One task, or one group of tasks, across the runs."""
-
-    name: str
-    kind: str
-    """Meta-task of a task; how many tasks a group has."""
-    split: str
-    chance: float | None
-    scores: tuple[float | None, ...]
-    """Score of each run, 0 to 1; None where the run has no such task."""
-    is_group: bool = False
-
-    def is_best(self, column: int) -> bool:
-        """Whether no other run is better; never where there is only one run."""
-        known = [score for score in self.scores if score is not None]
-        return len(self.scores) > 1 and self.scores[column] is not None and self.scores[column] == max(known)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Runs side by side, one column each."""
-
-    names: tuple[str, ...]
-    rows: tuple[ComparisonRow, ...]
-    metric: str
-    """Of every task; "score" where tasks have several."""
-    notes: tuple[str, ...]
-    """Plain sentences: where another run is ahead of the last one, and what cannot be compared."""
-
-    @property
-    def table(self) -> Table:
-        """For the terminal; print `remark` below it."""
-        table = Table(title=f"{self.metric} in percent")
-        for heading in ("task", "meta-task", "ind/ood"):
-            table.add_column(heading)
-        for heading in ("chance", *self.names):
-            table.add_column(Text(heading), justify="right")
-        previous: ComparisonRow | None = None
-        for row in self.rows:
-            if previous and row.is_group and not previous.is_group:
-                table.add_section()
-            cells = [Text(percent(s), style="bold" if row.is_best(i) else "") for i, s in enumerate(row.scores)]
-            table.add_row(Text(row.name), Text(row.kind), row.split, percent(row.chance), *cells)
-            previous = row
-        return table
-
-    @property
-    def remark(self) -> str:
-        """The notes, one a line."""
-        return "\n".join(self.notes)
-
-    @property
-    def markdown(self) -> str:
-        """The table and its notes."""
-        head = ("task", "meta-task", "ind/ood", "chance", *self.names)
-        rows = [
-            (
-                row.name,
-                row.kind,
-                row.split,
-                percent(row.chance),
-                *(f"**{percent(s)}**" if row.is_best(i) else percent(s) for i, s in enumerate(row.scores)),
-            )
-            for row in self.rows
-        ]
-        notes = "".join(f"\n{note}\n" for note in self.notes)
-        return f"{markdown_table(head, rows, num_left=3)}{notes}"
 
 
 def write_evaluation(
@@ -162,85 +88,8 @@ def write_html(
     write_text(path, page)
 
 
-def comparison_table(columns: Mapping[str, dict[str, Any]]) -> Comparison:
-    """Sets runs side by side.
-
-    Args:
-        columns: Contents of `results.json` by run; the notes compare the others with the last one.
-
-    Returns:
-        Rows for each task, then for each group; `.table` and `.remark` for a terminal, `.markdown` for a file.
-    """
-    runs = list(columns.values())
-    facts: dict[str, dict[str, Any]] = {}
-    for run in reversed(runs):
-        facts = {**run["tasks"], **facts}
-    rows = [
-        ComparisonRow(
-            name,
-            fact["meta_task"],
-            fact["split"] or "",
-            fact["chance"],
-            tuple(run["tasks"].get(name, {}).get("score") for run in runs),
-        )
-        for name, fact in facts.items()
-    ]
-    several = len({fact.get("modality") for fact in facts.values()}) > 1
-    of_group = {
-        name: tuple(
-            group
-            for group in (fact["meta_task"], fact.get("modality") if several else None, fact["split"])
-            if group is not None
-        )
-        for name, fact in facts.items()
-    }
-    chances = group_means({name: fact["chance"] for name, fact in facts.items()}, of_group)
-    for group in (group for group in GROUPS if group in chances):
-        num_tasks = sum(group in (*groups, "overall") for groups in of_group.values())
-        kind = f"mean of {num_tasks}"
-        scores = tuple(run["groups"].get(group) for run in runs)
-        rows.append(ComparisonRow(group, kind, "", chances[group], scores, is_group=True))
-    return Comparison(tuple(columns), tuple(rows), _metric(facts.values()), tuple(_notes(columns, rows)))
-
-
-def _metric(tasks: Iterable[Mapping[str, Any]]) -> str:
-    """The metric of all tasks, "score" where there are several."""
-    names = {str(task["metric"]) for task in tasks}
-    return names.pop() if len(names) == 1 else "score"
-
-
-def _notes(columns: Mapping[str, dict[str, Any]], rows: Sequence[ComparisonRow]) -> Iterable[str]:
-    *others, last = columns or [""]
-    for column, other in enumerate(others):
-        tasks = [_against(row, column) for row in rows if not row.is_group and _is_ahead(row, column)]
-        means = [_against(row, column) for row in rows if row.is_group and _is_ahead(row, column)]
-        if tasks:
-            in_means = f"; of the means, on: {', '.join(means)}" if means else "; of the means, on none"
-            yield f"{other} is ahead of {last} on: {', '.join(tasks)}{in_means}."
-        else:
-            yield f"{other} is nowhere ahead of {last}."
-    shapes = [
-        {(name, task["num_queries"], task["num_candidates"]) for name, task in run["tasks"].items()}
-        for run in columns.values()
-    ]
-    if any(shape != shapes[0] for shape in shapes):
-        yield "The runs differ in their tasks, queries or candidates: their means cannot be compared."
-
-
-def _is_ahead(row: ComparisonRow, column: int) -> bool:
-    score, last = row.scores[column], row.scores[-1]
-    return score is not None and last is not None and score > last
-
-
-def _against(row: ComparisonRow, column: int) -> str:
-    """`EmojiT2I (40.2 against 35.1)`, with another decimal where one would hide the difference."""
-    ours, last = 100 * (row.scores[column] or 0.0), 100 * (row.scores[-1] or 0.0)
-    decimals = 1 if f"{ours:.1f}" != f"{last:.1f}" else 3
-    return f"{row.name} ({ours:.{decimals}f} against {last:.{decimals}f})"
-
-
 def _results_markdown(content: dict[str, Any], about: dict[str, Any]) -> str:
-    metric = _metric(content["tasks"].values())
+    metric = shared_metric(content["tasks"].values())
     tasks = [
         (
             name,
@@ -297,13 +146,6 @@ def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         if value is not None and value != "":
             facts.append((name.replace("_", " "), str(value)))
     return facts
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], num_left: int) -> str:
-    """A table whose first `num_left` columns are text, the others numbers."""
-    rule = ["---"] * num_left + ["--:"] * (len(head) - num_left)
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, rule, *rows)]
-    return "".join(f"| {line} |\n" for line in lines)
 
 
 def _json(content: Any) -> str:

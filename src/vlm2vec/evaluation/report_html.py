@@ -9,17 +9,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from PIL import Image
 
+from vlm2vec.evaluation.comparison import Comparison, percent
 from vlm2vec.evaluation.evaluate import Sample, TaskResult
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput
-
-if TYPE_CHECKING:
-    from vlm2vec.evaluation.report import Comparison
 
 TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
 QUERY_PIXELS = 128
@@ -142,11 +140,6 @@ def render_page(
         chart=loss_chart(loss_curves),
         facts=facts,
     )
-
-
-def percent(score: float | None) -> str:
-    """A score as percent with one decimal; a dash where there is none."""
-    return "–" if score is None else f"{100 * score:.1f}"
 
 
 def loss_chart(loss_curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:

@@ -17,11 +17,11 @@ from vlm2vec.evaluation.evaluate import FillStore, TaskResult, check_tasks, eval
 from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.report import write_evaluation
 from vlm2vec.evaluation.tasks import TaskReader
-from vlm2vec.models.checkpoint import provenance
+from vlm2vec.models.checkpoints.folder import provenance
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.models.fingerprint import describe
+from vlm2vec.models.verification.fingerprint import describe
 from vlm2vec.progress import progress_bar
-from vlm2vec.retrieval.store import EmbeddingStore, default_store
+from vlm2vec.retrieval.embedding_cache import EmbeddingStore, default_store
 from vlm2vec.types import EmbeddingInput
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Engine(Protocol):
     """What encodes for an evaluation.
 
     Attributes:
-        about: What its vectors depend on (`vlm2vec.models.fingerprint`).
+        about: What its vectors depend on (`vlm2vec.models.verification.fingerprint`).
         size: `embedding_dimension` and `num_parameters`.
         num_encoded: Inputs so far.
     """

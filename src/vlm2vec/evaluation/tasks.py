@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vlm2vec.data.corpora import read_corpus_set
-from vlm2vec.data.quirks import Quirks
-from vlm2vec.data.readers import read_eval_set
+from vlm2vec.data.mmeb.corpora import read_corpus_set
+from vlm2vec.data.mmeb.documents import read_visdoc_set
+from vlm2vec.data.mmeb.images import read_eval_set
+from vlm2vec.data.mmeb.quirks import Quirks
+from vlm2vec.data.mmeb.videos import read_video_set
 from vlm2vec.data.records import read_eval_records
-from vlm2vec.data.videos import read_video_set
-from vlm2vec.data.visdoc import read_visdoc_set
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
 from vlm2vec.types import EmbeddingInput, EvalQuery

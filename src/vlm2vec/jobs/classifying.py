@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlm2vec.errors import UserError
+from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.searching import PRESETS
-from vlm2vec.jobs.sources import Record
-from vlm2vec.retrieval.index import VectorStore
+from vlm2vec.retrieval.vector_store import VectorStore
 from vlm2vec.types import EmbeddingInput
 
 PART = 256

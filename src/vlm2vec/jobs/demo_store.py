@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw
 
 from vlm2vec.cache import cache_folder
-from vlm2vec.data.scenes import NUMBERS
 from vlm2vec.jobs.indexing import index_source
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.jobs.stores import facts_of, only_writer
-from vlm2vec.retrieval.index import VectorStore, open_store
+from vlm2vec.retrieval.open import open_store
+from vlm2vec.retrieval.vector_store import VectorStore
 
 if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 VERSION = 1  # to be raised with every change of the drawn pictures
 SIDE, FINE = 224, 3  # pixels of a picture; drawn so many times larger, then reduced
 NUM_PAIRS, NUM_COUNTS = 60, 40
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {
     "red": (215, 35, 35), "green": (40, 160, 60), "blue": (45, 80, 215), "yellow": (245, 205, 30),
     "orange": (245, 130, 20), "purple": (130, 50, 160), "pink": (245, 130, 180), "brown": (120, 75, 40),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlm2vec.errors import UserError
-from vlm2vec.retrieval.index import Hit, VectorStore
+from vlm2vec.retrieval.vector_store import Hit, VectorStore
 
 BLOCK = 2048
 

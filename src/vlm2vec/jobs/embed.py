@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 from vlm2vec.errors import UserError
 from vlm2vec.jobs.outputs import FORMATS, read_part, write_output
-from vlm2vec.jobs.sources import Record, Source
-from vlm2vec.retrieval.index import StoreFacts
+from vlm2vec.jobs.records import Record
+from vlm2vec.jobs.sources import Source
+from vlm2vec.retrieval.vector_store import StoreFacts
 from vlm2vec.types import EmbeddingInput
 
 JOB_FILE = "job.json"

@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
-from vlm2vec.jobs.sources import Record, Source
-from vlm2vec.retrieval.index import PICTURE, IndexFacts, VectorStore
+from vlm2vec.jobs.records import Record
+from vlm2vec.jobs.sources import Source
+from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval.vector_store import PICTURE, IndexFacts, VectorStore
 from vlm2vec.types import EmbeddingInput
 
 PART = 512

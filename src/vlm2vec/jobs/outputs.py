@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.quantize import PRECISIONS, dtype, quantize, width
-from vlm2vec.retrieval.index import StoreFacts, clean_metadata, open_store
+from vlm2vec.retrieval.open import open_store
+from vlm2vec.retrieval.vector_store import StoreFacts, clean_metadata
 
 FORMATS: dict[str, tuple[str, ...]] = {".parquet": PRECISIONS, ".npy": PRECISIONS, ".lance": ("float32", "float16")}
 """Endings, and the precisions that each keeps."""

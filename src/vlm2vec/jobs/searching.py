@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
-from vlm2vec.retrieval.index import PICTURE, Hit, VectorStore
+from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval.vector_store import PICTURE, Hit, VectorStore
 from vlm2vec.types import EmbeddingInput
 
 # What a query is for, in the words of MMEB's four meta-tasks; offered by name.

@@ -10,10 +10,10 @@ from pathlib import Path
 import jinja2
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
 from vlm2vec.jobs.indexing import STATE, thumbnail
 from vlm2vec.jobs.searching import picture_ref
-from vlm2vec.retrieval.index import PICTURE, Hit
+from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval.vector_store import PICTURE, Hit
 
 TEMPLATE = Path(__file__).with_name("templates") / "sheet.html.j2"
 PIXELS = 320

@@ -16,60 +16,23 @@ listed (a damaged PDF, a row that is no input) is a record with `error` and no `
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm2vec import archives, documents
-from vlm2vec.data.media import IMAGE_ENDINGS
+from vlm2vec.data.mmeb.media import IMAGE_ENDINGS
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
+from vlm2vec.jobs.records import Record, SourceSettings, file_version, row_version
+from vlm2vec.media import archives, documents
+from vlm2vec.media.images import ImageRef
+from vlm2vec.media.videos import VideoRef
 from vlm2vec.types import EmbeddingInput
-from vlm2vec.videos import VideoRef
 
 TEXT_ENDINGS = (".txt", ".md")
 TABLE_ENDINGS = (".jsonl", ".csv", ".parquet")
 MEDIA_ENDINGS = (*IMAGE_ENDINGS, *TEXT_ENDINGS, *documents.PDF_ENDINGS, *documents.VIDEO_ENDINGS)
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One input and what is known of it.
-
-    Attributes:
-        key: Names it within its source, the same at every reading: path below the folder, and page, time, line or row.
-        item: The input; None where there is none to be had.
-        metadata: `path`, `kind` (picture, text, page, video, frame, row) and what the kind has: `page`, `seconds`,
-            `line`, a table's other columns.
-        version: Changes when the input does (size and time of its files, content of its row).
-        error: Why there is no input.
-    """
-
-    key: str
-    item: EmbeddingInput | None
-    metadata: dict[str, Any] = field(default_factory=dict)
-    version: str = ""
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SourceSettings:
-    """How inputs are made.
-
-    Attributes:
-        every: A video is an input every so many seconds, each of one frame; None: it is one input, of which the model
-            takes frames by its own setting (`num_frames`).
-        text_column, image_column, key_column: A table's columns; None: found by name, see `vlm2vec.jobs.tables`.
-    """
-
-    every: float | None = None
-    text_column: str | None = None
-    image_column: str | None = None
-    key_column: str | None = None
 
 
 class Source:
@@ -82,13 +45,13 @@ class Source:
         UserError: if nothing is there, or a library that is needed is not installed.
     """
 
-    def __init__(self, path: str | Path, settings: SourceSettings = SourceSettings()) -> None:
-        self.path, self.settings = Path(path), settings
+    def __init__(self, path: str | Path, settings: SourceSettings | None = None) -> None:
+        self.path, self.settings = Path(path), settings or SourceSettings()
         self.passed_over: Counter[str] = Counter()
         if not self.path.exists():
             raise UserError(f"{path}: no such file or folder")
-        if settings.every is not None and settings.every <= 0:
-            raise UserError(f"every {settings.every} seconds: expected more than 0")
+        if self.settings.every is not None and self.settings.every <= 0:
+            raise UserError(f"every {self.settings.every} seconds: expected more than 0")
         name = self.path.name.lower()
         if not self.path.is_dir() and not name.endswith((*MEDIA_ENDINGS, *TABLE_ENDINGS, *archives.ENDINGS)):
             known = " ".join((*MEDIA_ENDINGS, *TABLE_ENDINGS, *archives.ENDINGS))
@@ -140,12 +103,12 @@ class Source:
         try:
             if name.endswith(IMAGE_ENDINGS):
                 item = EmbeddingInput(images=(ImageRef(path=str(path)),))
-                yield Record(key, item, {"path": str(path), "kind": "picture"}, _stamp(path))
+                yield Record(key, item, {"path": str(path), "kind": "picture"}, file_version(path))
             elif name.endswith(TEXT_ENDINGS):
                 text = path.read_text(encoding="utf-8").strip()
                 if not text:
                     raise UserError(f"{path}: the text is empty")
-                yield Record(key, EmbeddingInput(text), {"path": str(path), "kind": "text"}, _stamp(path))
+                yield Record(key, EmbeddingInput(text), {"path": str(path), "kind": "text"}, file_version(path))
             elif name.endswith(documents.PDF_ENDINGS):
                 yield from _pages(path, key)
             else:
@@ -154,34 +117,28 @@ class Source:
             if isinstance(error.__cause__, ImportError):  # nothing wrong with the file
                 raise
             reason = str(error) if isinstance(error, UserError) else f"{path}: {error}"
-            yield Record(key, None, {"path": str(path)}, _stamp(path), reason)
+            yield Record(key, None, {"path": str(path)}, file_version(path), reason)
 
     def _video(self, path: Path, key: str) -> Iterator[Record]:
         video = documents.Video(str(path))
         about: dict[str, Any] = {"path": str(path)}
         if self.settings.every is None:
             about |= {"kind": "video", "seconds": round(video.seconds, 3)}
-            yield Record(key, EmbeddingInput(video=VideoRef(path=str(path))), about, _stamp(path))
+            yield Record(key, EmbeddingInput(video=VideoRef(path=str(path))), about, file_version(path))
             return
         for name in video.every(self.settings.every):
             about |= {"kind": "frame", "seconds": float(name.removeprefix("at-").removesuffix("s"))}
             item = EmbeddingInput(images=(ImageRef(str(path), name),))
-            yield Record(f"{key}#{name}", item, dict(about), _stamp(path))
+            yield Record(f"{key}#{name}", item, dict(about), file_version(path))
 
 
-def open_source(path: str | Path, settings: SourceSettings = SourceSettings()) -> Source:
+def open_source(path: str | Path, settings: SourceSettings | None = None) -> Source:
     """The inputs at a path, see this module.
 
     Raises:
         UserError: if nothing is there, or not of a kind that is read.
     """
     return Source(path, settings)
-
-
-def row_version(text: str, pictures: tuple[ImageRef, ...], folder_of: Path | None = None) -> str:
-    """Version of a table's row: its content, and size and time of the files that it names."""
-    files = [_stamp(Path(picture.path)) for picture in pictures if picture.path and picture.member is None]
-    return hashlib.sha256("\n".join([text, *files]).encode(errors="replace")).hexdigest()[:16]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -196,7 +153,7 @@ def _pages(path: Path, key: str) -> Iterator[Record]:
     for number, name in enumerate(pdf.namelist(), start=1):
         about = {"path": str(path), "kind": "page", "page": number}
         item = EmbeddingInput(images=(ImageRef(str(path), name),))
-        yield Record(f"{key}#{name}", item, about, _stamp(path))
+        yield Record(f"{key}#{name}", item, about, file_version(path))
 
 
 def _lines(path: Path) -> Iterator[Record]:
@@ -214,13 +171,4 @@ def _archive(path: Path) -> Iterator[Record]:
         raise UserError(f"{path}: no pictures in this archive")
     for name in names:
         item = EmbeddingInput(images=(ImageRef(str(path), name),))
-        yield Record(name, item, {"path": str(path), "kind": "picture", "member": name}, _stamp(path))
-
-
-def _stamp(path: Path) -> str:
-    """Size and time of a file; "" where it is missing."""
-    try:
-        about = path.stat()
-    except OSError:
-        return ""
-    return f"{about.st_size}-{about.st_mtime_ns}"
+        yield Record(name, item, {"path": str(path), "kind": "picture", "member": name}, file_version(path))

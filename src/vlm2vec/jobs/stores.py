@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm2vec.errors import UserError
-from vlm2vec.retrieval.index import StoreFacts, VectorStore
-from vlm2vec.retrieval.store import fingerprint
+from vlm2vec.retrieval.embedding_cache import fingerprint
+from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ def facts_of(
             it cannot be read off them.)
     """
     from vlm2vec.models.embedder import best_dtype
-    from vlm2vec.models.fingerprint import describe
+    from vlm2vec.models.verification.fingerprint import describe
 
     about = {name: value for name, value in describe(embedder, model).items() if name not in NOT_THE_MODEL}
     return StoreFacts(

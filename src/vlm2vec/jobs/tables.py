@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
-from vlm2vec.jobs.sources import Record, SourceSettings, row_version
+from vlm2vec.jobs.records import Record, SourceSettings, row_version
+from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput
 
 TEXT_NAMES = ("text", "caption", "document", "query", "content", "title")

@@ -17,14 +17,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.errors import UserError
-from vlm2vec.models import adapters, checkpoint, hub, known, resolution, st_folder
+from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import Backbone
-from vlm2vec.models.checkpoint import EMBEDDER_FILE, EmbedderFile
+from vlm2vec.models.checkpoints import adapters, hub, known
+from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, EmbedderFile
 from vlm2vec.models.encode import EncodeOptions, EncodeSettings, Pipeline
-from vlm2vec.models.patch_embed import use_matrix_products
 from vlm2vec.models.prompts import PromptTemplate
 from vlm2vec.models.registry import BUILT_IN, backbone_class, shipped_folder
 from vlm2vec.models.st_folder import SentenceTransformersFolder
+from vlm2vec.models.vision import resolution
+from vlm2vec.models.vision.patch_embed import use_matrix_products
 from vlm2vec.quantize import check_precision, quantize_rows, ranges_of
 from vlm2vec.types import Batch, EmbeddingInput
 

@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
+from vlm2vec.media.videos import VideoRef
 from vlm2vec.types import Batch, EmbeddingInput, content_key, cut_by_tokens
-from vlm2vec.videos import VideoRef
 
 if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder

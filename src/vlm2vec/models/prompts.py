@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput
 
 VIDEO_PLACEHOLDER = "<|video_1|>"

@@ -11,13 +11,13 @@ from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
 
 BUILT_IN = {
-    "compact": "vlm2vec.models.backbones.compact:Compact",
-    "compact-dual": "vlm2vec.models.backbones.compact_dual:CompactDual",
+    "compact": "vlm2vec.models.backbones.compact.model:Compact",
+    "compact-dual": "vlm2vec.models.backbones.compact.dual:CompactDual",
 }
 # Checkpoint folders in the package, with the SHA-256 of their weights.
 SHIPPED = {
     "compact-embed": (
-        Path(__file__).parent / "backbones/compact_embed",
+        Path(__file__).parent / "backbones/compact/compact_embed",
         "ceab30effe15e8db8e75a8b6f3fcf86a6bef878a1cd1dfc3dbb0fa0cf3573e03",
     )
 }

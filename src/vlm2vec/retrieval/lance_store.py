@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm2vec.errors import UserError
-from vlm2vec.retrieval.index import (
+from vlm2vec.retrieval.vector_store import (
     LANCE_ENDING,
     PICTURE,
     RESERVED,
@@ -73,7 +73,7 @@ def open_lance(uri: str, create: StoreFacts | None) -> LanceStore:
 
 
 class LanceStore:
-    """See `vlm2vec.retrieval.index.VectorStore`."""
+    """See `vlm2vec.retrieval.vector_store.VectorStore`."""
 
     def __init__(self, uri: str, table: Any, facts: StoreFacts) -> None:
         self.uri = uri

@@ -18,7 +18,7 @@ import numpy as np
 
 from vlm2vec.errors import UserError
 from vlm2vec.retrieval.filters import absent_field, to_qdrant
-from vlm2vec.retrieval.index import (
+from vlm2vec.retrieval.vector_store import (
     PICTURE,
     SCAN_ROWS,
     Hit,
@@ -77,7 +77,7 @@ def open_qdrant(uri: str, create: StoreFacts | None) -> QdrantStore:
 
 
 class QdrantStore:
-    """See `vlm2vec.retrieval.index.VectorStore`."""
+    """See `vlm2vec.retrieval.vector_store.VectorStore`."""
 
     def __init__(self, uri: str, client: Any, name: str, facts: StoreFacts) -> None:
         from qdrant_client import models

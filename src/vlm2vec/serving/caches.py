@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from vlm2vec.images import ImageRef
-from vlm2vec.models.vision_cache import VisionCache, chunks
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.vision.vision_cache import VisionCache, chunks
 
 ENCODE_BATCH = 8
 V = TypeVar("V")

@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 import httpcore2
 from httpcore2 import AnyIOBackend, AsyncNetworkBackend
 
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
 from vlm2vec.serving.refusals import Refusal
 
 MAX_REDIRECTS = 3

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
 from vlm2vec.serving.refusals import Refusal
 from vlm2vec.types import EmbeddingInput
 

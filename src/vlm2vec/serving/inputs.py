@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
 from vlm2vec.serving.fetch import Fetcher
 from vlm2vec.serving.guards import read_below
 from vlm2vec.serving.refusals import Refusal

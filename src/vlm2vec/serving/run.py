@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from vlm2vec.models.embedder import Embedder
-    from vlm2vec.retrieval.index import VectorStore
+    from vlm2vec.retrieval.vector_store import VectorStore
 
 REFUSED = "refused"  # beside the slots: why a worker cannot start
 HEALTH_SECONDS = 60  # a worker that imports and loads answers late; one that is dead is seen at once
@@ -119,7 +119,7 @@ def load(settings: ServeSettings) -> tuple[Embedder, VectorStore | None]:
     if settings.store is None:
         return Embedder.from_pretrained(settings.model, **chosen), None
     from vlm2vec.jobs.stores import load_model_of
-    from vlm2vec.retrieval.index import open_store
+    from vlm2vec.retrieval.open import open_store
 
     store = open_store(settings.store)
     return load_model_of(store, settings.model, chosen), store

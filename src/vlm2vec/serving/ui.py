@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
 from vlm2vec.jobs.searching import Query, Searcher
+from vlm2vec.media.images import ImageRef
 from vlm2vec.serving.ui_parts import Answer, SearchPage, fields_line, model_card, tasks
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -14,11 +14,11 @@ from typing import Any
 import jinja2
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
 from vlm2vec.jobs.indexing import STATE, thumbnail
 from vlm2vec.jobs.searching import PRESETS, Query, Searcher, picture_ref, with_pictures
 from vlm2vec.jobs.sheet import card_of, name_of
-from vlm2vec.retrieval.index import PICTURE, Hit, VectorStore
+from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval.vector_store import PICTURE, Hit, VectorStore
 
 TEMPLATE = Path(__file__).with_name("templates") / "ui.html.j2"
 LARGE = 960

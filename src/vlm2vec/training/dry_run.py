@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm2vec.data.readers import write_train_set
+from vlm2vec.data.mmeb.images import write_train_set
 from vlm2vec.models.registry import KNOWN
 from vlm2vec.training.config import Recipe
 from vlm2vec.training.run import read_log, train

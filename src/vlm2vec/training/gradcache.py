@@ -3,7 +3,7 @@
 Source: GradCache (arXiv 2101.06983). 1. all chunks forward without graph, random state saved; 2. loss on all
 vectors, gradient of each vector; 3. each chunk forward again under its random state, backward with its gradient.
 Here chunks are cut by tokens from rows sorted by length, some keep their graph from the first pass, and a frozen
-vision side runs in the first pass only (`models/frozen_vision.py`).
+vision side runs in the first pass only (`models/vision/frozen_vision.py`).
 
 Shapes: U distinct inputs, D embedding dim.
 """

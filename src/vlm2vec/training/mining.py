@@ -14,7 +14,7 @@ import torch
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.collate import content_key
-from vlm2vec.data.readers import list_sets, read_train_set, write_negatives
+from vlm2vec.data.mmeb.images import list_sets, read_train_set, write_negatives
 from vlm2vec.errors import UserError
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.progress import progress_bar

@@ -13,16 +13,16 @@ import torch
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.mixture import capped
-from vlm2vec.data.readers import WORDINGS, list_sets, read_train_set
+from vlm2vec.data.mmeb.images import WORDINGS, list_sets, read_train_set
 from vlm2vec.data.streams import StreamedSet, streamed_sets
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
-from vlm2vec.models import checkpoint
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.models.golden import write_golden
-from vlm2vec.models.pictures import read_pictures
-from vlm2vec.models.towers import freeze_other, linear_layers
+from vlm2vec.models.verification.golden import write_golden
 from vlm2vec.progress import progress_bar
+from vlm2vec.training.check_images import read_pictures
+from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
 from vlm2vec.training.report import write_report
 from vlm2vec.training.trainer import ContrastiveTrainer, step_checkpoints

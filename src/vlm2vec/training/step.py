@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vlm2vec.data.collate import PairBatch
-from vlm2vec.models.frozen_vision import FrozenVision
+from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.training.attention import attention_for
 from vlm2vec.training.config import TrainSettings
 from vlm2vec.training.gather import sum_gradients, total

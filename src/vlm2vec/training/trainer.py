@@ -26,10 +26,10 @@ from vlm2vec.data.mixture import set_weights
 from vlm2vec.data.sampler import BatchSampler
 from vlm2vec.data.streams import StreamedSet
 from vlm2vec.errors import UserError
-from vlm2vec.models import checkpoint
+from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder, best_dtype
-from vlm2vec.models.feature_store import FeatureStore
-from vlm2vec.models.frozen_vision import FrozenVision, vision_fingerprint
+from vlm2vec.models.vision.frozen_vision import FrozenVision, vision_fingerprint
+from vlm2vec.models.vision.vision_cache import FeatureStore
 from vlm2vec.training import sharding
 from vlm2vec.training.config import Recipe, SetSettings
 from vlm2vec.training.ema import MovingAverage

@@ -19,7 +19,7 @@ from vlm2vec.models import st_folder
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import POOLINGS
 from vlm2vec.models.prompts import VIDEO_PLACEHOLDER, PromptTemplate, place_video
-from vlm2vec.models.vision_cache import VisionCache
+from vlm2vec.models.vision.vision_cache import VisionCache
 from vlm2vec.types import Batch, EmbeddingInput
 
 WEIGHTS_FILE = "model.safetensors"

@@ -17,16 +17,16 @@ from PIL import Image
 from torch import nn
 
 from vlm2vec.errors import UserError
-from vlm2vec.images import ImageRef
+from vlm2vec.media.images import ImageRef
+from vlm2vec.media.videos import Frames
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.backbones.hf_processor import load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.prompts import place_video, split_at_pictures
-from vlm2vec.models.raw_pixels import RAW, SIZES, RawPixels, as_bytes
-from vlm2vec.models.resolution import side_of
+from vlm2vec.models.vision.raw_pixels import RAW, SIZES, RawPixels, as_bytes
+from vlm2vec.models.vision.resolution import side_of
 from vlm2vec.types import Batch, EmbeddingInput
-from vlm2vec.videos import Frames
 
 SLOT = ImageRef()  # where a video stands among the pictures
 TOKEN_TENSORS = (

@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 
 from vlm2vec.errors import UserError
-from vlm2vec.models.resolution import SIDES, picture_settings, side_of
+from vlm2vec.models.vision.resolution import SIDES, picture_settings, side_of
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "padding_side": ("right", "left"),

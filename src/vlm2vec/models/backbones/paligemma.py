@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from vlm2vec.media.videos import Frames
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.generic import Generic
-from vlm2vec.videos import Frames
 
 
 class PaliGemma(Generic):

@@ -17,7 +17,7 @@ from vlm2vec.models.backbones.base import check_weight_files
 from vlm2vec.models.backbones.generic import Generic, first_line
 from vlm2vec.models.backbones.phi3_v_parts import IMAGE_TOKEN_ID, TILE, Phi3V, Phi3VConfig, num_tokens, tile
 from vlm2vec.models.prompts import PLACEHOLDER
-from vlm2vec.models.resolution import side_of
+from vlm2vec.models.vision.resolution import side_of
 from vlm2vec.types import EmbeddingInput
 
 DEFAULTS = {"num_crops": 1, "image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.video_utils import VideoMetadata
 
-from vlm2vec.videos import Frames
+from vlm2vec.media.videos import Frames
 
 USUAL_FPS = 24.0  # what transformers takes where nothing says it
 

@@ -1,0 +1,195 @@
+"""Pictures with words for the pretraining of `compact`, and words alone.
+
+Drawings with names: OpenClipart (public domain; Debian packages `openclipart-png`, `openclipart-svg`), Tux Paint stamps
+(GPL-2; `tuxpaint-stamps-default`) and the emoji of the demo benchmark's training half. Definitions: WordNet
+(`wordnet-base`). No row of them holds a held-out name of the demo benchmark.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from vlm2vec.data.emoji.prepare import held_out_names
+from vlm2vec.errors import UserError
+from vlm2vec.media.images import ImageRef
+
+SKIPPED_FOLDERS = {"computer", "shapes", "special", "buttons", "signs_and_symbols", "logos"}
+TITLE = re.compile(r"<dc:title>([^<]+)</dc:title>")
+SUBJECT = re.compile(r"<dc:subject>(.*?)</dc:subject>", re.DOTALL)
+KEYWORD = re.compile(r"<rdf:li>([^<]+)</rdf:li>")
+NAME_PROMPTS = ("What is it?", "What is shown?", "Name it.", "Caption:", "Describe the picture.", "This is")
+KEYWORD_PROMPTS = ("Keywords:", "Which words go with it?")
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What the model reads and the words that answer; no picture where `image` is None."""
+
+    kind: str
+    image: ImageRef | None
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A single drawing: its name, words that go with it, and where it comes from."""
+
+    source: str
+    image: ImageRef
+    name: str
+    keywords: tuple[str, ...] = field(default=())
+
+
+def clipart(root: Path) -> Iterator[Drawing]:
+    """OpenClipart drawings with titles and keywords.
+
+    Raises:
+        UserError: if `root` does not hold the two unpacked packages.
+    """
+    base = root / "usr/share/openclipart"
+    if not (base / "png").is_dir() or not (base / "svg").is_dir():
+        raise UserError(
+            f"{root}: no OpenClipart there; unpack the Debian packages openclipart-png and openclipart-svg into it"
+        )
+    for picture in sorted((base / "png").rglob("*.png")):
+        relative = picture.relative_to(base / "png")
+        drawing = (base / "svg" / relative).with_suffix(".svg")
+        if picture.is_symlink() or relative.parts[0] in SKIPPED_FOLDERS or not drawing.is_file():
+            continue
+        head = drawing.read_text(encoding="utf-8", errors="replace")
+        title, subject = TITLE.search(head), SUBJECT.search(head)
+        if title and (name := clean(title.group(1))):
+            found = [clean(word) for word in KEYWORD.findall(subject.group(1))] if subject else []
+            yield Drawing("clipart", ImageRef(path=str(picture)), name, tuple(dict.fromkeys(filter(None, found)))[:6])
+
+
+def stamps(root: Path) -> Iterator[Drawing]:
+    """Tux Paint stamps, many of them photographs cut out, with their English captions."""
+    base = root / "usr/share/tuxpaint/stamps"
+    if not base.is_dir():
+        raise UserError(f"{root}: no stamps there; unpack the Debian package tuxpaint-stamps-default into it")
+    for picture in sorted(base.rglob("*.png")):
+        words = picture.with_suffix(".txt")
+        if words.is_file() and not picture.stem.endswith("_mirror"):
+            name = clean(words.read_text(encoding="utf-8", errors="replace").splitlines()[0])
+            if name := re.sub(r"^(an?|the) ", "", name):
+                folders = picture.relative_to(base).parts[:-1]
+                yield Drawing("stamps", ImageRef(path=str(picture)), name, tuple(filter(None, map(clean, folders))))
+
+
+def emoji(root: Path) -> Iterator[Drawing]:
+    """Single emoji of the demo benchmark's training half, the skin tones among them."""
+    names: dict[str, str] = {}
+    for row in pq.read_table(root / "train/EmojiName").to_pylist():
+        image = _member(root, row["qry_image_path"])
+        names[Path(str(image.member)).stem] = row["pos_text"]
+        yield Drawing("emoji", image, row["pos_text"])
+    for row in pq.read_table(root / "train/EmojiEdit").to_pylist():
+        tone = row["qry"].split("change: with ", 1)[1].strip()
+        base = names[Path(row["qry_image_path"]).stem]
+        yield Drawing("tones", _member(root, row["pos_image_path"]), f"{base} with {tone}", (base, tone))
+
+
+def wordnet_lines(root: Path, part: str) -> Iterator[tuple[list[str], str]]:
+    """The synsets of a part of speech: the fields of a line's data, and its gloss.
+
+    Raises:
+        UserError: if `root` does not hold the unpacked package.
+    """
+    base = root / "usr/share/wordnet"
+    if not base.is_dir():
+        raise UserError(f"{root}: no WordNet there; unpack the Debian package wordnet-base into it")
+    for line in (base / f"data.{part}").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("  "):  # its licence
+            data, _, gloss = line.partition(" | ")
+            yield data.split(), gloss
+
+
+def definitions(root: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """WordNet's words, their definitions and examples.
+
+    Raises:
+        UserError: if `root` does not hold the unpacked package.
+    """
+    for part in ("noun", "verb", "adj"):
+        for fields, gloss in wordnet_lines(root, part):
+            lemma = re.sub(r"\(.*\)", "", fields[4]).replace("_", " ").lower()
+            meaning = gloss.split('; "')[0].strip()
+            if re.fullmatch(r"[a-z' -]{3,30}", lemma) and len(meaning) < 110:
+                yield lemma, meaning, re.findall(r'"([^"]{10,90})"', gloss)
+
+
+def single_captions(drawings: Iterable[Drawing], rng: random.Random) -> Iterator[Caption]:
+    """What a drawing shows, in several wordings, and the words that go with it."""
+    for drawing in drawings:
+        if drawing.source == "tones":
+            yield Caption("edit", drawing.image, rng.choice(NAME_PROMPTS), drawing.name)
+            continue
+        for prompt in rng.sample(NAME_PROMPTS, 2):
+            yield Caption("name", drawing.image, prompt, drawing.name)
+        if drawing.keywords:
+            words = ", ".join(rng.sample(drawing.keywords, len(drawing.keywords)))
+            yield Caption("name", drawing.image, rng.choice(KEYWORD_PROMPTS), words)
+
+
+def edit_captions(root: Path, rng: random.Random) -> Iterator[Caption]:
+    """An emoji and the words for a change of it: what it would be then."""
+    names = {drawing.image: drawing for drawing in emoji(root)}
+    for row in pq.read_table(root / "train/EmojiEdit").to_pylist():
+        tone = row["qry"].split("change: with ", 1)[1].strip()
+        base = _member(root, row["qry_image_path"])
+        named = names.get(ImageRef(path=str(root / "train/images_zip/EmojiName.zip"),
+                                   member=str(base.member).replace("EmojiEdit/", "EmojiName/")))  # fmt: skip
+        if named:
+            prompt = rng.choice(("The same with {}", "What is it with {}?", "Make it {}")).format(tone)
+            yield Caption("edit", base, prompt, f"{named.name} with {tone}")
+
+
+def text_captions(root: Path, titles: Iterable[str], rng: random.Random) -> Iterator[Caption]:
+    """Words alone: the word that a definition means, and texts to be held whole."""
+    for lemma, meaning, examples in definitions(root):
+        yield Caption("define", None, meaning, lemma)
+        yield Caption("repeat", None, rng.choice([meaning, *examples]), "")
+    yield from (Caption("titles", None, title, "") for title in titles)
+
+
+class HeldOut:
+    """Tells words that hold a held-out name of the demo benchmark, as whole words, also in the plural."""
+
+    def __init__(self, demo: Path) -> None:
+        names = sorted(held_out_names(demo), key=len, reverse=True)
+        self._pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")(s|es)?\b")
+
+    def __contains__(self, words: str) -> bool:
+        return self._pattern.search(words.lower()) is not None
+
+    def without(self, captions: Iterable[Caption]) -> list[Caption]:
+        """The rows with no such name in what is read or answered."""
+        return [caption for caption in captions if f"{caption.prompt} {caption.answer}" not in self]
+
+    def known(self, drawings: Iterable[Drawing]) -> list[Drawing]:
+        """The drawings with other names, without such keywords."""
+        return [
+            replace(drawing, keywords=tuple(word for word in drawing.keywords if word not in self))
+            for drawing in drawings
+            if drawing.name not in self
+        ]
+
+
+def clean(words: str) -> str:
+    """Lower case, plain words; empty for file-like, foreign or overlong ones."""
+    words = re.sub(r"[_\-]+", " ", words).strip().lower().rstrip(".")
+    words = re.sub(r"\s*\b(v|version|nr|no)?\.?\s*\d+$", "", words).strip()
+    return words if re.fullmatch(r"[a-z][a-z ',.&()]{2,50}", words) else ""
+
+
+def _member(root: Path, path: str) -> ImageRef:
+    member = path.removeprefix("images/")
+    return ImageRef(path=str(root / "train/images_zip" / f"{member.split('/')[0]}.zip"), member=member)

@@ -1,0 +1,1 @@
+"""The demo benchmark emoji-mmeb: its tasks, and its preparation."""

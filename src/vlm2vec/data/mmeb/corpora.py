@@ -1,0 +1,221 @@
+"""Queries, a corpus and judgements in three files, as MMEB-V3's text, tool and multi-condition sets are laid out.
+
+A row of a task table names the files (`files: {queries, corpus, qrels}`), JSON lines or parquet, below the data folder.
+Without `qrels`, a query's row names its documents. Scope is global. What tells one family of sets from another is a row
+of `FAMILIES`, found by the first part of the task's name. Facts: the reference repository's loaders
+(`complex_text_retrieve`, `toolde`, `mcmr`) and settings, June to September 2026.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm2vec.data.mmeb.images import read_parquet
+from vlm2vec.data.mmeb.media import Media
+from vlm2vec.errors import UserError
+from vlm2vec.media.images import ImageRef
+from vlm2vec.types import EmbeddingInput, EvalQuery
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Part = Literal["queries", "corpus", "qrels"]
+# The first of these that a row has is its name.
+QUERY_IDS = ("_id", "id", "qid", "query_id", "query-id")
+DOCUMENT_IDS = ("_id", "id", "doc_id", "document_id", "corpus-id", "candidate_id")
+JUDGED_QUERY = ("query_id", "query-id", "qid", "q_id", "id")
+JUDGED_DOCUMENT = ("corpus_id", "corpus-id", "doc_id", "document_id", "p_id")
+QUERY_TEXTS = ("text", "query", "query_content", "short_query")
+OWN_DOCUMENTS = ("gold_ids", "gold_ids_long", "label", "labels", "pos_ids")
+PRODUCT_FIELDS = ("title", "description", "features", "price", "Date First Available")
+PRODUCT_INSTRUCTION = "Find an image-text pair that matches the given query"
+PLACEHOLDER = "<|image_1|>"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the rows of a family of sets become inputs.
+
+    Attributes:
+        instruction: Column of a query's instruction, which stands before its text; None: it has none.
+        fixed: An instruction that all queries share.
+        document: Row of the corpus -> its text; empty: the document is left out.
+        pictures: Folder of the documents' pictures below the data folder; None: documents are texts.
+    """
+
+    instruction: str | None = None
+    fixed: str | None = None
+    document: Callable[[Row], str] = lambda row: _titled(row)
+    pictures: str | None = None
+
+
+def read_corpus_set(root: Path, name: str, files: Mapping[Part, str]) -> list[EvalQuery]:
+    """Queries of one set; they share one candidate tuple, the corpus.
+
+    Queries that nothing in the corpus answers are left out with a warning: no ranking can be right.
+
+    Args:
+        root: The data folder.
+        name: Of the task; its first part is the family.
+        files: Places of `queries`, `corpus` and, where judgements have a file of their own, `qrels`.
+
+    Raises:
+        UserError: for a missing file or field, or a judgement that names an unknown document.
+    """
+    family = FAMILIES.get(name.split("/")[0], Family())
+    media = Media(root)
+    place: dict[str, int] = {}
+    corpus: list[EmbeddingInput] = []
+    for where, row in _rows(root / files["corpus"]):
+        document = _document(row, family, media, where)
+        if document is not None:
+            place[_field(row, DOCUMENT_IDS, where)] = len(corpus)
+            corpus.append(document)
+    candidates = tuple(corpus)
+    judged = _judgements(root / files["qrels"]) if "qrels" in files else None
+    queries, unanswered = [], 0
+    for where, row in _rows(root / files["queries"]):
+        own = _own_documents(row, where) if judged is None else judged.get(_field(row, QUERY_IDS, where), {})
+        unknown = next((document for document in own if document not in place), None)
+        if unknown is not None:
+            raise UserError(f"{where}: its document {unknown} is not in {root / files['corpus']}")
+        if own:
+            relevant = tuple(place[document] for document in own)
+            queries.append(EvalQuery(_query(row, family, where), candidates, relevant, tuple(own.values())))
+        unanswered += not own
+    if not queries:
+        raise UserError(f"{root / files['queries']}: no query has a relevant document in the corpus")
+    if unanswered:
+        logger.warning("%s: %d queries have no relevant document and are left out", name, unanswered)
+    return queries
+
+
+def _query(row: Row, family: Family, where: str) -> EmbeddingInput:
+    text = next((str(row[name]) for name in QUERY_TEXTS if row.get(name)), "")
+    before = (family.fixed or "") if family.instruction is None else str(row.get(family.instruction) or "")
+    joined = f"{before} {text}".strip() if before else text
+    if not joined:
+        raise UserError(f"{where}: a query without text; expected one of {', '.join(QUERY_TEXTS)}")
+    return EmbeddingInput(joined)
+
+
+def _document(row: Row, family: Family, media: Media, where: str) -> EmbeddingInput | None:
+    text = family.document(row)
+    if family.pictures is None:
+        return EmbeddingInput(text) if text else None
+    text = text or f"candidate_id: {_field(row, DOCUMENT_IDS, where)}"
+    return EmbeddingInput(f"{PLACEHOLDER}  {text}", (_first_picture(row, family.pictures, media, where),))
+
+
+def _first_picture(row: Row, folder: str, media: Media, where: str) -> ImageRef:
+    """The first of a product's pictures that is there, by the last part of its address."""
+    given = row.get("images") or []
+    entries = [given] if isinstance(given, dict | str) else given
+    addresses = [
+        entry if isinstance(entry, str) else entry.get("url") or entry.get("path") or entry.get("image") or ""
+        for entry in entries
+    ]
+    names = [address.split("?")[0].rpartition("/")[2] for address in addresses]
+    found = [media.picture(f"{folder}/{name}", where) for name in names if name]
+    if not found:
+        raise UserError(f"{where}: field images names no picture")
+    return next((picture for picture in found if picture.exists()), found[0])
+
+
+def _judgements(file: Path) -> dict[str, dict[str, float]]:
+    """Grade by query and document, above 0 only."""
+    grades: dict[str, dict[str, float]] = {}
+    for where, row in _rows(file):
+        try:
+            score = float(row["label"] if "label" in row else row.get("score", 1))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: field score is no number") from error
+        if score > 0:
+            query, document = _field(row, JUDGED_QUERY, where), _field(row, JUDGED_DOCUMENT, where)
+            grades.setdefault(query, {})[document] = score
+    return grades
+
+
+def _own_documents(row: Row, where: str) -> dict[str, float]:
+    """The documents that a query's row names: a list of names or of objects with an `id`, possibly as JSON text."""
+    column = next((name for name in OWN_DOCUMENTS if row.get(name)), None)
+    if column is None:
+        return {}
+    value = row[column]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            value = [value]
+    entries = value if isinstance(value, list) else [value]
+    names = [entry.get("id") if isinstance(entry, dict) else entry for entry in entries]
+    if any(name is None or isinstance(name, list) for name in names):
+        raise UserError(f"{where}: field {column}: expected names of documents, or objects with an id")
+    return {str(name): 1.0 for name in names}
+
+
+def _titled(row: Row) -> str:
+    title, text = row.get("title") or "", row.get("text") or row.get("content") or ""
+    return f"{title}\n{text}" if title and text else text
+
+
+def _tool(row: Row) -> str:
+    """A tool's documentation; an object is written again as JSON, so that its spaces are the same everywhere."""
+    value = row.get("documentation")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return str(row["documentation"])
+    return json.dumps(value) if isinstance(value, dict) else str(value or "")
+
+
+def _product(row: Row) -> str:
+    parts = [(name, _plain(row.get(name))) for name in PRODUCT_FIELDS]
+    return "\n".join(f"{name}: {text}" for name, text in parts if text)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(part for part in map(_plain, value) if part)
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    return "" if value is None else str(value).strip()
+
+
+def _field(row: Row, names: tuple[str, ...], where: str) -> str:
+    found = next((row[name] for name in names if row.get(name) not in (None, "")), None)
+    if found is None:
+        raise UserError(f"{where}: expected one of {', '.join(names)}; found {', '.join(row)}")
+    return str(found)
+
+
+def _rows(file: Path) -> Iterator[tuple[str, Row]]:
+    if not file.is_file():
+        raise UserError(f"{file}: missing; `vlm2vec data check` says how to get it")
+    if file.suffix == ".parquet":
+        for number, row in enumerate(read_parquet(file).to_pylist()):
+            yield f"{file}, row {number}", row
+        return
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield f"{file}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}, line {number}: not valid JSON ({error})") from error
+
+
+FAMILIES = {
+    "FollowIR": Family(instruction="instruction_og"),
+    # As published: the changed instruction beside the judgements of the original one.
+    "InfoSearch": Family(instruction="instruction_changed"),
+    "ToolDe": Family(instruction="instruction", document=_tool),
+    "MCMR": Family(fixed=PRODUCT_INSTRUCTION, document=_product, pictures="multi-condition-tasks/MCMR/images"),
+}

@@ -1,0 +1,227 @@
+"""Rows of the published layouts -> `TrainExample` / `EvalQuery`. Upstream's column names appear only here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm2vec.data.mmeb.instruct import Kind, kind_of, prompts_of
+from vlm2vec.data.mmeb.media import Media
+from vlm2vec.data.mmeb.quirks import Quirks
+from vlm2vec.errors import UserError
+from vlm2vec.types import EmbeddingInput, EvalQuery, TrainExample
+
+TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
+EVAL_COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
+INSTRUCT_COLUMNS = ("qry_inst", "tgt_inst", *EVAL_COLUMNS)
+TRAIN_FILES = "original-*.parquet"
+WORDINGS = {"original": TRAIN_FILES, "diverse": "diverse_instruction-*.parquet"}
+EVAL_FILES = "test-*.parquet"
+DANGLING = "<|image_1|>"
+PUBLISHED = Quirks()
+
+
+def list_sets(root: Path, files: str = TRAIN_FILES) -> list[str]:
+    """Names of the sets in a folder, sorted.
+
+    Raises:
+        UserError: if the folder is missing or holds none.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such data folder")
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and any(path.glob(files)))
+    if not names:
+        raise UserError(f"{root}: no sets there; expected folders with {files}")
+    return names
+
+
+def read_train_set(
+    root: Path, name: str, use_negatives: bool = True, wording: Literal["original", "diverse"] = "original"
+) -> list[TrainExample]:
+    """Pairs of one set in the MMEB-train layout: `<root>/<name>/original-*.parquet`, or `diverse_instruction-*`.
+
+    Pictures are looked for at `<root>/<path>`, then in `<root>/images_zip/<Set>.zip`; they are not opened.
+
+    Args:
+        root: The data folder.
+        name: Folder of the set.
+        use_negatives: Whether `neg_*` columns become explicit negatives.
+        wording: The published sets have two: one instruction a set, or several.
+
+    Raises:
+        UserError: for a missing or empty set, a missing or unknown column, or a row without query or target.
+    """
+    examples = []
+    media = Media(root)
+    for where, row in _rows(root, name, WORDINGS[wording], TRAIN_COLUMNS):
+        query = _input(row["qry"], row["qry_image_path"], media, f"{where}, field qry_image_path")
+        target = _input(row["pos_text"], row["pos_image_path"], media, f"{where}, field pos_image_path")
+        found = [
+            _input(text, path, media, f"{where}, field neg_image_path")
+            for text, path in _pairs(row["neg_text"], row["neg_image_path"], where)
+        ]
+        if query is None or target is None:
+            side = "qry" if query is None else "pos_text"
+            raise UserError(f"{where}: field {side} and its picture are both empty; remove the row or fill one")
+        negatives = tuple(negative for negative in found if negative is not None) if use_negatives else ()
+        examples.append(TrainExample(query, target, negatives, name, origin=where))
+    return examples
+
+
+def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirks = PUBLISHED) -> list[EvalQuery]:
+    """Queries of one set in either MMEB-eval layout: `<root>/<name>/test-*.parquet`; the first candidate is the gold.
+
+    Args:
+        root: The data folder.
+        name: Folder of the set.
+        kind: Which reference loader reads the set, for the layout with instructions apart; None: guessed by row.
+        quirks: How rows become inputs.
+
+    Raises:
+        UserError: for a missing or empty set, a missing or unknown column, or candidates that do not line up.
+    """
+    media = Media(root, ("image-tasks", "image-tasks/MMEB"))
+    shared: dict[EmbeddingInput, EmbeddingInput] = {}  # candidates repeat across queries: one object each
+    made: dict[tuple[str | None, str | None, str | None], EmbeddingInput] = {}
+    first_of: dict[str, EmbeddingInput] = {}
+    queries = []
+    for where, row in _rows(root, name, EVAL_FILES, EVAL_COLUMNS, INSTRUCT_COLUMNS):
+        texts, paths = row["tgt_text"], row["tgt_img_path"]
+        if not texts or len(texts) != len(paths):
+            raise UserError(f"{where}: expected a query and as many tgt_text as tgt_img_path, at least one")
+        parts = _side_texts(row, kind, name, quirks)
+        query = _input(parts.query, row["qry_img_path"], media, f"{where}, field qry_img_path", parts.asks)
+        if query is None:
+            raise UserError(f"{where}: expected a query and as many tgt_text as tgt_img_path, at least one")
+        candidates = []
+        for i, (text, path) in enumerate(zip(parts.targets, paths, strict=True)):
+            fields = (text, path, parts.wants)
+            candidate = made.get(fields)
+            if candidate is None:
+                candidate = _input(text, path, media, f"{where}, field tgt_img_path[{i}]", parts.wants)
+                if candidate is None:
+                    raise UserError(f"{where}: candidate {i} has neither text nor picture")
+                made[fields] = candidate = shared.setdefault(candidate, candidate)
+            if parts.identities:
+                candidate = first_of.setdefault(parts.identities[i], candidate)
+            candidates.append(candidate)
+        queries.append(EvalQuery(query, tuple(candidates)))
+    return queries
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of a row, instructions that go beside them, and what tells candidates apart (empty: content)."""
+
+    query: str
+    targets: list[str]
+    identities: list[str]
+    asks: str | None = None
+    wants: str | None = None
+
+
+def _side_texts(row: dict[str, Any], kind: Kind | None, name: str, quirks: Quirks) -> _Texts:
+    texts, paths = row["tgt_text"], row["tgt_img_path"]
+    if "qry_inst" not in row:
+        by_picture = quirks.identity == "published" and kind == "image_t2i"
+        return _Texts(row["qry_text"], texts, paths if by_picture else [])
+    kind = kind or kind_of(row)
+    prompts = prompts_of(kind, row, name)
+    identities = prompts.identities if quirks.identity == "published" else []
+    if quirks.whitespace == "published":
+        return _Texts(prompts.query, prompts.targets, identities)
+    asks, wants = (((row[side] or "").replace(DANGLING, "").strip() or None) for side in ("qry_inst", "tgt_inst"))
+    return _Texts((row["qry_text"] or "").strip(), [text.strip() for text in texts], identities, asks, wants)
+
+
+def write_negatives(root: Path, name: str, negatives: Sequence[Sequence[int]], output: Path) -> None:
+    """Writes a set again with mined negatives: lists in the `neg_*` columns, one entry a negative.
+
+    Args:
+        root: The data folder that `name` was read from.
+        name: Folder of the set.
+        negatives: For each pair in reading order, the pairs whose positives are its negatives.
+        output: Another data folder; the pictures of `root` are linked into it.
+    """
+    rows = [row for _, row in _rows(root, name, TRAIN_FILES, TRAIN_COLUMNS)]
+    texts, paths = ([row[column] for row in rows] for column in ("pos_text", "pos_image_path"))
+    table = pa.Table.from_pylist(
+        [
+            {**row, "neg_text": [texts[j] for j in chosen], "neg_image_path": [paths[j] for j in chosen]}
+            for row, chosen in zip(rows, negatives, strict=True)
+        ]
+    )
+    _write_set(output, name, table)
+    for pictures in ("images", "images_zip", "images.zip"):
+        link = output / pictures
+        if (root / pictures).exists() and not link.exists():
+            link.symlink_to((root / pictures).resolve())
+
+
+def write_train_set(root: Path, name: str, rows: Sequence[dict[str, str]]) -> None:
+    """Writes rows in the MMEB-train layout; columns that a row lacks are empty."""
+    _write_set(root, name, pa.Table.from_pylist([{**dict.fromkeys(TRAIN_COLUMNS, ""), **row} for row in rows]))
+
+
+def _write_set(root: Path, name: str, table: pa.Table) -> None:
+    file = root / name / TRAIN_FILES.replace("*", "00000-of-00001")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.tmp")
+    pq.write_table(table, beside)
+    beside.replace(file)
+
+
+def _pairs(texts: Any, paths: Any, where: str) -> list[tuple[str | None, str | None]]:
+    """Negatives as published (one text, one path) or as mined (lists of equal length)."""
+    if not isinstance(texts, list) and not isinstance(paths, list):
+        return [(texts, paths)]
+    if not isinstance(texts, list) or not isinstance(paths, list) or len(texts) != len(paths):
+        raise UserError(f"{where}: expected neg_text and neg_image_path to be two texts or two lists of one length")
+    return list(zip(texts, paths, strict=True))
+
+
+def _rows(root: Path, name: str, pattern: str, *layouts: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of a set with where each stands; its columns must be those of one of the layouts."""
+    files = sorted((root / name).glob(pattern))
+    if not files:
+        raise UserError(f"{root / name}: no {pattern} there; known sets: {', '.join(list_sets(root, pattern))}")
+    rows = []
+    for file in files:
+        table = read_parquet(file)
+        found = set(table.schema.names)
+        columns = min(layouts, key=lambda layout: len(set(layout) ^ found))
+        for column in sorted(set(columns) ^ found):
+            problem = "unknown" if column in found else "missing"
+            raise UserError(f"{file}: column {column} is {problem}; expected {', '.join(columns)}")
+        rows += [(f"{file}, row {i}", row) for i, row in enumerate(table.to_pylist())]
+    if not rows:
+        raise UserError(f"{root / name}: the set is empty; expected at least one row")
+    return rows
+
+
+def read_parquet(file: Path, columns: Sequence[str] | None = None) -> Any:
+    """A parquet file as an arrow table.
+
+    Raises:
+        UserError: if it is not readable.
+    """
+    try:
+        return pq.read_table(file, columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file}: not a readable parquet file ({error}); download it again") from error
+
+
+def _input(
+    text: str | None, path: str | None, media: Media, origin: str, instruction: str | None = None
+) -> EmbeddingInput | None:
+    """None where both fields are empty (upstream writes "" for absent)."""
+    if not path:
+        # Some published rows (WebQA, EDIS) name a picture that they do not have.
+        text = (text or "").replace(f"{DANGLING}\n", "").replace(f"{DANGLING} ", "").replace(DANGLING, "")
+        return EmbeddingInput(text=text, instruction=instruction) if text else None
+    return EmbeddingInput(text=text or None, images=(media.picture(path, origin),), instruction=instruction)

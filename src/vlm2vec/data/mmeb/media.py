@@ -1,0 +1,130 @@
+"""Where the pictures and frames of a data folder lie: as files, or in zips and tars beside them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from vlm2vec.media import archives
+from vlm2vec.media.images import ImageRef
+from vlm2vec.media.videos import FRAME_ENDINGS, natural, spread
+
+IMAGE_ENDINGS = FRAME_ENDINGS
+ARCHIVE_FOLDERS = (".", "image-tasks", "video-tasks", "video-tasks/frames", "visdoc-tasks")
+"""Where archives are looked for: the published layouts' places."""
+MOST_PREFIX = 3
+"""Leading folders that a published archive may add or lack (`MMEB/…`, `video_ret/…`)."""
+
+
+class Media:
+    """Finds pictures of one data folder; nothing is opened before it is needed.
+
+    A path of a row is looked for as a file; in `images_zip/<Set>.zip` of the training layout; in `images.zip`; then in
+    every other archive, with up to three leading folders more or less than the row says, as published archives have.
+
+    Args:
+        root: The data folder.
+        folders: Subfolders that a row's paths may be relative to, such as `image-tasks`.
+    """
+
+    def __init__(self, root: Path, folders: tuple[str, ...] = ()) -> None:
+        self.root = root
+        self._bases = [root, *(root / folder for folder in folders)]
+        self._zip = root / "images.zip"
+        self._indexes: dict[Path, dict[str, str]] = {}
+
+    def picture(self, path: str, origin: str = "") -> ImageRef:
+        """A reference to the picture of a row; whether it is there is found out later."""
+        head, _, member = path.partition("/")
+        train_zip = self.root / "images_zip" / f"{member.split('/')[0]}.zip"
+        if head == "images" and train_zip.is_file():
+            return ImageRef(path=str(train_zip), member=member, origin=origin)
+        if self._zip.is_file() and not self._archives:
+            return ImageRef(path=str(self._zip), member=path, origin=origin)
+        for base in self._bases:
+            if self._archives and (base / path).is_file():
+                return ImageRef(path=str(base / path), origin=origin)
+        for archive in (*([self._zip] if self._zip.is_file() else []), *self._archives):
+            found = self._index(archive).get(path) or self._without_prefix(archive, path)
+            if found:
+                return ImageRef(path=str(archive), member=found, origin=origin)
+        for base in self._bases:
+            if (base / path).is_file():
+                return ImageRef(path=str(base / path), origin=origin)
+        return ImageRef(path=str(self.root / path), origin=origin)
+
+    def frames(self, folder: str, origin: str = "") -> list[ImageRef]:
+        """The pictures in a folder or an archive's folder, in the order of the numbers in their names."""
+        for base in self._bases:
+            if (base / folder).is_dir():
+                names = [path.name for path in (base / folder).iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
+                return [ImageRef(path=str(base / folder / name), origin=origin) for name in sorted(names, key=natural)]
+        wanted = folder.strip("/")
+        for archive in self._archives:
+            for tail in _tails(wanted):
+                names_in = self._folders(archive).get(tail)
+                if names_in:
+                    return [ImageRef(path=str(archive), member=name, origin=origin) for name in names_in]
+        return []
+
+    def subfolders(self, folder: str) -> list[str]:
+        """Names of the folders in a folder that hold pictures, sorted."""
+        for base in self._bases:
+            if (base / folder).is_dir():
+                return sorted(path.name for path in (base / folder).iterdir() if path.is_dir())
+        for archive in self._archives:
+            for tail in _tails(folder.strip("/")):
+                found = {
+                    name[len(tail) + 1 :].split("/")[0]
+                    for name in self._folders(archive)
+                    if name.startswith(f"{tail}/")
+                }
+                if found:
+                    return sorted(found)
+        return []
+
+    @cached_property
+    def _archives(self) -> list[Path]:
+        found = [path for folder in ARCHIVE_FOLDERS for path in (self.root / folder).glob("*.*") if path.is_file()]
+        return sorted(path for path in found if archives.is_archive(path) and path != self._zip)
+
+    def _index(self, archive: Path) -> dict[str, str]:
+        """Members by their name without up to three leading folders; the fewest taken away win."""
+        if archive not in self._indexes:
+            index: dict[str, str] = {}
+            names = sorted(archives.members(archive))
+            for dropped in range(MOST_PREFIX + 1):
+                for name in names:
+                    parts = name.split("/", dropped)
+                    if len(parts) > dropped:
+                        index.setdefault(parts[-1], name)
+            self._indexes[archive] = index
+        return self._indexes[archive]
+
+    def _without_prefix(self, archive: Path, path: str) -> str | None:
+        index = self._index(archive)
+        return next((index[tail] for tail in _tails(path) if tail in index), None)
+
+    def _folders(self, archive: Path) -> dict[str, list[str]]:
+        if archive not in self._by_folder:
+            folders: dict[str, list[str]] = {}
+            for name, member in self._index(archive).items():
+                if name.lower().endswith(IMAGE_ENDINGS) and "/" in name:
+                    folders.setdefault(name.rpartition("/")[0], []).append(member)
+            self._by_folder[archive] = {name: sorted(files, key=natural) for name, files in folders.items()}
+        return self._by_folder[archive]
+
+    @cached_property
+    def _by_folder(self) -> dict[Path, dict[str, list[str]]]:
+        return {}
+
+
+def sample_frames(frames: list[ImageRef], count: int) -> list[ImageRef]:
+    """`count` frames at equal distances, first and last among them; all where there are fewer."""
+    return [frames[i] for i in spread(len(frames), count)]
+
+
+def _tails(path: str) -> list[str]:
+    """The path, and the same without its first one, two, three folders."""
+    parts = path.split("/")
+    return ["/".join(parts[dropped:]) for dropped in range(min(MOST_PREFIX, len(parts) - 1) + 1)]

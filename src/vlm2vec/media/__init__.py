@@ -1,0 +1,1 @@
+"""Images, videos, document pages and archive members by reference, decoded on demand."""

@@ -1,0 +1,223 @@
+"""Files inside zips, tars and parquet files, pages of PDFs, frames of videos, read in place: nothing is unpacked.
+
+A zip and a plain tar are read by offset. A gzip-compressed tar is decompressed once to find its members; the states of
+the decompressor are kept every few megabytes, so that a member costs a few megabytes of decompression, not all before.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import os
+import re
+import tarfile
+import threading
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.errors import UserError
+from vlm2vec.media import documents
+
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
+CELL = re.compile(r"(.+)\[(\d+)\]")
+CHUNK = 1 << 16
+SPACING = 8 << 20
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether the name is one that this module reads."""
+    return str(path).endswith(ENDINGS)
+
+
+def members(path: str | Path) -> frozenset[str]:
+    """Names of the files in an archive.
+
+    Raises:
+        UserError: if it is missing or not readable.
+    """
+    return _names(str(path), os.getpid())
+
+
+def read_member(path: str | Path, name: str) -> bytes:
+    """Content of one file of an archive.
+
+    Raises:
+        UserError: if the archive is missing, damaged, or has no such file.
+    """
+    try:
+        return _open(str(path), os.getpid()).read(name)
+    except KeyError as error:
+        raise UserError(f"{path}:{name}: the archive has no such file") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"{path}:{name}: the archive is damaged ({error}); download it again") from error
+
+
+class SeekableGzip(io.RawIOBase):
+    """A gzip file that can be read from any place: decompressor states are kept every `SPACING` bytes."""
+
+    def __init__(self, path: str, mode: str = "rb") -> None:
+        self._file: Any = Path(path).open(mode)  # noqa: SIM115
+        # (bytes out, bytes in, decompressor there); a decompressor's copy is its whole state.
+        self._points: list[tuple[int, int, Any]] = [(0, 0, zlib.decompressobj(31))]
+        self._position = 0
+        self._restart(0)
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Place in the decompressed content."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves in the decompressed content; nothing is read yet."""
+        if whence == io.SEEK_END:
+            raise OSError("the length of compressed content is not known")
+        self._position = offset + (self._position if whence == io.SEEK_CUR else 0)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes of the decompressed content; fewer at its end."""
+        stop = self._position + size if size >= 0 else 1 << 62
+        begin = self._decoded - len(self._buffer)
+        nearest = bisect.bisect_right([out for out, _, _ in self._points], self._position) - 1
+        if self._position < begin or self._points[nearest][0] > self._decoded:
+            self._restart(nearest)
+        parts = []
+        while True:
+            begin = self._decoded - len(self._buffer)
+            part = self._buffer[max(self._position - begin, 0) : max(stop - begin, 0)]
+            parts.append(part)
+            self._position += len(part)
+            if self._position >= stop or not self._more():
+                return b"".join(parts)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        super().close()
+
+    def _restart(self, number: int) -> None:
+        self._decoded, begin, decoder = self._points[number]
+        self._decoder = decoder.copy()
+        self._buffer = b""
+        self._file.seek(begin)
+
+    def _more(self) -> bool:
+        """Decompresses one chunk into the buffer; False at the end."""
+        taken = self._file.read(CHUNK)
+        if not taken:
+            if not self._decoder.eof:
+                raise EOFError("it ends in the middle")
+            return False
+        self._buffer = self._decoder.decompress(taken)
+        while self._decoder.eof and self._decoder.unused_data:  # gzip files may be laid one after another
+            rest = self._decoder.unused_data
+            self._decoder = zlib.decompressobj(31)
+            self._buffer += self._decoder.decompress(rest)
+        self._decoded += len(self._buffer)
+        if self._decoded - self._points[-1][0] >= SPACING:
+            self._points.append((self._decoded, self._file.tell(), self._decoder.copy()))
+        return True
+
+
+class _Tar:
+    def __init__(self, path: str) -> None:
+        self._lock = threading.Lock()
+        opened = SeekableGzip if path.endswith("gz") else open
+        self._file: Any = opened(path, "rb")
+        self._places: dict[str, tuple[int, int]] = {}
+        with tarfile.open(fileobj=self._file, mode="r:") as archive:
+            self._places = {
+                member.name.removeprefix("./"): (member.offset_data, member.size)
+                for member in archive
+                if member.isfile()
+            }
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def namelist(self) -> list[str]:
+        """Names of the files."""
+        return list(self._places)
+
+    def read(self, name: str) -> bytes:
+        """Content of one file."""
+        offset, size = self._places[name]
+        with self._lock:
+            self._file.seek(offset)
+            content: bytes = self._file.read(size)
+        if len(content) != size:
+            raise EOFError(f"{name} is cut short")
+        return content
+
+
+class _Parquet:
+    """The pictures in a parquet file's columns, as `column[row]`: bytes, or the hub's struct of bytes and path."""
+
+    def __init__(self, path: str) -> None:
+        import pyarrow.parquet as pq
+
+        self._file = pq.ParquetFile(path)
+        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._begins = [sum(counts[:i]) for i in range(len(counts))]
+        self._recent: tuple[int, str, Any] = (-1, "", None)
+        self._lock = threading.Lock()
+
+    def namelist(self) -> list[str]:
+        """Every cell that can hold a picture."""
+        import pyarrow as pa
+
+        columns = [
+            field.name
+            for field in self._file.schema_arrow
+            if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type) or pa.types.is_struct(field.type)
+        ]
+        return [f"{column}[{row}]" for column in columns for row in range(self._file.metadata.num_rows)]
+
+    def read(self, name: str) -> bytes:
+        """Content of one cell; only its row group is read."""
+        found = CELL.fullmatch(name)
+        if not found or int(found[2]) >= self._file.metadata.num_rows:
+            raise KeyError(name)
+        column, row = found[1], int(found[2])
+        group = bisect.bisect_right(self._begins, row) - 1
+        with self._lock:
+            if self._recent[:2] != (group, column):
+                self._recent = (group, column, self._file.read_row_group(group, columns=[column]).column(column))
+            value = self._recent[2][row - self._begins[group]].as_py()
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not content:
+            raise KeyError(name)
+        return bytes(content)
+
+
+@lru_cache(maxsize=64)
+def _open(path: str, process_id: int) -> zipfile.ZipFile | _Tar | _Parquet | documents.Pdf | documents.Video:
+    """One handle an archive and process (an inherited one shares its file position with the parent); threads share."""
+    if documents.is_document(path):
+        return documents.open_document(path)
+    kind = Path(path).suffix.removeprefix(".") if path.endswith((".zip", ".parquet")) else "tar"
+    try:
+        if kind == "parquet":
+            return _Parquet(path)
+        return zipfile.ZipFile(path) if kind == "zip" else _Tar(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such {kind} of images") from error
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not a readable {kind} ({error}); download it again") from error
+
+
+@lru_cache(maxsize=64)
+def _names(path: str, process_id: int) -> frozenset[str]:
+    opened: Any = _open(path, process_id)
+    return frozenset(opened.namelist())

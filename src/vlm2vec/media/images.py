@@ -1,0 +1,140 @@
+"""Pictures that are not decoded yet: where one lies, how to read it, and what identifies its content.
+
+Readers make `ImageRef`s for millions of rows without opening a file; processors decode them when a batch is built.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vlm2vec.errors import UserError
+from vlm2vec.media import archives, documents
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A picture by reference: a file, a member of a zip or tar, or bytes.
+
+    Attributes:
+        path: The file, or the archive that holds `member`.
+        member: Name inside the archive at `path`; None for a plain file.
+        data: The encoded file as bytes, where there is no path.
+        origin: Where the reference comes from (`file, row 3, field qry_image_path`), for error messages.
+    """
+
+    path: str | None = None
+    member: str | None = None
+    data: bytes | None = None
+    origin: str = field(default="", compare=False)
+
+    @staticmethod
+    def of(source: Any) -> ImageRef:
+        """Makes a reference from a path, `data:` URI, bytes, PIL image or another reference.
+
+        Raises:
+            UserError: for an http(s) URL (nothing is fetched unless asked) or a type that is no picture.
+        """
+        if isinstance(source, ImageRef):
+            return source
+        if isinstance(source, Image.Image):
+            encoded = io.BytesIO()
+            to_rgb(source).save(encoded, format="PPM")  # lossless, and the fastest to write and read
+            return ImageRef(data=encoded.getvalue())
+        if isinstance(source, bytes):
+            return ImageRef(data=source)
+        if isinstance(source, str) and source.startswith("data:"):
+            return ImageRef(data=_decode_data_uri(source))
+        if isinstance(source, str) and source.startswith(("http://", "https://")):
+            raise UserError(f"image {source}: URLs are not fetched; download the picture and pass its path")
+        if isinstance(source, str | os.PathLike):
+            return ImageRef(path=os.fspath(source))
+        raise UserError(f"image of type {type(source).__name__}: expected a path, bytes, data URI or PIL image")
+
+    def exists(self) -> bool:
+        """Whether the file or archive member is there; nothing is decoded."""
+        if self.path is None:
+            return True
+        if self.member is None:
+            return Path(self.path).is_file()
+        return Path(self.path).is_file() and self.member in archives.members(self.path)
+
+    def read(self) -> bytes:
+        """The encoded bytes of the picture.
+
+        Raises:
+            UserError: if the file or the archive member is missing, or the archive damaged.
+        """
+        if self.data is not None:
+            return self.data
+        assert self.path is not None
+        try:
+            if self.member is None:
+                return Path(self.path).read_bytes()
+            return archives.read_member(self.path, self.member)
+        except OSError as error:
+            raise UserError(f"{self}: the picture is missing; expected a file there") from error
+        except UserError as error:
+            raise UserError(f"{self.origin}: {error}" if self.origin else str(error)) from error
+
+    def digest(self) -> str:
+        """SHA-256 of the content: equal pictures have equal digests wherever they lie.
+
+        Raises:
+            UserError: as `read`.
+        """
+        if self.path is not None and self.member is not None and documents.is_document(self.path):
+            return documents.digest(self.path, self.member)  # drawing a page costs far more than its file's hash
+        return hashlib.sha256(self.read()).hexdigest()
+
+    def load(self) -> Image.Image:
+        """Decodes the picture to RGB, transparent parts on white, turned as its EXIF data says.
+
+        Raises:
+            UserError: if the picture is missing, of an unknown format, or truncated.
+        """
+        raw = self.read()
+        try:
+            with Image.open(io.BytesIO(raw)) as image:
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)  # as transformers' load_image
+                return to_rgb(image)
+        except UnidentifiedImageError as error:  # its message names an object in memory
+            raise UserError(f"{self}: not a readable picture (of no known format); replace or remove it") from error
+        except Exception as error:  # damaged files make PIL's parsers raise anything (struct.error, KeyError, …)
+            raise UserError(f"{self}: not a readable picture ({error}); replace or remove it") from error
+
+    def __str__(self) -> str:
+        place = f"{self.path}:{self.member}" if self.member else self.path or "picture given in memory"
+        return f"{self.origin}: {place}" if self.origin else place
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB copy of a picture; transparency is laid on white, as a web page shows it."""
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode.startswith("I;16"):  # 16 bits a pixel; convert() would cut at 255 and leave white
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    return image.convert("RGB")
+
+
+def _decode_data_uri(uri: str) -> bytes:
+    head, _, body = uri.partition(",")
+    if not head.endswith(";base64"):
+        raise UserError(f"data URI {uri[:40]}...: expected data:image/...;base64,")
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as error:
+        raise UserError(f"data URI {uri[:40]}...: not valid base64 ({error})") from error

@@ -1,0 +1,105 @@
+"""`compact-dual`: a CLIP-style dual encoder of the same pretrained parts as `compact`, the baseline beside it.
+
+picture -> EfficientNet-Lite0 (frozen) -> projector -> mean of the visual tokens -> head
+text    -> first layers of SmolLM2 -> last token -> head
+
+An input with both has the sum of the two unit vectors, as the MMEB paper scores its baselines.
+
+Shapes: B examples, N pictures, T visual tokens, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vlm2vec.models.backbones.compact.model import MAX_TEXT_TOKENS, Compact, CompactModel
+from vlm2vec.models.last_layer import by_token, last_token_only
+from vlm2vec.models.pooling import last_token
+from vlm2vec.models.prompts import split_at_pictures
+from vlm2vec.types import Batch, EmbeddingInput
+
+
+class DualModel(nn.Module):
+    """Two towers with a head each; they meet only in the sum."""
+
+    def __init__(self, compact: CompactModel) -> None:
+        super().__init__()
+        self.vision = compact.vision
+        self.language_model = compact.language_model
+        self.config = compact.config
+        dim = int(self.config.hidden_size)
+        self.projector = compact.projector
+        self.image_head = nn.Linear(dim, dim)
+        self.text_head = compact.head
+
+    def texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Unit vectors of texts, [B, D]; zero for a row that holds the end token only."""
+        output: Any = self.language_model(input_ids=input_ids, attention_mask=attention_mask)
+        text_BD = F.normalize(self.text_head(last_token(output.last_hidden_state, attention_mask)), dim=-1)
+        return text_BD * (attention_mask.sum(dim=1, keepdim=True) > 1)
+
+    def pictures(self, image_features: torch.Tensor) -> torch.Tensor:
+        """Unit vectors of pictures from their visual tokens [N, T, 1480], [N, D]."""
+        return F.normalize(
+            self.image_head(self.projector(image_features.to(self.image_head.weight.dtype)).mean(dim=1)), dim=-1
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_features: torch.Tensor | None,
+        owner_N: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Sum of an example's text and picture vectors, [B, D]; `owner_N` says whose each picture is."""
+        text_BD = self.texts(input_ids, attention_mask)
+        if image_features is None or owner_N is None or not len(image_features):
+            return text_BD
+        return text_BD.index_add(0, owner_N, self.pictures(image_features).to(text_BD.dtype))
+
+
+class CompactDual(Compact):
+    """The baseline and its processor; the settings of `compact`, whose visual tokens are averaged here."""
+
+    name: ClassVar[str] = "compact-dual"
+    trained_modules: ClassVar[list[str]] = ["projector", "image_head", "text_head"]
+
+    @classmethod
+    def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
+        """Assembles the two towers; the heads are new and depend on torch's seed."""
+        parts = Compact.load(source, dtype, **options)
+        assert isinstance(parts.model, CompactModel)
+        model = DualModel(parts.model).to(dtype)
+        model.vision.float()  # as in compact: its features must not depend on the rest's dtype
+        return cls(model, parts.tokenizer, parts.settings)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """One vector an example, not normalised, [B, D]."""
+        features = batch.get("image_features")
+        owner_N = None
+        if features is not None:
+            counts_B = batch.rows["image_features"].to(features.device)
+            owner_N = torch.repeat_interleave(torch.arange(len(counts_B), device=features.device), counts_B)
+        with last_token_only(self.last_parts(), batch["attention_mask"]):
+            vectors: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], features, owner_N)
+        return vectors
+
+    def last_parts(self) -> list[nn.Module]:
+        """Of the text tower's last layer; its head sees no other token as it is."""
+        model: Any = self.model
+        return by_token(model.language_model.layers[-1])
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """A dual encoder has none for an input as a whole."""
+        raise TypeError("a dual encoder gives vectors, not hidden states")
+
+    def _token_ids(self, item: EmbeddingInput) -> list[int]:
+        """The words of the prompt without its pictures, and the end token."""
+        pieces = split_at_pictures(self.template.render(item))
+        words = " ".join(piece.strip() for piece in pieces if isinstance(piece, str)).strip()
+        ids = self.tokenizer(words, add_special_tokens=False, truncation=True, max_length=MAX_TEXT_TOKENS)
+        return [*ids["input_ids"], self.tokenizer.eos_token_id]

@@ -1,0 +1,246 @@
+"""`compact`: the built-in small VLM, LLaVA-shaped, made of pretrained parts that need no hub.
+
+picture -> EfficientNet-Lite0 (frozen) -> projector, with the words of the classes that the encoder itself sees
+        -> first layers of SmolLM2-135M-Instruct -> last token.
+This project pretrained them together (`pretraining.pretrain`, recipes/pretrain-compact.yaml) and ships the result.
+
+Shapes: B examples, L tokens, T visual tokens a picture, D embedding dim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load as load_safetensors
+from torch import nn
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.backbones.compact.class_words import ClassWords
+from vlm2vec.models.backbones.compact.parts import VISION_DIM, EfficientNetLite, load_language
+from vlm2vec.models.last_layer import by_token
+from vlm2vec.models.prompts import order_of_pictures, split_at_pictures
+from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, VisionCache, chunks
+from vlm2vec.types import Batch, EmbeddingInput
+
+SHIPPED = Path(__file__).with_name("compact_pretrained.safetensors")
+SHIPPED_SHA256 = "0552299f2ee4cd921ead3e6ff5f7dfa24cdbe71344e44545709087dc109879bc"
+PRETRAINED_LAYERS = 4
+LANGUAGE_LINEARS = r".*\.(q|k|v|o|gate|up|down)_proj"
+PROJECTOR_WIDTH = 1152
+WORDS_SCALE, PROJECTED_SCALE = 2.0, 0.005  # both about as long as a word of a text: 3
+MAX_TEXT_TOKENS = 512
+DEFAULTS = {"num_layers": 4, "visual_tokens": 9, "image_size": 192}
+
+
+class Projector(nn.Module):
+    """Visual features [.., T, 1480] -> the language model's input space [.., T, D].
+
+    A token is the sum of the words for what the vision encoder takes it for, what the layers make of its features, and
+    where it lies.
+    """
+
+    def __init__(self, embedding_dim: int, num_tokens: int, class_words: ClassWords) -> None:
+        super().__init__()
+        self.class_words = class_words
+        self.layers = nn.Sequential(
+            nn.LayerNorm(VISION_DIM),
+            nn.Linear(VISION_DIM, PROJECTOR_WIDTH),
+            nn.GELU(),
+            nn.Linear(PROJECTOR_WIDTH, embedding_dim),
+        )
+        self.positions = nn.Parameter(torch.zeros(num_tokens, embedding_dim))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """One input vector of the language model a visual token."""
+        projected: torch.Tensor = self.layers(features)
+        words: torch.Tensor = self.class_words(features)
+        return WORDS_SCALE * words + PROJECTED_SCALE * projected + self.positions
+
+
+def make_projector(vision: EfficientNetLite, language: Any, tokenizer: Any) -> Projector:
+    """A new projector between these two, with the class words that they share."""
+    words = ClassWords(vision.network._fc, language.get_input_embeddings().weight, tokenizer)
+    return Projector(language.config.hidden_size, vision.side**2, words)
+
+
+def identity_head(dim: int) -> nn.Linear:
+    """A linear layer that changes nothing yet."""
+    head = nn.Linear(dim, dim)
+    nn.init.eye_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class CompactModel(nn.Module):
+    """Vision encoder, projector, language model, and a linear head that whitens its final states.
+
+    The image token id lies just outside the text vocabulary, so no text can produce it.
+    """
+
+    language_model: Any
+    config: Any
+
+    def __init__(self, vision: EfficientNetLite, projector: Projector, language_model: nn.Module) -> None:
+        super().__init__()
+        self.vision = vision
+        self.projector = projector
+        self.language_model = language_model
+        self.head = identity_head(int(self.language_model.config.hidden_size))
+        self.config = self.language_model.config  # PEFT reads it
+        self.image_token_id = int(self.config.vocab_size)
+
+    def states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, image_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Final-norm hidden states [B, L, D]; `image_features` [N, T, 1480] fill the image tokens in order."""
+        is_image_BL = input_ids == self.image_token_id
+        embeds_BLD = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_image_BL, 0))
+        if image_features is not None and len(image_features):
+            projected = self.projector(image_features.to(embeds_BLD.dtype))
+            embeds_BLD = embeds_BLD.masked_scatter(is_image_BL.unsqueeze(-1), projected.to(embeds_BLD.dtype))
+        output = self.language_model(inputs_embeds=embeds_BLD, attention_mask=attention_mask)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, image_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The states [B, L, D] after the head."""
+        states: torch.Tensor = self.head(self.states(input_ids, attention_mask, image_features))
+        return states
+
+
+class Compact(Backbone):
+    """The built-in VLM and its processor.
+
+    Settings (`options` of `load`):
+        num_layers: Layers of the language model, 1 to 30 (default 4: trains on two cores in minutes).
+        visual_tokens: Tokens a picture, 4, 9 or 16 (default 9).
+        image_size: Side in pixels that pictures are squashed to (default 192).
+    """
+
+    name: ClassVar[str] = "compact"
+    lora_targets = LANGUAGE_LINEARS
+    trained_modules: ClassVar[list[str]] = ["projector", "head"]
+
+    def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, int]) -> None:
+        super().__init__(model)
+        self.vision: Any = model.vision  # reached directly: PEFT may wrap the model later
+        self.config: Any = model.config
+        self.tokenizer = tokenizer
+        self.settings = settings
+
+    @classmethod
+    def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
+        """Assembles the model from its packaged parts; see the class for the settings."""
+        settings = {**DEFAULTS, **options}
+        if unknown := set(settings) - set(DEFAULTS):
+            raise UserError(f"{source}: unknown settings {sorted(unknown)}; allowed: {', '.join(DEFAULTS)}")
+        language, tokenizer = load_language(settings["num_layers"], dtype)
+        vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
+        model = CompactModel(vision, make_projector(vision, language, tokenizer), language).to(dtype)
+        model.vision.float()  # its pictures come in float32, and its features must not depend on the rest's dtype
+        _load_pretrained(model, settings["num_layers"])
+        return cls(model, tokenizer, settings)
+
+    @property
+    def embedding_dim(self) -> int:
+        """576, the width of SmolLM2-135M."""
+        return int(self.config.hidden_size)
+
+    def options(self) -> dict[str, Any]:
+        """The settings given to `load`."""
+        return dict(self.settings)
+
+    def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+        """Token ids (left-aligned) and the visual features of all pictures, packed one after another."""
+        rows = [self._token_ids(item) for item in inputs]
+        length = max(map(len, rows))
+        input_ids = torch.zeros(len(rows), length, dtype=torch.long)
+        mask = torch.zeros(len(rows), length, dtype=torch.long)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        orders = [order_of_pictures(self.template.render(item)) for item in inputs]
+        images = [item.images[place] for item, order in zip(inputs, orders, strict=True) for place in order]
+        batch = Batch({"input_ids": input_ids, "attention_mask": mask})
+        if images:
+            batch.tensors["image_features"] = self._features(images)
+            batch.rows["image_features"] = torch.tensor(list(map(len, orders)))
+        return batch
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """Final-norm hidden states [B, L, D]."""
+        hidden: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], batch.get("image_features"))
+        return hidden
+
+    def last_parts(self) -> list[nn.Module]:
+        """Of the last layer, and the head."""
+        model: Any = self.model
+        return [*by_token(model.language_model.layers[-1]), model.head]
+
+    def cache_pictures(self, folder: Path | None = None) -> bool:
+        """Keeps visual features by picture content; the encoder is always frozen here."""
+        self.vision_cache = VisionCache(self.vision, self.vision.fingerprint(), folder)
+        return True
+
+    def save_processor(self, folder: Path) -> None:
+        """Writes the tokenizer; the picture settings are in `options`."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _features(self, images: list[Any]) -> torch.Tensor:
+        if self.vision_cache is not None:
+            return self.vision_cache.features(images)
+        with torch.inference_mode():
+            # float16 like the cached ones: a vector must not depend on whether the cache was on.
+            parts = [self.vision(part).to(torch.float16).cpu() for part in chunks(images, ENCODE_BATCH)]
+        return torch.cat(parts)
+
+    def _token_ids(self, item: EmbeddingInput) -> list[int]:
+        """Text ids, `visual_tokens` image ids a picture, and the end token, whose state is the embedding."""
+        ids: list[int] = []
+        for piece in split_at_pictures(self.template.render(item)):
+            if isinstance(piece, int):
+                ids += [self.config.vocab_size] * self.settings["visual_tokens"]
+            else:
+                encoded = self.tokenizer(piece, add_special_tokens=False, truncation=True, max_length=MAX_TEXT_TOKENS)
+                ids += encoded["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]
+
+
+def _load_pretrained(model: CompactModel, num_layers: int) -> None:
+    """Puts in what the pretraining made: the projector, and for its depth also head, norm and merged adapter."""
+    raw = SHIPPED.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != SHIPPED_SHA256:
+        raise UserError(f"{SHIPPED}: not the shipped weights (SHA-256 differs); install the package again")
+    learned = {name: value.float() for name, value in load_safetensors(raw).items()}
+    projector = {name.removeprefix("projector."): value for name, value in learned.items() if "projector." in name}
+    projector["positions"] = _resampled(projector["positions"], len(model.projector.positions))
+    model.projector.load_state_dict(projector)
+    if num_layers != PRETRAINED_LAYERS:
+        return
+    language = model.language_model
+    model.head.load_state_dict({name: learned[f"head.{name}"] for name in ("weight", "bias")})
+    with torch.no_grad():
+        language.norm.weight.copy_(learned["language_model.norm.weight"])
+        for name, low in learned.items():
+            if ".lora_A." in name:
+                path = name.removeprefix("language_model.").removesuffix(".lora_A.default.weight")
+                high = learned[name.replace(".lora_A.", ".lora_B.")]
+                # alpha equals rank in the pretraining, so the product is the change itself
+                weight = language.get_submodule(path).weight
+                weight.copy_(weight.float() + high @ low)
+
+
+def _resampled(positions_TD: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """The vectors of a square grid of positions, for a grid of another size."""
+    side, new = round(len(positions_TD) ** 0.5), round(num_tokens**0.5)
+    grid_1DHW = positions_TD.T.reshape(1, -1, side, side)
+    resampled = F.interpolate(grid_1DHW, size=(new, new), mode="bilinear", align_corners=False)
+    return resampled.flatten(2)[0].T.contiguous()

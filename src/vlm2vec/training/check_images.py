@@ -1,0 +1,40 @@
+"""Reads every picture of a job once before the job relies on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from vlm2vec.errors import UserError
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.embedder import Embedder
+
+
+def read_pictures(
+    embedder: Embedder,
+    pictures: Iterable[ImageRef],
+    advance: Callable[[int], None],
+    unreadable: dict[ImageRef, UserError] | None = None,
+) -> None:
+    """Decodes pictures; where a frozen encoder's outputs are kept, they are made on the way.
+
+    Args:
+        embedder: Its backbone's `vision_cache` is filled, if it has one.
+        pictures: Repeats allowed.
+        advance: Called with the number of pictures read since the last call.
+        unreadable: Collects what cannot be read, with the reason; None: the first one raises.
+
+    Raises:
+        UserError: for an unreadable picture, where `unreadable` is None.
+    """
+    on_error = None if unreadable is None else unreadable.__setitem__
+    if embedder.backbone.vision_cache is not None:
+        embedder.backbone.vision_cache.warm(pictures, advance, on_error)
+        return
+    for picture in dict.fromkeys(pictures):
+        try:
+            picture.load()
+        except UserError as error:
+            if on_error is None:
+                raise
+            on_error(picture, error)
+        advance(1)
