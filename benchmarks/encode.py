@@ -2,14 +2,14 @@
 
     python benchmarks/encode.py [--items 256] [--repeats 3] [--only mixed] [--threads 2]
 
-Time on the clock, from inputs to vectors, best of interleaved repeats; pictures are JPEG files, read each time. On a
+Time on the clock, from inputs to vectors, best of interleaved repeats; images are JPEG files, read each time. On a
 machine that does other work, `--processor-time --threads 1` compares processor time instead.
 
 Cases:
-    mixed     half texts, half picture and text, lengths and sizes uneven
+    mixed     half texts, half image and text, lengths and sizes uneven
     repeated  the same, each ten times in shuffled order
     text      texts only
-    images    pictures only
+    images    images only
 Systems: ours and sentence-transformers 6.2 (`encode` with its defaults), each in float32 and in bfloat16. Ours takes
 bfloat16 by itself where the processor computes in it natively; sentence-transformers takes what the checkpoint was
 saved in, here float32. The plain ratio x_sentence_transformers_CASE compares these two defaults; those that end in
@@ -45,7 +45,7 @@ Encode = Callable[[list[Any]], np.ndarray]
 
 
 def write_llava(folder: Path) -> None:
-    """A folder in the layout of a real checkpoint; every token is a letter, a picture is 196 tokens."""
+    """A folder in the layout of a real checkpoint; every token is a letter, an image is 196 tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     built = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIAL, *letters])}, []))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -86,22 +86,20 @@ def write_llava(folder: Path) -> None:
 
 
 def make_inputs(folder: Path, count: int) -> dict[str, list[Any]]:
-    """The inputs of every case, as both libraries take them: texts, and dicts of text and a picture's path."""
+    """The inputs of every case, as both libraries take them: texts, and dicts of text and an image's path."""
     rng, shapes = random.Random(0), np.random.default_rng(0)
     folder.mkdir()
     words = ["".join(rng.choices(LETTERS, k=int(rng.lognormvariate(3.7, 0.8)) + 4)) for _ in range(2 * count)]
-    pictures = []
+    images = []
     for i in range(count):
         size = (rng.randrange(240, 900), rng.randrange(240, 900))
         coarse = Image.fromarray(shapes.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-        pictures.append(str(folder / f"{i}.jpg"))
-        coarse.resize(size, Image.Resampling.BICUBIC).save(pictures[-1], quality=90)
-    mixed: list[Any] = [
-        words[i] if i % 2 else {"text": words[i], "image": picture} for i, picture in enumerate(pictures)
-    ]
+        images.append(str(folder / f"{i}.jpg"))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(images[-1], quality=90)
+    mixed: list[Any] = [words[i] if i % 2 else {"text": words[i], "image": image} for i, image in enumerate(images)]
     repeated = mixed * 10
     rng.shuffle(repeated)
-    images = [{"image": picture} for picture in pictures]
+    images = [{"image": image} for image in images]
     return {"mixed": mixed, "repeated": repeated, "text": words[count:], "images": images}
 
 

@@ -38,9 +38,9 @@ Rows = dict[str, np.ndarray]
 def unpack(data: Path, number: int, folder: Path) -> None:
     """Writes the first photographs of the captioned training set into a folder."""
     folder.mkdir()
-    with zipfile.ZipFile(data / "train/images_zip/Flickr8k.zip") as pictures:
-        for name in [name for name in pictures.namelist() if name.endswith(".jpg")][:number]:
-            (folder / Path(name).name).write_bytes(pictures.read(name))
+    with zipfile.ZipFile(data / "train/images_zip/Flickr8k.zip") as images:
+        for name in [name for name in images.namelist() if name.endswith(".jpg")][:number]:
+            (folder / Path(name).name).write_bytes(images.read(name))
 
 
 def command(way: str, photos: Path, output: Path) -> list[str]:
@@ -59,7 +59,7 @@ def parts_done(way: str, output: Path) -> int:
 
 
 def rows_of(output: Path) -> Rows:
-    """Vectors by the name of their picture."""
+    """Vectors by the name of their image."""
     if output.suffix == ".parquet":
         table = pq.read_table(output)
         return {key: np.array(one, np.float32) for key, one in zip(*table.select(["key", "vector"]), strict=True)}

@@ -2,7 +2,7 @@
 
     python benchmarks/search.py [--sizes 20000 100000] [--dim 384] [--queries 200] [--precisions float32] [--qdrant]
 
-Vectors are clustered, as those of pictures are: a row is the centre of one of N / 50 clusters plus noise, at unit norm
+Vectors are clustered, as those of images are: a row is the centre of one of N / 50 clusters plus noise, at unit norm
 (seed 0, centres 2); queries are drawn alike (seed 1) and are not in the store. The truth is a product in numpy with all
 float32 vectors, which is a row of the table, too: the floor of an exact search in memory. Queries come one at a time,
 k = 10, by the store's own `search`, so metadata of the results is in the time. Disk is the store's folder after

@@ -9,14 +9,14 @@ One checkpoint (a LLaVA with random weights, see encode.py) behind three servers
     one at a time          the same with `max_batch_inputs=1`: what batching across requests gains
     sentence_transformers  a FastAPI app that calls `model.encode` on the inputs of a request, one request at a time
 
-All in the same precision, without caches of results or pictures, and no input comes twice. A request holds one input.
+All in the same precision, without caches of results or images, and no input comes twice. A request holds one input.
 Workloads: `queries` (texts of 4 to some dozen tokens), `text` (22 at the median), `mixed` (the same, every fourth with
-a picture of 196 tokens, a JPEG as a data URI). Every client asks again as soon as it is answered; each load takes the
+an image of 196 tokens, a JPEG as a data URI). Every client asks again as soon as it is answered; each load takes the
 same number of requests from every server, in turns, and vectors are compared with the library's. Times on the clock:
 run it on a quiet machine. On one that does other work `--processor-time` compares what the servers' processes computed.
 
 `--soak SECONDS` asks `vlm2vec serve` in float32 with 8 clients instead, two inputs a request, 5 % of them bad ones
-beside good ones: truncated pictures, bombs, places that are not read, a million characters. It counts answers that are
+beside good ones: truncated images, bombs, places that are not read, a million characters. It counts answers that are
 not the library's vector (or not the refusal that was due), requests without status 200, and memory at the end against
 minute 2.
 """
@@ -57,7 +57,7 @@ ROWS = ("ours", "one at a time", "sentence_transformers")
 WORKLOADS = ("queries", "text", "mixed")
 UNCACHED = ["--limit", "result_cache_bytes=0", "--limit", "picture_cache_bytes=0"]
 EXTRA = {"one at a time": ["--limit", "max_batch_inputs=1"]}
-PICTURES_ONE_IN = 4
+IMAGES_ONE_IN = 4
 SOAK_CLIENTS, SOAK_INPUTS, BAD_SHARE = 8, 2, 0.05
 
 
@@ -80,8 +80,8 @@ def plain_app() -> Any:
     def as_value(one: Any) -> Any:
         if isinstance(one, str):
             return one
-        picture = Image.open(io.BytesIO(base64.b64decode(one["image"].partition(",")[2]))).convert("RGB")
-        return {"text": one["text"], "image": picture}
+        image = Image.open(io.BytesIO(base64.b64decode(one["image"].partition(",")[2]))).convert("RGB")
+        return {"text": one["text"], "image": image}
 
     @app.post("/v1/embeddings")
     def embeddings(body: Body) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def texts_of(rng: random.Random, count: int, usual: float) -> list[str]:
     return ["".join(rng.choices(LETTERS, k=int(usual * rng.lognormvariate(0, 0.6)) + 4)) for _ in range(count)]
 
 
-def picture(rng: np.random.Generator) -> str:
+def image(rng: np.random.Generator) -> str:
     """A JPEG as a data URI."""
     coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     data = io.BytesIO()
@@ -163,10 +163,9 @@ def workload(name: str, count: int, seed: int) -> list[Any]:
     """Inputs, none of them twice."""
     usual = 4 if name == "queries" else 18
     words, shapes = texts_of(random.Random(seed), count, usual), np.random.default_rng(seed)
-    pictured = PICTURES_ONE_IN if name == "mixed" else count + 1
+    imaged = IMAGES_ONE_IN if name == "mixed" else count + 1
     return [
-        {"text": text, "image": picture(shapes)} if i % pictured == pictured - 1 else text
-        for i, text in enumerate(words)
+        {"text": text, "image": image(shapes)} if i % imaged == imaged - 1 else text for i, text in enumerate(words)
     ]
 
 
@@ -286,9 +285,9 @@ def bad_inputs() -> list[Any]:
     whole = png.getvalue()
     bomb = whole[:16] + (60_000).to_bytes(4, "big") * 2 + whole[24:]
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
-    pictures = [base64.b64encode(data).decode() for data in (whole[: len(whole) // 2], bomb, svg, bytes(1000))]
+    images = [base64.b64encode(data).decode() for data in (whole[: len(whole) // 2], bomb, svg, bytes(1000))]
     return [
-        *({"image": f"data:image/png;base64,{data}"} for data in pictures),
+        *({"image": f"data:image/png;base64,{data}"} for data in images),
         *({"image": name} for name in ("file:///etc/passwd", "http://127.0.0.1/a.png", "../a.png", "a\0.png")),
         {},
         "\ud800",

@@ -96,19 +96,19 @@ def write_qwen2_vl(folder: Path) -> None:
 
 
 def make_pairs(count: int) -> list[TrainExample]:
-    """A third each of caption to picture, picture and question to answer, and text to text; lengths differ widely."""
+    """A third each of caption to image, image and question to answer, and text to text; lengths differ widely."""
     rng = random.Random(0)
     shapes = np.random.default_rng(0)
     pairs = []
     for i in range(count):
         size = (rng.randrange(56, 337), rng.randrange(56, 337))
         coarse = Image.fromarray(shapes.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-        picture = ImageRef.of(coarse.resize(size, Image.Resampling.BICUBIC))
+        image = ImageRef.of(coarse.resize(size, Image.Resampling.BICUBIC))
         words = "".join(rng.choices(LETTERS, k=int(rng.lognormvariate(3.5, 0.8)) + 4))
         seen = "<|vision_start|><|image_1|><|vision_end|>"
         kinds = [
-            (EmbeddingInput(f"Find: {words}"), EmbeddingInput(f"{seen}Represent it.", (picture,))),
-            (EmbeddingInput(f"{seen}{words}?", (picture,)), EmbeddingInput(words[:12])),
+            (EmbeddingInput(f"Find: {words}"), EmbeddingInput(f"{seen}Represent it.", (image,))),
+            (EmbeddingInput(f"{seen}{words}?", (image,)), EmbeddingInput(words[:12])),
             (EmbeddingInput(words), EmbeddingInput(words[::-1] * 2)),
         ]
         pairs.append(TrainExample(*kinds[i % 3], origin=f"pair {i}"))
@@ -235,7 +235,7 @@ class ByHand(nn.Module):
         tensors = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
         counts = tensors.pop("num_images_per_sample", None)
         rows = {} if counts is None else dict.fromkeys(("pixel_values", "image_grid_thw"), counts)
-        if "image_grid_thw" not in tensors and "pixel_values" in tensors:  # compact's pictures are features already
+        if "image_grid_thw" not in tensors and "pixel_values" in tensors:  # compact's images are features already
             tensors["image_features"], rows = tensors.pop("pixel_values"), {"image_features": counts}
         features["token_embeddings"] = self.backbone.hidden_states(Batch(tensors, rows))
         return features

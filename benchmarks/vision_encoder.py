@@ -1,10 +1,10 @@
-"""Pictures a second through the frozen EfficientNet-Lite0: ours (batch norms folded, channels last, small batches)
-beside the package as published, in one run on the same pictures.
+"""Images a second through the frozen EfficientNet-Lite0: ours (batch norms folded, channels last, small batches)
+beside the package as published, in one run on the same images.
 
-    python benchmarks/vision_encoder.py [--pictures 128] [--size 192] [--repeats 3]
+    python benchmarks/vision_encoder.py [--images 128] [--size 192] [--repeats 3]
 
-Floor: 0.29 G multiply-adds a picture at 192 px (0.39 at 224, by area), that is 0.58 GFLOP; at 130 GFLOP/s, what this
-project measured for matrix products on two AVX2 cores, 224 pictures a second.
+Floor: 0.29 G multiply-adds an image at 192 px (0.39 at 224, by area), that is 0.58 GFLOP; at 130 GFLOP/s, what this
+project measured for matrix products on two AVX2 cores, 224 images a second.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     settings = parser.parse_args()
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, size=(settings.pictures, 64, 64, 3), dtype=np.uint8)
-    images = [ImageRef.of(Image.fromarray(picture)) for picture in pixels]
+    pixels = rng.integers(0, 256, size=(settings.images, 64, 64, 3), dtype=np.uint8)
+    images = [ImageRef.of(Image.fromarray(image)) for image in pixels]
     vision, reference = EfficientNetLite(settings.size, 9), published(settings.size)
 
     def ours(batch: list[ImageRef]) -> torch.Tensor:
@@ -75,9 +75,9 @@ def main() -> None:
     times = {"ours": best_time(ours, images, settings.repeats)}
     times["efficientnet_lite_pytorch"] = best_time(reference, images, settings.repeats)
     about = f"{torch.get_num_threads()} threads, best of {settings.repeats}"
-    print(f"{settings.pictures} pictures of {settings.size} px, {about}")
+    print(f"{settings.images} pictures of {settings.size} px, {about}")
     for name, seconds in times.items():
-        print(f"{name:<28}{settings.pictures / seconds:8.1f} pictures/s")
+        print(f"{name:<28}{settings.images / seconds:8.1f} pictures/s")
     print(f"largest difference of a feature {difference:.1e}")
     ratio = times["efficientnet_lite_pytorch"] / times["ours"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""Pictures with words for the pretraining of `compact`, and words alone.
+"""Images with words for the pretraining of `compact`, and words alone.
 
 Drawings with names: OpenClipart (public domain; Debian packages `openclipart-png`, `openclipart-svg`), Tux Paint stamps
 (GPL-2; `tuxpaint-stamps-default`) and the emoji of the demo benchmark's training half. Definitions: WordNet
@@ -29,7 +29,7 @@ KEYWORD_PROMPTS = ("Keywords:", "Which words go with it?")
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What the model reads and the words that answer; no picture where `image` is None."""
+    """What the model reads and the words that answer; no image where `image` is None."""
 
     kind: str
     image: ImageRef | None
@@ -58,16 +58,16 @@ def clipart(root: Path) -> Iterator[Drawing]:
         raise UserError(
             f"{root}: no OpenClipart there; unpack the Debian packages openclipart-png and openclipart-svg into it"
         )
-    for picture in sorted((base / "png").rglob("*.png")):
-        relative = picture.relative_to(base / "png")
+    for image in sorted((base / "png").rglob("*.png")):
+        relative = image.relative_to(base / "png")
         drawing = (base / "svg" / relative).with_suffix(".svg")
-        if picture.is_symlink() or relative.parts[0] in SKIPPED_FOLDERS or not drawing.is_file():
+        if image.is_symlink() or relative.parts[0] in SKIPPED_FOLDERS or not drawing.is_file():
             continue
         head = drawing.read_text(encoding="utf-8", errors="replace")
         title, subject = TITLE.search(head), SUBJECT.search(head)
         if title and (name := clean(title.group(1))):
             found = [clean(word) for word in KEYWORD.findall(subject.group(1))] if subject else []
-            yield Drawing("clipart", ImageRef(path=str(picture)), name, tuple(dict.fromkeys(filter(None, found)))[:6])
+            yield Drawing("clipart", ImageRef(path=str(image)), name, tuple(dict.fromkeys(filter(None, found)))[:6])
 
 
 def stamps(root: Path) -> Iterator[Drawing]:
@@ -75,13 +75,13 @@ def stamps(root: Path) -> Iterator[Drawing]:
     base = root / "usr/share/tuxpaint/stamps"
     if not base.is_dir():
         raise UserError(f"{root}: no stamps there; unpack the Debian package tuxpaint-stamps-default into it")
-    for picture in sorted(base.rglob("*.png")):
-        words = picture.with_suffix(".txt")
-        if words.is_file() and not picture.stem.endswith("_mirror"):
+    for image in sorted(base.rglob("*.png")):
+        words = image.with_suffix(".txt")
+        if words.is_file() and not image.stem.endswith("_mirror"):
             name = clean(words.read_text(encoding="utf-8", errors="replace").splitlines()[0])
             if name := re.sub(r"^(an?|the) ", "", name):
-                folders = picture.relative_to(base).parts[:-1]
-                yield Drawing("stamps", ImageRef(path=str(picture)), name, tuple(filter(None, map(clean, folders))))
+                folders = image.relative_to(base).parts[:-1]
+                yield Drawing("stamps", ImageRef(path=str(image)), name, tuple(filter(None, map(clean, folders))))
 
 
 def emoji(root: Path) -> Iterator[Drawing]:

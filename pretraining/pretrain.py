@@ -1,8 +1,8 @@
-r"""Pretrains `compact`: its cut language model learns to read pictures, in language-modelling losses only.
+r"""Pretrains `compact`: its cut language model learns to read images, in language-modelling losses only.
 
     python -m pretraining.pretrain recipes/pretrain-compact.yaml
 
-`<picture>\n{prompt}\n<end> {answer}<end>`. Two losses, both cross entropies over the vocabulary: the answer token by
+`<image>\n{prompt}\n<end> {answer}<end>`. Two losses, both cross entropies over the vocabulary: the answer token by
 token as usual, and all of the answer's words at once from the state of the first end token (parallel prediction, as in
 CapPa, arXiv 2306.07915, with rare words weighted up as in SuperClass, arXiv 2411.03313). The second makes that one
 state, which becomes the embedding, carry what the answer needs; it is the cheaper one and stands in every step, the
@@ -44,7 +44,7 @@ START_SCALE = 0.2
 class Pretrainer:
     """A model that learns, and the rows; the model is the cut language model with its adapter, and the projector.
 
-    Another model can learn from the same rows: `build`, `picture`, `head`, `states` and `write` are what knows it.
+    Another model can learn from the same rows: `build`, `image_ids`, `head`, `states` and `write` are what knows it.
 
     Attributes:
         spent: Seconds of processor time that the run has taken, resumed or not; what came before the first step is not
@@ -59,12 +59,12 @@ class Pretrainer:
         self.learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         for parameter in self.learned.values():
             parameter.data = parameter.data.float()  # bfloat16 would swallow small steps
-        self.rows = Rows(read_corpus(recipe, self.cache), tokenizer, self.picture(tokenizer))
+        self.rows = Rows(read_corpus(recipe, self.cache), tokenizer, self.image_ids(tokenizer))
         self.optimizer = torch.optim.AdamW(self.learned.values(), lr=recipe.learning_rate, betas=(0.9, 0.98))
         self.spent, self._looked = 0.0, time.process_time()
 
     def build(self) -> tuple[Any, Any, VisionCache]:
-        """The model, its tokenizer, and what keeps the pictures as the model reads them."""
+        """The model, its tokenizer, and what keeps the images as the model reads them."""
         recipe = self.recipe
         language, tokenizer = load_language(recipe.num_layers, self.dtype)
         language.requires_grad_(False)
@@ -78,8 +78,8 @@ class Pretrainer:
         model.head.requires_grad_(False)  # computed at the end, not trained
         return model, tokenizer, VisionCache(vision, vision.fingerprint(), cache_folder() / "vision")
 
-    def picture(self, tokenizer: Any) -> list[int]:
-        """The token ids that stand for a picture."""
+    def image_ids(self, tokenizer: Any) -> list[int]:
+        """The token ids that stand for an image."""
         return [self.model.image_token_id] * self.recipe.visual_tokens
 
     def losses(self, rows: Sequence[Caption], batch: RowBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -103,8 +103,8 @@ class Pretrainer:
 
     def states(self, rows: Sequence[Caption], batch: RowBatch) -> torch.Tensor:
         """Final-norm states [B, L, D]; in training, some visual features are dropped."""
-        pictures = [row.image for row in rows if row.image]
-        features = self.cache.features(pictures).float() if pictures else None
+        images = [row.image for row in rows if row.image]
+        features = self.cache.features(images).float() if images else None
         if features is not None and self.model.training:
             features = F.dropout(features, self.recipe.feature_dropout)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16):
@@ -118,7 +118,7 @@ class Pretrainer:
 
     @torch.no_grad()
     def held_out(self) -> str:
-        """Losses by kind on pictures that were never trained on, and how often the likeliest word is of the answer."""
+        """Losses by kind on images that were never trained on, and how often the likeliest word is of the answer."""
         self.model.eval()
         told = []
         for kind, rows in sorted(self.rows.corpus.held_out.items()):
@@ -137,7 +137,7 @@ class Pretrainer:
 
     @torch.no_grad()
     def describe(self, caption: Caption, max_tokens: int = 12) -> str:
-        """What the model says of a picture, greedily."""
+        """What the model says of an image, greedily."""
         self.model.eval()
         batch = self.rows.encode([caption])
         question = batch.ids_BL[0, : int(batch.ends_B[0]) + 1].tolist()
@@ -162,7 +162,7 @@ class Pretrainer:
         """
         self.model.eval()
         rng, train = random.Random(self.recipe.seed), self.rows.corpus.train
-        sides = [train["name"] + train["scene"], train["titles"]]  # half pictures, half words
+        sides = [train["name"] + train["scene"], train["titles"]]  # half images, half words
         parts = []
         for rows in sides:
             for part in chunks(rng.sample(rows, min(NUM_WHITENED, len(rows))), self.recipe.batch_size):
@@ -226,7 +226,7 @@ class Pretrainer:
         state = load_file(self._state_path)
         for name, parameter in self.learned.items():
             parameter.data.copy_(state[name])
-            if f"{name}/step" in state:  # else no step with pictures was done yet
+            if f"{name}/step" in state:  # else no step with images was done yet
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 self.optimizer.state[parameter] = {key: state[f"{name}/{key}"] for key in keys}
         self.spent = float(state.get("spent", 0.0))
@@ -244,7 +244,7 @@ def _replace(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def pretrain(trainer: Pretrainer) -> None:
-    """Runs the pretraining to its last step, printing losses and what the model says of unseen pictures."""
+    """Runs the pretraining to its last step, printing losses and what the model says of unseen images."""
     recipe = trainer.recipe
     recipe.output.parent.mkdir(parents=True, exist_ok=True)
     for side in ("train", "held_out"):

@@ -1,6 +1,6 @@
-"""What `compact` is pretrained on: rows of a picture, a prompt and an answer, and the batches of them.
+"""What `compact` is pretrained on: rows of an image, a prompt and an answer, and the batches of them.
 
-Shapes: B rows, L tokens, N visual tokens a picture.
+Shapes: B rows, L tokens, N visual tokens an image.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TEXT_KINDS = ("define", "repeat", "titles")
 
 @dataclass
 class Corpus:
-    """The rows to train on by kind, and those of pictures that are never trained on."""
+    """The rows to train on by kind, and those of images that are never trained on."""
 
     train: dict[str, list[Caption]]
     held_out: dict[str, list[Caption]]
@@ -46,7 +46,7 @@ class Corpus:
 def read_corpus(recipe: PretrainRecipe, cache: VisionCache) -> Corpus:
     """Reads and draws everything; what has a held-out name of the demo benchmark in it is left out.
 
-    A held-out picture is in no scene either.
+    A held-out image is in no scene either.
     """
     held, rng = HeldOut(recipe.demo), random.Random(recipe.seed)
     drawings = held.known([*clipart(recipe.clipart), *stamps(recipe.stamps), *emoji(recipe.demo)])
@@ -82,11 +82,11 @@ class Rows:
     Args:
         corpus: Where batches are drawn from.
         tokenizer: The language model's.
-        picture: The token ids that stand for a picture.
+        image_ids: The token ids that stand for an image.
     """
 
-    def __init__(self, corpus: Corpus, tokenizer: Any, picture: list[int]) -> None:
-        self.corpus, self.tokenizer, self.picture = corpus, tokenizer, picture
+    def __init__(self, corpus: Corpus, tokenizer: Any, image_ids: list[int]) -> None:
+        self.corpus, self.tokenizer, self.image_ids = corpus, tokenizer, image_ids
         self.end: int = tokenizer.eos_token_id
         answers = [_answer(row) for rows in corpus.train.values() for row in rows[:20000]]
         found = Counter(token for ids in self._ids(answers) for token in set(ids))
@@ -97,7 +97,7 @@ class Rows:
     def draw(self, step: int, recipe: PretrainRecipe) -> list[Caption]:
         """The rows of a step: a pure function of seed and step, so that a resumed run sees the same ones.
 
-        All with pictures or all of words alone, so that little is padding.
+        All with images or all of words alone, so that little is padding.
         """
         rng = random.Random(f"{recipe.seed}-{step}")
         if missing := set(recipe.shares) - set(self.corpus.train):
@@ -108,11 +108,12 @@ class Rows:
         return [rng.choice(self.corpus.train[kind]) for kind in kinds]
 
     def encode(self, rows: Sequence[Caption], answered: bool = True) -> RowBatch:
-        r"""`<picture>\n{prompt}\n<end> {answer}<end>`, or without the answer; words to be held have no line break."""
+        r"""`<image>\n{prompt}\n<end> {answer}<end>`, or without the answer; held words have no line break."""
         prompts = self._ids([f"\n{row.prompt}\n" if row.image else row.prompt for row in rows])
         answers = self._ids([_answer(row) for row in rows])
         questions = [
-            [*(self.picture if row.image else []), *prompt, self.end] for row, prompt in zip(rows, prompts, strict=True)
+            [*(self.image_ids if row.image else []), *prompt, self.end]
+            for row, prompt in zip(rows, prompts, strict=True)
         ]
         said = [[*answer, self.end] if answered else [] for answer in answers]
         length = max(len(q) + len(a) for q, a in zip(questions, said, strict=True))

@@ -21,7 +21,7 @@ class PretrainRecipe(BaseModel):
     demo: Path
     """Root of the prepared demo benchmark (`vlm2vec data demo` prints it)."""
     scenes: Path
-    """Composed pictures are drawn here."""
+    """Composed images are drawn here."""
     output: Path
     """What was learned is written here, float16 safetensors."""
     visual_tokens: int = 9

@@ -1,4 +1,4 @@
-"""The pictures and words of the pretraining as contrastive training sets of all four meta-tasks, for `compact-embed`.
+"""The images and words of the pretraining as contrastive training sets of all four meta-tasks, for `compact-embed`.
 
     python -m pretraining.pretrain_sets recipes/pretrain-compact.yaml FOLDER
     vlm2vec train recipes/compact-embed.yaml data.root=FOLDER
@@ -42,10 +42,10 @@ Row = dict[str, str]
 
 
 class Sets:
-    """Rows of the sets, and the pictures that they name.
+    """Rows of the sets, and the images that they name.
 
     Args:
-        corpus: Of the pretraining; its held-out pictures are left out.
+        corpus: Of the pretraining; its held-out images are left out.
         root: The folder to be written.
     """
 
@@ -83,7 +83,7 @@ class Sets:
             yield {"qry": query, "pos_text": IMAGE, "pos_image_path": self._path(row.image)}
 
     def _pointing(self) -> Iterable[Row]:
-        """A scene and the drawing of it that is named or placed, as a picture of its own."""
+        """A scene and the drawing of it that is named or placed, as an image of its own."""
         for row in self.scenes:
             label, place = LABELLED.match(row.prompt), PLACED.match(row.prompt)
             if row.answer in self.drawn and (label or place):
@@ -95,7 +95,7 @@ class Sets:
         return {"qry": query, "qry_image_path": self._path(image), "pos_text": text}
 
     def _path(self, image: ImageRef | None) -> str:
-        """Copies a picture into the folder, once."""
+        """Copies an image into the folder, once."""
         assert image is not None
         if image not in self._paths:
             ending = Path(image.member or image.path or "x.png").suffix

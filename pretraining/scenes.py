@@ -1,6 +1,6 @@
-"""Composed pictures for the pretraining of `compact`: drawings of known names at known places, and questions on them.
+"""Composed images for the pretraining of `compact`: drawings of known names at known places, and questions on them.
 
-Everything is drawn by one seed; a scene is a picture of 192 px with five to eight captions.
+Everything is drawn by one seed; a scene is an image of 192 px with five to eight captions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Scenes:
 
     Args:
         drawings: What to draw with; names of at most four words are used.
-        folder: Gets the pictures.
+        folder: Gets the images.
         seed: The scenes are a pure function of it and the drawings.
     """
 
@@ -50,7 +50,7 @@ class Scenes:
                       self.single, self.written)  # fmt: skip
 
     def captions(self, number: int) -> Iterator[Caption]:
-        """The captions of `number` scenes; pictures that lie in the folder already are not drawn again."""
+        """The captions of `number` scenes; images that lie in the folder already are not drawn again."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for index in range(number):
             rng = random.Random(f"{self.seed}-{index}")

@@ -15,7 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 @pytest.fixture
 def train_root(tmp_path: Path) -> Path:
-    """Two sets: colours by picture (with negatives), and text to picture."""
+    """Two sets: colours by image (with negatives), and text to image."""
     root = tmp_path / "train"
     cls, ret = [], []
     for i in range(16):

@@ -1,4 +1,4 @@
-"""Small pictures and training sets that several test modules make."""
+"""Small images and training sets that several test modules make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "
 
 
 def draw(path: Path, color: str, seed: int) -> None:
-    """A noisy picture of one colour."""
+    """A noisy image of one colour."""
     noise = np.random.default_rng(seed).integers(-25, 25, size=(40, 40, 3))
     pixels = np.clip(np.array(COLORS[color]) + noise, 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)

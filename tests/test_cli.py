@@ -89,13 +89,13 @@ def test_train_verify_and_eval_go_from_a_recipe_to_results(recipe: Path, benchma
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_training_on_a_missing_picture_names_file_and_row(recipe: Path, train_root: Path, tmp_path: Path) -> None:
+def test_training_on_a_missing_image_names_file_and_row(recipe: Path, train_root: Path, tmp_path: Path) -> None:
     (train_root / "images/Color/Train/blue_6.png").unlink()
     assert_one_line(vlm2vec("train", recipe), "row 6", "field qry_image_path", "blue_6.png")
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluation_on_a_missing_picture_writes_nothing(benchmark: Path, tmp_path: Path) -> None:
+def test_evaluation_on_a_missing_image_writes_nothing(benchmark: Path, tmp_path: Path) -> None:
     (tmp_path / "eval/Color/red.png").unlink()
     small = ["--option", "num_layers=1", "--option", "visual_tokens=4", "--option", "image_size=64"]
     done = vlm2vec("eval", "compact", "--benchmark", benchmark, "--output", tmp_path / "scores", *small)

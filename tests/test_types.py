@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny.models import picture
+from tiny.models import draw_image
 
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
@@ -18,7 +18,7 @@ from vlm2vec.types import Batch, EmbeddingInput
 
 def png() -> bytes:
     encoded = io.BytesIO()
-    picture(8, 6, 0).save(encoded, format="PNG")
+    draw_image(8, 6, 0).save(encoded, format="PNG")
     return encoded.getvalue()
 
 
@@ -87,8 +87,8 @@ def test_an_input_is_made_of_what_users_pass(tmp_path):
     assert EmbeddingInput.of(given_input, "other") is given_input
 
 
-def test_pictures_come_from_files_bytes_data_uris_and_pil():
-    image = picture(8, 6, 0)
+def test_images_come_from_files_bytes_data_uris_and_pil():
+    image = draw_image(8, 6, 0)
     uri = "data:image/png;base64," + base64.b64encode(png()).decode()
     for source in (image, png(), uri):
         assert EmbeddingInput.of({"image": source}).images[0].load().tobytes() == image.tobytes()
@@ -98,12 +98,12 @@ def test_a_photograph_taken_upright_is_turned_as_its_exif_data_says():
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side
     encoded = io.BytesIO()
-    picture(8, 6, 0).save(encoded, format="PNG", exif=exif)
-    turned = picture(8, 6, 0).transpose(Image.Transpose.ROTATE_270)
+    draw_image(8, 6, 0).save(encoded, format="PNG", exif=exif)
+    turned = draw_image(8, 6, 0).transpose(Image.Transpose.ROTATE_270)
     assert ImageRef.of(encoded.getvalue()).load().tobytes() == turned.tobytes()
 
 
-def test_a_picture_of_sixteen_bits_keeps_its_greys():
+def test_a_image_of_sixteen_bits_keeps_its_greys():
     encoded = io.BytesIO()
     Image.frombytes("I;16", (2, 2), bytes([0, 0, 0x40, 0x40, 0x80, 0x80, 0xFF, 0xFF])).save(encoded, format="PNG")
     assert list(ImageRef.of(encoded.getvalue()).load().tobytes()[::3]) == [0, 64, 128, 255]
@@ -131,7 +131,7 @@ def test_an_input_that_cannot_be_made_is_one_clear_line(value, words):
 @pytest.mark.parametrize(
     ("content", "words"), [(None, "missing"), (png()[:-30], "not a readable"), (b"x", "not a readable")]
 )
-def test_a_picture_that_cannot_be_read_is_one_clear_line_that_names_it(tmp_path, content, words):
+def test_a_image_that_cannot_be_read_is_one_clear_line_that_names_it(tmp_path, content, words):
     path = tmp_path / "broken.png"
     if content is not None:
         path.write_bytes(content)

@@ -3,7 +3,7 @@
     python benchmarks/quality/demo_settings.py --data DEMO --output runs/demo-settings --grid "train.learning_rate=1e-3"
 
 DEMO is the folder that `vlm2vec data demo` prints. Every drawing of a held-out name leaves the training sets, and with
-it the pictures that are composed with it; the rows that ask for these names are the questions. No evaluation set is
+it the images that are composed with it; the rows that ask for these names are the questions. No evaluation set is
 read.
 """
 
@@ -44,7 +44,7 @@ class Names:
         return [concept(drawing) for drawing in self.drawings[path.removeprefix("images/")]] if path else []
 
     def asked(self, row: dict[str, Any]) -> str:
-        """The concept of the right answer: a picture of it, or its name."""
+        """The concept of the right answer: an image of it, or its name."""
         return (self.shown(row["pos_image_path"]) or [self.codes[row["pos_text"]]])[0]
 
     def seen(self, row: dict[str, Any]) -> set[str]:

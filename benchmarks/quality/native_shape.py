@@ -4,8 +4,8 @@ time, then tuned on the same pairs and scored.
     python benchmarks/quality/native_shape.py recipes/pretrain-compact.yaml --output runs/native --seconds 1680 \
         --set num_scenes=6000 --demo DEMO --photos PHOTOS
 
-The class is Idefics3 (SmolVLM's network, without the package that its processor asks for): pictures of 192 px in
-patches of 16, 4 x 4 of them to a visual token, so nine a picture as in `compact`. SmolLM2's tokenizer and, brought to a
+The class is Idefics3 (SmolVLM's network, without the package that its processor asks for): images of 192 px in
+patches of 16, 4 x 4 of them to a visual token, so nine an image as in `compact`. SmolLM2's tokenizer and, brought to a
 smaller width by their principal components, its word embeddings; the rest starts at random, and everything learns.
 Stages, each kept and gone on with: the pretraining; a learning rate chosen on names held out of the demo's training
 sets; the demo; photographs; how fast either shape is. `--set` changes the recipe of the pretraining, `--tune` those of
@@ -74,22 +74,22 @@ class NativePretrainer(Pretrainer):
         cache = VisionCache(self.pixels, f"pixels-{recipe.image_size}", recipe.output.parent / "pixels")
         return self.whole.model, self.processor.tokenizer, cache
 
-    def picture(self, tokenizer: Any) -> list[int]:
+    def image_ids(self, tokenizer: Any) -> list[int]:
         written = self.processor.replace_image_token({"rows": [[0]], "cols": [[0]]}, 0)
         ids: list[int] = tokenizer(written, add_special_tokens=False)["input_ids"]
         return ids
 
     def pixels(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Pictures as the processor resizes them, [N, 3, H, W], 0 to 255."""
-        pictures = [[image.load()] for image in images]
-        output = self.processor.image_processor(pictures, do_rescale=False, do_normalize=False, return_tensors="pt")
+        """Images as the processor resizes them, [N, 3, H, W], 0 to 255."""
+        images = [[image.load()] for image in images]
+        output = self.processor.image_processor(images, do_rescale=False, do_normalize=False, return_tensors="pt")
         pixels_N1CHW: torch.Tensor = output["pixel_values"]
         return pixels_N1CHW[:, 0]
 
     def states(self, rows: Sequence[Caption], batch: RowBatch) -> torch.Tensor:
         seen: dict[str, torch.Tensor] = {}
-        if pictures := [row.image for row in rows if row.image]:
-            seen["pixel_values"] = (self.cache.features(pictures).float() / 127.5 - 1)[:, None]
+        if images := [row.image for row in rows if row.image]:
+            seen["pixel_values"] = (self.cache.features(images).float() / 127.5 - 1)[:, None]
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             output = self.model(batch.ids_BL, attention_mask=batch.mask_BL, use_cache=False, **seen)
         hidden: torch.Tensor = output.last_hidden_state.float()
@@ -117,7 +117,7 @@ class NativePretrainer(Pretrainer):
 
 
 def build_processor(words: Any, image_size: int, visual_tokens: int) -> Any:
-    """Idefics3's: one tile a picture, SmolLM2's tokenizer with the end token after every text."""
+    """Idefics3's: one tile an image, SmolLM2's tokenizer with the end token after every text."""
     backend, end = words.backend_tokenizer, words.eos_token
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, words.eos_token_id)]
@@ -130,8 +130,8 @@ def build_processor(words: Any, image_size: int, visual_tokens: int) -> Any:
     )
     tokenizer.add_tokens([AddedToken(GLOBAL, special=True)])
     size = {"longest_edge": image_size}
-    pictures = transformers.Idefics3ImageProcessorPil(size=size, max_image_size=size, do_image_splitting=False)
-    return transformers.Idefics3Processor(pictures, tokenizer, image_seq_len=visual_tokens)
+    images = transformers.Idefics3ImageProcessorPil(size=size, max_image_size=size, do_image_splitting=False)
+    return transformers.Idefics3Processor(images, tokenizer, image_seq_len=visual_tokens)
 
 
 def build_model(recipe: NativeRecipe, tokenizer: Any) -> Any:
@@ -212,7 +212,7 @@ def told(run: str, scores: Scores) -> str:
 
 
 def speed(model: str, bench: Bench) -> str:
-    """A second of processor time: pairs in training, then pictures and texts in encoding, decoded anew.
+    """A second of processor time: pairs in training, then images and texts in encoding, decoded anew.
 
     In training a frozen vision side finds its kept features, as in every run but the first.
     """
@@ -233,12 +233,12 @@ def speed(model: str, bench: Bench) -> str:
 
 
 def inputs_of(root: Path) -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
-    """Pictures alone and texts alone of a folder's training sets."""
+    """Images alone and texts alone of a folder's training sets."""
     pairs = [pair for name in list_sets(root) for pair in read_train_set(root, name)]
     sides = [side for pair in pairs for side in (pair.query, pair.target)]
-    pictures = dict.fromkeys(EmbeddingInput(images=(image,)) for side in sides for image in side.images)
+    images = dict.fromkeys(EmbeddingInput(images=(image,)) for side in sides for image in side.images)
     texts = dict.fromkeys(side for side in sides if not side.images)
-    return list(pictures)[:SPEED_INPUTS], list(texts)[:SPEED_INPUTS]
+    return list(images)[:SPEED_INPUTS], list(texts)[:SPEED_INPUTS]
 
 
 def main() -> None:

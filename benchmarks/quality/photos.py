@@ -89,16 +89,14 @@ class Bench:
         return {name: task["score"] for name, task in results["tasks"].items()} | results["groups"]
 
 
-def rewrite(
-    source: Path, output: Path, files: str, change: Callable[[str, Rows], Rows], pictures: Sequence[str]
-) -> Path:
-    """Writes every set of a folder again with other rows, beside links to its pictures."""
+def rewrite(source: Path, output: Path, files: str, change: Callable[[str, Rows], Rows], images: Sequence[str]) -> Path:
+    """Writes every set of a folder again with other rows, beside links to its images."""
     for file in sorted(source.glob(f"*/{files}")):
         rows = change(file.parent.name, pq.read_table(file).to_pylist())
         target = output / file.parent.name / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), target)
-    for name in pictures:
+    for name in images:
         link = output / name
         if (source / name).exists() and not link.is_symlink():
             link.symlink_to((source / name).resolve())
@@ -130,7 +128,7 @@ def hold_out(bench: Bench) -> tuple[Path, Path]:
 
 
 def question(row: Mapping[str, Any], pool: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """A training row as a query: its target first, then the others of a pool of (text, picture)."""
+    """A training row as a query: its target first, then the others of a pool of (text, image)."""
     gold = (row["pos_text"], row["pos_image_path"])
     texts, paths = zip(gold, *[target for target in pool if target != gold], strict=True)
     query = {"qry_text": row["qry"], "qry_img_path": row["qry_image_path"]}
@@ -145,9 +143,9 @@ def write_held_out(
     tasks: Mapping[str, str],
 ) -> tuple[Path, Path]:
     """Training sets of what is kept, and a benchmark of what is asked; `tasks`: meta-task by set, full by the end."""
-    pictures = ("images", "images_zip")
-    rewrite(source, output / "train", "original-*.parquet", kept, pictures)
-    rewrite(source, output / "questions", "original-*.parquet", asked, pictures)
+    images = ("images", "images_zip")
+    rewrite(source, output / "train", "original-*.parquet", kept, images)
+    rewrite(source, output / "questions", "original-*.parquet", asked, images)
     for file in (output / "questions").glob("*/original-*.parquet"):
         file.rename(file.with_name(file.name.replace("original", "test")))
     rows = [{"name": name, "meta_task": meta, "metric": "hit@1"} for name, meta in tasks.items()]

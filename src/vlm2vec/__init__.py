@@ -1,4 +1,4 @@
-"""vlm2vec: any vision-language model as one embedding model for text, pictures and both."""
+"""vlm2vec: any vision-language model as one embedding model for text, images and both."""
 
 from __future__ import annotations
 

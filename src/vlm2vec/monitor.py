@@ -33,7 +33,7 @@ class Monitor:
         recipe: With `evaluate` set.
 
     Raises:
-        UserError: for a benchmark, task or picture that is not there, before the training begins.
+        UserError: for a benchmark, task or image that is not there, before the training begins.
     """
 
     def __init__(self, recipe: Recipe) -> None:

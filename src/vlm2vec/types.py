@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInput:
-    """What becomes one vector: text, pictures, or both, with an optional task instruction.
+    """What becomes one vector: text, images, or both, with an optional task instruction.
 
     Attributes:
         text: Free text. If it holds the canonical placeholder `<|image_1|>`, it is the whole prompt, verbatim.
-        images: Pictures in the order of their placeholders, not decoded yet.
+        images: Images in the order of their placeholders, not decoded yet.
         instruction: What the vector is for; ignored where `text` holds a placeholder (it is then part of the text).
-        video: A video, not decoded yet; it stands before the pictures, or where `text` holds `<|video_1|>`.
+        video: A video, not decoded yet; it stands before the images, or where `text` holds `<|video_1|>`.
     """
 
     text: str | None = None
@@ -40,10 +40,10 @@ class EmbeddingInput:
 
     @staticmethod
     def of(value: Any, instruction: str | None = None) -> EmbeddingInput:
-        """Makes an input from what users pass: a string, a path to a picture or video, a PIL image, or a dict.
+        """Makes an input from what users pass: a string, a path to an image or video, a PIL image, or a dict.
 
-        A PIL image or a `pathlib.Path` is a picture, or a video by its ending; a `str` is text. A dict has any of
-        `text`, `image` / `images`, `video` (a file, a folder of frames or a list of pictures), `instruction`.
+        A PIL image or a `pathlib.Path` is an image, or a video by its ending; a `str` is text. A dict has any of
+        `text`, `image` / `images`, `video` (a file, a folder of frames or a list of images), `instruction`.
 
         Raises:
             UserError: for an unknown dict key, an empty input or an unsupported type.
@@ -61,9 +61,9 @@ class EmbeddingInput:
             raise UserError(
                 f"input has unknown keys {sorted(unknown)}; allowed: text, image, images, video, instruction"
             )
-        pictures = value.get("images", value.get("image", ()))
-        pictures = pictures if isinstance(pictures, list | tuple) else [pictures]
-        images = tuple(ImageRef.of(picture) for picture in pictures if picture is not None)
+        images = value.get("images", value.get("image", ()))
+        images = images if isinstance(images, list | tuple) else [images]
+        images = tuple(ImageRef.of(image) for image in images if image is not None)
         video = None if value.get("video") is None else VideoRef.of(value["video"])
         if value.get("text") is None and not images and video is None:
             raise UserError("input is empty: give text, image, video or several of them")
@@ -71,11 +71,11 @@ class EmbeddingInput:
 
 
 def content_key(item: EmbeddingInput, digest: Callable[[ImageRef | VideoRef], bytes]) -> bytes:
-    """SHA-256 of an input's text, instruction and the content (not the place) of every picture and video.
+    """SHA-256 of an input's text, instruction and the content (not the place) of every image and video.
 
     Args:
         item: The input.
-        digest: Content hash of a picture or video.
+        digest: Content hash of an image or video.
     """
     key = hashlib.sha256()
     for part in dataclasses.fields(item):
@@ -133,7 +133,7 @@ class Batch:
 
     Attributes:
         tensors: By name. The first dimension is the example, unless the name is in `rows`.
-        rows: For a packed tensor (such as pictures of all examples, one after another): how many of its rows
+        rows: For a packed tensor (such as images of all examples, one after another): how many of its rows
             belong to each example, shape [B].
         padded: Names of tensors [B, L, ...] that share the token dimension of `attention_mask`; columns that are
             padding for all of a part's examples are dropped when the batch is cut.
@@ -149,7 +149,7 @@ class Batch:
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
-        """One batch of the examples of several in order, padded to the longest; parts may lack pictures."""
+        """One batch of the examples of several in order, padded to the longest; parts may lack images."""
         import torch
 
         joined = dataclasses.replace(parts[0], tensors={}, rows={})
@@ -159,7 +159,7 @@ class Batch:
                 counts = [part.rows.get(name, torch.zeros(len(part), dtype=torch.long)) for part in parts]
                 joined.rows[name] = torch.cat(counts)
             tensors = [part.tensors[name] for part in parts if name in part.tensors]
-            if not packed and len(tensors) < len(parts):  # a kind of token that only pictures have
+            if not packed and len(tensors) < len(parts):  # a kind of token that only images have
                 like = next(iter(tensors))
                 tensors = [part.tensors.get(name, _blank(like, part)) for part in parts]
             left = joined.left and name in joined.padded

@@ -18,7 +18,7 @@ TOKEN = "<|image_1|>"
 NUM_QUERIES = 12
 
 
-def picture(path: Path, number: int) -> Path:
+def draw_image(path: Path, number: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 9), (number * 37 % 256, number * 91 % 256, number * 53 % 256)).save(path)
     return path
@@ -51,7 +51,7 @@ def instruct_row(kind: str, number: int, name: str = "Set") -> dict[str, Any]:
 def write_image_set(root: Path, name: str, kind: str, with_instructions: bool) -> None:
     for i in range(12):
         for side in "qc":
-            picture(root / f"MMEB/{name}/{side}_{i}.png", i + 20 * (side == "q") + sum(name.encode()))
+            draw_image(root / f"MMEB/{name}/{side}_{i}.png", i + 20 * (side == "q") + sum(name.encode()))
     rows = [instruct_row(kind, number, name) for number in range(NUM_QUERIES)]
     if not with_instructions:
         for row in rows:
@@ -61,16 +61,16 @@ def write_image_set(root: Path, name: str, kind: str, with_instructions: bool) -
     write_rows(root / name / "test-00000-of-00001.parquet", rows)
 
 
-def write_visdoc_set(root: Path, name: str, pictures_inside: bool = True) -> None:
+def write_visdoc_set(root: Path, name: str, images_inside: bool = True) -> None:
     corpus: list[dict[str, Any]] = []
     for i in range(15):
         encoded = io.BytesIO()
         Image.new("RGB", (10, 14), (i * 16, 255 - i * 16, i)).save(encoded, format="PNG")
-        if pictures_inside:
+        if images_inside:
             corpus.append({"corpus-id": i, "image": {"bytes": encoded.getvalue(), "path": f"{i}.png"}})
         else:
             corpus.append({"corpus-id": i})
-            picture(root / f"visdoc-tasks/{name}/{i}.png", i)
+            draw_image(root / f"visdoc-tasks/{name}/{i}.png", i)
     write_rows(root / name / "corpus/test-00000-of-00001.parquet", corpus)
     queries = [{"query-id": i, "query": f"where is {i}?", "language": ("english", "french")[i % 2]} for i in range(12)]
     write_rows(root / name / "queries/test-00000-of-00001.parquet", queries)
@@ -134,9 +134,9 @@ def write_video_set(root: Path, name: str, num_frames: int = 3) -> None:
         for place, folder in enumerate(folders):
             for frame in range(num_frames):
                 file = root / SETS[name].frames / folder / f"frame_{frame}.jpeg"
-                picture(file, number * 7 + place * 3 + frame)
+                draw_image(file, number * 7 + place * 3 + frame)
         if name == "MomentSeeker":
-            picture(root / SETS[name].frames / f"query_{number}.jpg", number)
+            draw_image(root / SETS[name].frames / f"query_{number}.jpg", number)
     write_rows(root / name / "data/test-00000-of-00001.parquet", rows)
 
 
@@ -193,4 +193,4 @@ def write_corpus_set(root: Path, name: str, files: Mapping[Any, str]) -> None:
         write_table(root / place, rows[part])
     if name == "MCMR":
         for i in range(15):
-            picture(root / f"multi-condition-tasks/MCMR/images/p_{i}.png", i)
+            draw_image(root / f"multi-condition-tasks/MCMR/images/p_{i}.png", i)

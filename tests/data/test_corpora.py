@@ -44,7 +44,7 @@ def test_queries_that_name_their_documents_need_no_judgements(tmp_path: Path) ->
     assert tools[0].candidates[0].text == '{"name": "ToolDe/web/apigen 0"}'
 
 
-def test_products_are_their_fields_beside_the_first_picture_that_is_there(tmp_path: Path) -> None:
+def test_products_are_their_fields_beside_the_first_image_that_is_there(tmp_path: Path) -> None:
     files: dict[Any, str] = {"queries": "m/query.jsonl", "corpus": "m/candidates.jsonl"}
     write_corpus_set(tmp_path, "MCMR", files)
     queries = read_corpus_set(tmp_path, "MCMR", files)

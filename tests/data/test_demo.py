@@ -29,7 +29,7 @@ EVAL_SETS = [prefix + kind for prefix in ("Emoji", "Fluent") for kind in KINDS]
 
 
 class Prepared:
-    """A prepared benchmark, opened for reading; pictures go by zip member, whichever zip holds them."""
+    """A prepared benchmark, opened for reading; images go by zip member, whichever zip holds them."""
 
     def __init__(self, root: Path, stages: list[tuple[str, int, int]]) -> None:
         self.root, self.stages = root, stages
@@ -39,7 +39,7 @@ class Prepared:
         self.eval = {name: self._rows(f"eval/{name}/test") for name in EVAL_SETS}
         self.zips = {name: zipfile.ZipFile(root / f"train/images_zip/{name}.zip") for name in self.train}
         self.zips["eval"] = zipfile.ZipFile(root / "eval/images.zip")
-        self.name_of = {Path(picture).stem: gold for _, picture, gold, _, _ in self.questions("Name")}
+        self.name_of = {Path(image).stem: gold for _, image, gold, _, _ in self.questions("Name")}
 
     def _rows(self, stem: str) -> list[dict[str, Any]]:
         return list(pq.read_table(self.root / f"{stem}-00000-of-00001.parquet").to_pylist())
@@ -49,7 +49,7 @@ class Prepared:
         return Image.open(io.BytesIO(archive.read(member)))
 
     def questions(self, kind: str) -> Iterator[tuple[str, str, str, str, list[str]]]:
-        """Query text, its picture, the right answer (text, or picture if there is one), wrong answer, candidates."""
+        """Query text, its image, the right answer (text, or image if there is one), wrong answer, candidates."""
         for row in self.train[f"Emoji{kind}"]:
             shown, gold = (row[key].removeprefix("images/") for key in ("qry_image_path", "pos_image_path"))
             yield row["qry"], shown, gold or row["pos_text"], row["neg_text"], []
@@ -83,7 +83,7 @@ def cells(sheet: Image.Image) -> list[bytes]:
     return [pixels(sheet.crop(box)) for box in boxes]
 
 
-def test_rows_have_the_mmeb_columns_and_their_pictures_are_in_the_zips(prepared: Prepared) -> None:
+def test_rows_have_the_mmeb_columns_and_their_images_are_in_the_zips(prepared: Prepared) -> None:
     texts: list[tuple[str, str]] = []
     for name, rows in prepared.train.items():
         assert len(rows) >= 1000
@@ -109,7 +109,7 @@ def test_the_candidates_of_a_set_are_one_large_pool_without_doubles(prepared: Pr
         assert len(set(drawn)) == len(drawn), name
 
 
-def test_no_test_drawing_is_in_any_training_picture(prepared: Prepared) -> None:
+def test_no_test_drawing_is_in_any_training_image(prepared: Prepared) -> None:
     trained = {key for member, keys in prepared.shown.items() if "/Train/" in member for key in keys}
     tested = {key for member, keys in prepared.shown.items() if "/Train/" not in member for key in keys}
     assert not tested & trained
@@ -161,8 +161,8 @@ def test_an_edit_leads_to_the_same_emoji_in_the_named_tone(prepared: Prepared) -
 
 def test_the_answer_to_a_question_is_where_the_question_points(prepared: Prepared) -> None:
     steps = {"left of": -1, "right of": 1, "above": -2, "below": 2}
-    for query, picture, gold, wrong, candidates in prepared.questions("VQA"):
-        names = [prepared.name_of[key] for key in prepared.shown[picture]]
+    for query, image, gold, wrong, candidates in prepared.questions("VQA"):
+        names = [prepared.name_of[key] for key in prepared.shown[image]]
         question = query.split("following question: ")[1]
         if corner := re.fullmatch(r"What is in the (.*) corner\?\n", question):
             answer = CORNERS.index(corner[1])
@@ -176,14 +176,14 @@ def test_the_answer_to_a_question_is_where_the_question_points(prepared: Prepare
 
 
 def test_a_sheet_crop_is_the_very_cell_of_the_expression(prepared: Prepared) -> None:
-    for number, (query, picture, gold, _, candidates) in enumerate(prepared.questions("Sheet")):
-        keys = prepared.shown[picture]
+    for number, (query, image, gold, _, candidates) in enumerate(prepared.questions("Sheet")):
+        keys = prepared.shown[image]
         names, said = [prepared.name_of[key] for key in keys], query.split('"')[1]
         assert len(set(names)) == 9
         cell = names.index(said) if "labeled as" in query else PLACES.index(said.removeprefix("the emoji in the "))
         assert Path(gold).stem == keys[cell]
         assert not candidates or set(keys) <= {Path(path).stem for path in candidates}
-        assert number % 20 or cells(prepared.open(picture))[cell] == pixels(prepared.open(gold))
+        assert number % 20 or cells(prepared.open(image))[cell] == pixels(prepared.open(gold))
 
 
 def test_the_task_table_counts_truly(prepared: Prepared) -> None:

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from data.layouts import instruct_row, picture, write_image_set, write_rows, write_video_set, write_visdoc_set
+from data.layouts import draw_image, instruct_row, write_image_set, write_rows, write_video_set, write_visdoc_set
 
 from vlm2vec import UserError
 from vlm2vec.data.mmeb.documents import read_visdoc_set
@@ -50,7 +50,7 @@ def test_prompts_of_the_later_layout_have_the_published_bytes(
     assert (prompts.query, prompts.targets) == (query, [target])
 
 
-def test_targets_without_text_end_in_a_line_break_in_text_to_picture_sets_only() -> None:
+def test_targets_without_text_end_in_a_line_break_in_text_to_image_sets_only() -> None:
     row = {"qry_inst": "Find", "qry_text": "x", "tgt_inst": f"{T} Show.", "tgt_text": [" "], "tgt_img_path": ["p"]}
     assert prompts_of("image_t2i", row, "Set").targets == [f"{T}  Show.\n"]
     assert prompts_of("image_i2i_vg", row, "Set").targets == [f"{T}  Show."]
@@ -69,8 +69,8 @@ def test_spaces_commas_and_missing_stops_come_through_as_published(tmp_path: Pat
     assert len(query.candidates) == 12 and query.relevant == (0,)
 
 
-def test_captions_beside_one_picture_collapse_to_the_first_unless_content_counts(tmp_path: Path) -> None:
-    picture(tmp_path / "MMEB/p.png", 1)
+def test_captions_beside_one_image_collapse_to_the_first_unless_content_counts(tmp_path: Path) -> None:
+    draw_image(tmp_path / "MMEB/p.png", 1)
     row = {"qry_inst": "Find", "qry_text": "x", "qry_img_path": "", "tgt_inst": f"{T} Show"}
     rows = [{**row, "tgt_text": ["one", "two"], "tgt_img_path": ["MMEB/p.png"] * 2}]
     write_rows(tmp_path / "WebQA/test-00000-of-00001.parquet", rows)
@@ -79,7 +79,7 @@ def test_captions_beside_one_picture_collapse_to_the_first_unless_content_counts
     content = read_eval_set(tmp_path, "WebQA", "image_t2i", Quirks(identity="content"))[0]
     assert [item.text for item in content.candidates] == [f"{T}  Show one\n", f"{T}  Show two\n"]
     grounding = read_eval_set(tmp_path, "WebQA", "image_i2i_vg")[0]
-    assert grounding.candidates[0] != grounding.candidates[1]  # RefCOCO-Matching: picture and caption
+    assert grounding.candidates[0] != grounding.candidates[1]  # RefCOCO-Matching: image and caption
 
 
 def test_plain_prompts_leave_the_writing_to_the_template(tmp_path: Path) -> None:
@@ -89,14 +89,14 @@ def test_plain_prompts_leave_the_writing_to_the_template(tmp_path: Path) -> None
     assert query.query.instruction == "Represent the given image with the following question:"
 
 
-def test_a_token_without_a_picture_is_taken_out_of_the_later_layout_too(tmp_path: Path) -> None:
+def test_a_token_without_a_image_is_taken_out_of_the_later_layout_too(tmp_path: Path) -> None:
     row = {"qry_inst": f"{T} Find an answer:", "qry_text": "who", "qry_img_path": "", "tgt_inst": ""}
     write_rows(tmp_path / "EDIS/test-0.parquet", [{**row, "tgt_text": ["a"], "tgt_img_path": [""]}])
     assert read_eval_set(tmp_path, "EDIS", "image_t2i")[0].query.text == "Find an answer: who\n"
 
 
-def test_pictures_of_archives_are_found_with_folders_more_or_less(tmp_path: Path) -> None:
-    file = picture(tmp_path / "x.png", 3)
+def test_images_of_archives_are_found_with_folders_more_or_less(tmp_path: Path) -> None:
+    file = draw_image(tmp_path / "x.png", 3)
     (tmp_path / "data/image-tasks").mkdir(parents=True)
     with tarfile.open(tmp_path / "data/image-tasks/mmeb_v1.tar.gz", "w:gz") as tar:
         tar.add(file, "MMEB/A/x.png")
@@ -104,11 +104,11 @@ def test_pictures_of_archives_are_found_with_folders_more_or_less(tmp_path: Path
         archive.write(file, "B/y.png")
     media = Media(tmp_path / "data")
     for path in ("A/x.png", "MMEB/A/x.png", "images/B/y.png"):
-        assert media.picture(path).load().size == (12, 9)
-    assert not media.picture("A/none.png").exists()
+        assert media.image(path).load().size == (12, 9)
+    assert not media.image("A/none.png").exists()
 
 
-def test_grey_pictures_become_rgb(tmp_path: Path) -> None:
+def test_grey_images_become_rgb(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("L", (5, 5), 100).save(tmp_path / "grey.png")
@@ -117,7 +117,7 @@ def test_grey_pictures_become_rgb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_documents_share_one_corpus_and_have_graded_judgements(tmp_path: Path, inside: bool) -> None:
-    write_visdoc_set(tmp_path, "ViDoRe_docvqa", pictures_inside=inside)
+    write_visdoc_set(tmp_path, "ViDoRe_docvqa", images_inside=inside)
     queries = read_visdoc_set(tmp_path, "ViDoRe_docvqa")
     assert len(queries) == 12 and len({id(query.candidates) for query in queries}) == 1
     assert (queries[0].relevant, queries[0].gains) == ((0, 1), (1.0, 2.0))  # the judgement of 0 is none
@@ -178,7 +178,7 @@ def test_class_names_come_from_labels_txt(tmp_path: Path) -> None:
 
 
 def test_json_lines_parquet_and_shards_of_ones_own_are_the_same_records(tmp_path: Path) -> None:
-    file = picture(tmp_path / "q.png", 5)
+    file = draw_image(tmp_path / "q.png", 5)
     record = {"query": {"text": "which", "image": "q.png", "instruction": "Answer"}, "target": "this"}
     negatives = {"negatives": [{"text": "that"}]}
     (tmp_path / "a.jsonl").write_text(json.dumps({**record, **negatives}) + "\n")

@@ -17,7 +17,7 @@ def write_eval_set(root: Path, name: str, rows: list[dict[str, object]]) -> None
     pq.write_table(pa.Table.from_pylist(rows), root / name / "test-00000-of-00001.parquet")
 
 
-def test_pairs_keep_the_published_prompt_and_find_their_pictures(train_root: Path) -> None:
+def test_pairs_keep_the_published_prompt_and_find_their_images(train_root: Path) -> None:
     examples = read_train_set(train_root, "Color")
     assert len(examples) == 16
     assert examples[3].query.text == "<|image_1|>\nName the colour\n"
@@ -28,7 +28,7 @@ def test_pairs_keep_the_published_prompt_and_find_their_pictures(train_root: Pat
     assert list_sets(train_root) == ["Color", "Find"]
 
 
-def test_pictures_are_read_straight_from_the_zip_of_their_set(tmp_path: Path) -> None:
+def test_images_are_read_straight_from_the_zip_of_their_set(tmp_path: Path) -> None:
     draw(tmp_path / "red.png", "red", 0)
     (tmp_path / "images_zip").mkdir()
     with zipfile.ZipFile(tmp_path / "images_zip/Color.zip", "w") as archive:
@@ -50,7 +50,7 @@ def test_evaluation_rows_share_equal_candidates_and_read_from_images_zip(tmp_pat
     assert first.relevant == (0,)
 
 
-def test_a_placeholder_without_a_picture_is_dropped_as_in_the_published_webqa(tmp_path: Path) -> None:
+def test_a_placeholder_without_a_image_is_dropped_as_in_the_published_webqa(tmp_path: Path) -> None:
     write_train_set(tmp_path, "WebQA", [{"qry": "<|image_1|>\nFind an answer: who?\n", "pos_text": "me"}])
     assert read_train_set(tmp_path, "WebQA")[0].query.text == "Find an answer: who?\n"
 

@@ -19,7 +19,7 @@ from vlm2vec.evaluation.data_check import check_data, fetch_task
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three sets, twelve queries each: one whole, one without a picture, one of another size than stated."""
+    """Three sets, twelve queries each: one whole, one without an image, one of another size than stated."""
     write_image_set(tmp_path, "OK-VQA", "image_qa", with_instructions=False)
     write_image_set(tmp_path, "CIRR", "image_i2i_vg", with_instructions=False)
     write_image_set(tmp_path, "GQA", "image_qa", with_instructions=False)
@@ -33,7 +33,7 @@ def test_each_task_is_ready_or_says_what_is_missing_and_how_to_get_it(folder: Pa
     relaxed = [task.model_copy(update={"num_queries": 12, "num_candidates": 12}) for task in benchmark.tasks]
     checks = {c.task.name: c for c in check_data(benchmark.model_copy(update={"tasks": relaxed}), folder)}
     ready = checks["OK-VQA"]
-    assert (ready.status, ready.num_queries, ready.num_pictures, ready.num_missing) == ("ready", 12, 12, 0)
+    assert (ready.status, ready.num_queries, ready.num_images, ready.num_missing) == ("ready", 12, 12, 0)
     assert ready.num_bytes == (folder / "OK-VQA/test-00000-of-00001.parquet").stat().st_size
     cirr = checks["CIRR"]
     assert (cirr.status, cirr.num_missing) == ("pictures missing", 1)
@@ -51,7 +51,7 @@ def test_videos_and_documents_are_checked_too(tmp_path: Path) -> None:
     write_visdoc_set(tmp_path, "VisRAG_ChartQA")
     benchmark, _ = load_benchmark("mmeb-v2", tmp_path)
     checks = check_data(benchmark.only(["MSVD", "VisRAG_ChartQA"]), tmp_path)
-    assert [(c.status, c.num_queries, c.num_pictures) for c in checks] == [
+    assert [(c.status, c.num_queries, c.num_images) for c in checks] == [
         ("wrong counts", 12, 24),
         ("wrong counts", 12, 15),
     ]

@@ -8,7 +8,7 @@ from evaluation.toys import COLOURS, NUM_FIND, ColourEncoder, ConstantEncoder, R
 
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import Benchmark
-from vlm2vec.evaluation.evaluate import evaluate, num_inputs, pictures_of, read_results, results_json
+from vlm2vec.evaluation.evaluate import evaluate, images_of, num_inputs, read_results, results_json
 from vlm2vec.types import EvalQuery
 
 Toy = tuple[Benchmark, dict[str, list[EvalQuery]]]
@@ -33,7 +33,7 @@ def test_each_distinct_input_is_encoded_exactly_once(toy: Toy) -> None:
     encoder = ColourEncoder()
     done: list[int] = []
     evaluate(encoder, *toy, progress=done.append)
-    # 60 texts; 10 pictures, candidates of one task and queries of the other; 10 names.
+    # 60 texts; 10 images, candidates of one task and queries of the other; 10 names.
     assert len(encoder.seen) == len(set(encoder.seen)) == NUM_FIND + 2 * len(COLOURS)
     assert sum(done) == sum(map(num_inputs, toy[1].values()))
 
@@ -61,10 +61,10 @@ def test_results_have_the_documented_keys(toy: Toy) -> None:
     assert json.loads(json.dumps(content)) == content
 
 
-def test_all_pictures_of_the_tasks_are_listed(toy: Toy) -> None:
-    pictures = list(pictures_of(toy[1]))
-    assert len(pictures) == 10 + 10
-    assert all(picture.exists() for picture in pictures)
+def test_all_images_of_the_tasks_are_listed(toy: Toy) -> None:
+    images = list(images_of(toy[1]))
+    assert len(images) == 10 + 10
+    assert all(image.exists() for image in images)
 
 
 def test_a_folder_without_results_says_what_to_run(tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ class ByContent(RandomEncoder):
         import numpy as np
 
         bare = [EmbeddingInput(text=(item.text or "").replace("<|image_1|>", "").strip() or None) for item in inputs]
-        pictures = [item.images[0].load().getpixel((0, 0)) if item.images else None for item in inputs]
+        images = [item.images[0].load().getpixel((0, 0)) if item.images else None for item in inputs]
         seeds = [
             int.from_bytes(InputKeys()(EmbeddingInput(f"{item.text} {pixel}"))[:4], "big")
-            for item, pixel in zip(bare, pictures, strict=True)
+            for item, pixel in zip(bare, images, strict=True)
         ]
         return np.stack([np.random.default_rng(seed).normal(size=16) for seed in seeds]).astype(np.float32)
 
@@ -67,20 +67,20 @@ def test_our_tasks_run_in_mteb_with_the_scores_of_our_own_evaluator(toy_file: Pa
         assert found["mrr_at_10"] == pytest.approx(result.metrics["mrr@10"], abs=1e-5)
 
 
-def test_a_model_that_knows_scores_one_on_text_pictures_and_both(toy_file: Path) -> None:
+def test_a_model_that_knows_scores_one_on_text_images_and_both(toy_file: Path) -> None:
     benchmark, folder = load_benchmark(toy_file)
     scores = run(MtebEncoder(ColourEncoder(), "me/knows"), mteb_tasks(benchmark, folder))
     assert {name: found["main_score"] for name, found in scores.items()} == {"colours-Find": 1.0, "colours-Name": 1.0}
 
 
-def test_mtebs_own_tasks_run_on_text_and_on_pictures() -> None:
+def test_mtebs_own_tasks_run_on_text_and_on_images() -> None:
     from mteb.mocks.mock_tasks.retrieval import MockAny2AnyRetrievalT2ITask, MockRetrievalTask
 
     scores = run(MtebEncoder(ByContent(), "me/guess"), [MockRetrievalTask(), MockAny2AnyRetrievalT2ITask()])
     assert len(scores) == 2 and all(0 <= found["main_score"] <= 1 for found in scores.values())
 
 
-def test_an_embedder_runs_on_mtebs_text_picture_and_mixed_tasks(tiny_vlm) -> None:  # noqa: F811
+def test_an_embedder_runs_on_mtebs_text_image_and_mixed_tasks(tiny_vlm) -> None:  # noqa: F811
     from mteb.mocks.mock_tasks import retrieval as mocks
 
     embedder = Embedder.from_pretrained(tiny_vlm("qwen2_vl"), dtype=torch.float32)

@@ -63,19 +63,19 @@ def toy_page(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(path.read_text())
 
 
-def test_pictures_are_inlined_small_and_readable(toy_page: Page) -> None:
+def test_images_are_inlined_small_and_readable(toy_page: Page) -> None:
     images = toy_page.all("img")
-    # Five queries of `Find` with five candidate pictures each, five query pictures of `Name`.
+    # Five queries of `Find` with five candidate images each, five query images of `Name`.
     assert len(images) == 30
     for image in images:
         head, _, body = (image["src"] or "").partition(",")
         assert head.startswith("data:image/")
-        picture = Image.open(io.BytesIO(base64.b64decode(body)))
-        assert max(picture.size) <= 128
-        assert str(picture.width) == image["width"]
+        shown = Image.open(io.BytesIO(base64.b64decode(body)))
+        assert max(shown.size) <= 128
+        assert str(shown.width) == image["width"]
 
 
-def test_every_picture_has_an_alternative_text_without_folders(toy_page: Page) -> None:
+def test_every_image_has_an_alternative_text_without_folders(toy_page: Page) -> None:
     texts = [image["alt"] or "" for image in toy_page.all("img")]
     assert "Query picture: red" in texts
     assert not any("/" in text for text in texts)

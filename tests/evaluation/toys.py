@@ -26,28 +26,28 @@ COLOURS = {
     "brown": (110, 60, 20),
     "grey": (128, 128, 128),
 }
-PICTURE_TEXT = "<|image_1|>\nRepresent the given image."
+IMAGE_TEXT = "<|image_1|>\nRepresent the given image."
 NUM_FIND = 60
 
 
 def write_toy_benchmark(folder: Path, **changes: Any) -> Path:
-    """Two tasks: `Find` (text to picture) and `Name` (picture to text). `changes` go into the first task's row.
+    """Two tasks: `Find` (text to image) and `Name` (image to text). `changes` go into the first task's row.
 
     The queries of `Name` are the candidates of `Find`, so that tasks share inputs.
     """
-    pictures = folder / "eval" / "Pictures"
-    pictures.mkdir(parents=True)
+    images = folder / "eval" / "Pictures"
+    images.mkdir(parents=True)
     for name, colour in COLOURS.items():
-        Image.new("RGB", (200, 150), colour).save(pictures / f"{name}.png")
+        Image.new("RGB", (200, 150), colour).save(images / f"{name}.png")
     names = list(COLOURS)
     find = [(f"Number {i}: find {names[i % 10]}", "", names[i % 10]) for i in range(NUM_FIND)]
     _write_set(
         folder / "eval" / "Find",
-        [(text, image, [PICTURE_TEXT] * 10, [_path(n) for n in _first(gold, names)]) for text, image, gold in find],
+        [(text, image, [IMAGE_TEXT] * 10, [_path(n) for n in _first(gold, names)]) for text, image, gold in find],
     )
     _write_set(
         folder / "eval" / "Name",
-        [(PICTURE_TEXT, _path(gold), _first(gold, names), [""] * 10) for gold in names],
+        [(IMAGE_TEXT, _path(gold), _first(gold, names), [""] * 10) for gold in names],
     )
     facts = {"split": "ind", "metric": "hit@1", "num_candidates": 10}
     tasks = [
@@ -76,7 +76,7 @@ def _write_set(folder: Path, rows: list[tuple[str, str, list[str], list[str]]]) 
 
 
 class ColourEncoder:
-    """Knows colours: one direction each, from the words of a text or the first pixel of a picture."""
+    """Knows colours: one direction each, from the words of a text or the first pixel of an image."""
 
     def __init__(self) -> None:
         self.seen: list[EmbeddingInput] = []

@@ -1,4 +1,4 @@
-"""The demo of the search page: pictures drawn here, in a store of the user's cache."""
+"""The demo of the search page: images drawn here, in a store of the user's cache."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vlm2vec.jobs.searching import Searcher
 from vlm2vec.models.embedder import Embedder
 
 
-def test_the_pictures_are_what_their_names_say(tmp_path: Path) -> None:
-    assert demo.draw_pictures(tmp_path / "pictures") == tmp_path / "pictures/pictures.jsonl"
+def test_the_images_are_what_their_names_say(tmp_path: Path) -> None:
+    assert demo.draw_images(tmp_path / "pictures") == tmp_path / "pictures/pictures.jsonl"
     files = sorted((tmp_path / "pictures").glob("*.png"))
-    assert len(files) == demo.num_pictures() == 172
+    assert len(files) == demo.num_images() == 172
     for name in ("red-star", "blue-heart", "black-moon", "green-cross"):
         colour = demo.COLOURS[name.split("-")[0]]
-        picture = Image.open(tmp_path / f"pictures/{name}.png")
-        pixels = list(picture.getdata()) if not hasattr(picture, "get_flattened_data") else picture.get_flattened_data()
+        image = Image.open(tmp_path / f"pictures/{name}.png")
+        pixels = list(image.getdata()) if not hasattr(image, "get_flattened_data") else image.get_flattened_data()
         assert 0.04 < sum(pixel == colour for pixel in pixels) / len(pixels) < 0.5
 
 
@@ -29,7 +29,7 @@ def test_a_second_start_encodes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(demo, "NUM_PAIRS", 8)
     monkeypatch.setattr(demo, "NUM_COUNTS", 8)
     store = demo.demo_store(embedder, "compact", done.append)
-    assert store.count() == sum(done) == demo.num_pictures()
+    assert store.count() == sum(done) == demo.num_images()
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*.lance/data/*"))
     again = demo.demo_store(embedder, "compact")
     assert again.count() == store.count() and again.uri == store.uri

@@ -36,7 +36,7 @@ def embedder(tiny_vlm) -> Embedder:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Ten pictures, a text, and two files that are no pictures."""
+    """Ten images, a text, and two files that are no images."""
     folder = tmp_path / "photos"
     for i in range(10):
         draw(folder / f"{i:02d}.png", COLORS[i % 4], i)

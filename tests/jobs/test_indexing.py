@@ -16,7 +16,7 @@ from vlm2vec.jobs import indexing
 from vlm2vec.jobs.classifying import Labels, classify_source, classify_store
 from vlm2vec.jobs.duplicates import find_duplicates
 from vlm2vec.jobs.indexing import IndexReport, index_source, write_errors
-from vlm2vec.jobs.searching import PRESETS, Query, Searcher, picture_ref, with_pictures
+from vlm2vec.jobs.searching import PRESETS, Query, Searcher, image_ref, with_images
 from vlm2vec.jobs.sheet import write_sheet
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.media.images import ImageRef
@@ -88,7 +88,7 @@ def test_rows_know_their_file_and_its_size(store: VectorStore, photos: Path) -> 
     bring_up(store, photos)
     row = rows_of(store)[str(photos / "red/0.png")]
     assert (row["width"], row["height"], row["kind"], row["modality"]) == (40, 40, "picture", "picture")
-    assert picture_ref(row) == ImageRef(path=str(photos / "red/0.png"))
+    assert image_ref(row) == ImageRef(path=str(photos / "red/0.png"))
     assert store.count("width = 40 AND kind = 'picture'") == 12
 
 
@@ -146,7 +146,7 @@ def test_a_key_that_appears_twice_is_reported_and_kept_once(store: VectorStore, 
     assert bring_up(store, table).num_encoded == 0
 
 
-def test_search_by_text_by_picture_by_both_and_by_a_row(store: VectorStore, photos: Path) -> None:
+def test_search_by_text_by_image_by_both_and_by_a_row(store: VectorStore, photos: Path) -> None:
     bring_up(store, photos)
     searcher = Searcher(ColourEncoder(), store)
     red = ImageRef(path=str(photos / "red/0.png"))
@@ -165,18 +165,18 @@ def test_search_by_text_by_picture_by_both_and_by_a_row(store: VectorStore, phot
         searcher.similar("absent")
 
 
-def test_kept_pictures_show_results_after_the_files_are_gone(store: VectorStore, photos: Path, tmp_path: Path) -> None:
-    bring_up(store, photos, keep_pictures=True)
-    hits = with_pictures(store, Searcher(ColourEncoder(), store).search(Query("red"), 2))
+def test_kept_images_show_results_after_the_files_are_gone(store: VectorStore, photos: Path, tmp_path: Path) -> None:
+    bring_up(store, photos, keep_images=True)
+    hits = with_images(store, Searcher(ColourEncoder(), store).search(Query("red"), 2))
     for path in photos.rglob("*.png"):
         path.unlink()
-    colour = np.asarray(picture_ref(hits[0].metadata).load()).mean((0, 1))  # type: ignore[union-attr]
+    colour = np.asarray(image_ref(hits[0].metadata).load()).mean((0, 1))  # type: ignore[union-attr]
     assert colour[0] > 180 and colour[1] < 80
     write_sheet(tmp_path / "sheet.html", "red", [("", hits)])
     assert (tmp_path / "sheet.html").read_text().count("data:image/jpeg;base64,") == 2
 
 
-def test_a_sheet_says_which_picture_is_gone_and_escapes_what_it_shows(
+def test_a_sheet_says_which_image_is_gone_and_escapes_what_it_shows(
     store: VectorStore, photos: Path, tmp_path: Path
 ) -> None:
     bring_up(store, photos)
@@ -225,7 +225,7 @@ def test_zero_shot_labels_of_a_folder_and_of_a_store_agree(store: VectorStore, p
             Labels(encoder, names, template)
 
 
-def test_pictures_inside_a_parquet_are_kept_so_that_results_can_be_shown(store: VectorStore, tmp_path: Path) -> None:
+def test_images_inside_a_parquet_are_kept_so_that_results_can_be_shown(store: VectorStore, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -233,5 +233,5 @@ def test_pictures_inside_a_parquet_are_kept_so_that_results_can_be_shown(store: 
     cells = [{"image": {"bytes": (tmp_path / "red.png").read_bytes(), "path": "red.png"}, "name": "a"}]
     pq.write_table(pa.Table.from_pylist(cells), tmp_path / "rows.parquet")
     bring_up(store, tmp_path / "rows.parquet")
-    hit = with_pictures(store, Searcher(ColourEncoder(), store).search(Query("red"), 1))[0]
-    assert picture_ref(hit.metadata).load().size == (40, 40)  # type: ignore[union-attr]
+    hit = with_images(store, Searcher(ColourEncoder(), store).search(Query("red"), 1))[0]
+    assert image_ref(hit.metadata).load().size == (40, 40)  # type: ignore[union-attr]

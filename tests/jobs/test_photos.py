@@ -32,13 +32,13 @@ def line(page: str, verb: str, model: str) -> list[str]:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with `photos/` and a picture of it beside, `dress.jpg`."""
+    """A working folder with `photos/` and an image of it beside, `dress.jpg`."""
     (tmp_path / "photos").mkdir()
-    with zipfile.ZipFile(DATA / "train/images_zip/Flickr8k.zip") as pictures:
-        names = [name for name in pictures.namelist() if name.endswith(".jpg")][:NUMBER]
+    with zipfile.ZipFile(DATA / "train/images_zip/Flickr8k.zip") as images:
+        names = [name for name in images.namelist() if name.endswith(".jpg")][:NUMBER]
         assert len(names) == NUMBER
         for name in names:
-            (tmp_path / "photos" / Path(name).name).write_bytes(pictures.read(name))
+            (tmp_path / "photos" / Path(name).name).write_bytes(images.read(name))
     (tmp_path / "dress.jpg").write_bytes((tmp_path / "photos" / Path(names[NUMBER // 2]).name).read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -46,7 +46,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_folder_of_photographs_is_indexed_and_searched_by_the_lines_of_the_readme(work: Path) -> None:
     index = line("README.md", "index", "runs/photos")
-    distinct = len({picture.read_bytes() for picture in Path("photos").iterdir()})  # two of 5,000 are one picture
+    distinct = len({image.read_bytes() for image in Path("photos").iterdir()})  # two of 5,000 are one image
     assert f"{NUMBER} new, 0 changed, 0 as they were, 0 removed; {distinct} encoded" in typed(*index)
     assert open_store("photos.lance").count() == NUMBER
     hits = json.loads(typed(*line("README.md", "search", ""), "--json"))
@@ -56,6 +56,6 @@ def test_a_folder_of_photographs_is_indexed_and_searched_by_the_lines_of_the_rea
     page = next(text for text in (ROOT / "docs/search.md").read_text().splitlines() if "--html" in text)
     typed(*shlex.split(page)[1:])
     assert Path("results.html").read_text().count("data:image/jpeg;base64,") == 11
-    for picture in sorted(Path("photos").iterdir())[:3]:
-        picture.unlink()
+    for image in sorted(Path("photos").iterdir())[:3]:
+        image.unlink()
     assert f"0 new, 0 changed, {NUMBER - 3} as they were, 3 removed; 0 encoded" in typed(*index)

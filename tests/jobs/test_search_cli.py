@@ -30,7 +30,7 @@ def refused(*arguments: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of eight pictures and its store."""
+    """A folder of eight images and its store."""
     work = tmp_path_factory.mktemp("search")
     for i in range(8):
         color = list(COLORS)[i % 4]
@@ -46,7 +46,7 @@ def test_a_second_index_encodes_nothing(work: Path) -> None:
     assert "0 new, 0 changed, 8 as they were, 0 removed; 0 encoded" in said
 
 
-def test_search_finds_a_picture_by_itself_and_prints_table_json_and_page(work: Path) -> None:
+def test_search_finds_a_image_by_itself_and_prints_table_json_and_page(work: Path) -> None:
     red = work / "photos/red_0.png"
     store = ["--store", work / "photos.lance"]
     hits = json.loads(typed("search", *store, "--image", red, "-k", 3, "--json"))

@@ -1,4 +1,4 @@
-"""Sixty pictures, and an `index` that is killed or meets a second one."""
+"""Sixty images, and an `index` that is killed or meets a second one."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ app(sys.argv[1:])
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty pictures of differing content."""
+    """Sixty images of differing content."""
     folder = tmp_path_factory.mktemp("sixty") / "photos"
     for i in range(60):
         draw(folder / f"{i:02}.png", list(COLORS)[i % 4], i)
     return folder
 
 
-def test_a_killed_index_of_sixty_pictures_goes_on_and_ends_as_if_it_had_not_been(photos: Path) -> None:
+def test_a_killed_index_of_sixty_images_goes_on_and_ends_as_if_it_had_not_been(photos: Path) -> None:
     store, whole = photos.with_name("photos.lance"), photos.with_name("whole.lance")
     command = [sys.executable, "-c", KILLED, "index", "compact", photos, "--store", store, *SMALL]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL

@@ -90,7 +90,7 @@ def test_a_video_is_one_input_or_one_input_every_so_many_seconds(mixed: Path) ->
     film = mixed / "film.mp4"
     (whole,) = open_source(film)
     assert whole.metadata["kind"] == "video" and whole.metadata["seconds"] == pytest.approx(4.0, abs=0.2)
-    shades = [brightness(image) for image in whole.item.video.sample(4).pictures]
+    shades = [brightness(image) for image in whole.item.video.sample(4).images]
     assert shades == pytest.approx([20, 70, 120, 170], abs=8)
     each = by_key(film, every=2.0)
     assert list(each) == ["film.mp4#at-0.000s", "film.mp4#at-2.000s"]
@@ -105,7 +105,7 @@ def test_a_text_file_is_an_input_a_line(tmp_path: Path) -> None:
     assert {key: record.item.text for key, record in found.items()} == {"lines.txt#1": "one", "lines.txt#3": "two"}
 
 
-def test_json_lines_give_texts_pictures_metadata_and_an_error_a_bad_row(tmp_path: Path) -> None:
+def test_json_lines_give_texts_images_metadata_and_an_error_a_bad_row(tmp_path: Path) -> None:
     draw(tmp_path / "p.png", "red", 0)
     rows = [
         {"id": "first", "text": "a", "image": "p.png", "price": 3},
@@ -117,10 +117,10 @@ def test_json_lines_give_texts_pictures_metadata_and_an_error_a_bad_row(tmp_path
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\n{\n")
     found = by_key(file)
-    picture = ImageRef(path=str(tmp_path / "p.png"))
-    assert found["first"].item == EmbeddingInput("a", (picture,))
+    image = ImageRef(path=str(tmp_path / "p.png"))
+    assert found["first"].item == EmbeddingInput("a", (image,))
     assert found["first"].metadata["price"] == 3
-    assert found["2"].item == EmbeddingInput(None, (picture, picture), "Represent.")
+    assert found["2"].item == EmbeddingInput(None, (image, image), "Represent.")
     assert {key for key, record in found.items() if record.error} == {"3", "4", "5", "6"}
     assert all(f"{file}, row {key}: " in record.error for key, record in found.items() if record.error)
 
@@ -138,7 +138,7 @@ def test_a_csv_file_names_its_columns_and_the_user_may_choose_others(tmp_path: P
 
 
 @pytest.mark.parametrize("gaps", [False, True])
-def test_parquet_cells_are_pictures_that_are_read_late(tmp_path: Path, gaps: bool) -> None:
+def test_parquet_cells_are_images_that_are_read_late(tmp_path: Path, gaps: bool) -> None:
     draw(tmp_path / "p.png", "blue", 0)
     content = (tmp_path / "p.png").read_bytes()
     struct = {"bytes": content, "path": "p.png"}

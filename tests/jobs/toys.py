@@ -13,7 +13,7 @@ from vlm2vec.types import EmbeddingInput
 
 
 class ColourEncoder:
-    """Mean colour of a picture, the colour that a text names, or the two as lights; counts what it encodes."""
+    """Mean colour of an image, the colour that a text names, or the two as lights; counts what it encodes."""
 
     def __init__(self, fail_after: int | None = None) -> None:
         self.num_encoded = 0

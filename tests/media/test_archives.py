@@ -61,15 +61,15 @@ def test_a_compressed_file_reads_like_the_plain_one_from_any_place(tmp_path: Pat
         assert file.tell() == min(start + size, len(content))
 
 
-def test_a_picture_in_a_tar_is_found_read_and_missed(tmp_path: Path) -> None:
+def test_a_image_in_a_tar_is_found_read_and_missed(tmp_path: Path) -> None:
     encoded = io.BytesIO()
     Image.new("RGB", (20, 10), "red").save(encoded, format="PNG")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         entry = tarfile.TarInfo("x/red.png")
         entry.size = len(encoded.getvalue())
         tar.addfile(entry, io.BytesIO(encoded.getvalue()))
-    picture = ImageRef(path=str(tmp_path / "a.tar.gz"), member="x/red.png", origin="row 3")
-    assert picture.exists() and picture.load().size == (20, 10)
+    image = ImageRef(path=str(tmp_path / "a.tar.gz"), member="x/red.png", origin="row 3")
+    assert image.exists() and image.load().size == (20, 10)
     gone = ImageRef(path=str(tmp_path / "a.tar.gz"), member="x/blue.png", origin="row 4")
     assert not gone.exists()
     with pytest.raises(UserError, match=r"row 4: .*a\.tar\.gz:x/blue\.png: the archive has no such file"):

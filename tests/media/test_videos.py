@@ -7,7 +7,7 @@ import pytest
 from clips import colour_of, write_video
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny.models import picture
+from tiny.models import draw_image
 
 from vlm2vec.errors import UserError
 from vlm2vec.media.videos import VideoRef, natural, spread
@@ -21,7 +21,7 @@ def frame_numbers(video: VideoRef, count: int) -> list[int]:
     """Which frames were taken, told by their colours."""
     every = np.stack([colour_of(i) for i in range(30)]).astype(int)
     found = []
-    for frame in video.sample(count).pictures:
+    for frame in video.sample(count).images:
         mean = np.asarray(frame.load())[30:].mean(axis=(0, 1))
         found.append(int(np.abs(every - mean).sum(axis=1).argmin()))
     return found
@@ -50,7 +50,7 @@ def test_the_frames_of_a_file_are_those_at_the_places_whatever_the_distance_of_k
 
 def test_a_file_its_bytes_a_folder_and_a_list_of_its_frames_give_the_same_frames(tmp_path):
     path = write_video(tmp_path / "a.mp4", num_frames=12)
-    frames = [frame.load() for frame in VideoRef.of(path).sample(12).pictures]
+    frames = [frame.load() for frame in VideoRef.of(path).sample(12).images]
     (tmp_path / "frames").mkdir()
     for i, frame in enumerate(frames):
         frame.save(tmp_path / f"frames/{i}.png")
@@ -63,13 +63,13 @@ def test_an_input_takes_a_video_by_key_or_by_the_ending_of_its_path(tmp_path):
     path = Path("film.mp4")
     assert EmbeddingInput.of({"video": "film.mp4", "text": "t"}) == EmbeddingInput("t", video=VideoRef("film.mp4"))
     assert EmbeddingInput.of(path, "do") == EmbeddingInput(instruction="do", video=VideoRef("film.mp4"))
-    assert EmbeddingInput.of({"video": [picture(4, 4, 0)]}).video.frames[0].load().size == (4, 4)
+    assert EmbeddingInput.of({"video": [draw_image(4, 4, 0)]}).video.frames[0].load().size == (4, 4)
 
 
 def test_kept_vectors_are_found_by_the_content_of_a_video(tmp_path):
     first, second = (write_video(tmp_path / name) for name in ("a.mp4", "b.mp4"))
     other = write_video(tmp_path / "c.mp4", num_frames=9)
-    frames = [frame.load() for frame in VideoRef.of(first).sample(3).pictures]
+    frames = [frame.load() for frame in VideoRef.of(first).sample(3).images]
     keys = InputKeys()
     key, same, differs = (keys(EmbeddingInput.of({"video": path, "text": "t"})) for path in (first, second, other))
     assert key == same != differs

@@ -18,7 +18,7 @@ from vlm2vec.models.vision.vision_cache import VisionCache
 SMALL = {"num_layers": 2, "visual_tokens": 4, "image_size": 64}
 
 
-def picture(seed: int, size: tuple[int, int] = (48, 40)) -> ImageRef:
+def draw_image(seed: int, size: tuple[int, int] = (48, 40)) -> ImageRef:
     pixels = np.random.default_rng(seed).integers(0, 256, size=(*size, 3), dtype=np.uint8)
     return ImageRef.of(Image.fromarray(pixels))
 
@@ -26,10 +26,10 @@ def picture(seed: int, size: tuple[int, int] = (48, 40)) -> ImageRef:
 def mixed_inputs() -> list[EmbeddingInput]:
     return [
         EmbeddingInput(text="a"),
-        EmbeddingInput(images=(picture(0),)),
+        EmbeddingInput(images=(draw_image(0),)),
         EmbeddingInput(text="a much longer text that pads the others " * 3),
-        EmbeddingInput(text="between <|image_1|> and <|image_2|>", images=(picture(1), picture(2, (90, 20)))),
-        EmbeddingInput(text="what is it?", images=(picture(0),), instruction="Answer"),
+        EmbeddingInput(text="between <|image_1|> and <|image_2|>", images=(draw_image(1), draw_image(2, (90, 20)))),
+        EmbeddingInput(text="what is it?", images=(draw_image(0),), instruction="Answer"),
     ]
 
 
@@ -49,22 +49,26 @@ def test_a_vector_does_not_depend_on_its_batch_mates(embedder: Embedder) -> None
 
 
 def test_every_part_of_an_input_changes_the_vector(embedder: Embedder) -> None:
-    base = EmbeddingInput(text="what is it?", images=(picture(0),), instruction="Answer")
+    base = EmbeddingInput(text="what is it?", images=(draw_image(0),), instruction="Answer")
     others = [
-        EmbeddingInput(text="what is this?", images=(picture(0),), instruction="Answer"),
-        EmbeddingInput(text="what is it?", images=(picture(1),), instruction="Answer"),
-        EmbeddingInput(text="what is it?", images=(picture(0),), instruction="Reply"),
+        EmbeddingInput(text="what is this?", images=(draw_image(0),), instruction="Answer"),
+        EmbeddingInput(text="what is it?", images=(draw_image(1),), instruction="Answer"),
+        EmbeddingInput(text="what is it?", images=(draw_image(0),), instruction="Reply"),
         EmbeddingInput(text="what is it?", instruction="Answer"),
     ]
     vectors = embedder.encode([base, *others])
     assert ((vectors[1:] * vectors[0]).sum(axis=1) < 0.9999).all()
 
 
-def test_the_dual_encoder_adds_unit_vectors_of_text_and_picture() -> None:
+def test_the_dual_encoder_adds_unit_vectors_of_text_and_image() -> None:
     torch.manual_seed(0)
     dual = Embedder.from_pretrained("compact-dual", dtype=torch.float32, **SMALL)
     text, image, both = dual.encode(
-        [EmbeddingInput(text="hello"), EmbeddingInput(images=(picture(0),)), EmbeddingInput("hello", (picture(0),))]
+        [
+            EmbeddingInput(text="hello"),
+            EmbeddingInput(images=(draw_image(0),)),
+            EmbeddingInput("hello", (draw_image(0),)),
+        ]
     )
     added = (text + image) / np.linalg.norm(text + image)
     assert added @ both == pytest.approx(1, abs=1e-5)
@@ -80,7 +84,7 @@ def test_the_folded_encoder_gives_the_features_of_the_published_one() -> None:
     stages: dict[int, torch.Tensor] = {}
     for block in published._blocks:
         block.register_forward_hook(lambda module, given, map_NCHW: stages.update({map_NCHW.shape[1]: map_NCHW}))
-    image = picture(5, (192, 192))
+    image = draw_image(5, (192, 192))
     pixels = (torch.from_numpy(np.array(image.load())).permute(2, 0, 1).float() - 127) / 128
     with torch.inference_mode():
         maps = [published.extract_features(pixels[None]), stages[112], stages[40]]
@@ -109,12 +113,12 @@ def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Embedder.from_pretrained("compact", **SMALL)
 
 
-def test_vectors_are_the_same_with_and_without_the_picture_cache(tmp_path: Path) -> None:
+def test_vectors_are_the_same_with_and_without_the_image_cache(tmp_path: Path) -> None:
     embedder = Embedder.from_pretrained("compact", dtype=torch.float32, **SMALL)
     items = mixed_inputs()
     plain = embedder.encode(items)
     for _ in range(2):  # filled, then read back from disk
-        embedder.backbone.cache_pictures(tmp_path)
+        embedder.backbone.cache_images(tmp_path)
         np.testing.assert_allclose(embedder.encode(items), plain, atol=2e-3)
         cache = embedder.backbone.vision_cache
         assert cache is not None
@@ -122,7 +126,7 @@ def test_vectors_are_the_same_with_and_without_the_picture_cache(tmp_path: Path)
     assert cache.num_encoded == 0
 
 
-def test_a_picture_passes_the_encoder_once_whatever_its_name(tmp_path: Path) -> None:
+def test_a_image_passes_the_encoder_once_whatever_its_name(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def encode(images: list[ImageRef]) -> torch.Tensor:

@@ -13,12 +13,12 @@ import transformers
 import yaml
 from samples import COLORS, draw, write_train_set
 from tiny.dual import DUAL
-from tiny.models import picture
+from tiny.models import draw_image
 
 from vlm2vec import Embedder, UserError
 from vlm2vec.types import EmbeddingInput
 
-WIDE, TALL = picture(40, 30, 1), picture(21, 57, 2)
+WIDE, TALL = draw_image(40, 30, 1), draw_image(21, 57, 2)
 TEXT = "a dog on the beach"
 INPUTS = [TEXT, {"image": WIDE}, {"image": TALL, "text": "what?"}, {"text": "z"}, {"images": [WIDE, TALL], "text": "b"}]
 GOLDEN = Path(__file__).parents[1] / "golden/open_clip"
@@ -52,7 +52,7 @@ def embedder(family, folders) -> Embedder:
 
 @torch.inference_mode()
 def by_hand(folder: Path, family: str, text: str | None, image: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Features of one text and one picture by the HF class alone."""
+    """Features of one text and one image by the HF class alone."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     images = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     pixels = images(image, return_tensors="pt") if image is not None else None
@@ -101,7 +101,7 @@ def test_a_vector_does_not_depend_on_its_batch_mates(embedder):
         assert (parts.numpy() * alone[order]).sum(axis=1).min() > 0.99999
 
 
-def test_placeholders_and_instructions_are_left_out_and_pictures_count_as_their_mean(embedder):
+def test_placeholders_and_instructions_are_left_out_and_images_count_as_their_mean(embedder):
     rows = [
         {"text": "<|image_1|>\nwhat?", "image": TALL, "instruction": "Represent the given image."},
         {"text": "<|image_1|>\n", "image": WIDE},
@@ -199,15 +199,15 @@ def test_an_open_clip_tower_that_clip_does_not_have_is_refused_by_its_setting(tm
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
-def test_text_and_picture_are_equal_in_sentence_transformers_and_both_is_refused_there(folders, name, tmp_path):
+def test_text_and_image_are_equal_in_sentence_transformers_and_both_is_refused_there(folders, name, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     embedder = load(folders[name])
     embedder.save_pretrained(tmp_path / "saved")
     model = SentenceTransformer(str(tmp_path / "saved"), device="cpu", model_kwargs={"dtype": torch.float32})
-    texts, pictures = [TEXT, "z", "word " * 50], [WIDE, TALL]
+    texts, images = [TEXT, "z", "word " * 50], [WIDE, TALL]
     assert (embedder.encode(texts) * model.encode(texts)).sum(axis=1).min() >= 0.9999
-    assert (embedder.encode([{"image": p} for p in pictures]) * model.encode(pictures)).sum(axis=1).min() >= 0.9999
+    assert (embedder.encode([{"image": p} for p in images]) * model.encode(images)).sum(axis=1).min() >= 0.9999
     with pytest.raises(ValueError, match="cannot combine them"):
         model.encode([{"image": WIDE, "text": "z"}])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny.models import picture
+from tiny.models import draw_image
 
 from vlm2vec import Embedder
 from vlm2vec.errors import UserError
@@ -29,11 +29,11 @@ def llava(tiny_vlm) -> Embedder:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    """Texts and pictures with texts of very different lengths, in no order."""
+    """Texts and images with texts of very different lengths, in no order."""
     folder = tmp_path_factory.mktemp("pictures")
     values: list[object] = []
     for i in range(12):
-        picture(40 + 5 * i, 60 - 3 * i, i).save(folder / f"{i}.png")
+        draw_image(40 + 5 * i, 60 - 3 * i, i).save(folder / f"{i}.png")
         words = f"word {i} " * (1 + 7 * i % 5)
         values += [words, {"text": words, "image": folder / f"{i}.png"}, folder / f"{i}.png"]
     return values
@@ -66,7 +66,7 @@ def test_a_second_run_gives_the_same_bits(embedder, inputs) -> None:
     assert np.array_equal(embedder.encode(inputs, workers=4), embedder.encode(inputs, workers=1))
 
 
-def test_batches_mix_texts_and_pictures_and_keep_to_the_budget(llava, inputs, monkeypatch) -> None:
+def test_batches_mix_texts_and_images_and_keep_to_the_budget(llava, inputs, monkeypatch) -> None:
     seen = []
     real = Pipeline._vectors
     monkeypatch.setattr(Pipeline, "_vectors", lambda self, batch: (seen.append(batch), real(self, batch))[1])
@@ -82,7 +82,7 @@ def test_batches_mix_texts_and_pictures_and_keep_to_the_budget(llava, inputs, mo
 
 
 def test_equal_inputs_are_encoded_once_wherever_they_lie(llava, tmp_path, small_steps, monkeypatch) -> None:
-    picture(50, 50, 1).save(tmp_path / "a.png")
+    draw_image(50, 50, 1).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
     num_rows = []
     real = Pipeline._vectors
@@ -229,12 +229,12 @@ def test_training_mode_is_as_it_was(llava) -> None:
     assert np.array_equal(trained, llava.encode(["a"]))
 
 
-def test_with_a_cache_of_pictures_one_worker_prepares_and_the_bits_stay(inputs, tmp_path) -> None:
+def test_with_a_cache_of_images_one_worker_prepares_and_the_bits_stay(inputs, tmp_path) -> None:
     compact = Embedder.from_pretrained("compact", device="cpu", num_layers=1, visual_tokens=4, image_size=64)
     plain = compact.encode(inputs)
-    compact.backbone.cache_pictures(tmp_path / "first")
+    compact.backbone.cache_images(tmp_path / "first")
     first = compact.encode(inputs)
-    compact.backbone.cache_pictures(tmp_path / "second")
+    compact.backbone.cache_images(tmp_path / "second")
     assert np.array_equal(compact.encode(inputs), first)
     np.testing.assert_allclose(first, plain, atol=1e-2)
     assert compact.backbone.vision_cache.num_encoded == 12

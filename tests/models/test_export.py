@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny.dual import build_clip
-from tiny.models import picture
+from tiny.models import draw_image
 
 from vlm2vec import Embedder, UserError
 from vlm2vec.media.images import ImageRef
@@ -25,7 +25,7 @@ from vlm2vec.models.verification.golden import golden_inputs, verify_golden
 from vlm2vec.models.verification.verify import report_against, report_saved
 from vlm2vec.types import EmbeddingInput
 
-INPUTS = ["a dog", {"image": picture(40, 30, 1)}, {"image": picture(33, 41, 2), "text": "what?"}]
+INPUTS = ["a dog", {"image": draw_image(40, 30, 1)}, {"image": draw_image(33, 41, 2), "text": "what?"}]
 
 
 def load(folder: Path, **settings: Any) -> Embedder:
@@ -104,9 +104,9 @@ def test_openvino_of_a_dual_encoder_has_both_towers(clip, tmp_path):
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino_core().compile_model(str(tmp_path / "out/image.xml"), "CPU", exact)
     source = load(clip)
-    pictures: list[Any] = [{"image": picture(50, 30, seed)} for seed in range(3)]
-    pixels = source.backbone.process([EmbeddingInput.of(value) for value in pictures])["pixel_values"]
-    assert (compiled(pixels.numpy())[0] * source.encode(pictures)).sum(axis=1).min() > 0.9999
+    images: list[Any] = [{"image": draw_image(50, 30, seed)} for seed in range(3)]
+    pixels = source.backbone.process([EmbeddingInput.of(value) for value in images])["pixel_values"]
+    assert (compiled(pixels.numpy())[0] * source.encode(images)).sum(axis=1).min() > 0.9999
 
 
 def test_openvino_leaves_a_signal_stack_that_outlives_its_graphs(clip, tmp_path):

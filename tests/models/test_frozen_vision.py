@@ -32,12 +32,12 @@ def build(folder: Path, dropout: float = 0.2, targets: str | None = None) -> Emb
 
 
 def batch_of(embedder: Embedder) -> Batch:
-    pictures = [ImageRef.of(Image.new("RGB", (30 + 20 * i, 60), (40 * i, 200, 90))) for i in range(3)]
+    images = [ImageRef.of(Image.new("RGB", (30 + 20 * i, 60), (40 * i, 200, 90))) for i in range(3)]
     items = [
-        EmbeddingInput("one", (pictures[0],)),
+        EmbeddingInput("one", (images[0],)),
         EmbeddingInput("words only"),
-        EmbeddingInput("two", (pictures[1], pictures[2])),
-        EmbeddingInput("the first again, with other words", (pictures[0],)),
+        EmbeddingInput("two", (images[1], images[2])),
+        EmbeddingInput("the first again, with other words", (images[0],)),
         EmbeddingInput("words again"),
     ]
     return embedder.backbone.process(items)
@@ -73,7 +73,7 @@ def test_kept_features_give_the_same_gradient_and_the_vision_side_runs_once(
         vision.num_runs = 0
         tolerance = {"rtol": 1e-4, "atol": 1e-6} if kept else {"rtol": 0, "atol": 0}  # kept ones are summed first
         assert_equal(plain, gradient(embedder, batch, vision, kept), **tolerance)
-        assert vision.frozen and vision.num_runs == 2  # the third chunk has no pictures
+        assert vision.frozen and vision.num_runs == 2  # the third chunk has no images
     vision.remove()
     assert_equal(plain, gradient(embedder, batch, None), rtol=0, atol=0)
 
@@ -146,7 +146,7 @@ def test_the_fingerprint_changes_with_a_vision_weight_and_not_with_a_language_on
     assert vision_fingerprint(model, "bfloat16") != vision_fingerprint(model, "float32")
 
 
-def test_equal_pictures_have_equal_keys_whatever_the_words(tiny_vlm: TinyVlm) -> None:  # noqa: F811
+def test_equal_images_have_equal_keys_whatever_the_words(tiny_vlm: TinyVlm) -> None:  # noqa: F811
     keys = row_keys(batch_of(build(tiny_vlm("qwen2_vl"))))
     assert keys[0] == keys[3] != keys[2]
     assert keys[1] == keys[4] == ""
@@ -162,16 +162,16 @@ def test_what_cannot_be_told_apart_by_example_is_not_kept() -> None:
 
 def test_outputs_of_several_levels_are_taken_apart_and_put_together_again() -> None:
     counts = {"pixels": torch.tensor([8, 0, 4]), "grid": torch.tensor([2, 0, 1])}
-    pictures = [torch.randn(n, 4) for n in (2, 3, 1)]
-    output = {"pooler_output": pictures, "deepstack_features": [tuple(p + level for p in pictures) for level in (1, 2)]}
+    images = [torch.randn(n, 4) for n in (2, 3, 1)]
+    output = {"pooler_output": images, "deepstack_features": [tuple(p + level for p in images) for level in (1, 2)]}
     parts = split_output(output, counts, 3)
     assert parts is not None and not parts[1]
     turned = _join([parts[2], parts[0]])
     order = [2, 0, 1]
-    for one, picture in zip(turned.pooler_output, order, strict=True):
-        assert torch.equal(one, pictures[picture])
+    for one, image in zip(turned.pooler_output, order, strict=True):
+        assert torch.equal(one, images[image])
     for level, features in enumerate(turned.deepstack_features, start=1):
-        assert all(torch.equal(f, pictures[i] + level) for f, i in zip(features, order, strict=True))
+        assert all(torch.equal(f, images[i] + level) for f, i in zip(features, order, strict=True))
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:

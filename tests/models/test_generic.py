@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny.llava import build_llava_next
-from tiny.models import FAMILIES, picture
+from tiny.models import FAMILIES, draw_image
 
 from vlm2vec.errors import UserError
 from vlm2vec.models.checkpoints import folder as checkpoint
@@ -21,8 +21,8 @@ from vlm2vec.models.registry import backbone_class
 from vlm2vec.types import EmbeddingInput
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-WIDE, TALL, SQUARE = picture(90, 40, 1), picture(40, 70, 2), picture(60, 60, 3)
-# An input and its prompt by hand: {0} is the first picture.
+WIDE, TALL, SQUARE = draw_image(90, 40, 1), draw_image(40, 70, 2), draw_image(60, 60, 3)
+# An input and its prompt by hand: {0} is the first image.
 CASES = [
     ({"text": "a red car parked on the street"}, "a red car parked on the street"),
     ({"image": WIDE}, "{0}\n"),
@@ -102,8 +102,8 @@ def test_vectors_equal_an_unbatched_forward_of_transformers(family, alone, tiny_
     assert np.abs(alone @ alone.T - np.eye(len(alone)))[np.triu_indices(len(alone), 1)].max() < 0.9999  # all differ
 
 
-def test_what_is_in_a_picture_matters(embedder):
-    first, second = embedder.encode([{"image": picture(60, 60, seed), "text": "a dog"} for seed in (3, 4)])
+def test_what_is_in_a_image_matters(embedder):
+    first, second = embedder.encode([{"image": draw_image(60, 60, seed), "text": "a dog"} for seed in (3, 4)])
     assert first @ second < 0.999
 
 
@@ -114,7 +114,7 @@ def test_a_vector_does_not_depend_on_its_batch_mates_or_their_order(embedder, al
     assert_same(together, alone[order])
 
 
-def test_a_batch_without_any_picture_is_encoded(embedder, alone):
+def test_a_batch_without_any_image_is_encoded(embedder, alone):
     batch = embedder.backbone.process([INPUTS[0], INPUTS[5]])
     assert "pixel_values" not in batch.tensors
     with torch.inference_mode():
@@ -270,8 +270,8 @@ def test_an_input_that_cannot_be_read_is_one_clear_line(qwen, value, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_of_extreme_shape_is_one_clear_line_that_names_it(qwen, tmp_path):
-    picture(4000, 2, 0).save(tmp_path / "thin.png")
+def test_a_image_of_extreme_shape_is_one_clear_line_that_names_it(qwen, tmp_path):
+    draw_image(4000, 2, 0).save(tmp_path / "thin.png")
     with pytest.raises(UserError, match=r"thin\.png"):
         qwen.encode([tmp_path / "thin.png"])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from tiny.dual import build_clip
-from tiny.models import picture
+from tiny.models import draw_image
 
 from vlm2vec import Embedder, UserError
 from vlm2vec.models.checkpoints import known
@@ -19,7 +19,7 @@ from vlm2vec.models.registry import BACKBONES
 from vlm2vec.types import EmbeddingInput
 
 ROWS = {row.ids[0]: row for row in known.table().checkpoints}
-PICTURE = picture(40, 30, 0)
+IMAGE = draw_image(40, 30, 0)
 QWEN = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
 HELPFUL = "You are a helpful assistant."
 REPRESENT = "Represent the user's input."
@@ -28,7 +28,7 @@ LLAMA = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_
 SUMMARY = "\nSummary above {} in one word: "
 SUMMARIZE = "\nSummarize above {} in one word: "
 
-# By template: the prompts of "a cat", of a picture, and of both with the instruction "Find it.", written out by hand
+# By template: the prompts of "a cat", of an image, and of both with the instruction "Find it.", written out by hand
 # from the sources that the rows name.
 PROMPTS = {
     None: ["a cat", "<|image_1|>\n", "<|image_1|>\nFind it. a cat\n"],
@@ -75,7 +75,7 @@ def test_every_row_says_its_source_and_gives_the_published_prompts(row):
     assert len(row.source) > 20 and "/" in row.source
     assert row.pooling in POOLINGS or (row.pooling is None and (row.not_loaded or row.family in BACKBONES))
     template = known.template_of(row) or PromptTemplate()
-    inputs = ["a cat", {"image": PICTURE}, {"image": PICTURE, "text": "a cat", "instruction": "Find it."}]
+    inputs = ["a cat", {"image": IMAGE}, {"image": IMAGE, "text": "a cat", "instruction": "Find it."}]
     assert [template.render(EmbeddingInput.of(value)) for value in inputs] == PROMPTS[row.template]
     if not row.not_loaded:
         assert row.family in transformers.CONFIG_MAPPING or row.family in {*BACKBONES, "phi3_v"}
@@ -100,27 +100,27 @@ def test_a_copy_of_a_known_qwen2_vl_takes_the_settings_of_its_row(tiny_vlm, name
     assert embedder.backbone.pooling == row.pooling
     for key, value in row.options.items():
         assert embedder.backbone.options()[key] == value
-    prompt, order = embedder.backbone.prompt(EmbeddingInput.of({"image": PICTURE, "text": "a", "instruction": "b"}))
+    prompt, order = embedder.backbone.prompt(EmbeddingInput.of({"image": IMAGE, "text": "a", "instruction": "b"}))
     assert prompt.count("<|image_pad|>") == 1 and "<|image_1|>" not in prompt and order == [0]
-    vectors = embedder.encode(["a", {"image": PICTURE}])
+    vectors = embedder.encode(["a", {"image": IMAGE}])
     embedder.save_pretrained(tmp_path / "saved")
-    np.testing.assert_allclose(load(tmp_path / "saved").encode(["a", {"image": PICTURE}]), vectors, atol=1e-6)
+    np.testing.assert_allclose(load(tmp_path / "saved").encode(["a", {"image": IMAGE}]), vectors, atol=1e-6)
 
 
 def test_a_copy_of_e5_v_reads_its_prompt_by_llava(tiny_vlm):
     embedder = load(tiny_vlm("llava"), like="royokong/e5-v")
     expected = LLAMA.format("<image>" + SUMMARY.format("image"))
-    assert embedder.backbone.prompt(EmbeddingInput.of({"image": PICTURE})) == (expected, [0])
+    assert embedder.backbone.prompt(EmbeddingInput.of({"image": IMAGE})) == (expected, [0])
     plain = load(tiny_vlm("llava"))
-    same = plain.encode([{"image": PICTURE, "text": expected.replace("<image>", "<|image_1|>")}])
-    np.testing.assert_allclose(embedder.encode([{"image": PICTURE}]), same, atol=1e-6)
+    same = plain.encode([{"image": IMAGE, "text": expected.replace("<image>", "<|image_1|>")}])
+    np.testing.assert_allclose(embedder.encode([{"image": IMAGE}]), same, atol=1e-6)
 
 
 def test_a_copy_of_e5_v_on_llava_next_equals_the_prompt_written_out():
     folder = Path(__file__).parents[1] / "golden/llava-next/base"
     told = LLAMA.format("<|image_1|>" + SUMMARY.format("image"))
-    same = load(folder).encode([{"image": PICTURE, "text": told}, LLAMA.format("a cat" + SUMMARY.format("sentence"))])
-    vectors = load(folder, like="royokong/e5-v").encode([{"image": PICTURE}, "a cat"])
+    same = load(folder).encode([{"image": IMAGE, "text": told}, LLAMA.format("a cat" + SUMMARY.format("sentence"))])
+    vectors = load(folder, like="royokong/e5-v").encode([{"image": IMAGE}, "a cat"])
     np.testing.assert_allclose(vectors, same, atol=1e-6)
 
 
@@ -174,7 +174,7 @@ def test_a_hub_id_that_says_how_its_vectors_are_made_is_followed(tiny_vlm, tmp_p
     if not ours:  # a sentence-transformers folder only
         (tmp_path / "saved/embedder.json").unlink()
     put(hub_cache, "someone/model", tmp_path / "saved")
-    value = {"image": PICTURE, "text": "a"}
+    value = {"image": IMAGE, "text": "a"}
     by_id = Embedder.from_pretrained("someone/model", dtype=torch.float32, device="cpu")
     np.testing.assert_allclose(by_id.encode([value]), saved.encode([value]), atol=1e-6)
     assert by_id.base == (saved.base if ours else "someone/model")

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny.models import FAMILIES, picture
+from tiny.models import FAMILIES, draw_image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,8 +16,8 @@ from vlm2vec.models.pooling import last_token
 from vlm2vec.types import Batch
 
 TEXTS = [EmbeddingInput("a red car parked on the street"), EmbeddingInput("dogs"), EmbeddingInput("a dog and a cat")]
-SEEN = [{"image": picture(60, 60, 1)}, {"image": picture(40, 70, 2), "text": "what is <|image_1|>?"}]
-PICTURES = [EmbeddingInput.of(value) for value in SEEN]
+SEEN = [{"image": draw_image(60, 60, 1)}, {"image": draw_image(40, 70, 2), "text": "what is <|image_1|>?"}]
+IMAGES = [EmbeddingInput.of(value) for value in SEEN]
 
 
 def plain(embedder: Embedder, batch: Batch) -> torch.Tensor:
@@ -47,8 +47,8 @@ def gradients(embedder: Embedder, vectors_BD: torch.Tensor) -> dict[str, torch.T
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gives_the_vectors_of_all_tokens_through_all_layers(family: str, tiny_vlm) -> None:
     embedder = Embedder.from_pretrained(tiny_vlm(family), device="cpu", dtype=torch.float32)
-    needs_pictures = family == "paligemma"
-    for inputs in [PICTURES] if needs_pictures else [TEXTS, PICTURES, [*TEXTS, *PICTURES]]:
+    needs_images = family == "paligemma"
+    for inputs in [IMAGES] if needs_images else [TEXTS, IMAGES, [*TEXTS, *IMAGES]]:
         batch = embedder.backbone.process(inputs)
         with torch.inference_mode():
             torch.testing.assert_close(embedder(batch), plain(embedder, batch), rtol=1e-5, atol=1e-6)
@@ -58,7 +58,7 @@ def test_every_family_gives_the_vectors_of_all_tokens_through_all_layers(family:
 @pytest.mark.parametrize("lora", [False, True])
 def test_gradients_are_those_of_all_tokens_through_all_layers(lora: bool) -> None:
     embedder = small("compact", lora).train()
-    batch = embedder.backbone.process([*TEXTS, *PICTURES])
+    batch = embedder.backbone.process([*TEXTS, *IMAGES])
     fast, slow = gradients(embedder, embedder(batch)), gradients(embedder, plain(embedder, batch))
     assert fast.keys() == slow.keys() and len(fast) > 10
     for name in fast:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny.models import picture
+from tiny.models import draw_image
 from tokenizers import Tokenizer, normalizers
 
 from vlm2vec.errors import UserError
@@ -67,7 +67,7 @@ def test_token_ids_are_as_many_and_end_as_the_original_ones(embedder, case, tail
     assert ids[-5:] == tail
 
 
-def test_parts_of_a_split_batch_hold_their_own_pictures(embedder):
+def test_parts_of_a_split_batch_hold_their_own_images(embedder):
     whole = embedder.backbone.process(INPUTS)
     parts = list(whole.split(2))
     assert [part["image_sizes"].shape[0] for part in parts] == [1, 2, 2]
@@ -77,7 +77,7 @@ def test_parts_of_a_split_batch_hold_their_own_pictures(embedder):
 
 @given(st.integers(3, 900), st.integers(3, 900), st.integers(1, 16))
 @settings(max_examples=25, deadline=None)
-def test_tiles_put_together_are_the_picture_in_white_borders(width, height, num_crops):
+def test_tiles_put_together_are_the_image_in_white_borders(width, height, num_crops):
     tiles, (down, across) = tile(Image.new("RGB", (width, height)), num_crops, [0.0] * 3, [1.0] * 3)
     assert 1 <= down * across <= num_crops
     assert tiles.shape == (1 + down * across, 3, 336, 336)
@@ -92,8 +92,8 @@ def test_tiles_put_together_are_the_picture_in_white_borders(width, height, num_
     assert bool(columns.all() if width >= height else rows.all())
 
 
-def test_a_picture_on_its_side_has_its_tiles_on_their_side():
-    image = picture(300, 120, 5)
+def test_a_image_on_its_side_has_its_tiles_on_their_side():
+    image = draw_image(300, 120, 5)
     tiles, size = tile(image, 4, [0.5] * 3, [0.5] * 3)
     turned, turned_size = tile(image.transpose(Image.Transpose.TRANSPOSE), 4, [0.5] * 3, [0.5] * 3)
     assert turned_size == size[::-1]
@@ -102,10 +102,10 @@ def test_a_picture_on_its_side_has_its_tiles_on_their_side():
 
 @pytest.mark.parametrize(("num_crops", "tokens"), [(1, 313), (4, 757), (16, 2509)])
 def test_the_number_of_crops_is_a_setting_and_is_saved(num_crops, tokens, tmp_path):
-    assert num_tokens(*tile(picture(50, 50, 0), num_crops, [0.5] * 3, [0.5] * 3)[1]) == tokens
+    assert num_tokens(*tile(draw_image(50, 50, 0), num_crops, [0.5] * 3, [0.5] * 3)[1]) == tokens
     if num_crops != 1:
         return
-    item = {"image": picture(50, 50, 0), "text": "a cat"}
+    item = {"image": draw_image(50, 50, 0), "text": "a cat"}
     few = load(num_crops=1)
     folder = few.save_pretrained(tmp_path / "saved")
     again = load(folder)
@@ -134,25 +134,25 @@ def test_long_examples_have_their_own_rotary_frequencies_whatever_stands_beside_
 
 def test_gradients_reach_the_decoder_and_the_vision_encoder_of_mixed_batches(tmp_path):
     model = load(copy_of_golden(tmp_path / "short-rope", original_max_position_embeddings=16))
-    batch = model.backbone.process([EmbeddingInput.of(value) for value in ("dogs", {"image": picture(40, 40, 1)})])
+    batch = model.backbone.process([EmbeddingInput.of(value) for value in ("dogs", {"image": draw_image(40, 40, 1)})])
     model(batch).square()[:, 0].sum().backward()
     parts = model.backbone.model
     for weight in (parts.layers[0].mlp.down_proj.weight, parts.vision_embed_tokens.img_projection[0].weight):
         assert weight.grad is not None and weight.grad.abs().max() > 0
 
 
-def test_each_text_around_pictures_begins_as_the_tokenizer_begins_a_text(tmp_path):
+def test_each_text_around_images_begins_as_the_tokenizer_begins_a_text(tmp_path):
     folder = copy_of_golden(tmp_path / "llama-like", original_max_position_embeddings=4096)
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
     raw.normalizer = normalizers.Prepend("x")  # today's Llama class would replace it
     raw.save(str(folder / "tokenizer.json"))
     about = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(about | {"tokenizer_class": "LlamaTokenizer"}))
-    item = EmbeddingInput.of({"text": "<|image_1|> a cat", "images": [picture(30, 30, 1)]})
+    item = EmbeddingInput.of({"text": "<|image_1|> a cat", "images": [draw_image(30, 30, 1)]})
     ids = load(folder, num_crops=1).backbone.process([item])["input_ids"][0].tolist()
     start = raw.token_to_id("<s>")
     assert ids == [start, *[-1] * 313, start, *raw.encode(" a cat").ids]
-    only = EmbeddingInput.of({"text": "<|image_1|>", "images": [picture(30, 30, 1)]})
+    only = EmbeddingInput.of({"text": "<|image_1|>", "images": [draw_image(30, 30, 1)]})
     assert load(folder, num_crops=1).backbone.process([only])["input_ids"][0, -2:].tolist() == [-1, start]
 
 
@@ -181,7 +181,7 @@ def test_a_missing_weight_is_one_clear_line_with_its_name(tmp_path):
         load(folder)
 
 
-def test_a_picture_too_thin_to_be_tiled_is_one_clear_line_that_names_it(embedder, tmp_path):
-    picture(4000, 2, 0).save(tmp_path / "thin.png")
+def test_a_image_too_thin_to_be_tiled_is_one_clear_line_that_names_it(embedder, tmp_path):
+    draw_image(4000, 2, 0).save(tmp_path / "thin.png")
     with pytest.raises(UserError, match=r"thin\.png.*too thin"):
         embedder.encode([tmp_path / "thin.png"])

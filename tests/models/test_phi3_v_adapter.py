@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny.models import picture
+from tiny.models import draw_image
 
 from vlm2vec import Embedder, UserError
 from vlm2vec.models.verification.export import export
@@ -19,7 +19,11 @@ from vlm2vec.models.verification.export import export
 BASE = Path(__file__).parents[1] / "golden/phi3v"
 TARGETS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "k_proj", "q_proj", "out_proj", "v_proj"]
 RANK, ALPHA = 2, 8
-INPUTS = ["a red car", {"image": picture(60, 40, 1), "text": "<|image_1|>\nWhat is it?"}, {"image": picture(40, 50, 2)}]
+INPUTS = [
+    "a red car",
+    {"image": draw_image(60, 40, 1), "text": "<|image_1|>\nWhat is it?"},
+    {"image": draw_image(40, 50, 2)},
+]
 
 
 def load(source: Path, **options: object) -> Embedder:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny.models import FAMILIES, picture
+from tiny.models import FAMILIES, draw_image
 
 from vlm2vec.errors import UserError
 from vlm2vec.models.embedder import Embedder
@@ -23,8 +23,8 @@ INPUTS = [
     for case in CASES
 ]
 LINE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen4_exp"]
-STARTED = {"image": picture(90, 40, 1), "text": "<|vision_start|><|image_1|><|vision_end|> what is it?"}
-PLAIN = {"image": picture(90, 40, 1), "text": "<|image_1|> what is it?"}
+STARTED = {"image": draw_image(90, 40, 1), "text": "<|vision_start|><|image_1|><|vision_end|> what is it?"}
+PLAIN = {"image": draw_image(90, 40, 1), "text": "<|image_1|> what is it?"}
 
 
 def load(source: Path, **options: object) -> Embedder:
@@ -97,7 +97,7 @@ def test_an_adapter_tensor_without_a_place_is_named(module, tmp_path):
 
 
 def transformers_own(model: Embedder, value: dict) -> np.ndarray:
-    """A plain forward of transformers, which gives pictures three axes whether or not vision-start is there."""
+    """A plain forward of transformers, which gives images three axes whether or not vision-start is there."""
     batch = model.backbone.process([EmbeddingInput.of(value)])
     tensors = {name: tensor for name, tensor in batch.tensors.items() if name != "position_ids"}
     with torch.inference_mode():
@@ -106,7 +106,7 @@ def transformers_own(model: Embedder, value: dict) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", LINE)
-def test_pictures_have_the_positions_of_the_chosen_scheme(family, tiny_vlm):
+def test_images_have_the_positions_of_the_chosen_scheme(family, tiny_vlm):
     values = [STARTED, "dogs", PLAIN]
     schemes = ("text", "vision-start", "multimodal")
     text, started, multimodal = (load(tiny_vlm(family), positions=scheme) for scheme in schemes)

@@ -1,4 +1,4 @@
-"""Pictures that travel as bytes give the vectors of those that travel as numbers, in every family that can."""
+"""Images that travel as bytes give the vectors of those that travel as numbers, in every family that can."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vlm2vec import Embedder, EmbeddingInput
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.vision.raw_pixels import RawPixels
 
-# Tiles or pictures padded with numbers of zero, by the processor or in a batch.
+# Tiles or images padded with numbers of zero, by the processor or in a batch.
 CANNOT = {"llava_next", "llava_onevision", "mllama", "mistral3", "idefics3", "smolvlm"}
 
 
 def inputs() -> list[EmbeddingInput]:
     noise = np.random.default_rng(3)
-    pictures = [
+    images = [
         ImageRef.of(Image.fromarray(noise.integers(0, 256, size, dtype=np.uint8)))
         for size in ((50, 70, 3), (33, 120, 3), (140, 64, 3))
     ]
-    alone = [EmbeddingInput("look", (picture,)) for picture in pictures]
-    return [*alone, EmbeddingInput("both", (pictures[0], pictures[2])), EmbeddingInput("no picture")]
+    alone = [EmbeddingInput("look", (image,)) for image in images]
+    return [*alone, EmbeddingInput("both", (images[0], images[2])), EmbeddingInput("no picture")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -50,17 +50,17 @@ def test_bytes_give_the_vectors_of_numbers(family: str, tiny_vlm: Callable[[str]
 
 
 def test_a_processor_that_pads_or_does_anything_else_is_found_out() -> None:
-    def pads(picture: Image.Image, raw: bool) -> torch.Tensor:
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    def pads(image: Image.Image, raw: bool) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         numbers = pixels if raw else (pixels.float() / 255 - 0.5) / 0.25
         return torch.nn.functional.pad(numbers, (0, 8))
 
-    def squares(picture: Image.Image, raw: bool) -> torch.Tensor:
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    def squares(image: Image.Image, raw: bool) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         return pixels if raw else (pixels.float() / 255) ** 2
 
-    def scales(picture: Image.Image, raw: bool) -> torch.Tensor:
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    def scales(image: Image.Image, raw: bool) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         return pixels if raw else (pixels.float() / 255 - 0.5) / torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
 
     assert RawPixels.of(pads) is None and RawPixels.of(squares) is None

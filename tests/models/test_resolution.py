@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny.models import FAMILIES, picture
+from tiny.models import FAMILIES, draw_image
 
 from vlm2vec import Embedder, UserError
 from vlm2vec.models import st_folder
@@ -16,8 +16,8 @@ from vlm2vec.models.vision import resolution
 from vlm2vec.types import EmbeddingInput
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-PHOTO = picture(1600, 1200, 1)
-INPUTS = [{"image": picture(300, 200, 1)}, {"image": picture(90, 200, 2), "text": "a dog"}, "dogs"]
+PHOTO = draw_image(1600, 1200, 1)
+INPUTS = [{"image": draw_image(300, 200, 1)}, {"image": draw_image(90, 200, 2), "text": "a dog"}, "dogs"]
 GRID = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
@@ -27,7 +27,7 @@ def load(folder: Path, **options: object) -> Embedder:
 
 def told(processor: object, side: int) -> object:
     """A processor of the published size, with what it is told for this side."""
-    return type(processor)(**{**processor.to_dict(), **resolution.picture_settings(processor, side)})
+    return type(processor)(**{**processor.to_dict(), **resolution.image_settings(processor, side)})
 
 
 def pixels_of(processor: object, side: int, **more: object) -> int:
@@ -122,12 +122,12 @@ def test_a_name_replaces_the_bounds_of_a_known_checkpoint(tiny_vlm):
 
 
 @pytest.mark.parametrize(("name", "crops"), [("low", 1), ("mid", 4), ("high", 16)])
-def test_phi3_v_cuts_a_picture_into_as_many_tiles_as_the_name_allows(name, crops):
-    assert load(GOLDEN / "phi3v", resolution=name).backbone.processor.pictures["num_crops"] == crops
+def test_phi3_v_cuts_a_image_into_as_many_tiles_as_the_name_allows(name, crops):
+    assert load(GOLDEN / "phi3v", resolution=name).backbone.processor.images["num_crops"] == crops
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name in ("llava", "gemma3", "paligemma", "mllama")])
-def test_a_family_whose_pictures_have_one_size_says_so(family, tiny_vlm):
+def test_a_family_whose_images_have_one_size_says_so(family, tiny_vlm):
     with pytest.raises(UserError, match="resolution: pictures of this family have one size") as caught:
         load(tiny_vlm(family), resolution="low")
     assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny.models import picture
+from tiny.models import draw_image
 
 from vlm2vec import Embedder, UserError
 from vlm2vec.models import st_folder
@@ -18,7 +18,7 @@ from vlm2vec.types import EmbeddingInput
 
 SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
 
-WIDE, SMALL = picture(60, 30, 1), picture(33, 41, 2)
+WIDE, SMALL = draw_image(60, 30, 1), draw_image(33, 41, 2)
 TASK = "Represent the given image for classification"
 # (ours, theirs): a dict with instruction becomes their prompt.
 PLAIN = [
@@ -40,8 +40,8 @@ def theirs(value):
     """Our input as sentence-transformers takes it."""
     if isinstance(value, str):
         return value
-    pictures = value.get("images") or value.get("image")
-    return {"image": pictures} | ({"text": value["text"]} if "text" in value else {})
+    images = value.get("images") or value.get("image")
+    return {"image": images} | ({"text": value["text"]} if "text" in value else {})
 
 
 def open_in_st(folder: Path, **settings) -> SentenceTransformer:
@@ -152,7 +152,7 @@ def test_a_folder_of_sentence_transformers_gives_equal_vectors_here(foreign, tmp
         again.encode([theirs(PLAIN[4])])
 
 
-def test_a_placeholder_says_where_in_a_chat_turn_a_picture_stands(foreign):
+def test_a_placeholder_says_where_in_a_chat_turn_a_image_stands(foreign):
     prompt, order = load(foreign).backbone.prompt(EmbeddingInput.of(PLAIN[5] | {"instruction": "Do."}))
     assert prompt == "<end><system>Do.<user>first<image>then<image>end<answer>"
     assert order == [0, 1]
@@ -203,7 +203,7 @@ def test_compact_needs_the_package_there_and_gives_equal_vectors(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["paligemma", "mllama"])
-def test_texts_beside_pictures_are_not_left_to_sentence_transformers(family, tiny_vlm, tmp_path):
+def test_texts_beside_images_are_not_left_to_sentence_transformers(family, tiny_vlm, tmp_path):
     from vlm2vec.models.st_module import sentence_transformer
 
     embedder = load(tiny_vlm(family))

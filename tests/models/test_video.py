@@ -9,16 +9,16 @@ import transformers
 from clips import write_video
 from PIL import Image
 from tiny.dual import build_clip
-from tiny.models import picture
+from tiny.models import draw_image
 from tiny.qwen import TOKENS
 
 from vlm2vec import Embedder, UserError
 from vlm2vec.types import EmbeddingInput
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FRAMES = [picture(64, 48, seed) for seed in range(4)]
-STILL = picture(40, 70, 9)
-FILM = [picture(64, 48, seed) for seed in range(7)]  # of which 0, 2, 4, 6 are taken
+FRAMES = [draw_image(64, 48, seed) for seed in range(4)]
+STILL = draw_image(40, 70, 9)
+FILM = [draw_image(64, 48, seed) for seed in range(7)]  # of which 0, 2, 4, 6 are taken
 ASKED = {"video": FRAMES, "text": "what happens?"}
 SMALL = {"num_layers": 1, "visual_tokens": 4, "image_size": 64}
 
@@ -63,7 +63,7 @@ def forward_by_hand(folder: Path, prompt: str, **tensors: torch.Tensor) -> np.nd
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("scheme", ["text", "multimodal"])
 def test_qwen_reads_a_video_as_patches_of_two_frames(family, scheme, tiny_vlm):
-    frames = [picture(56, 84, seed) for seed in range(4)]
+    frames = [draw_image(56, 84, seed) for seed in range(4)]
     pixels, grid = patches_by_hand(tiny_vlm(family), frames)
     prompt = "<|video_pad|>" * (2 * 2 * 3) + "\nwhat happens?\n"
     more = {"second_per_grid_ts": torch.tensor([2 / 24])} if family == "qwen2_5_vl" else {}  # 24 frames a second
@@ -85,7 +85,7 @@ def test_qwen3_reads_the_time_before_every_two_frames(family, tiny_vlm, tmp_path
     vision = "<|vision_start|>" + "<|video_pad|>" * 4 + "<|vision_end|>"
     prompt = f"<{0.15:.1f} seconds>{vision}<{0.75:.1f} seconds>{vision}\nwhat happens?\n"
     assert model.backbone.processor.tokenizer.decode(batch["input_ids"][0]) == prompt
-    frames = [frame.load().resize((64, 64), Image.Resampling.BICUBIC) for frame in item.video.sample(4).pictures]
+    frames = [frame.load().resize((64, 64), Image.Resampling.BICUBIC) for frame in item.video.sample(4).images]
     pixels, grid = patches_by_hand(tiny_vlm(family), frames)  # 48 rows are not a multiple of 32
     own = forward_by_hand(tiny_vlm(family), prompt, pixel_values_videos=pixels, video_grid_thw=grid)
     assert_same(model.encode([item]), own)
@@ -95,7 +95,7 @@ def test_qwen3_reads_the_time_before_every_two_frames(family, tiny_vlm, tmp_path
 def test_llava_onevision_pools_the_features_of_each_frame(tiny_vlm):
     folder = tiny_vlm("llava_onevision")
     images = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-    frames = [picture(28, 28, seed) for seed in range(3)]
+    frames = [draw_image(28, 28, seed) for seed in range(3)]
     mean, std = (np.array(values)[:, None, None] for values in (images.image_mean, images.image_std))
     pixels = np.stack([(np.asarray(frame).transpose(2, 0, 1) / 255 - mean) / std for frame in [*frames, frames[-1]]])
     seen = torch.tensor(pixels, dtype=torch.float32)[None]
@@ -135,7 +135,7 @@ def other(name: str, tiny_vlm, tmp_path: Path) -> Embedder:
 
 
 @pytest.mark.parametrize("name", ["llava", "idefics3", "mllama", "phi3_v", "clip", "compact"])
-def test_a_family_without_videos_sees_the_frames_as_pictures(name, tiny_vlm, tmp_path):
+def test_a_family_without_videos_sees_the_frames_as_images(name, tiny_vlm, tmp_path):
     model = other(name, tiny_vlm, tmp_path)
     assert not model.backbone.reads_videos
     taken = [FILM[i] for i in (0, 2, 4, 6)]
@@ -158,12 +158,12 @@ def test_a_family_without_videos_sees_the_frames_as_pictures(name, tiny_vlm, tmp
 
 def test_how_a_video_is_read_is_part_of_the_checkpoint(tiny_vlm, tmp_path):
     native = load(tiny_vlm("qwen2_vl"))
-    as_pictures = load(tiny_vlm("qwen2_vl"), video="pictures", num_frames=3)
+    as_images = load(tiny_vlm("qwen2_vl"), video="pictures", num_frames=3)
     long = {"video": FILM, "text": "what?"}
-    same = as_pictures.encode([{"images": [FILM[0], FILM[3], FILM[6]], "text": "what?"}])
-    np.testing.assert_allclose(as_pictures.encode([long]), same, atol=1e-6)
+    same = as_images.encode([{"images": [FILM[0], FILM[3], FILM[6]], "text": "what?"}])
+    np.testing.assert_allclose(as_images.encode([long]), same, atol=1e-6)
     assert (native.encode([long]) * same).sum() < 0.9999
-    again = load(as_pictures.save_pretrained(tmp_path / "saved"))
+    again = load(as_images.save_pretrained(tmp_path / "saved"))
     np.testing.assert_allclose(again.encode([long]), same, atol=1e-6)
     np.testing.assert_allclose(
         load(native.save_pretrained(tmp_path / "n")).encode([long]), native.encode([long]), atol=1e-6

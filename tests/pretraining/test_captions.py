@@ -28,7 +28,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
 
 
 def shown(image: Image.Image, left: int, top: int, side: int) -> str:
-    """The name whose colour a part of the picture is nearest to."""
+    """The name whose colour a part of the image is nearest to."""
     part = image.crop((left, top, left + side, top + side))
     red, green, blue = part.split()
     darkest = ImageChops.darker(ImageChops.darker(red, green), blue)

@@ -29,8 +29,8 @@ def native(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def trainer(native: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    pictures = [ImageRef.of(Image.new("RGB", (40, 20), colour)) for colour in ("red", "lime", "blue", "white")]
-    names = [Caption("name", image, "What is it?", name) for image, name in zip(pictures, "abcd", strict=True)]
+    images = [ImageRef.of(Image.new("RGB", (40, 20), colour)) for colour in ("red", "lime", "blue", "white")]
+    names = [Caption("name", image, "What is it?", name) for image, name in zip(images, "abcd", strict=True)]
     titles = [Caption("titles", None, f"a thing called {name}", "") for name in "abcd"]
     small = Corpus({"name": names, "scene": names, "titles": titles}, {"name": names})
     monkeypatch.setattr(pretrain, "read_corpus", lambda recipe, cache: small)

@@ -143,7 +143,7 @@ def test_rows_are_replaced_by_key_removed_and_fetched_in_order(uri: str) -> None
     store.close()
 
 
-def test_kept_pictures_are_given_only_when_asked_for(uri: str) -> None:
+def test_kept_images_are_given_only_when_asked_for(uri: str) -> None:
     store = open_store(uri, FACTS)
     store.upsert(["a"], VECTORS[:1], [{"picture": b"\x89PNG", "path": "a.png"}])
     assert store.search(VECTORS[0], 1)[0].metadata == {"path": "a.png"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 from tiny.fixtures import tiny_vlm
-from tiny.models import picture
+from tiny.models import draw_image
 from wire import encoded
 
 from vlm2vec import Embedder
@@ -30,7 +30,7 @@ def embedder() -> Embedder:
 
 @pytest.fixture(scope="session")
 def png() -> bytes:
-    return encoded(picture(40, 30, seed=1))
+    return encoded(draw_image(40, 30, seed=1))
 
 
 @pytest.fixture(scope="module")

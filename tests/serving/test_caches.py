@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
-from tiny.models import picture
+from tiny.models import draw_image
 from wire import data_uri, encoded, post
 
 from vlm2vec.serving.caches import LRU
@@ -73,17 +73,17 @@ def test_without_a_budget_nothing_is_kept(serving: Callable[..., TestClient], pa
     assert sum(passes) == 2
 
 
-def test_the_features_of_a_picture_are_made_once_and_forgotten_over_the_budget(
+def test_the_features_of_a_image_are_made_once_and_forgotten_over_the_budget(
     embedder: Any, serving: Callable[..., TestClient]
 ) -> None:
-    pictures = [encoded(picture(40, 30, seed=seed)) for seed in range(6)]
-    inputs = [{"text": f"text {number}", "image": data_uri(pictures[number % 2])} for number in range(6)]
+    images = [encoded(draw_image(40, 30, seed=seed)) for seed in range(6)]
+    inputs = [{"text": f"text {number}", "image": data_uri(images[number % 2])} for number in range(6)]
     client = serving()
     kept = embedder.backbone.vision_cache.kept
     made = vectors_of(post(client, input=inputs))
     assert len(kept) == 2
-    want = embedder.encode([{"text": one["text"], "image": pictures[i % 2]} for i, one in enumerate(inputs)])
+    want = embedder.encode([{"text": one["text"], "image": images[i % 2]} for i, one in enumerate(inputs)])
     assert (made * want).sum(axis=1).min() >= 0.9999
-    small = serving(picture_cache_bytes=2 * kept.num_bytes)
-    vectors_of(post(small, input=[{"image": data_uri(data)} for data in pictures]))
+    small = serving(image_cache_bytes=2 * kept.num_bytes)
+    vectors_of(post(small, input=[{"image": data_uri(data)} for data in images]))
     assert len(embedder.backbone.vision_cache.kept) == 4

@@ -123,7 +123,7 @@ def test_openais_client_reads_the_vectors_of_the_library(server: Server, png: by
             client.embeddings.create(model="vlm2vec", input="x", dimensions=9999)
 
 
-def test_openais_client_sends_pictures_in_the_dialects_of_infinity_jina_and_vllm(server: Server, png: bytes) -> None:
+def test_openais_client_sends_images_in_the_dialects_of_infinity_jina_and_vllm(server: Server, png: bytes) -> None:
     both: Any = {"text": "in red", "image": data_uri(png)}
     parts = [{"type": "image_url", "image_url": {"url": data_uri(png)}}, {"type": "text", "text": "in red"}]
     chat = {"model": "vlm2vec", "messages": [{"role": "user", "content": parts}], "encoding_format": "float"}

@@ -77,7 +77,7 @@ def test_jinas_objects_with_both_keys_are_one_input(client: TestClient, embedder
     assert_same(vectors(client, input=bare), want[1:2])
 
 
-def test_infinitys_modality_makes_strings_pictures(client: TestClient, embedder: Embedder, png: bytes) -> None:
+def test_infinitys_modality_makes_strings_images(client: TestClient, embedder: Embedder, png: bytes) -> None:
     want = embedder.encode([{"image": png}])
     assert_same(vectors(client, input=[data_uri(png)], modality="image"), want)
     assert_same(vectors(client, input=data_uri(png)), want)  # a bare data URI, as gateways send it

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from starlette.testclient import TestClient
-from tiny.models import picture
+from tiny.models import draw_image
 from wire import data_uri, encoded, post
 
 from vlm2vec import Embedder
@@ -29,7 +29,7 @@ def png_that_claims(side: int) -> bytes:
 
 
 def png_with_text_of(size: int, png: bytes) -> bytes:
-    """A small picture with a compressed comment that unpacks to `size` bytes."""
+    """A small image with a compressed comment that unpacks to `size` bytes."""
     return png[:33] + chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size), 9)) + png[33:]
 
 
@@ -72,7 +72,7 @@ def test_a_bad_input_fails_alone(client: TestClient, embedder: Embedder, png: by
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(picture(40, 24, seed=2), "JPEG", exif=exif)
+    return encoded(draw_image(40, 24, seed=2), "JPEG", exif=exif)
 
 
 def moving() -> bytes:
@@ -83,7 +83,7 @@ def moving() -> bytes:
 UNUSUAL: dict[str, Callable[[], bytes]] = {
     "one pixel": lambda: encoded(Image.new("RGB", (1, 1), "red")),
     "one pixel high": lambda: encoded(Image.new("RGB", (900, 1), "red")),
-    "cmyk": lambda: encoded(picture(30, 20, seed=3).convert("CMYK"), "JPEG"),
+    "cmyk": lambda: encoded(draw_image(30, 20, seed=3).convert("CMYK"), "JPEG"),
     "16 bit": lambda: encoded(Image.fromarray(np.linspace(0, 65_535, 600, dtype=np.uint16).reshape(20, 30))),
     "turned by exif": turned,
     "animated": moving,
@@ -91,7 +91,7 @@ UNUSUAL: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_an_unusual_picture_has_the_librarys_vector_and_harms_no_other(
+def test_an_unusual_image_has_the_librarys_vector_and_harms_no_other(
     client: TestClient, embedder: Embedder, png: bytes, name: str
 ) -> None:
     data = UNUSUAL[name]()
@@ -105,12 +105,12 @@ def vector_of(client: TestClient, data: bytes, kind: str = "image/png") -> np.nd
     return vectors_of(post(client, input=[{"image": data_uri(data, kind)}]))[0]
 
 
-def test_an_animated_picture_is_its_first_frame(client: TestClient) -> None:
+def test_an_animated_image_is_its_first_frame(client: TestClient) -> None:
     still = encoded(Image.new("RGB", (32, 32), "red"), "GIF")
     assert vector_of(client, moving(), "image/gif") @ vector_of(client, still) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_a_picture_turned_by_exif_is_embedded_upright(client: TestClient) -> None:
+def test_a_image_turned_by_exif_is_embedded_upright(client: TestClient) -> None:
     with Image.open(io.BytesIO(turned())) as stored:
         upright = encoded(ImageOps.exif_transpose(stored).convert("RGB"))
         lying = encoded(stored.convert("RGB"))
@@ -119,7 +119,7 @@ def test_a_picture_turned_by_exif_is_embedded_upright(client: TestClient) -> Non
     assert made @ vector_of(client, lying) < 0.999
 
 
-def test_a_picture_is_what_its_bytes_are_whatever_its_label_says(client: TestClient, png: bytes) -> None:
+def test_a_image_is_what_its_bytes_are_whatever_its_label_says(client: TestClient, png: bytes) -> None:
     for kind in ("image/jpeg", "image/gif", "application/octet-stream"):
         assert vector_of(client, png, kind) @ vector_of(client, png) == pytest.approx(1.0, abs=1e-4)
 
@@ -130,7 +130,7 @@ def test_nul_bytes_in_a_text_are_text(client: TestClient, embedder: Embedder) ->
     assert (made * embedder.encode(texts)).sum(axis=1).min() >= 0.9999
 
 
-def test_base64_that_is_no_picture_fails_as_a_picture(client: TestClient) -> None:
+def test_base64_that_is_no_image_fails_as_a_image(client: TestClient) -> None:
     answer = post(client, input=[{"image": base64.b64encode(bytes(90)).decode()}])
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "bad_image"
 

@@ -19,7 +19,7 @@ from vlm2vec.serving.settings import ServeSettings
 
 CONFIG = {
     "seed": 0,
-    "checks": {"positive_data_acceptance": {"enabled": False}},  # a text may be no picture, a number no dimension
+    "checks": {"positive_data_acceptance": {"enabled": False}},  # a text may be no image, a number no dimension
     "generation": {"max-examples": 25, "deterministic": True, "database": "none", "no-shrink": True},
 }
 

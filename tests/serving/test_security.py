@@ -41,14 +41,14 @@ def test_no_url_is_fetched_unless_its_host_is_allowed(serving: Callable[..., Tes
         assert toy.asked == []
 
 
-def test_an_allowed_picture_is_fetched(png: bytes) -> None:
+def test_an_allowed_image_is_fetched(png: bytes) -> None:
     def send(handler: Any) -> None:
         handler.send_response(200)
         handler.end_headers()
         handler.wfile.write(png)
 
     with toy_server(send) as toy:
-        fetched = asyncio.run(Fetcher([toy.url[7:]], 10_000, lambda _: True).picture(f"{toy.url}/a.png"))
+        fetched = asyncio.run(Fetcher([toy.url[7:]], 10_000, lambda _: True).image(f"{toy.url}/a.png"))
     assert isinstance(fetched, ImageRef) and fetched.read() == png
 
 
@@ -85,7 +85,7 @@ def test_a_redirect_to_a_private_address_is_not_followed() -> None:
         hosts = [toy.url[7:], private.url[7:]]
         # The toy's own address stands for a public one; the other stays what it is.
         fetcher = Fetcher(hosts, 1000, lambda address: address == "127.0.0.2" or is_public(address))
-        refused = asyncio.run(fetcher.picture(f"{toy.url}/start"))
+        refused = asyncio.run(fetcher.image(f"{toy.url}/start"))
         assert isinstance(refused, Refusal) and refused.code == "address_not_allowed"
         assert toy.asked == ["/start"] and private.asked == []
 
@@ -99,7 +99,7 @@ def test_a_redirect_to_another_host_or_scheme_is_not_followed() -> None:
             handler.end_headers()
 
         with toy_server(redirect) as toy:
-            refused = asyncio.run(Fetcher([toy.url[7:]], 1000, lambda _: True).picture(f"{toy.url}/start"))
+            refused = asyncio.run(Fetcher([toy.url[7:]], 1000, lambda _: True).image(f"{toy.url}/start"))
         assert isinstance(refused, Refusal) and refused.code == "host_not_allowed"
 
 
@@ -110,7 +110,7 @@ def test_redirects_end() -> None:
         handler.end_headers()
 
     with toy_server(redirect) as toy:
-        refused = asyncio.run(Fetcher([toy.url[7:]], 1000, lambda _: True).picture(f"{toy.url}/"))
+        refused = asyncio.run(Fetcher([toy.url[7:]], 1000, lambda _: True).image(f"{toy.url}/"))
         assert isinstance(refused, Refusal) and refused.code == "fetch_failed" and len(toy.asked) == 4
 
 
@@ -124,7 +124,7 @@ def test_a_fetch_ends_at_its_size_limit() -> None:
             written.append(handler.wfile.write(bytes(100_000)))
 
     with toy_server(pour) as toy:
-        refused = asyncio.run(Fetcher([toy.url[7:]], 1_000_000, lambda _: True).picture(f"{toy.url}/a.png"))
+        refused = asyncio.run(Fetcher([toy.url[7:]], 1_000_000, lambda _: True).image(f"{toy.url}/a.png"))
     assert isinstance(refused, Refusal) and (refused.status, refused.code) == (413, "image_too_large")
     assert sum(written) < 100_000_000
 
@@ -140,7 +140,7 @@ def test_a_fetch_ends_at_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(fetch, "SECONDS", 0.3)
     since = time.monotonic()
     with toy_server(drip) as toy:
-        refused = asyncio.run(Fetcher([toy.url[7:]], 1000, lambda _: True).picture(f"{toy.url}/a.png"))
+        refused = asyncio.run(Fetcher([toy.url[7:]], 1000, lambda _: True).image(f"{toy.url}/a.png"))
         assert time.monotonic() - since < 2
     assert isinstance(refused, Refusal) and refused.code == "fetch_failed"
 

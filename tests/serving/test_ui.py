@@ -58,7 +58,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address(photos: Path) -> Iterator[str]:
-    """`vlm2vec ui` on a store of forty-one pictures and a text, by the built-in model at its smallest."""
+    """`vlm2vec ui` on a store of forty-one images and a text, by the built-in model at its smallest."""
     embedder = Embedder.from_pretrained("compact", **SMALL)
     store = open_store(str(photos.with_name("photos.lance")), create=facts_of(embedder, "compact", options=SMALL))
     index_source(embedder, open_source(photos), store)
@@ -140,11 +140,11 @@ DROP = """(target, [name, encoded]) => {
 }"""
 
 
-def drop(page: Any, picture: Path) -> None:
+def drop(page: Any, image: Path) -> None:
     target = page.locator("#picture button").first.element_handle()
     page.evaluate(
         f"([target, file]) => ({DROP})(target, file)",
-        [target, [picture.name, base64.b64encode(picture.read_bytes()).decode()]],
+        [target, [image.name, base64.b64encode(image.read_bytes()).decode()]],
     )
 
 
@@ -160,7 +160,7 @@ def test_a_text_is_typed_and_enter_shows_the_nearest_with_scores(visit: Any) -> 
     keep(page, "wide-text")
 
 
-def test_a_dropped_picture_finds_itself_alone_and_with_a_text(visit: Any, photos: Path) -> None:
+def test_a_dropped_image_finds_itself_alone_and_with_a_text(visit: Any, photos: Path) -> None:
     page = visit()
     drop(page, photos / "green_01.png")
     said(page, "24 nearest")

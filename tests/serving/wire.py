@@ -1,4 +1,4 @@
-"""What goes over the wire: encoded pictures, bodies as bytes, and a toy server to fetch from."""
+"""What goes over the wire: encoded images, bodies as bytes, and a toy server to fetch from."""
 
 from __future__ import annotations
 

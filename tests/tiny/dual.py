@@ -13,7 +13,7 @@ import transformers
 from tiny.models import TEXT, VISION, WIDTH, tokenizer
 
 SIDES = {"height": 28, "width": 28}
-PICTURES = {**VISION, "image_size": 28, "patch_size": 7}
+IMAGES = {**VISION, "image_size": 28, "patch_size": 7}
 WORDS = {**{k: TEXT[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}}
 
 
@@ -33,7 +33,7 @@ def build_clip(folder: Path) -> None:
     words = {**WORDS, "vocab_size": ids["vocab_size"], "max_position_embeddings": 40, "eos_token_id": 1}
     config = transformers.CLIPConfig(
         text_config={**words, "bos_token_id": 1, "pad_token_id": 0, "projection_dim": 24},
-        vision_config={**PICTURES, "projection_dim": 24},
+        vision_config={**IMAGES, "projection_dim": 24},
         projection_dim=24,
     )
     ends_with_end_token(folder)
@@ -60,7 +60,7 @@ def build_siglip(folder: Path) -> None:
     without_mask(folder)
     words = {**WORDS, "vocab_size": ids["vocab_size"], "max_position_embeddings": 24, "pad_token_id": 0}
     config = transformers.SiglipConfig(
-        text_config={**words, "projection_size": WIDTH, "bos_token_id": 1, "eos_token_id": 1}, vision_config=PICTURES
+        text_config={**words, "projection_size": WIDTH, "bos_token_id": 1, "eos_token_id": 1}, vision_config=IMAGES
     )
     save(folder, transformers.SiglipModel(config), transformers.SiglipImageProcessorPil(size=SIDES))
 
@@ -89,7 +89,7 @@ def build_blip(folder: Path) -> None:
     words = {**WORDS, "vocab_size": ids["vocab_size"], "max_position_embeddings": 40, "encoder_hidden_size": WIDTH}
     config = transformers.BlipConfig(
         text_config={**words, "bos_token_id": 1, "pad_token_id": 0, "eos_token_id": 1, "sep_token_id": 1},
-        vision_config=PICTURES,
+        vision_config=IMAGES,
         image_text_hidden_size=24,
     )
     images = transformers.BlipImageProcessorPil(size=SIDES)
@@ -108,7 +108,7 @@ def build_blip2(folder: Path) -> None:
             "use_qformer_text_input": True,
             "pad_token_id": 0,
         },
-        vision_config=PICTURES,
+        vision_config=IMAGES,
         num_query_tokens=3,
         image_text_hidden_size=24,
     )

@@ -12,7 +12,7 @@ from tiny.parts import TEXT, VISION, Family, packed, processor_config, tokenizer
 
 SIDES = {"height": 28, "width": 28}
 PINPOINTS = [[28, 56], [56, 28], [56, 56]]
-FEATURES = 16  # of a picture of 28 x 28 pixels
+FEATURES = 16  # of an image of 28 x 28 pixels
 
 
 def build_llava(folder: Path) -> None:
@@ -36,10 +36,10 @@ def build_llava(folder: Path) -> None:
 
 def build_llava_next(folder: Path, words: Any = transformers.MistralConfig) -> None:
     ids = tokenizer(folder, ["<image>"])
-    pictures = transformers.LlavaNextImageProcessorPil(
+    images = transformers.LlavaNextImageProcessorPil(
         size={"shortest_edge": 28}, crop_size=SIDES, image_grid_pinpoints=PINPOINTS
     )
-    pictures.save_pretrained(folder)
+    images.save_pretrained(folder)
     processor_config(
         folder,
         processor_class="LlavaNextProcessor",
@@ -59,8 +59,8 @@ def build_llava_next(folder: Path, words: Any = transformers.MistralConfig) -> N
 
 def build_llava_onevision(folder: Path) -> None:
     ids = tokenizer(folder, ["<image>", "<video>"])
-    pictures = transformers.LlavaOnevisionImageProcessorPil(size=SIDES, image_grid_pinpoints=PINPOINTS)
-    pictures.save_pretrained(folder)
+    images = transformers.LlavaOnevisionImageProcessorPil(size=SIDES, image_grid_pinpoints=PINPOINTS)
+    images.save_pretrained(folder)
     processor_config(
         folder,
         processor_class="LlavaOnevisionProcessor",
@@ -79,7 +79,7 @@ def build_llava_onevision(folder: Path) -> None:
 
 
 def tiled(output: Any, count: int) -> str:
-    """The whole picture, then the tiles' rows without the margins, each closed by a newline token."""
+    """The whole image, then the tiles' rows without the margins, each closed by a newline token."""
     height, width = output["image_sizes"][0].tolist()
     tall, wide = best_grid(height, width)
     rows, columns = 4 * tall, 4 * wide
@@ -91,14 +91,14 @@ def tiled(output: Any, count: int) -> str:
 
 
 def tiled_if_alone(output: Any, count: int) -> str:
-    """Of several pictures each is only seen as a whole, closed by a newline token."""
+    """Of several images each is only seen as a whole, closed by a newline token."""
     return tiled(output, count) if count == 1 else "<image>" * (FEATURES + 1)
 
 
-def together(processor: Any, pictures: list[Any]) -> list[dict[str, Any]]:
-    """It makes other pixels of several pictures than of one."""
-    output = processor([pictures], return_tensors="pt") if pictures else {}
-    return [{name: output[name][k : k + 1] for name in ("pixel_values", "image_sizes")} for k in range(len(pictures))]
+def together(processor: Any, images: list[Any]) -> list[dict[str, Any]]:
+    """It makes other pixels of several images than of one."""
+    output = processor([images], return_tensors="pt") if images else {}
+    return [{name: output[name][k : k + 1] for name in ("pixel_values", "image_sizes")} for k in range(len(images))]
 
 
 def counted(outputs: list[Any]) -> dict[str, Any]:

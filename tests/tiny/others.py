@@ -39,8 +39,8 @@ def build_idefics(folder: Path, name: str, split: bool) -> None:
     own = ["<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
     ids = tokenizer(folder, [*own, *cells, "<video>"])
     tile, edge = {"longest_edge": 28}, {"longest_edge": 56 if split else 28}
-    pictures: Any = getattr(transformers, f"{name}ImageProcessorPil")
-    pictures(size=edge, max_image_size=tile, do_image_splitting=split).save_pretrained(folder)
+    images: Any = getattr(transformers, f"{name}ImageProcessorPil")
+    images(size=edge, max_image_size=tile, do_image_splitting=split).save_pretrained(folder)
     processor_config(folder, processor_class=f"{name}Processor", image_seq_len=4)
     config: Any = getattr(transformers, f"{name}Config")
     about = config(
@@ -184,21 +184,21 @@ def rows_of_patches(output: Any, count: int) -> str:
 
 
 def prefix(prompt: str, tokenizer: Any, outputs: list[Any]) -> dict[str, torch.Tensor]:
-    """After the pictures the begin token, at the end a newline; all of it is read in both directions."""
+    """After the images the begin token, at the end a newline; all of it is read in both directions."""
     cut = prompt.rfind("<image>") + len("<image>") if outputs else 0
     words = tokens_alone(f"{prompt[:cut]}<end>{prompt[cut:]}\n", tokenizer, outputs)
     return {**words, "token_type_ids": torch.zeros_like(words["input_ids"])}
 
 
-def picture_types(prompt: str, tokenizer: Any, outputs: list[Any]) -> dict[str, torch.Tensor]:
-    """Tokens of a picture see each other in both directions."""
+def image_types(prompt: str, tokenizer: Any, outputs: list[Any]) -> dict[str, torch.Tensor]:
+    """Tokens of an image see each other in both directions."""
     words = tokens_alone(prompt, tokenizer, outputs)
     soft = tokenizer.convert_tokens_to_ids("<image_soft_token>")
     return {**words, "token_type_ids": (words["input_ids"] == soft).long()}
 
 
 def seen_from(prompt: str, tokenizer: Any, outputs: list[Any]) -> dict[str, torch.Tensor]:
-    """The begin token after the pictures in front; each token sees the last picture before it."""
+    """The begin token after the images in front; each token sees the last image before it."""
     rest = prompt
     while rest.startswith("<|image|>"):
         rest = rest.removeprefix("<|image|>")
@@ -229,7 +229,7 @@ FAMILIES = {
     "gemma3": Family(
         build_gemma3,
         lambda output, count: "\n\n<start_of_image>" + "<image_soft_token>" * 4 + "<end_of_image>\n\n",
-        words=picture_types,
+        words=image_types,
     ),
     "paligemma": Family(build_paligemma, lambda output, count: "<image>" * 16, words=prefix),
     "mllama": Family(build_mllama, lambda output, count: "<|image|>", tensors=without_counts, words=seen_from),

@@ -1,4 +1,4 @@
-"""What the tiny models are made of: tokenizer, random weights, pictures, and how a family is described."""
+"""What the tiny models are made of: tokenizer, random weights, images, and how a family is described."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def tokens_alone(prompt: str, tokenizer: Any, outputs: list[Any]) -> dict[str, t
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def one_by_one(processor: Any, pictures: list[Any], **settings: Any) -> list[Any]:
-    """What the image processor makes of each picture, with the settings that the family's processor passes to it."""
-    return [processor(picture, return_tensors="pt", **settings) for picture in pictures]
+def one_by_one(processor: Any, images: list[Any], **settings: Any) -> list[Any]:
+    """What the image processor makes of each image, with the settings that the family's processor passes to it."""
+    return [processor(image, return_tensors="pt", **settings) for image in images]
 
 
 def packed(outputs: list[Any], dim: int = 0) -> dict[str, torch.Tensor]:
-    """The tensors of several pictures one after another, along `dim`; the others are filled up with zeros."""
+    """The tensors of several images one after another, along `dim`; the others are filled up with zeros."""
     tensors = {}
     for name in outputs[0] if outputs else ():
         parts = [torch.as_tensor(output[name]) for output in outputs]
@@ -60,11 +60,11 @@ class Family:
 
     Attributes:
         build: Writes the folder.
-        written_out: From the image processor's output (batch of one picture) and the number of pictures in the prompt
+        written_out: From the image processor's output (batch of one image) and the number of images in the prompt
             to the text that stands for it.
-        see: From the image processor and the pictures of a prompt to an output a picture.
-        tensors: From the outputs of the pictures of one prompt to what the model is given.
-        words: From a prompt by hand, the tokenizer and these outputs to the tensors beside the pictures'.
+        see: From the image processor and the images of a prompt to an output an image.
+        tensors: From the outputs of the images of one prompt to what the model is given.
+        words: From a prompt by hand, the tokenizer and these outputs to the tensors beside the images'.
     """
 
     build: Callable[[Path], None]
@@ -74,7 +74,7 @@ class Family:
     words: Callable[[str, Any, list[Any]], dict[str, torch.Tensor]] = tokens_alone
 
 
-def picture(width: int, height: int, seed: int) -> Image.Image:
+def draw_image(width: int, height: int, seed: int) -> Image.Image:
     """Coarse random colours: survives resizing, unlike noise by pixel."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

@@ -26,10 +26,8 @@ LINEAR = {
 
 def build(folder: Path, family: str, text: dict[str, Any], vision: dict[str, Any], patch: int = 14) -> None:
     ids = tokenizer(folder, TOKENS)
-    pictures = transformers.Qwen2VLImageProcessorPil(
-        min_pixels=4 * patch**2, max_pixels=64 * patch**2, patch_size=patch
-    )
-    pictures.save_pretrained(folder)
+    images = transformers.Qwen2VLImageProcessorPil(min_pixels=4 * patch**2, max_pixels=64 * patch**2, patch_size=patch)
+    images.save_pretrained(folder)
     words = {name: value for name, value in TEXT.items() if name not in text.get("without", ())}
     words |= {name: value for name, value in text.items() if name != "without"}
     config = transformers.CONFIG_MAPPING[family](
@@ -79,7 +77,7 @@ def written_out(output: Any, count: int) -> str:
 
 
 def text_positions(prompt: str, tokenizer: Any, outputs: list[Any]) -> dict[str, torch.Tensor]:
-    """These prompts hold no vision-start: pictures have the positions of text."""
+    """These prompts hold no vision-start: images have the positions of text."""
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}

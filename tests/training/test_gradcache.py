@@ -31,12 +31,12 @@ def build(source: str, dropout: float, **options: int) -> Embedder:
 
 
 def inputs() -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
-    """Text-only rows, rows with one picture and with two, of uneven length."""
-    pictures = [ImageRef.of(Image.new("RGB", (30 + 9 * i, 40), (40 * i, 200 - 20 * i, 90))) for i in range(4)]
+    """Text-only rows, rows with one image and with two, of uneven length."""
+    images = [ImageRef.of(Image.new("RGB", (30 + 9 * i, 40), (40 * i, 200 - 20 * i, 90))) for i in range(4)]
     queries = [EmbeddingInput(text=f"query {'word ' * i}{i}") for i in range(3)]
-    queries += [EmbeddingInput(text=f"look {i}", images=(pictures[i],)) for i in range(3)]
-    queries += [EmbeddingInput(text="compare", images=(pictures[2], pictures[3]))]
-    targets = [EmbeddingInput(images=(pictures[i],)) for i in range(2)]
+    queries += [EmbeddingInput(text=f"look {i}", images=(images[i],)) for i in range(3)]
+    queries += [EmbeddingInput(text="compare", images=(images[2], images[3]))]
+    targets = [EmbeddingInput(images=(images[i],)) for i in range(2)]
     targets += [EmbeddingInput(text=f"answer {'so ' * (5 - i)}{i}") for i in range(SIZE + 1 - 2)]
     return queries, targets
 

@@ -40,7 +40,7 @@ def test_no_positive_of_an_equal_query_is_mined() -> None:
     assert mined(MiningRule(num=2, margin=None), positives=(1, 0, 2)) == [3, 4]
 
 
-def test_mined_sets_train_with_their_pictures_and_words(train_root: Path, tmp_path: Path) -> None:
+def test_mined_sets_train_with_their_images_and_words(train_root: Path, tmp_path: Path) -> None:
     output = tmp_path / "mined"
     settings = {"num_layers": 1, "visual_tokens": 4, "image_size": 64}
     folder = Embedder.from_pretrained("compact", **settings).save_pretrained(tmp_path / "model")
@@ -61,7 +61,7 @@ def test_mined_sets_train_with_their_pictures_and_words(train_root: Path, tmp_pa
         mine(str(folder), train_root, output, MiningRule())
 
 
-def test_pictures_that_were_mined_over_are_not_encoded_again(
+def test_images_that_were_mined_over_are_not_encoded_again(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlm2vec.training.mining.cache_folder", lambda: tmp_path / "cache")
@@ -69,7 +69,7 @@ def test_pictures_that_were_mined_over_are_not_encoded_again(
     folder = str(model.save_pretrained(tmp_path / "model"))
     mine(folder, train_root, tmp_path / "first", MiningRule())
     shards = sorted((tmp_path / "cache").rglob("*.safetensors"))
-    assert sum(len(load_file(shard)) for shard in shards) == 16  # both sets have the same pictures
+    assert sum(len(load_file(shard)) for shard in shards) == 16  # both sets have the same images
     mine(folder, train_root, tmp_path / "second", MiningRule())
     assert sorted((tmp_path / "cache").rglob("*.safetensors")) == shards
     for file in (tmp_path / "first").rglob("*.parquet"):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from vlm2vec import Embedder, UserError
 from vlm2vec.models.verification.golden import golden_inputs, verify_golden
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
-from vlm2vec.training.run import build_embedder, check_pictures, last_checkpoint, read_sets, train
+from vlm2vec.training.run import build_embedder, check_images, last_checkpoint, read_sets, train
 from vlm2vec.training.trainer import ContrastiveTrainer, recipe_weights
 
 
@@ -118,7 +118,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(recipe_values: dict[str,
     for num_workers in (0, 2):
         recipe = with_changes(recipe_values, data={"num_workers": num_workers})
         embedder, sets = build_embedder(recipe), read_sets(recipe)
-        check_pictures(embedder, sets, "stop")  # workers inherit the features
+        check_images(embedder, sets, "stop")  # workers inherit the features
         loader = ContrastiveTrainer(embedder, recipe, sets, tmp_path / "steps").get_train_dataloader()
         found.append([batch["pairs"] for batch in loader])
     assert len(found[0]) == 6
@@ -195,7 +195,7 @@ def test_the_dual_encoder_trains_by_the_same_recipe(recipe_values: dict[str, obj
     assert verify_golden(Embedder.from_pretrained(folder, dtype=torch.float32), folder).min() > 0.99999
 
 
-def test_a_truncated_picture_stops_the_run_before_the_first_step(
+def test_a_truncated_image_stops_the_run_before_the_first_step(
     recipe_values: dict[str, object], train_root: Path
 ) -> None:
     damaged = train_root / "images/Color/Train/green_5.png"
@@ -205,7 +205,7 @@ def test_a_truncated_picture_stops_the_run_before_the_first_step(
     assert not Path(str(recipe_values["output"])).exists()
 
 
-def test_skipped_pictures_are_counted_and_their_pairs_left_out(
+def test_skipped_images_are_counted_and_their_pairs_left_out(
     recipe_values: dict[str, object], train_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (train_root / "images/Color/Train/green_5.png").unlink()

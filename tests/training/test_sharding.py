@@ -89,13 +89,13 @@ def half_of(run: Path, output: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tiny_qwen2_vl: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Gradients and runs of one process and of two, in their folders; half of the inputs have no picture."""
+    """Gradients and runs of one process and of two, in their folders; half of the inputs have no image."""
     folder = tmp_path_factory.mktemp("layouts")
     rows = [{"qry": f"find {'very ' * (i % 5)}{i}", "pos_text": f"words {i}"} for i in range(8)]
     for i in range(8):
         draw(folder / f"data/images/{i}.png", ("red", "green", "blue", "yellow")[i % 4], i)
-        picture = {"qry": "<|image_1|>\nWhat is it?\n", "qry_image_path": f"images/{i}.png"}
-        rows.append({**picture, "pos_text": f"thing {i % 3}"})
+        image = {"qry": "<|image_1|>\nWhat is it?\n", "qry_image_path": f"images/{i}.png"}
+        rows.append({**image, "pos_text": f"thing {i % 3}"})
     write_train_set(folder / "data", "Mixed", rows)
     for kind in KINDS:
         settings = recipe(tiny_qwen2_vl, folder / "data", folder / f"alone-{kind}-g", kind, "alone")

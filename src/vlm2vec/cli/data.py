@@ -46,7 +46,7 @@ def data_check(
     for heading in ("task", "status", "queries", "inputs", "pictures", "missing", "rows, MB"):
         table.add_column(heading, justify="left" if heading in ("task", "status") else "right")
     for check in checks:
-        counts = (check.num_queries, check.num_inputs, check.num_pictures, check.num_missing)
+        counts = (check.num_queries, check.num_inputs, check.num_images, check.num_missing)
         table.add_row(check.task.name, check.status, *map(str, counts), f"{check.num_bytes / 1e6:.1f}")
     say(table)
     for check in checks:

@@ -37,7 +37,7 @@ def index(
     store: StoreUri,
     instruction: Annotated[str | None, typer.Option(help="Of the documents; default: the model's own.")] = None,
     precision: Annotated[str, typer.Option(help="In which vectors are kept: float32 or float16.")] = "float32",
-    keep_pictures: Annotated[
+    keep_images: Annotated[
         bool, typer.Option("--keep-pictures", help="Keep small copies in the store, to show results without the files.")
     ] = False,
     index: Annotated[
@@ -62,7 +62,7 @@ def index(
     facts = facts_of(embedder, model, options=settings, instruction=instruction, precision=precision)
     opened = open_store(store, create=facts)
     with only_writer(opened), progress_bar(f"indexing {source}", total) as advance:
-        report = index_source(embedder, inputs, opened, keep_pictures=keep_pictures, index=index, progress=advance)
+        report = index_source(embedder, inputs, opened, keep_images=keep_images, index=index, progress=advance)
     say(
         f"{report.num_new} new, {report.num_changed} changed, {report.num_same} as they were, "
         f"{report.num_removed} removed; {report.num_encoded} encoded"
@@ -90,8 +90,8 @@ def search(
     model: ModelOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Search a store by text, by picture, or by both."""
-    from vlm2vec.jobs.searching import Query, Searcher, with_pictures
+    """Search a store by text, by image, or by both."""
+    from vlm2vec.jobs.searching import Query, Searcher, with_images
     from vlm2vec.jobs.stores import load_model_of
     from vlm2vec.media.images import ImageRef
 
@@ -102,7 +102,7 @@ def search(
     if html:
         from vlm2vec.jobs.sheet import write_sheet
 
-        write_sheet(html, str(query), [("", with_pictures(opened, hits))], query.image)
+        write_sheet(html, str(query), [("", with_images(opened, hits))], query.image)
     _print_hits(hits, as_json)
     if html and not as_json:
         say(f"Page: {html}")
@@ -123,7 +123,7 @@ def classify(
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Give every picture the label that is nearest: no training."""
+    """Give every image the label that is nearest: no training."""
     from vlm2vec.jobs.classifying import Labels, classify_source, classify_store
     from vlm2vec.jobs.sources import open_source
     from vlm2vec.jobs.stores import load_model_of
@@ -163,7 +163,7 @@ def duplicates(
 ) -> None:
     """Find near-duplicates in a store; nothing is removed."""
     from vlm2vec.jobs.duplicates import find_duplicates
-    from vlm2vec.jobs.searching import with_pictures
+    from vlm2vec.jobs.searching import with_images
 
     opened = _open(store)
     with progress_bar("comparing", opened.count(where)) as advance:
@@ -171,7 +171,7 @@ def duplicates(
     if html:
         from vlm2vec.jobs.sheet import write_sheet
 
-        sections = [(f"{len(group.hits)} alike", with_pictures(opened, group.hits)) for group in groups]
+        sections = [(f"{len(group.hits)} alike", with_images(opened, group.hits)) for group in groups]
         write_sheet(html, f"Near-duplicates from cosine {threshold}", sections)
     opened.close()
     if as_json:

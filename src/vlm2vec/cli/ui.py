@@ -26,7 +26,7 @@ def ui(
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in the browser.")] = False,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Search a store in the browser: by text, by picture, or by both."""
+    """Search a store in the browser: by text, by image, or by both."""
     from vlm2vec.jobs.searching import Searcher
     from vlm2vec.jobs.stores import load_model_of
     from vlm2vec.retrieval.open import open_store
@@ -56,11 +56,11 @@ def ui(
 
 def _demo(model: str, consent: dict[str, Any]) -> tuple[Any, str]:
     """The demo's store with any model, and what the page says of them."""
-    from vlm2vec.jobs.demo_store import demo_store, num_pictures
+    from vlm2vec.jobs.demo_store import demo_store, num_images
     from vlm2vec.jobs.searching import Searcher
     from vlm2vec.models.embedder import Embedder
 
     embedder = Embedder.from_pretrained(model, **consent)
-    with progress_bar("demo pictures", num_pictures()) as advance:
+    with progress_bar("demo pictures", num_images()) as advance:
         opened = demo_store(embedder, model, progress=advance)
     return Searcher(embedder, opened), f"{opened.count()} pictures · {model}"

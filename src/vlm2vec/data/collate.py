@@ -65,7 +65,7 @@ def collate_pairs(
 
 
 def content_key(item: EmbeddingInput) -> int:
-    """An integer that equal inputs share; another text, instruction or picture gives another one."""
+    """An integer that equal inputs share; another text, instruction or image gives another one."""
     return _number(repr((item.text, item.instruction, [(i.path, i.member, i.data) for i in item.images])))
 
 

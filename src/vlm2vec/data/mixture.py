@@ -12,7 +12,7 @@ T = TypeVar("T")
 def capped(rows: Sequence[T], max_rows: int | None, seed: int, name: str) -> list[T]:
     """At most `max_rows` of a set's rows, chosen by chance and left in their order; None: all of them.
 
-    The first rows of a set are often of one kind (sorted by class or by picture): taking them would not be a sample.
+    The first rows of a set are often of one kind (sorted by class or by image): taking them would not be a sample.
     """
     if max_rows is None or len(rows) <= max_rows:
         return list(rows)

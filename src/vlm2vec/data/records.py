@@ -1,10 +1,10 @@
-"""Data of one's own: JSON lines, parquet with picture columns, webdataset shards -> training pairs or queries.
+"""Data of one's own: JSON lines, parquet with image columns, webdataset shards -> training pairs or queries.
 
 A record has `query`, and `target` (training) or `candidates` (evaluation); each of them is a text or an object with
 `text`, `image` or `images`, `instruction`. Further fields: `negatives` (a list, training); `relevant` (positions among
-the candidates, default [0]) and `gains` (evaluation). In JSON lines pictures are paths beside the file; in parquet flat
-columns do the same (`query_text`, `query_image`, `target_text`, `target_image`), pictures being cells of bytes or of
-the hub's Image type; in a webdataset shard, one record is the files of one key: `KEY.json` and pictures that it names
+the candidates, default [0]) and `gains` (evaluation). In JSON lines images are paths beside the file; in parquet flat
+columns do the same (`query_text`, `query_image`, `target_text`, `target_image`), images being cells of bytes or of
+the hub's Image type; in a webdataset shard, one record is the files of one key: `KEY.json` and images that it names
 by ending (`"image": "query.jpg"` is `KEY.query.jpg`).
 """
 
@@ -32,7 +32,7 @@ FLAT = tuple(f"{side}_{part}" for side in ("query", "target", "negative") for pa
 
 @dataclass(frozen=True)
 class Record:
-    """One record and where its pictures lie."""
+    """One record and where its images lie."""
 
     values: dict[str, Any]
     where: str
@@ -41,8 +41,8 @@ class Record:
     key: str = ""
     """Of a webdataset record."""
 
-    def picture(self, name: Any, origin: str) -> ImageRef:
-        """A picture that the record names."""
+    def image(self, name: Any, origin: str) -> ImageRef:
+        """An image that the record names."""
         if isinstance(name, ImageRef):
             return name
         if not isinstance(name, str) or not name:
@@ -121,7 +121,7 @@ class RecordFile(Protocol):
     """Records of each block."""
 
     def read(self, number: int) -> list[Record]:
-        """The records of a block; pictures are not read."""
+        """The records of a block; images are not read."""
         ...
 
 
@@ -214,13 +214,13 @@ class _Table:
         self.sizes = [self._table.metadata.row_group(i).num_rows for i in range(self._table.num_row_groups)]
 
     def read(self, number: int) -> list[Record]:
-        """Rows of a group; cells of pictures are only named."""
+        """Rows of a group; cells of images are only named."""
         try:
             rows = self._table.read_row_group(number, columns=self._columns).to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{self._file}: not a readable parquet file ({error})") from error
         begin = sum(self.sizes[:number])
-        rows = rows or [{}] * self.sizes[number]  # pictures only
+        rows = rows or [{}] * self.sizes[number]  # images only
         return [self._record(begin + i, row) for i, row in enumerate(rows)]
 
     def _record(self, number: int, row: dict[str, Any]) -> Record:
@@ -249,7 +249,7 @@ def _input(record: Record, value: Any, field: str) -> EmbeddingInput:
     if not isinstance(value, dict) or set(value) - SIDE_FIELDS:
         raise UserError(f"{origin}: expected a text or an object with {', '.join(sorted(SIDE_FIELDS))}")
     given = value.get("images") or ([value["image"]] if value.get("image") else [])
-    images = tuple(record.picture(name, origin) for name in given)
+    images = tuple(record.image(name, origin) for name in given)
     if not images and not value.get("text"):
         raise UserError(f"{origin}: neither text nor picture")
     return EmbeddingInput(value.get("text") or None, images, value.get("instruction"))

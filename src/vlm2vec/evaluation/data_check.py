@@ -10,7 +10,7 @@ from typing import Any
 
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import REVISIONS_FILE, Benchmark, EvalTask, read_revisions
-from vlm2vec.evaluation.evaluate import distinct_inputs, pictures_of
+from vlm2vec.evaluation.evaluate import distinct_inputs, images_of
 from vlm2vec.evaluation.tasks import read_task, wrong_counts
 
 EXAMPLES = 3
@@ -22,20 +22,20 @@ class TaskCheck:
 
     task: EvalTask
     status: str
-    """"ready", "rows missing", "pictures missing", "wrong counts", "unreadable" or "no reader"."""
+    """"ready", "rows missing", "images missing", "wrong counts", "unreadable" or "no reader"."""
     detail: str
     num_queries: int = 0
     num_inputs: int = 0
-    num_pictures: int = 0
+    num_images: int = 0
     num_missing: int = 0
     num_bytes: int = 0
-    """Of the rows' files; pictures lie in archives that tasks share."""
+    """Of the rows' files; images lie in archives that tasks share."""
 
 
 def check_data(
     benchmark: Benchmark, folder: Path, progress: Callable[[int], None] = lambda done: None
 ) -> list[TaskCheck]:
-    """Reads every task's rows and looks for its pictures; no picture is decoded and no model loaded."""
+    """Reads every task's rows and looks for its images; no image is decoded and no model loaded."""
     checks = []
     for task in benchmark.tasks:
         checks.append(_check(task, folder, benchmark))
@@ -53,13 +53,13 @@ def how_to_get(task: EvalTask, benchmark_name: str, folder: Path) -> str:
 
 
 def fetch_task(task: EvalTask, folder: Path, download: Callable[..., str], media: bool = True) -> dict[str, str]:
-    """Downloads one task's rows (and its pictures) into the data folder and records the revisions.
+    """Downloads one task's rows (and its images) into the data folder and records the revisions.
 
     Args:
         task: With a source on the hub.
         folder: The data folder.
         download: `huggingface_hub.snapshot_download`, or what has its arguments.
-        media: Also the archives of pictures, which tasks share.
+        media: Also the archives of images, which tasks share.
 
     Returns:
         Revision by dataset, as recorded in `revisions.json`.
@@ -126,18 +126,16 @@ def _check(task: EvalTask, folder: Path, benchmark: Benchmark) -> TaskCheck:
         return TaskCheck(task, "rows missing", how_to_get(task, benchmark.name, folder))
     try:
         queries = read_task(task, folder, benchmark.quirks)
-        pictures = list(dict.fromkeys(pictures_of({task.name: queries})))
-        missing = [picture for picture in pictures if not picture.exists()]
+        images = list(dict.fromkeys(images_of({task.name: queries})))
+        missing = [image for image in images if not image.exists()]
     except UserError as error:
         return TaskCheck(task, "unreadable", str(error), num_bytes=size)
     status, detail = "ready", "; ".join(wrong_counts(task, queries))
     if detail:
         status = "wrong counts"
     if missing:
-        names = ", ".join(str(picture.member or picture.path) for picture in missing[:EXAMPLES])
+        names = ", ".join(str(image.member or image.path) for image in missing[:EXAMPLES])
         status = "pictures missing"
-        detail = f"{len(missing)} of {len(pictures)}, such as {names}; {how_to_get(task, benchmark.name, folder)}"
+        detail = f"{len(missing)} of {len(images)}, such as {names}; {how_to_get(task, benchmark.name, folder)}"
     counts: dict[str, Any] = {"num_queries": len(queries), "num_inputs": len(distinct_inputs(queries))}
-    return TaskCheck(
-        task, status, detail, **counts, num_pictures=len(pictures), num_missing=len(missing), num_bytes=size
-    )
+    return TaskCheck(task, status, detail, **counts, num_images=len(images), num_missing=len(missing), num_bytes=size)

@@ -37,26 +37,26 @@ def read_tasks(benchmark: Benchmark, folder: Path) -> dict[str, list[EvalQuery]]
 
 
 def check_tasks(tasks: Tasks) -> int:
-    """Reads every task once and looks whether its pictures are there; nothing is decoded.
+    """Reads every task once and looks whether its images are there; nothing is decoded.
 
     Returns:
         How many inputs an evaluation will report progress for.
 
     Raises:
-        UserError: for the first set or picture that is missing.
+        UserError: for the first set or image that is missing.
     """
     total = 0
     for name in tasks:
         queries = tasks[name]
-        for image in dict.fromkeys(pictures_of({name: queries})):
+        for image in dict.fromkeys(images_of({name: queries})):
             if not image.exists():
                 raise UserError(f"{image}: the picture is missing; `vlm2vec data check` lists what is not there")
         total += num_inputs(queries)
     return total
 
 
-def pictures_of(tasks: Tasks) -> Iterable[ImageRef]:
-    """Every picture of these tasks, repeats included."""
+def images_of(tasks: Tasks) -> Iterable[ImageRef]:
+    """Every image of these tasks, repeats included."""
     for queries in tasks.values():
         for item in distinct_inputs(queries):
             yield from item.images

@@ -31,7 +31,7 @@ def _mteb() -> Any:
 
 
 class MtebEncoder:
-    """An `Embedder` (or any `Encoder`) as an MTEB 2 encoder of text, pictures and both.
+    """An `Embedder` (or any `Encoder`) as an MTEB 2 encoder of text, images and both.
 
     `mteb.evaluate(MtebEncoder(embedder, "me/model"), tasks)` runs it, on MIEB and ViDoRe among others. The prompt that
     a task's metadata gives for a side becomes the instruction of that side's inputs.
@@ -95,12 +95,12 @@ class MtebEncoder:
 
 
 def _items(batch: dict[str, Any], instruction: str | None) -> list[EmbeddingInput]:
-    texts, pictures = batch.get("text"), batch.get("image")
-    count = len(texts if texts is not None else pictures if pictures is not None else [])
+    texts, images = batch.get("text"), batch.get("image")
+    count = len(texts if texts is not None else images if images is not None else [])
     items = []
     for i in range(count):
         value = {"text": texts[i] or None if texts is not None else None}
-        value["image"] = pictures[i] if pictures is not None else None
+        value["image"] = images[i] if images is not None else None
         # MTEB stands in a blank for a missing side; an empty text is still an input.
         if value["text"] is None and value["image"] is None:
             value["text"] = " "
@@ -116,7 +116,7 @@ def _unit(vectors: Any) -> np.ndarray:
 def mteb_tasks(benchmark: Benchmark, folder: Path, names: Sequence[str] = ()) -> list[Any]:
     """A benchmark's tasks as MTEB retrieval tasks, for `mteb.evaluate` with any MTEB model.
 
-    Local scope becomes MTEB's `top_ranked`: each query is ranked among its own candidates. Placeholders for pictures
+    Local scope becomes MTEB's `top_ranked`: each query is ranked among its own candidates. Placeholders for images
     are taken out of the texts, since other models do not know them. MTEB breaks ties by its own rule.
 
     Args:
@@ -125,7 +125,7 @@ def mteb_tasks(benchmark: Benchmark, folder: Path, names: Sequence[str] = ()) ->
         names: Tasks; none: all.
 
     Raises:
-        UserError: for a task that is no task of this benchmark, or inputs with several pictures.
+        UserError: for a task that is no task of this benchmark, or inputs with several images.
     """
     chosen = benchmark.only(list(names)) if names else benchmark
     reader = TaskReader(chosen, folder)

@@ -39,7 +39,7 @@ def write_evaluation(
 ) -> None:
     """Writes `results.json`, `results.md`, `leaderboard.json` and `report.html`.
 
-    Each file is whole or absent. The page comes last: it decodes pictures, which may have gone since.
+    Each file is whole or absent. The page comes last: it decodes images, which may have gone since.
 
     Args:
         output: The folder, made if absent.
@@ -50,7 +50,7 @@ def write_evaluation(
         run: What differs from run to run: time, machine.
 
     Raises:
-        UserError: if a sample's picture can no longer be read.
+        UserError: if a sample's image can no longer be read.
     """
     output.mkdir(parents=True, exist_ok=True)
     content = results_json(model, benchmark, results, about)
@@ -81,7 +81,7 @@ def write_html(
         about: Facts for the foot of the page.
 
     Raises:
-        UserError: if a sample's picture cannot be read.
+        UserError: if a sample's image cannot be read.
     """
     page = render_page(title, comparison_table(columns), results_of_last, loss_curves, _facts(about))
     path.parent.mkdir(parents=True, exist_ok=True)

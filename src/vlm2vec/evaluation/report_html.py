@@ -1,4 +1,4 @@
-"""The HTML page of a report: one file with its pictures inside, nothing to fetch. Knows how things look, not scores."""
+"""The HTML page of a report: one file with its images inside, nothing to fetch. Knows how things look, not scores."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 24, 12, 58
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An inlined picture."""
+class InlineImage:
+    """An inlined image."""
 
     uri: str
     alt: str
@@ -43,7 +43,7 @@ class Picture:
 class Shown:
     """One input as the page shows it."""
 
-    pictures: list[Picture]
+    images: list[InlineImage]
     text: str
 
 
@@ -87,12 +87,12 @@ class Chart:
 
 @dataclass
 class Thumbnails:
-    """Small copies of pictures as data URIs, each made once."""
+    """Small copies of images as data URIs, each made once."""
 
-    made: dict[tuple[ImageRef, int], Picture] = field(default_factory=dict)
+    made: dict[tuple[ImageRef, int], InlineImage] = field(default_factory=dict)
 
-    def get(self, image: ImageRef, pixels: int) -> Picture:
-        """The picture at most `pixels` wide and high."""
+    def get(self, image: ImageRef, pixels: int) -> InlineImage:
+        """The image at most `pixels` wide and high."""
         key = (image, pixels)
         if key not in self.made:
             small = image.load()
@@ -102,7 +102,7 @@ class Thumbnails:
             uri = "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
             # The stem only: a page that is passed on should not tell where its maker keeps files.
             alt = Path(image.member or image.path or "picture").stem
-            self.made[key] = Picture(uri, alt, small.width, small.height)
+            self.made[key] = InlineImage(uri, alt, small.width, small.height)
         return self.made[key]
 
 
@@ -123,7 +123,7 @@ def render_page(
         facts: (name, value) for the foot.
 
     Raises:
-        UserError: if a picture cannot be read.
+        UserError: if an image cannot be read.
     """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -185,7 +185,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _card(sample: Sample, thumbnails: Thumbnails) -> Card:
     candidates = [candidate for candidate, _, _ in sample.top]
-    # "Represent the given image." below every picture says nothing.
+    # "Represent the given image." below every image says nothing.
     texts = {_text(candidate) for candidate in (*candidates, sample.gold)}
     bare = len(texts) == 1
     place = next((i for i, (_, _, is_gold) in enumerate(sample.top, start=1) if is_gold), None)
@@ -212,9 +212,9 @@ def _verdict(sample: Sample, place: int | None) -> tuple[bool, str]:
 
 
 def _shown(item: EmbeddingInput, thumbnails: Thumbnails, pixels: int, bare: bool = False) -> Shown:
-    """An input for the page; `bare` leaves out the text beside a picture."""
-    pictures = [thumbnails.get(image, pixels) for image in item.images]
-    return Shown(pictures, "" if bare and pictures else _text(item))
+    """An input for the page; `bare` leaves out the text beside an image."""
+    images = [thumbnails.get(image, pixels) for image in item.images]
+    return Shown(images, "" if bare and images else _text(item))
 
 
 def _text(item: EmbeddingInput) -> str:

@@ -47,7 +47,7 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """A model in this process. Picture features are kept before their vectors are.
+    """A model in this process. Image features are kept before their vectors are.
 
     So a run that was killed finds the same features, in the same batches, as one that was not.
 
@@ -58,7 +58,7 @@ class LocalEngine:
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self.embedder = Embedder.from_pretrained(model, **options)
-        self.embedder.backbone.cache_pictures(cache_folder() / "vision")
+        self.embedder.backbone.cache_images(cache_folder() / "vision")
         self.about = describe(self.embedder, model)
         num_parameters = sum(parameter.numel() for parameter in self.embedder.parameters())
         self.size = {"embedding_dimension": self.embedder.embedding_dim, "num_parameters": num_parameters}

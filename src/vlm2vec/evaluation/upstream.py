@@ -1,7 +1,7 @@
 """The reference leaderboard's files: reading them, and the averages that the leaderboard makes of them.
 
 Leaderboard rules: an unweighted mean over the tasks of each of image, video and visdoc and over all 78; hit@1 for
-pictures and videos, ndcg@5 with linear gain for documents; a missing task counts as 0 there. Here it is named as well.
+images and videos, ndcg@5 with linear gain for documents; a missing task counts as 0 there. Here it is named as well.
 """
 
 from __future__ import annotations

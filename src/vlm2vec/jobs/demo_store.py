@@ -1,4 +1,4 @@
-"""A small store to try searching on: pictures that are drawn here, so nothing is fetched and no file is shipped."""
+"""A small store to try searching on: images that are drawn here, so nothing is fetched and no file is shipped."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from vlm2vec.retrieval.vector_store import VectorStore
 if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder
 
-VERSION = 1  # to be raised with every change of the drawn pictures
-SIDE, FINE = 224, 3  # pixels of a picture; drawn so many times larger, then reduced
+VERSION = 1  # to be raised with every change of the drawn images
+SIDE, FINE = 224, 3  # pixels of an image; drawn so many times larger, then reduced
 NUM_PAIRS, NUM_COUNTS = 60, 40
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {
@@ -32,18 +32,18 @@ COLOURS = {
     "black": (20, 20, 20),
 }  # fmt: skip
 Spot = tuple[float, float, float]
-"""Middle and radius, in shares of the picture's side."""
+"""Middle and radius, in shares of the image's side."""
 
 
 def demo_store(embedder: Embedder, model: str, progress: Callable[[int], None] = lambda done: None) -> VectorStore:
-    """The store of the drawn pictures by this model, in the user's cache; made or completed where it is not there.
+    """The store of the drawn images by this model, in the user's cache; made or completed where it is not there.
 
     Args:
         embedder: As loaded.
         model: What loaded it.
-        progress: Called with the number of pictures done since the last call.
+        progress: Called with the number of images done since the last call.
     """
-    table = draw_pictures(cache_folder() / "ui" / f"pictures-{VERSION}")
+    table = draw_images(cache_folder() / "ui" / f"pictures-{VERSION}")
     facts = facts_of(embedder, model)
     store = open_store(str(table.parent.with_name(f"demo-{VERSION}-{facts.fingerprint}.lance")), create=facts)
     with only_writer(store):
@@ -51,13 +51,13 @@ def demo_store(embedder: Embedder, model: str, progress: Callable[[int], None] =
     return store
 
 
-def num_pictures() -> int:
-    """How many pictures the demo has."""
+def num_images() -> int:
+    """How many images the demo has."""
     return len(SHAPES) * len(COLOURS) + NUM_PAIRS + NUM_COUNTS
 
 
-def draw_pictures(folder: Path) -> Path:
-    """Draws the pictures into a folder, whole or not at all; returns the table that names them."""
+def draw_images(folder: Path) -> Path:
+    """Draws the images into a folder, whole or not at all; returns the table that names them."""
     table = folder / "pictures.jsonl"
     if table.is_file():
         return table
@@ -65,32 +65,32 @@ def draw_pictures(folder: Path) -> Path:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     rows = []
-    for picture, about in _pictures(random.Random(0)):
+    for image, about in _images(random.Random(0)):
         file = f"{about['name'].replace(' ', '-')}.png"
-        picture.save(beside / file)
+        image.save(beside / file)
         rows.append({"id": about["name"], "image": file, **about})
     (beside / table.name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     beside.replace(folder)
     return table
 
 
-def _pictures(rng: random.Random) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+def _images(rng: random.Random) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
     """Each shape in each colour alone, then pairs, then several of one, all by name."""
     for shape in SHAPES:
         for colour in COLOURS:
             spot = (rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6), rng.uniform(0.24, 0.36))
-            yield _picture(rng, [(shape, colour, spot)]), _about(f"{colour} {shape}", shape, colour, 1)
+            yield _image(rng, [(shape, colour, spot)]), _about(f"{colour} {shape}", shape, colour, 1)
     things = [(shape, colour) for shape in SHAPES for colour in COLOURS]
     for (shape, colour), (other, tint) in zip(*(rng.sample(things, NUM_PAIRS) for _ in range(2)), strict=True):
         radius = rng.uniform(0.15, 0.2)
         spots = [(shape, colour, (0.27, rng.uniform(0.35, 0.65), radius))]
         spots.append((other, tint, (0.73, rng.uniform(0.35, 0.65), radius)))
-        yield _picture(rng, spots), _about(f"{colour} {shape} left of {tint} {other}", shape, colour, 2)
+        yield _image(rng, spots), _about(f"{colour} {shape} left of {tint} {other}", shape, colour, 2)
     for place, (shape, colour) in enumerate(rng.sample(things, NUM_COUNTS)):
         count = 2 + place % 8
         cells = rng.sample(range(9), count)
         spots = [(shape, colour, (0.2 + 0.3 * (cell % 3), 0.2 + 0.3 * (cell // 3), 0.12)) for cell in cells]
-        yield _picture(rng, spots), _about(f"{NUMBERS[count - 1]} {colour} {_several(shape)}", shape, colour, count)
+        yield _image(rng, spots), _about(f"{NUMBERS[count - 1]} {colour} {_several(shape)}", shape, colour, count)
 
 
 def _several(shape: str) -> str:
@@ -101,7 +101,7 @@ def _about(name: str, shape: str, colour: str, count: int) -> dict[str, Any]:
     return {"name": name, "shape": shape, "colour": colour, "count": count}
 
 
-def _picture(rng: random.Random, things: Sequence[tuple[str, str, Spot]]) -> Image.Image:
+def _image(rng: random.Random, things: Sequence[tuple[str, str, Spot]]) -> Image.Image:
     ground = tuple(rng.randint(222, 255) for _ in range(3))
     canvas = Image.new("RGB", (SIDE * FINE, SIDE * FINE), ground)
     for shape, colour, (x, y, radius) in things:

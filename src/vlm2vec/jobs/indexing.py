@@ -23,7 +23,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.sources import Source
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.vector_store import PICTURE, IndexFacts, VectorStore
+from vlm2vec.retrieval.vector_store import IMAGE, IndexFacts, VectorStore
 from vlm2vec.types import EmbeddingInput
 
 PART = 512
@@ -78,7 +78,7 @@ def index_source(
     source: Source,
     store: VectorStore,
     *,
-    keep_pictures: bool = False,
+    keep_images: bool = False,
     index: str | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> IndexReport:
@@ -88,7 +88,7 @@ def index_source(
         encoder: Of the store's model.
         source: What is to be found in the store; rows of other sources are left alone.
         store: Made with `create`, so that the model is known to be its own.
-        keep_pictures: Keep a small copy of each picture in the store, so that results can be shown without the files.
+        keep_images: Keep a small copy of each image in the store, so that results can be shown without the files.
         index: Kind of the index; None: chosen by the number of rows.
         progress: Called with the number of records done since the last call.
     """
@@ -107,7 +107,7 @@ def index_source(
             seen.add(key)
             gone.discard(key)
             report.num_same += 1
-        elif row := _row_of(key, record, root, keep_pictures, report):
+        elif row := _row_of(key, record, root, keep_images, report):
             seen.add(key)
             gone -= writer.add(row)
         progress(1)
@@ -133,7 +133,7 @@ def _state(store: VectorStore) -> dict[str, dict[str, Any]]:
     return {key: one for rows in store.scan(STATE) for key, one in zip(rows.keys, rows.metadata, strict=True)}
 
 
-def _row_of(key: str, record: Record, root: str, keep_pictures: bool, report: IndexReport) -> _Row | None:
+def _row_of(key: str, record: Record, root: str, keep_images: bool, report: IndexReport) -> _Row | None:
     """A record with what is kept of it; None and a line in the report where it cannot be read."""
     if record.item is None:
         report.errors.append((key, record.error or "no input"))
@@ -149,8 +149,8 @@ def _row_of(key: str, record: Record, root: str, keep_pictures: bool, report: In
         if item.images:
             first = item.images[0]
             metadata |= {"path": first.path or metadata.get("path"), "member": first.member}
-            if keep_pictures or first.data is not None:
-                metadata[PICTURE] = thumbnail(first)
+            if keep_images or first.data is not None:
+                metadata[IMAGE] = thumbnail(first)
         if metadata.get("path"):
             metadata["path"] = str(Path(metadata["path"]).resolve())
     except UserError as error:
@@ -166,15 +166,15 @@ def _modality(item: EmbeddingInput) -> str:
 
 
 def _look(item: EmbeddingInput, metadata: dict[str, Any]) -> str:
-    """Reads an input's content once: its digest, and width and height of its first picture."""
+    """Reads an input's content once: its digest, and width and height of its first image."""
     digest = hashlib.sha256(repr((item.text, item.instruction)).encode(errors="replace"))
     for number, image in enumerate(item.images):
         raw = image.read()
         digest.update(hashlib.sha256(raw).digest())
         if number == 0:
             try:
-                with Image.open(io.BytesIO(raw)) as picture:
-                    metadata |= {"width": picture.width, "height": picture.height}
+                with Image.open(io.BytesIO(raw)) as opened:
+                    metadata |= {"width": opened.width, "height": opened.height}
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise UserError(f"{image}: not a readable picture ({error}); replace or remove it") from error
     return digest.hexdigest()[:32]
@@ -237,9 +237,9 @@ def _encode(rows: list[_Row], encoder: DocumentEncoder, report: IndexReport) -> 
 
 
 def thumbnail(image: ImageRef, size: int = THUMBNAIL) -> bytes:
-    """A small JPEG of a picture."""
-    picture = image.load()
-    picture.thumbnail((size, size))
+    """A small JPEG of an image."""
+    small = image.load()
+    small.thumbnail((size, size))
     encoded = io.BytesIO()
-    picture.save(encoded, format="JPEG", quality=85)
+    small.save(encoded, format="JPEG", quality=85)
     return encoded.getvalue()

@@ -18,7 +18,7 @@ class Record:
     Attributes:
         key: Names it within its source, the same at every reading: path below the folder, and page, time, line or row.
         item: The input; None where there is none to be had.
-        metadata: `path`, `kind` (picture, text, page, video, frame, row) and what the kind has: `page`, `seconds`,
+        metadata: `path`, `kind` (image, text, page, video, frame, row) and what the kind has: `page`, `seconds`,
             `line`, a table's other columns.
         version: Changes when the input does (size and time of its files, content of its row).
         error: Why there is no input.
@@ -47,9 +47,9 @@ class SourceSettings:
     key_column: str | None = None
 
 
-def row_version(text: str, pictures: tuple[ImageRef, ...], folder_of: Path | None = None) -> str:
+def row_version(text: str, images: tuple[ImageRef, ...], folder_of: Path | None = None) -> str:
     """Version of a table's row: its content, and size and time of the files that it names."""
-    files = [file_version(Path(picture.path)) for picture in pictures if picture.path and picture.member is None]
+    files = [file_version(Path(image.path)) for image in images if image.path and image.member is None]
     return hashlib.sha256("\n".join([text, *files]).encode(errors="replace")).hexdigest()[:16]
 
 

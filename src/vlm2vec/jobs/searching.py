@@ -1,6 +1,6 @@
-"""A model and a store together: from a question to pictures.
+"""A model and a store together: from a question to images.
 
-A query is a text, a picture, both ("this dress but in red"), or a row of the store ("more like this").
+A query is a text, an image, both ("this dress but in red"), or a row of the store ("more like this").
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.vector_store import PICTURE, Hit, VectorStore
+from vlm2vec.retrieval.vector_store import IMAGE, Hit, VectorStore
 from vlm2vec.types import EmbeddingInput
 
 # What a query is for, in the words of MMEB's four meta-tasks; offered by name.
@@ -34,7 +34,7 @@ class QueryEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for: at least one of text and picture.
+    """What is looked for: at least one of text and image.
 
     Attributes:
         instruction: The query's task: one of `PRESETS` by name, or any sentence; None: the model's own.
@@ -48,7 +48,7 @@ class Query:
         """The query as a model takes it.
 
         Raises:
-            UserError: if there is neither text nor picture.
+            UserError: if there is neither text nor image.
         """
         text = (self.text or "").strip() or None
         if text is None and self.image is None:
@@ -73,7 +73,7 @@ class Searcher:
         """The k rows nearest to a query, best first.
 
         Raises:
-            UserError: for an empty query, an unreadable picture, or a filter that the store cannot read.
+            UserError: for an empty query, an unreadable image, or a filter that the store cannot read.
         """
         vector_D = self.encoder.encode_query([query.as_input()])[0]
         return self.store.search(vector_D, k, where)
@@ -91,19 +91,19 @@ class Searcher:
         return [hit for hit in hits if hit.key != key][:k]
 
 
-def picture_ref(metadata: dict[str, Any]) -> ImageRef | None:
-    """Where a row's picture lies; None for a row without one."""
-    if isinstance(metadata.get(PICTURE), bytes):
-        return ImageRef(data=metadata[PICTURE])
+def image_ref(metadata: dict[str, Any]) -> ImageRef | None:
+    """Where a row's image lies; None for a row without one."""
+    if isinstance(metadata.get(IMAGE), bytes):
+        return ImageRef(data=metadata[IMAGE])
     if metadata.get("modality") in ("text", "video") or not metadata.get("path"):
         return None
     return ImageRef(path=metadata["path"], member=metadata.get("member"))
 
 
-def with_pictures(store: VectorStore, hits: list[Hit]) -> list[Hit]:
-    """Hits with the copies of their pictures, where the store keeps such."""
-    if PICTURE not in store.fields():
+def with_images(store: VectorStore, hits: list[Hit]) -> list[Hit]:
+    """Hits with the copies of their images, where the store keeps such."""
+    if IMAGE not in store.fields():
         return hits
-    rows = store.fetch([hit.key for hit in hits], [PICTURE])
+    rows = store.fetch([hit.key for hit in hits], [IMAGE])
     kept = dict(zip(rows.keys, rows.metadata, strict=True))
     return [Hit(hit.key, hit.score, hit.metadata | kept.get(hit.key, {})) for hit in hits]

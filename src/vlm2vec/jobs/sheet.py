@@ -1,4 +1,4 @@
-"""Results as one HTML page with small copies of the pictures inside: nothing to fetch, can be sent to someone."""
+"""Results as one HTML page with small copies of the images inside: nothing to fetch, can be sent to someone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import jinja2
 
 from vlm2vec.errors import UserError
 from vlm2vec.jobs.indexing import STATE, thumbnail
-from vlm2vec.jobs.searching import picture_ref
+from vlm2vec.jobs.searching import image_ref
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.vector_store import PICTURE, Hit
+from vlm2vec.retrieval.vector_store import IMAGE, Hit
 
 TEMPLATE = Path(__file__).with_name("templates") / "sheet.html.j2"
 PIXELS = 320
 MOST_TEXT = 280
-PLAIN = (*STATE, PICTURE, "path", "member", "text", "modality", "kind")
+PLAIN = (*STATE, IMAGE, "path", "member", "text", "modality", "kind")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Card:
     name: str
     place: str
     score: str
-    picture: str | None
+    image: str | None
     text: str
     about: str
 
@@ -36,13 +36,13 @@ class Card:
 def write_sheet(
     path: Path, title: str, sections: Sequence[tuple[str, Sequence[Hit]]], query: ImageRef | None = None
 ) -> None:
-    """Writes a page of pictures with scores.
+    """Writes a page of images with scores.
 
     Args:
         path: Of the HTML file; replaced whole.
         title: What was looked for.
         sections: Heading and hits; an empty heading is not shown.
-        query: The picture that was looked for.
+        query: The image that was looked for.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text()).render(
@@ -57,17 +57,17 @@ def write_sheet(
 
 
 def card_of(hit: Hit) -> Card:
-    """What is shown of a hit; a picture that is gone is left out and said."""
+    """What is shown of a hit; an image that is gone is left out and said."""
     about = {name: value for name, value in hit.metadata.items() if name not in PLAIN}
     text = str(hit.metadata.get("text", ""))[:MOST_TEXT]
-    picture = None
-    if ref := picture_ref(hit.metadata):
+    image = None
+    if ref := image_ref(hit.metadata):
         try:
-            picture = _data_uri(ref)
+            image = _data_uri(ref)
         except UserError as error:
             text = str(error)
     facts = " · ".join(f"{name} {value}" for name, value in about.items())
-    return Card(name_of(hit), hit.key, f"{hit.score:.3f}", picture, text, facts)
+    return Card(name_of(hit), hit.key, f"{hit.score:.3f}", image, text, facts)
 
 
 def name_of(hit: Hit) -> str:

@@ -1,17 +1,17 @@
-"""What people have, as inputs: folders of pictures, texts, PDFs and videos, archives of pictures, tables.
+"""What people have, as inputs: folders of images, texts, PDFs and videos, archives of images, tables.
 
     for record in open_source("photos/"):
         record.key, record.item, record.metadata
 
-A record is cheap: pictures, pages and frames are references that are read when they are encoded. What cannot even be
+A record is cheap: images, pages and frames are references that are read when they are encoded. What cannot even be
 listed (a damaged PDF, a row that is no input) is a record with `error` and no `item`: it never stops a job.
 
-    folder                     every picture, PDF, video and text file (.txt, .md, as one input each) below it;
+    folder                     every image, PDF, video and text file (.txt, .md, as one input each) below it;
                                where there is none of these, its tables
     .jsonl, .csv, .parquet     an input a row, see `vlm2vec.jobs.tables`
     .txt                       an input a line
-    .zip, .tar, .tar.gz        every picture in it
-    a picture, PDF or video    that one
+    .zip, .tar, .tar.gz        every image in it
+    an image, PDF or video    that one
 """
 
 from __future__ import annotations

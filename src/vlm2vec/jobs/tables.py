@@ -1,8 +1,8 @@
 """Rows of JSON lines, CSV and parquet files as inputs.
 
-A row has `text`, a picture, or both, and maybe `instruction`; every other column is metadata. Pictures are paths
+A row has `text`, an image, or both, and maybe `instruction`; every other column is metadata. Images are paths
 relative to the table, lists of such paths, or, in parquet, cells of bytes or of the hub's Image type. The columns are
-found by name: text among `TEXT_NAMES`, pictures among `IMAGE_NAMES`, the row's key among `KEY_NAMES` (without one, the
+found by name: text among `TEXT_NAMES`, images among `IMAGE_NAMES`, the row's key among `KEY_NAMES` (without one, the
 row's number is its key).
 """
 
@@ -38,7 +38,7 @@ def read_table(path: Path, prefix: str, settings: SourceSettings) -> Iterator[Re
         settings: Names of columns, where they are not to be found by name.
 
     Raises:
-        UserError: if the file cannot be read as such a table, or has no column of texts or pictures.
+        UserError: if the file cannot be read as such a table, or has no column of texts or images.
     """
     read = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}[path.suffix.lower()]
     columns: _Columns | None = None
@@ -80,12 +80,12 @@ class _Columns:
             raise UserError(f"column {self.text}: expected a text, found {text!r}")
         value = row.get(self.image) if self.image else None
         cells = value if isinstance(value, list) else [value]
-        pictures = tuple(_picture(cell, path, where) for cell in cells if cell not in (None, ""))
-        if not text and not pictures:
+        images = tuple(_image(cell, path, where) for cell in cells if cell not in (None, ""))
+        if not text and not images:
             tried = " or ".join(filter(None, (self.text, self.image)))
             sought = f"one of {', '.join(TEXT_NAMES)}, or of {', '.join(IMAGE_NAMES)}"
             raise UserError(f"nothing in {tried}" if tried else f"no column of texts or pictures; expected {sought}")
-        return EmbeddingInput(text or None, pictures, row.get("instruction") or None)
+        return EmbeddingInput(text or None, images, row.get("instruction") or None)
 
 
 def _choose(names: Iterable[str], wanted: str | None, usual: Sequence[str]) -> str | None:
@@ -95,7 +95,7 @@ def _choose(names: Iterable[str], wanted: str | None, usual: Sequence[str]) -> s
     return wanted or next((name for name in usual if name in there), None)
 
 
-def _picture(cell: Any, path: Path, where: str) -> ImageRef:
+def _image(cell: Any, path: Path, where: str) -> ImageRef:
     if isinstance(cell, ImageRef):
         return cell
     if not isinstance(cell, str):
@@ -134,7 +134,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({error})") from error
-    cells = [field.name for field in file.schema_arrow if _holds_pictures(field.type)]
+    cells = [field.name for field in file.schema_arrow if _holds_images(field.type)]
     plain = [name for name in file.schema_arrow.names if name not in cells]
     number = 0
     for batch in file.iter_batches(columns=[*plain, *_with_gaps(file, cells)], batch_size=256):
@@ -142,14 +142,14 @@ def _parquet(path: Path) -> Iterator[Row]:
         gaps = {name: batch.column(name).is_null().to_pylist() for name in cells if name in batch.schema.names}
         for i, row in enumerate(rows):
             # Cells are read when they are encoded; the archive that they lie in is the table.
-            pictures = {name: ImageRef(str(path), f"{name}[{number}]") for name in cells}
-            pictures |= {name: None for name, empty in gaps.items() if empty[i]}
-            yield number, {**row, **pictures}
+            images = {name: ImageRef(str(path), f"{name}[{number}]") for name in cells}
+            images |= {name: None for name, empty in gaps.items() if empty[i]}
+            yield number, {**row, **images}
             number += 1
 
 
 def _with_gaps(file: pq.ParquetFile, cells: list[str]) -> list[str]:
-    """Columns of pictures that may have empty cells; only these are read to list the rows."""
+    """Columns of images that may have empty cells; only these are read to list the rows."""
     full = set(cells)
     for group in range(file.num_row_groups):
         about = file.metadata.row_group(group)
@@ -161,7 +161,7 @@ def _with_gaps(file: pq.ParquetFile, cells: list[str]) -> list[str]:
     return [name for name in cells if name not in full]
 
 
-def _holds_pictures(kind: pa.DataType) -> bool:
+def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return {kind.field(i).name for i in range(kind.num_fields)} >= {"bytes"}
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

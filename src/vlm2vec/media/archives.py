@@ -162,7 +162,7 @@ class _Tar:
 
 
 class _Parquet:
-    """The pictures in a parquet file's columns, as `column[row]`: bytes, or the hub's struct of bytes and path."""
+    """The images in a parquet file's columns, as `column[row]`: bytes, or the hub's struct of bytes and path."""
 
     def __init__(self, path: str) -> None:
         import pyarrow.parquet as pq
@@ -174,7 +174,7 @@ class _Parquet:
         self._lock = threading.Lock()
 
     def namelist(self) -> list[str]:
-        """Every cell that can hold a picture."""
+        """Every cell that can hold an image."""
         import pyarrow as pa
 
         columns = [

@@ -1,4 +1,4 @@
-"""Pages of PDFs and frames of videos as pictures, read in place: a PDF is an archive of pages, a video one of frames.
+"""Pages of PDFs and frames of videos as images, read in place: a PDF is an archive of pages, a video one of frames.
 
 A page's name is `page-3` (from 1), a frame's `at-12.400s`. PDFs need the extra `pdf`, videos the extra `video`.
 """
@@ -92,7 +92,7 @@ class Pdf:
         return [f"page-{number}" for number in range(1, self.num_pages + 1)]
 
     def read(self, name: str) -> bytes:
-        """A page, drawn at 144 dots an inch, as the bytes of a picture file."""
+        """A page, drawn at 144 dots an inch, as the bytes of an image file."""
         number = int(name.removeprefix("page-"))
         if not 1 <= number <= self.num_pages:
             raise KeyError(name)
@@ -130,7 +130,7 @@ class Video:
         return [f"at-{i * seconds:.3f}s" for i in range(max(1, int(self.seconds / seconds + 0.999)))]
 
     def read(self, name: str) -> bytes:
-        """The frame shown at that time (the last one where the video ends before), as the bytes of a picture file."""
+        """The frame shown at that time (the last one where the video ends before), as the bytes of an image file."""
         wanted = float(name.removeprefix("at-").removesuffix("s"))
         found = None
         with self._open() as container:
@@ -163,7 +163,7 @@ def _file_digest(path: str, changed: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _as_file(picture: Any) -> bytes:
+def _as_file(image: Any) -> bytes:
     encoded = io.BytesIO()
-    picture.convert("RGB").save(encoded, format="PPM")  # lossless, and the fastest to write and read
+    image.convert("RGB").save(encoded, format="PPM")  # lossless, and the fastest to write and read
     return encoded.getvalue()

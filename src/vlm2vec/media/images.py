@@ -1,4 +1,4 @@
-"""Pictures that are not decoded yet: where one lies, how to read it, and what identifies its content.
+"""Images that are not decoded yet: where one lies, how to read it, and what identifies its content.
 
 Readers make `ImageRef`s for millions of rows without opening a file; processors decode them when a batch is built.
 """
@@ -22,7 +22,7 @@ from vlm2vec.media import archives, documents
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture by reference: a file, a member of a zip or tar, or bytes.
+    """An image by reference: a file, a member of a zip or tar, or bytes.
 
     Attributes:
         path: The file, or the archive that holds `member`.
@@ -41,7 +41,7 @@ class ImageRef:
         """Makes a reference from a path, `data:` URI, bytes, PIL image or another reference.
 
         Raises:
-            UserError: for an http(s) URL (nothing is fetched unless asked) or a type that is no picture.
+            UserError: for an http(s) URL (nothing is fetched unless asked) or a type that is no image.
         """
         if isinstance(source, ImageRef):
             return source
@@ -68,7 +68,7 @@ class ImageRef:
         return Path(self.path).is_file() and self.member in archives.members(self.path)
 
     def read(self) -> bytes:
-        """The encoded bytes of the picture.
+        """The encoded bytes of the image.
 
         Raises:
             UserError: if the file or the archive member is missing, or the archive damaged.
@@ -86,7 +86,7 @@ class ImageRef:
             raise UserError(f"{self.origin}: {error}" if self.origin else str(error)) from error
 
     def digest(self) -> str:
-        """SHA-256 of the content: equal pictures have equal digests wherever they lie.
+        """SHA-256 of the content: equal images have equal digests wherever they lie.
 
         Raises:
             UserError: as `read`.
@@ -96,10 +96,10 @@ class ImageRef:
         return hashlib.sha256(self.read()).hexdigest()
 
     def load(self) -> Image.Image:
-        """Decodes the picture to RGB, transparent parts on white, turned as its EXIF data says.
+        """Decodes the image to RGB, transparent parts on white, turned as its EXIF data says.
 
         Raises:
-            UserError: if the picture is missing, of an unknown format, or truncated.
+            UserError: if the image is missing, of an unknown format, or truncated.
         """
         raw = self.read()
         try:
@@ -118,7 +118,7 @@ class ImageRef:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy of a picture; transparency is laid on white, as a web page shows it."""
+    """RGB copy of an image; transparency is laid on white, as a web page shows it."""
     if image.mode == "RGB":
         return image
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

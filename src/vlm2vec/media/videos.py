@@ -1,4 +1,4 @@
-"""Videos by reference: a file, a folder of frames or a list of pictures, of which some frames are taken."""
+"""Videos by reference: a file, a folder of frames or a list of images, of which some frames are taken."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Frames:
     """Frames of one video in order.
 
     Attributes:
-        pictures: The frames.
+        images: The frames.
         indices: Their places among all frames.
         total: Number of all frames.
         fps: Frames a second; None where nothing says it.
     """
 
-    pictures: list[ImageRef]
+    images: list[ImageRef]
     indices: list[int]
     total: int
     fps: float | None = None
@@ -55,7 +55,7 @@ class VideoRef:
 
     @staticmethod
     def of(source: Any) -> VideoRef:
-        """Makes a reference from a path, bytes, a list of pictures or another reference.
+        """Makes a reference from a path, bytes, a list of images or another reference.
 
         Raises:
             UserError: for an http(s) URL (nothing is fetched), an empty list, or a type that is no video.
@@ -76,8 +76,8 @@ class VideoRef:
 
     def digest(self) -> str:
         """SHA-256 of the content: equal videos have equal digests wherever they lie."""
-        if self._pictures() is not None:
-            return hashlib.sha256("".join(frame.digest() for frame in self._pictures() or ()).encode()).hexdigest()
+        if self._images() is not None:
+            return hashlib.sha256("".join(frame.digest() for frame in self._images() or ()).encode()).hexdigest()
         with self._open_file() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -87,10 +87,10 @@ class VideoRef:
         Raises:
             UserError: if the video is missing, not readable or empty, or no decoder is installed.
         """
-        pictures = self._pictures()
-        if pictures is not None:
-            indices = spread(len(pictures), count)
-            return Frames([pictures[i] for i in indices], indices, len(pictures))
+        images = self._images()
+        if images is not None:
+            indices = spread(len(images), count)
+            return Frames([images[i] for i in indices], indices, len(images))
         with self._open_file() as file:
             return self._decode(file, count)
 
@@ -98,8 +98,8 @@ class VideoRef:
         place = self.path or (f"video of {len(self.frames)} pictures" if self.frames else "video given in memory")
         return f"{self.origin}: {place}" if self.origin else place
 
-    def _pictures(self) -> Sequence[ImageRef] | None:
-        """The frames where they are pictures already; None for an encoded video."""
+    def _images(self) -> Sequence[ImageRef] | None:
+        """The frames where they are images already; None for an encoded video."""
         if self.path is None or not Path(self.path).is_dir():
             return self.frames or None
         names = [path for path in Path(self.path).iterdir() if path.suffix.lower() in FRAME_ENDINGS]
@@ -133,18 +133,18 @@ class VideoRef:
                 times = sorted(time for time, _ in packets)
                 keys = sorted(time for time, is_key in packets if is_key) or times[:1]
                 indices = spread(len(times), count)
-                pictures = _pick(container, stream, [times[i] for i in indices], keys)
-                if len(pictures) < len(indices):
+                images = _pick(container, stream, [times[i] for i in indices], keys)
+                if len(images) < len(indices):
                     raise UserError(f"{self}: the video ends early; copy it again")
                 rate = stream.average_rate
-                return Frames(pictures, indices, len(times), float(rate) if rate else None)
+                return Frames(images, indices, len(times), float(rate) if rate else None)
         except (av.error.FFmpegError, OSError) as error:
             raise UserError(f"{self}: not a readable video ({str(error).splitlines()[0]})") from error
 
 
 def _pick(container: Any, stream: Any, wanted: list[int], keys: list[int]) -> list[ImageRef]:
     """The frames shown at these times; goes to the key frame before one where that saves decoding."""
-    pictures: list[ImageRef] = []
+    images: list[ImageRef] = []
     reached: int | None = None
     decoder: Iterator[Any] = iter(())
     for time in wanted:
@@ -156,9 +156,9 @@ def _pick(container: Any, stream: Any, wanted: list[int], keys: list[int]) -> li
             reached = frame.pts
             if frame.pts is not None and frame.pts >= time:
                 image = frame.to_image()
-                pictures.append(ImageRef.of(image.rotate(frame.rotation, expand=True) if frame.rotation else image))
+                images.append(ImageRef.of(image.rotate(frame.rotation, expand=True) if frame.rotation else image))
                 break
-    return pictures
+    return images
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -45,7 +45,7 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 
 class Embedder(nn.Module):
-    """One embedding model for text, pictures and both.
+    """One embedding model for text, images and both.
 
     Args:
         backbone: The model family's network and processor.
@@ -216,8 +216,8 @@ class Embedder(nn.Module):
         Equal inputs are encoded once, and a vector does not depend on the inputs beside it.
 
         Args:
-            inputs: Strings, picture paths (`pathlib.Path`), PIL images, dicts (`text`, `image` / `images`,
-                `instruction`) or `EmbeddingInput`s. A single string, dict or picture is refused: give a list.
+            inputs: Strings, image paths (`pathlib.Path`), PIL images, dicts (`text`, `image` / `images`,
+                `instruction`) or `EmbeddingInput`s. A single string, dict or image is refused: give a list.
             precision: "float32", "float16", "int8", "uint8", "binary" or "ubinary", see `vlm2vec.quantize`.
             ranges: For int8 and uint8: smallest and largest value of each dimension. Default: of these vectors.
             **options: `instruction` for inputs that have none of their own; `truncate_dim` keeps the first dimensions

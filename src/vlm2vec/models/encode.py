@@ -2,7 +2,7 @@
 
 The inputs are cut into windows. In each, equal inputs (by content) become one row; rows are ordered by an estimate of
 their tokens; workers read, decode and preprocess them in that order, a little ahead of the model; and from what they
-give, batches are cut by exact token counts, visual ones included, texts and pictures together. What is cut depends on
+give, batches are cut by exact token counts, visual ones included, texts and images together. What is cut depends on
 the inputs alone and never on time, so a second run gives the same vectors to the bit.
 
 Workers are threads: decoders, resizing, hashes and tokenizers release the interpreter's lock.
@@ -41,7 +41,7 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 POOL_BATCHES = 4  # batches are cut from so much at once
 POOL_BYTES = 256 << 20
 RECENT_BYTES = 64 << 20
-USUAL_TOKENS = (0.25, 256.0)  # of a character, of a picture
+USUAL_TOKENS = (0.25, 256.0)  # of a character, of an image
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -115,9 +115,9 @@ class Pipeline:
         self.budget = settings.batch_tokens or BATCH_TOKENS.get(embedder.device.type, BATCH_TOKENS["cuda"])
         self.workers = settings.workers or min(16, max(2, os.cpu_count() or 2))
         if embedder.backbone.vision_cache is not None:
-            self.workers = 1  # what pictures the cache encodes together must not depend on time
+            self.workers = 1  # what images the cache encodes together must not depend on time
         self._recent: dict[bytes, np.ndarray] = {}
-        self._per_character, self._per_picture = USUAL_TOKENS
+        self._per_character, self._per_image = USUAL_TOKENS
         self._calibrated = False
 
     def stream(self, inputs: Iterable[Any]) -> Iterator[Encoded]:
@@ -249,27 +249,27 @@ class Pipeline:
 
     def _estimate(self, item: EmbeddingInput) -> float:
         characters = len(item.text or "") + len(item.instruction or "")
-        return self._per_character * characters + self._per_picture * self._num_pictures(item)
+        return self._per_character * characters + self._per_image * self._num_images(item)
 
-    def _num_pictures(self, item: EmbeddingInput) -> int:
+    def _num_images(self, item: EmbeddingInput) -> int:
         return len(item.images) + (self.embedder.backbone.num_frames if item.video else 0)
 
     def _calibrate(self, items: Sequence[EmbeddingInput]) -> None:
-        """Learns from the first text and the first picture how many tokens they have."""
+        """Learns from the first text and the first image how many tokens they have."""
         if self._calibrated:
             return
         self._calibrated = True
-        for has_picture in (False, True):
-            item = next((item for item in items if bool(self._num_pictures(item)) == has_picture), None)
+        for has_image in (False, True):
+            item = next((item for item in items if bool(self._num_images(item)) == has_image), None)
             if item is None:
                 continue
             result = self._prepare([(b"", item)])[0][1]
             if isinstance(result, UserError):
                 continue
             tokens = self.embedder.backbone.costs(result)[0]
-            if has_picture:
+            if has_image:
                 rest = self._estimate(EmbeddingInput(item.text, (), item.instruction))
-                self._per_picture = max(1.0, tokens - rest) / self._num_pictures(item)
+                self._per_image = max(1.0, tokens - rest) / self._num_images(item)
             elif item.text:
                 self._per_character = tokens / max(1, len(item.text) + len(item.instruction or ""))
 
@@ -278,7 +278,7 @@ class Pipeline:
         keys = [key for key, _ in group]
         try:
             return list(zip(keys, self.embedder.backbone.process_each([item for _, item in group]), strict=True))
-        except Exception as error:  # noqa: BLE001 - foreign processors raise anything for pictures of strange shape
+        except Exception as error:  # noqa: BLE001 - foreign processors raise anything for images of strange shape
             if len(group) == 1:
                 return [(keys[0], _as_user_error(group[0][1], error))]
         return [result for one in group for result in self._prepare([one])]

@@ -1,8 +1,8 @@
 """How an input becomes the prompt that a model reads; the same rule for every backbone.
 
 A text with the canonical placeholder `<|image_1|>` is the whole prompt, verbatim (MMEB rows are published so).
-Any other input is written out by the template: pictures, then instruction, then text. A template may instead be a
-Jinja chat template, as published embedding models carry one; a placeholder then says where in the turn a picture is.
+Any other input is written out by the template: images, then instruction, then text. A template may instead be a
+Jinja chat template, as published embedding models carry one; a placeholder then says where in the turn an image is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlm2vec.types import EmbeddingInput
 
 VIDEO_PLACEHOLDER = "<|video_1|>"
 PLACEHOLDER = re.compile(r"<\|image_(\d+)\|>")
-CHAT_IMAGE = "<|image_{{ part.index }}|>"  # where a chat template of ours, written for any backbone, has a picture
+CHAT_IMAGE = "<|image_{{ part.index }}|>"  # where a chat template of ours, written for any backbone, has an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class PromptTemplate:
     """Joins the parts of an input that carries no placeholder.
 
     Attributes:
-        image: What stands before the rest for each picture; `{image}` is the placeholder.
+        image: What stands before the rest for each image; `{image}` is the placeholder.
         instruction: Wraps the instruction.
         separator: Between instruction and text.
         suffix: Closes the prompt, text-only ones excepted.
@@ -44,7 +44,7 @@ class PromptTemplate:
         """The canonical prompt: placeholders `<|image_k|>` not yet replaced by a backbone's own token.
 
         Raises:
-            UserError: if placeholders and pictures do not match in number.
+            UserError: if placeholders and images do not match in number.
         """
         text = item.text or ""
         if self.chat:
@@ -52,50 +52,50 @@ class PromptTemplate:
         elif PLACEHOLDER.search(text):
             prompt = text
         else:
-            pictures = [self.image.format(image=f"<|image_{k}|>") for k in range(1, len(item.images) + 1)]
+            images = [self.image.format(image=f"<|image_{k}|>") for k in range(1, len(item.images) + 1)]
             instruction = self.instruction.format(instruction=item.instruction) if item.instruction else ""
             words = self.separator.join(part for part in (instruction, text) if part)
-            prompt = "".join(pictures) + words + (self.suffix if pictures and words else "")
+            prompt = "".join(images) + words + (self.suffix if images and words else "")
         _check_placeholders(prompt, len(item.images))
         return prompt
 
     def render_chat(
         self, item: EmbeddingInput, special_tokens: dict[str, Any], image_token: str = CHAT_IMAGE
     ) -> tuple[str, list[int]]:
-        """The prompt by the chat template, and which pictures stand in it, in order.
+        """The prompt by the chat template, and which images stand in it, in order.
 
         Args:
-            item: Its instruction is the system turn; pictures and text are the user's.
+            item: Its instruction is the system turn; images and text are the user's.
             special_tokens: Variables of the template, such as `bos_token`.
             image_token: Stands for `CHAT_IMAGE`.
 
         Raises:
-            UserError: if placeholders and pictures do not match, or the template refuses the input.
+            UserError: if placeholders and images do not match, or the template refuses the input.
         """
         from jinja2.exceptions import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        messages, pictures = chat_messages(item)
+        messages, images = chat_messages(item)
         try:
             chat = self.chat.replace(CHAT_IMAGE, image_token)
             rendered, _ = render_jinja_template([messages], chat_template=chat, **special_tokens)
         except TemplateError as error:
             raise UserError(f"input {(item.text or '')[:60]!r}: the chat template refuses it: {error}") from error
         prompt: str = rendered[0]
-        return prompt, pictures
+        return prompt, images
 
 
 def chat_messages(item: EmbeddingInput) -> tuple[list[dict[str, Any]], list[int]]:
-    """An input as chat turns (instruction: system; the rest: user), and its pictures' positions in order.
+    """An input as chat turns (instruction: system; the rest: user), and its images' positions in order.
 
     Raises:
-        UserError: if placeholders and pictures do not match in number.
+        UserError: if placeholders and images do not match in number.
     """
     text = item.text or ""
     pieces: list[str | int] = [*range(len(item.images)), *([text] if text else [])]
     if PLACEHOLDER.search(text):
         _check_placeholders(text, len(item.images))
-        pieces = [piece if isinstance(piece, int) else piece.strip() for piece in split_at_pictures(text)]
+        pieces = [piece if isinstance(piece, int) else piece.strip() for piece in split_at_images(text)]
     content = [
         {"type": "image", "index": piece + 1} if isinstance(piece, int) else {"type": "text", "text": piece}
         for piece in pieces
@@ -106,10 +106,10 @@ def chat_messages(item: EmbeddingInput) -> tuple[list[dict[str, Any]], list[int]
 
 
 def place_video(item: EmbeddingInput, slots: Sequence[ImageRef]) -> EmbeddingInput:
-    """An input with these pictures in the place of its video: before the others, or where the text says.
+    """An input with these images in the place of its video: before the others, or where the text says.
 
     Raises:
-        UserError: if the text has placeholders of pictures but not of the video.
+        UserError: if the text has placeholders of images but not of the video.
     """
     text = item.text
     if text and (VIDEO_PLACEHOLDER in text or PLACEHOLDER.search(text)):
@@ -129,13 +129,13 @@ def _check_placeholders(prompt: str, num_images: int) -> None:
         )
 
 
-def split_at_pictures(prompt: str) -> list[str | int]:
-    """Cuts a canonical prompt into text pieces (str) and picture positions (int, from 0), in order."""
+def split_at_images(prompt: str) -> list[str | int]:
+    """Cuts a canonical prompt into text pieces (str) and image positions (int, from 0), in order."""
     parts = PLACEHOLDER.split(prompt)
     pieces: list[str | int] = [int(part) - 1 if i % 2 else part for i, part in enumerate(parts)]
     return [piece for piece in pieces if piece != ""]
 
 
-def order_of_pictures(prompt: str) -> list[int]:
-    """Positions (from 0) of the pictures in a canonical prompt, in the order of their placeholders."""
-    return [piece for piece in split_at_pictures(prompt) if isinstance(piece, int)]
+def order_of_images(prompt: str) -> list[int]:
+    """Positions (from 0) of the images in a canonical prompt, in the order of their placeholders."""
+    return [piece for piece in split_at_images(prompt) if isinstance(piece, int)]

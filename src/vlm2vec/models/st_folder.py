@@ -82,7 +82,7 @@ def chat_template(template: PromptTemplate, image_token: str, image_start: str =
     Args:
         template: Ours.
         image_token: The backbone's own.
-        image_start: The token without which a picture would have other positions here; "" where none is needed.
+        image_start: The token without which an image would have other positions here; "" where none is needed.
     """
     if template.chat:
         return _NO_PLACEHOLDERS + template.chat.replace(CHAT_IMAGE, image_token)

@@ -68,13 +68,13 @@ class EmbedderModule(InputModule):
 
 
 def _of_messages(value: Any, prompt: str | None) -> EmbeddingInput | None:
-    """A chat (system: instruction; one text and pictures from the user) as an input; None for anything else."""
+    """A chat (system: instruction; one text and images from the user) as an input; None for anything else."""
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not all(isinstance(turn, dict) and "role" in turn for turn in turns):
         return None
     instruction = prompt or ""
     texts: list[str] = []
-    pictures: list[Any] = []
+    images: list[Any] = []
     for turn in turns:
         content = turn["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
@@ -83,10 +83,10 @@ def _of_messages(value: Any, prompt: str | None) -> EmbeddingInput | None:
             if turn["role"] == "system":
                 instruction += part["text"]
             else:
-                (texts if part["type"] == "text" else pictures).append(part[part["type"]])
+                (texts if part["type"] == "text" else images).append(part[part["type"]])
     if len(texts) > 1:
         raise UserError("messages with several texts: expected one text an input")
-    return EmbeddingInput.of({"text": texts[0] if texts else None, "images": pictures}, instruction or None)
+    return EmbeddingInput.of({"text": texts[0] if texts else None, "images": images}, instruction or None)
 
 
 def sentence_transformer(folder: str | Path, dtype: torch.dtype | None = None) -> SentenceTransformer:

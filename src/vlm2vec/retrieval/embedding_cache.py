@@ -45,7 +45,7 @@ def fingerprint(about: Mapping[str, str]) -> str:
 
 
 class InputKeys:
-    """Keys of inputs: a hash of text, instruction and the content (not the place) of pictures and video."""
+    """Keys of inputs: a hash of text, instruction and the content (not the place) of images and video."""
 
     def __init__(self) -> None:
         self._digests: dict[ImageRef | VideoRef, bytes] = {}
@@ -55,7 +55,7 @@ class InputKeys:
         """The key of an input, 32 bytes.
 
         Raises:
-            UserError: if one of its pictures is missing.
+            UserError: if one of its images is missing.
         """
         # Readers share one object among equal candidates; holding it keeps its identity from being used again.
         if id(item) in self._recent:

@@ -16,8 +16,8 @@ import numpy as np
 
 from vlm2vec.errors import UserError
 from vlm2vec.retrieval.vector_store import (
+    IMAGE,
     LANCE_ENDING,
-    PICTURE,
     RESERVED,
     SCAN_ROWS,
     Hit,
@@ -167,7 +167,7 @@ class LanceStore:
 
     def _columns(self, fields: Sequence[str] | None, vectors: bool) -> list[str]:
         known = self.fields()
-        chosen = [name for name in known if name != PICTURE] if fields is None else [f for f in fields if f in known]
+        chosen = [name for name in known if name != IMAGE] if fields is None else [f for f in fields if f in known]
         return ["key", *chosen, *(["vector"] if vectors else [])]
 
     def _widen(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from vlm2vec.errors import UserError
 from vlm2vec.retrieval.filters import absent_field, to_qdrant
 from vlm2vec.retrieval.vector_store import (
-    PICTURE,
+    IMAGE,
     SCAN_ROWS,
     Hit,
     IndexFacts,
@@ -193,7 +193,7 @@ class QdrantStore:
 
     def _selector(self, fields: Sequence[str] | None) -> Any:
         if fields is None:
-            return self._models.PayloadSelectorExclude(exclude=[PICTURE])
+            return self._models.PayloadSelectorExclude(exclude=[IMAGE])
         return self._models.PayloadSelectorInclude(include=[KEY, *fields])
 
 
@@ -240,10 +240,10 @@ def _server_errors(uri: str) -> Iterator[None]:
 
 
 def _payload(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata as JSON: a kept picture as base64."""
+    """Metadata as JSON: a kept image as base64."""
     clean = {name: value for name, value in clean_metadata(metadata).items() if value is not None}
-    if isinstance(clean.get(PICTURE), bytes):
-        clean[PICTURE] = base64.b64encode(clean[PICTURE]).decode()
+    if isinstance(clean.get(IMAGE), bytes):
+        clean[IMAGE] = base64.b64encode(clean[IMAGE]).decode()
     return clean
 
 
@@ -251,8 +251,8 @@ def _rows_of(points: Sequence[Any], vectors: bool) -> Rows:
     metadata = [dict(point.payload) for point in points]
     keys = [one.pop(KEY) for one in metadata]
     for one in metadata:
-        if one.get(PICTURE):
-            one[PICTURE] = base64.b64decode(one[PICTURE])
+        if one.get(IMAGE):
+            one[IMAGE] = base64.b64decode(one[IMAGE])
     vectors_ND = np.array([point.vector for point in points], dtype=np.float32) if vectors and points else None
     return Rows(keys, metadata, vectors_ND)
 
@@ -262,6 +262,6 @@ def _point_id(key: str) -> str:
 
 
 def _kind(field: str, value: Any) -> str:
-    if field == PICTURE:
+    if field == IMAGE:
         return "bytes"
     return "truth" if isinstance(value, bool) else "number" if isinstance(value, int | float) else "text"

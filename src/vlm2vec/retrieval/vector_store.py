@@ -25,7 +25,7 @@ LANCE_ENDING = ".lance"
 QDRANT_SCHEME = "qdrant://"
 PRECISIONS = ("float32", "float16")
 EXACT_BELOW = 100_000
-PICTURE = "picture"
+IMAGE = "picture"
 RESERVED = ("key", "vector")
 SCAN_ROWS = 4096
 MAX_WHOLE = 1 << 53  # larger ones are kept as text: a float64 would change them
@@ -139,7 +139,7 @@ class VectorStore(Protocol):
     def scan(
         self, fields: Sequence[str] | None = None, where: str | None = None, *, vectors: bool = False
     ) -> Iterator[Rows]:
-        """All rows, or those of a filter, in blocks; `fields` None: all metadata but kept pictures."""
+        """All rows, or those of a filter, in blocks; `fields` None: all metadata but kept images."""
         ...
 
     def fetch(self, keys: Sequence[str], fields: Sequence[str] | None = None, *, vectors: bool = False) -> Rows:
@@ -167,13 +167,13 @@ def absent(uri: str) -> UserError:
 def clean_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata as every database keeps it: plain names, and texts, numbers or truth values; anything else as JSON.
 
-    Only the field `picture` may be bytes.
+    Only the field `image` may be bytes.
     """
     clean = {}
     for name, value in metadata.items():
         name = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
         name = f"_{name}" if name[0].isdigit() else name
-        clean[f"{name}_" if name in RESERVED else name] = value if name == PICTURE else _plain(value)
+        clean[f"{name}_" if name in RESERVED else name] = value if name == IMAGE else _plain(value)
     return clean
 
 

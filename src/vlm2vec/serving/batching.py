@@ -1,6 +1,6 @@
 """The engine: inputs of all requests become batches of one forward pass, and one bad input harms no other.
 
-An input goes through two stages. A pool of threads reads pictures and makes tensors, each input alone, so that what
+An input goes through two stages. A pool of threads reads images and makes tensors, each input alone, so that what
 fails there fails alone. One thread forwards what is ready: the input that waits longest and those nearest to it in
 length, up to a budget of tokens. While a pass runs, the next batch gathers; nobody waits for a batch to fill.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from vlm2vec.errors import UserError
-from vlm2vec.serving.caches import LRU, PictureFeatures
+from vlm2vec.serving.caches import LRU, ImageFeatures
 from vlm2vec.serving.guards import InputLimits, content_key
 from vlm2vec.serving.refusals import Refusal
 from vlm2vec.types import Batch, EmbeddingInput
@@ -98,8 +98,8 @@ class Engine:
         self.budget = Budget(settings.max_batch_tokens, settings.max_batch_inputs, settings.max_padding)
         self.results: LRU[Embedded] = LRU(settings.result_cache_bytes, lambda value: value.vector.nbytes + 200)
         backbone = embedder.backbone
-        if settings.picture_cache_bytes and backbone.cache_pictures() and backbone.vision_cache is not None:
-            backbone.vision_cache = PictureFeatures(backbone.vision_cache, settings.picture_cache_bytes)
+        if settings.image_cache_bytes and backbone.cache_images() and backbone.vision_cache is not None:
+            backbone.vision_cache = ImageFeatures(backbone.vision_cache, settings.image_cache_bytes)
         self.num_waiting = 0  # of the event loop alone
         self.last_good = 0.0
         self._rate = 1.0  # inputs a second, smoothed
@@ -133,8 +133,8 @@ class Engine:
         outcomes: dict[int, Outcome] = {}
         places: dict[str, list[int]] = {}
         wanted: dict[str, EmbeddingInput] = {}
-        pictures = any(isinstance(item, EmbeddingInput) and item.images for item in items)
-        look = await asyncio.to_thread(self._look_all, items) if pictures else self._look_all(items)
+        images = any(isinstance(item, EmbeddingInput) and item.images for item in items)
+        look = await asyncio.to_thread(self._look_all, items) if images else self._look_all(items)
         for index, (item, key) in enumerate(look):
             if isinstance(item, Refusal):
                 outcomes[index] = item
@@ -298,7 +298,7 @@ class Budget:
     Attributes:
         tokens: At most, padding included.
         inputs: At most.
-        padding: Share of the tokens that may be padding: a text beside a picture ten times as long costs more than two
+        padding: Share of the tokens that may be padding: a text beside an image ten times as long costs more than two
             passes.
     """
 

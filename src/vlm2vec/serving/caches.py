@@ -1,4 +1,4 @@
-"""Least recently used values within a budget of bytes: vectors by input, picture features by content."""
+"""Least recently used values within a budget of bytes: vectors by input, image features by content."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class LRU(Generic[V]):
         return len(self._values)
 
 
-class PictureFeatures(VisionCache):
-    """A vision cache within a budget of bytes, for many threads and no end of pictures.
+class ImageFeatures(VisionCache):
+    """A vision cache within a budget of bytes, for many threads and no end of images.
 
     Args:
         cache: What the backbone would use; its encoder is called.
@@ -70,7 +70,7 @@ class PictureFeatures(VisionCache):
         self.kept: LRU[torch.Tensor] = LRU(max_bytes, lambda features: features.nbytes)
 
     def features(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Features of these pictures in order, [N, T, C] float16."""
+        """Features of these images in order, [N, T, C] float16."""
         digests = [image.digest() for image in images]
         found = {digest: self.kept.get(digest) for digest in digests}
         missing = {digest: image for digest, image in zip(digests, images, strict=True) if found[digest] is None}

@@ -1,4 +1,4 @@
-"""Cohere's schema of `/v2/embed`: vectors by type, inputs as texts, pictures or mixed content."""
+"""Cohere's schema of `/v2/embed`: vectors by type, inputs as texts, images or mixed content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
 
 
 class CohereInput(Lenient):
-    """One input of text and pictures."""
+    """One input of text and images."""
 
     content: Annotated[list[Part], Field(min_length=1)]
 

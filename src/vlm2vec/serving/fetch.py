@@ -1,4 +1,4 @@
-"""Pictures by URL, from allowed hosts alone and never from addresses of a private network.
+"""Images by URL, from allowed hosts alone and never from addresses of a private network.
 
 The address is checked where the connection is made, after the name was resolved, and the connection goes to the
 address that was checked: a name that changes its address between check and use gains nothing. Redirects are followed
@@ -74,11 +74,11 @@ class GuardedBackend(AsyncNetworkBackend):
 
 
 class Fetcher:
-    """Fetches pictures.
+    """Fetches images.
 
     Args:
         hosts: Allowed hosts: `host`, `host:port`, `*.host` (its subdomains) or `*`.
-        max_bytes: Of one picture.
+        max_bytes: Of one image.
         allowed: Whether an address may be connected to.
     """
 
@@ -86,8 +86,8 @@ class Fetcher:
         self._hosts = tuple(host.lower() for host in hosts)
         self._max_bytes, self._backend = max_bytes, GuardedBackend(allowed)
 
-    async def picture(self, url: str) -> ImageRef | Refusal:
-        """The picture at a URL, or why it was not fetched."""
+    async def image(self, url: str) -> ImageRef | Refusal:
+        """The image at a URL, or why it was not fetched."""
         if not self._hosts:
             return Refusal(
                 403, "urls_not_allowed", "URLs are not fetched here; send a data URI (or ask for --allow-urls)"
@@ -128,7 +128,7 @@ class Fetcher:
         return bool(names & set(self._hosts)) or (port == usual and bool(({"*"} | above) & set(self._hosts)))
 
     async def _get(self, url: str) -> ImageRef | Refusal | str:
-        """The picture, a refusal, or where the answer redirects to."""
+        """The image, a refusal, or where the answer redirects to."""
         limits = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), SECONDS)}
         headers = [("Accept", "image/*"), ("User-Agent", "vlm2vec"), ("Accept-Encoding", "identity")]
         async with (

@@ -37,7 +37,7 @@ class InputLimits:
         return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
 
     def check(self, item: EmbeddingInput) -> Refusal | None:
-        """Why this input is refused; pictures by their first bytes alone."""
+        """Why this input is refused; images by their first bytes alone."""
         for text in (item.text, item.instruction):
             if refusal := self._check_text(text or ""):
                 return refusal
@@ -47,7 +47,7 @@ class InputLimits:
             return Refusal(
                 413, "too_many_images", f"{len(item.images)} pictures; at most {self.max_images} are accepted"
             )
-        return next((refusal for image in item.images if (refusal := self.check_picture(image.read()))), None)
+        return next((refusal for image in item.images if (refusal := self.check_image(image.read()))), None)
 
     def _check_text(self, text: str) -> Refusal | None:
         if len(text) > self.max_chars:
@@ -60,8 +60,8 @@ class InputLimits:
             return Refusal(400, "bad_text", "a text holds a lone surrogate, which is no character")
         return None
 
-    def check_picture(self, data: bytes) -> Refusal | None:
-        """Why these bytes are refused as a picture; pixels are not decoded."""
+    def check_image(self, data: bytes) -> Refusal | None:
+        """Why these bytes are refused as an image; pixels are not decoded."""
         if len(data) > self.max_image_bytes:
             return Refusal(
                 413, "image_too_large", f"a picture of {len(data)} bytes; at most {self.max_image_bytes} are accepted"
@@ -89,7 +89,7 @@ def content_key(item: EmbeddingInput) -> str:
 
 
 def read_below(root: Path | None, name: str, max_bytes: int) -> ImageRef | Refusal:
-    """The picture at a path below `root`, read here: messages then name no path of this machine.
+    """The image at a path below `root`, read here: messages then name no path of this machine.
 
     Args:
         root: Symbolic links of `name` that lead out of it are refused.

@@ -1,4 +1,4 @@
-"""From what clients send to `EmbeddingInput`: one place for the pictures of all dialects."""
+"""From what clients send to `EmbeddingInput`: one place for the images of all dialects."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ class InputReader:
         self.settings, self.tokenizer, self.prompts = settings, tokenizer, prompts
         self.fetcher = Fetcher(settings.allow_urls, settings.max_image_bytes)
 
-    async def all(self, values: Sequence[Any], instruction: str | None, picture: bool = False) -> list[Item]:
+    async def all(self, values: Sequence[Any], instruction: str | None, image: bool = False) -> list[Item]:
         """Inputs of a list: strings, token ids, objects.
 
         Args:
             values: As the client sent them.
             instruction: For inputs that have none of their own.
-            picture: Strings are pictures, not texts.
+            image: Strings are images, not texts.
         """
-        return list(await asyncio.gather(*(self.one(value, instruction, picture) for value in values)))
+        return list(await asyncio.gather(*(self.one(value, instruction, image) for value in values)))
 
-    async def one(self, value: Any, instruction: str | None = None, picture: bool = False) -> Item:
+    async def one(self, value: Any, instruction: str | None = None, image: bool = False) -> Item:
         """One input: a string, token ids or an object."""
         if isinstance(value, InputObject):
             return await self._object(value, instruction)
         if isinstance(value, list):
             return self._tokens(value, instruction)
-        if picture or (value.startswith("data:image/") and ";base64," in value[:80]):
-            return await self._with_pictures(None, [value], instruction)
+        if image or (value.startswith("data:image/") and ";base64," in value[:80]):
+            return await self._with_images(None, [value], instruction)
         return EmbeddingInput(text=value, instruction=instruction)
 
     async def messages(self, messages: Sequence[Message], instruction: str | None) -> Item:
-        """One input of a chat: system texts are the instruction, user texts and pictures the rest."""
+        """One input of a chat: system texts are the instruction, user texts and images the rest."""
         texts: list[str] = []
         told: list[str] = []
-        pictures: list[str] = []
+        images: list[str] = []
         for message in messages:
             parts = (
                 [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
@@ -66,16 +66,16 @@ class InputReader:
                 if isinstance(part, TextPart):
                     (texts if message.role == "user" else told).append(part.text)
                 else:
-                    pictures.append(picture_of(part))
+                    images.append(image_of(part))
         text = "\n".join(texts) or None
-        return await self._with_pictures(text, pictures, "\n".join(told) or instruction)
+        return await self._with_images(text, images, "\n".join(told) or instruction)
 
     async def parts(self, parts: Iterable[Any], instruction: str | None) -> Item:
         """One input of content parts, as Cohere's."""
         parts = list(parts)
         texts = [part.text for part in parts if isinstance(part, TextPart)]
-        pictures = [picture_of(part) for part in parts if not isinstance(part, TextPart)]
-        return await self._with_pictures("\n".join(texts) or None, pictures, instruction)
+        images = [image_of(part) for part in parts if not isinstance(part, TextPart)]
+        return await self._with_images("\n".join(texts) or None, images, instruction)
 
     def task_instruction(self, task: str | None) -> str | None:
         """The model's own instruction for what clients call a query (or a document)."""
@@ -84,9 +84,9 @@ class InputReader:
         return self.prompts.get(kind) or None
 
     async def _object(self, value: InputObject, instruction: str | None) -> Item:
-        pictures = value.images or ([] if value.image is None else [value.image])
-        names = [picture if isinstance(picture, str) else picture.url for picture in pictures]
-        return await self._with_pictures(value.text, names, value.instruction or instruction)
+        images = value.images or ([] if value.image is None else [value.image])
+        names = [image if isinstance(image, str) else image.url for image in images]
+        return await self._with_images(value.text, names, value.instruction or instruction)
 
     def _tokens(self, ids: list[int], instruction: str | None) -> Item:
         if self.tokenizer is None:
@@ -98,18 +98,18 @@ class InputReader:
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return EmbeddingInput(text=text, instruction=instruction)
 
-    async def _with_pictures(self, text: str | None, names: list[str], instruction: str | None) -> Item:
+    async def _with_images(self, text: str | None, names: list[str], instruction: str | None) -> Item:
         if len(names) > self.settings.max_images:
             return Refusal(
                 413, "too_many_images", f"{len(names)} pictures; at most {self.settings.max_images} are accepted"
             )
-        pictures = await asyncio.gather(*map(self._picture, names))
-        refusal = next((picture for picture in pictures if isinstance(picture, Refusal)), None)
-        found = tuple(picture for picture in pictures if isinstance(picture, ImageRef))
+        images = await asyncio.gather(*map(self._image, names))
+        refusal = next((image for image in images if isinstance(image, Refusal)), None)
+        found = tuple(image for image in images if isinstance(image, ImageRef))
         return refusal or EmbeddingInput(text, found, instruction)
 
-    async def _picture(self, name: str) -> ImageRef | Refusal:
-        """A picture by data URI, URL, path below the media root, or bare base64."""
+    async def _image(self, name: str) -> ImageRef | Refusal:
+        """An image by data URI, URL, path below the media root, or bare base64."""
         scheme, separator, _ = name[:32].partition(":")
         if scheme.lower() == "data" and separator:
             try:
@@ -117,16 +117,16 @@ class InputReader:
             except (UserError, ValueError):
                 return Refusal(400, "bad_data_uri", "expected data:image/...;base64,...")
         if scheme.lower() in ("http", "https") and separator:
-            return await self.fetcher.picture(name)
+            return await self.fetcher.image(name)
         if "://" in name[:32]:
             return Refusal(403, "scheme_not_allowed", "only data:, http: and https: are schemes of pictures")
-        if len(name) > 64 and (decoded := _decoded(name)) is not None:  # a picture has more bytes, a path rarely
+        if len(name) > 64 and (decoded := _decoded(name)) is not None:  # an image has more bytes, a path rarely
             return ImageRef(data=decoded)
         return await asyncio.to_thread(read_below, self.settings.media_root, name, self.settings.max_image_bytes)
 
 
-def picture_of(part: ImageUrlPart | ImagePart) -> str:
-    """Where the picture of a content part is."""
+def image_of(part: ImageUrlPart | ImagePart) -> str:
+    """Where the image of a content part is."""
     where = part.image_url if isinstance(part, ImageUrlPart) else part.image
     return where if isinstance(where, str) else where.url
 

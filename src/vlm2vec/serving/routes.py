@@ -48,7 +48,7 @@ router = APIRouter(responses=REFUSALS)
 
 @router.post("/v1/embeddings", responses={200: {"model": EmbeddingResponse}}, tags=["embed"])
 async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-    """OpenAI's embeddings, and pictures in the dialects of vLLM, Jina and Infinity."""
+    """OpenAI's embeddings, and images in the dialects of vLLM, Jina and Infinity."""
     serving = serving_of(request)
     name = serving.check_model(body.model)
     items = await _items(body, serving)
@@ -100,8 +100,8 @@ async def cohere_embed(body: CohereRequest, request: Request) -> Response:
         items = await serving.reader.all(values, instruction, body.images is not None)
     vectors_ND, tokens = await serving.vectors(items, size)
     request.state.facts = {"inputs": len(items), "tokens": tokens}
-    pictures = sum(len(item.images) for item in items if not isinstance(item, Refusal))
-    billed = {"input_tokens": tokens, "images": pictures}
+    images = sum(len(item.images) for item in items if not isinstance(item, Refusal))
+    billed = {"input_tokens": tokens, "images": images}
     return answer(
         {
             "id": str(uuid.uuid4()),

@@ -1,4 +1,4 @@
-"""Requests and answers of `/v1`: OpenAI's embeddings with the picture dialects, ranking, search, health."""
+"""Requests and answers of `/v1`: OpenAI's embeddings with the image dialects, ranking, search, health."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Strict(BaseModel):
 
 
 class Url(Lenient):
-    """Where a picture is: a data URI, an allowed URL, or a path below the media root."""
+    """Where an image is: a data URI, an allowed URL, or a path below the media root."""
 
     url: Text
 
@@ -43,14 +43,14 @@ class TextPart(Lenient):
 
 
 class ImageUrlPart(Lenient):
-    """A picture of a message, as OpenAI's chat and vLLM write it."""
+    """An image of a message, as OpenAI's chat and vLLM write it."""
 
     type: Literal["image_url"]
     image_url: Url | Text
 
 
 class ImagePart(Lenient):
-    """A picture of a message, the short way."""
+    """An image of a message, the short way."""
 
     type: Literal["image"]
     image: Url | Text
@@ -67,7 +67,7 @@ class Message(Lenient):
 
 
 class InputObject(Strict):
-    """One input of text, pictures or both together, as Jina writes it."""
+    """One input of text, images or both together, as Jina writes it."""
 
     text: Text | None = None
     image: Url | Text | None = None
@@ -76,7 +76,7 @@ class InputObject(Strict):
 
 
 Input = Text | list[TokenId] | InputObject
-# A picture of one red pixel, for examples.
+# An image of one red pixel, for examples.
 DOT = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )

@@ -34,16 +34,16 @@ class ServeSettings(BaseModel):
         max_inputs: Inputs of one request.
         max_chars: Characters of one text.
         max_tokens: Tokens of one input, visual ones included.
-        max_images: Pictures of one input.
-        max_pixels: Pixels of one picture.
-        max_image_bytes: Of one encoded picture.
+        max_images: Images of one input.
+        max_pixels: Pixels of one image.
+        max_image_bytes: Of one encoded image.
         max_body_bytes: Of one request.
         timeout: Seconds that a request may take; then 408.
         drain: Seconds that accepted requests may take after SIGTERM.
         result_cache_bytes: Memory of kept vectors; 0 keeps none.
-        picture_cache_bytes: Memory of kept picture features, where the family can keep them.
-        allow_urls: Hosts that pictures may be fetched from; `*.host` allows subdomains. Empty: no URL is fetched.
-        media_root: Folder that paths of pictures are relative to; None: no path is read.
+        image_cache_bytes: Memory of kept image features, where the family can keep them.
+        allow_urls: Hosts that images may be fetched from; `*.host` allows subdomains. Empty: no URL is fetched.
+        media_root: Folder that paths of images are relative to; None: no path is read.
         api_key_file: One key a line; None: no key is asked for.
         rate_limit: Requests a minute for each key (or address, without keys); 0: no limit.
         cors_origins: Web pages that may call this server; empty: none.
@@ -76,7 +76,7 @@ class ServeSettings(BaseModel):
     timeout: float = Field(60.0, gt=0)
     drain: int = Field(30, ge=0)
     result_cache_bytes: int = Field(64 * MIB, ge=0)
-    picture_cache_bytes: int = Field(256 * MIB, ge=0)
+    image_cache_bytes: int = Field(256 * MIB, ge=0)
     allow_urls: tuple[str, ...] = ()
     media_root: Path | None = None
     api_key_file: Path | None = None

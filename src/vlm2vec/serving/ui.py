@@ -17,7 +17,7 @@ from vlm2vec.serving.ui_parts import Answer, SearchPage, fields_line, model_card
 TEMPLATES = Path(__file__).with_name("templates")
 RESULTS = 24
 MOST_RESULTS = 96
-FILE_LIFE = 3600  # seconds that a picture given to the page is kept
+FILE_LIFE = 3600  # seconds that an image given to the page is kept
 FONT = ["system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
@@ -57,7 +57,7 @@ def build_page(searcher: Searcher, title: str, note: str = "") -> gr.Blocks:
                 detail = gr.HTML("", elem_id="detail", js_on_load=script, apply_default_css=False)
                 results = gr.HTML(begin.results, elem_id="results", js_on_load=script, apply_default_css=False)
         shown = [status, detail, results]
-        text, picture, _, where, number = asked
+        text, image, _, where, number = asked
 
         def search(words: str, file: str | None, task: str | None, where: str, number: float) -> list[Any]:
             image = ImageRef(path=file, origin="the picture that was given") if file else None
@@ -69,7 +69,7 @@ def build_page(searcher: Searcher, title: str, note: str = "") -> gr.Blocks:
             return _changes(answers.similar(event.key, int(number), where.strip()))
 
         gr.on([go.click, text.submit, where.submit], search, asked, shown, **ONE_AT_A_TIME, **PRIVATE)
-        picture.upload(search, asked, shown, **ONE_AT_A_TIME, **PRIVATE)
+        image.upload(search, asked, shown, **ONE_AT_A_TIME, **PRIVATE)
         gr.on([detail.click, results.click], act, [where, number], shown, **PRIVATE)
     return page
 
@@ -112,7 +112,7 @@ def _form(answers: SearchPage) -> tuple[list[Any], gr.Button]:
         label="Look for", placeholder="a dog on the beach", lines=1, max_lines=1, autofocus=True, elem_id="text"
     )
     go = gr.Button("Search", variant="primary", elem_id="go")
-    picture = gr.Image(
+    image = gr.Image(
         label="Picture (drop, paste or choose)", type="filepath", sources=["upload", "clipboard"], height=190,
         elem_id="picture", buttons=[],
     )  # fmt: skip
@@ -124,7 +124,7 @@ def _form(answers: SearchPage) -> tuple[list[Any], gr.Button]:
         info=f"Fields: {fields_line(answers.store)}",
     )  # fmt: skip
     number = gr.Slider(4, MOST_RESULTS, RESULTS, step=4, label="Results", elem_id="number")
-    return [text, picture, task, where, number], go
+    return [text, image, task, where, number], go
 
 
 def _theme() -> gr.themes.Base:

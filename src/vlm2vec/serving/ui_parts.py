@@ -15,15 +15,15 @@ import jinja2
 
 from vlm2vec.errors import UserError
 from vlm2vec.jobs.indexing import STATE, thumbnail
-from vlm2vec.jobs.searching import PRESETS, Query, Searcher, picture_ref, with_pictures
+from vlm2vec.jobs.searching import PRESETS, Query, Searcher, image_ref, with_images
 from vlm2vec.jobs.sheet import card_of, name_of
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.vector_store import PICTURE, Hit, VectorStore
+from vlm2vec.retrieval.vector_store import IMAGE, Hit, VectorStore
 
 TEMPLATE = Path(__file__).with_name("templates") / "ui.html.j2"
 LARGE = 960
 MOST_README = 20_000
-HIDDEN = (*STATE, PICTURE)
+HIDDEN = (*STATE, IMAGE)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SearchPage:
 
     def _row(self, key: str) -> Hit | None:
         rows = self.store.fetch([key])
-        return with_pictures(self.store, [Hit(key, 0.0, rows.metadata[0])])[0] if rows.keys else None
+        return with_images(self.store, [Hit(key, 0.0, rows.metadata[0])])[0] if rows.keys else None
 
     def _timed(self, find: Callable[[], list[Hit]], of: str, detail: str | None) -> Answer:
         since = time.perf_counter()
@@ -88,8 +88,8 @@ class SearchPage:
         return Answer(_status(f"{said} · {1000 * (time.perf_counter() - since):.0f} ms"), detail, self._results(hits))
 
     def _results(self, hits: Sequence[Hit]) -> str:
-        with ThreadPoolExecutor(4) as pool:  # decoding pictures is most of the time, and PIL lets others run
-            cards = list(pool.map(card_of, with_pictures(self.store, list(hits))))
+        with ThreadPoolExecutor(4) as pool:  # decoding images is most of the time, and PIL lets others run
+            cards = list(pool.map(card_of, with_images(self.store, list(hits))))
         return _render("results", cards=cards)
 
 
@@ -132,14 +132,14 @@ def _gone(key: str) -> Answer:
 
 
 def _full(hit: Hit) -> str:
-    picture, why = _picture(picture_ref(hit.metadata))
+    image, why = _image(image_ref(hit.metadata))
     facts = {name: value for name, value in hit.metadata.items() if name not in (*HIDDEN, "text")}
     text = str(hit.metadata.get("text", ""))
-    return _render("detail", key=hit.key, name=name_of(hit), picture=picture, why=why, text=text, facts=facts)
+    return _render("detail", key=hit.key, name=name_of(hit), image=image, why=why, text=text, facts=facts)
 
 
-def _picture(image: ImageRef | None) -> tuple[str | None, str]:
-    """A picture as a data URI; or why there is none."""
+def _image(image: ImageRef | None) -> tuple[str | None, str]:
+    """An image as a data URI; or why there is none."""
     if image is None:
         return None, ""
     try:

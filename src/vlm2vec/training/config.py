@@ -75,7 +75,7 @@ class DataSettings(Section):
     """Sets without a weight are drawn by size to this power: 1 by size, 0 all alike."""
     batching: Literal["mixed", "single", "interleaved"] = "interleaved"
     """Each pair from any set; each batch from one set; or each batch of sub-batches from one set each. VLM2Vec-V2
-    found sub-batches of 64 in 1,024 best on pictures (arXiv 2507.04590, table 4)."""
+    found sub-batches of 64 in 1,024 best on images (arXiv 2507.04590, table 4)."""
     sub_batch_size: int = Field(default=64, ge=1)
     """Pairs of a sub-batch over all processes (interleaved); divides `train.batch_size`, or is at least as large."""
     instructions: Literal["original", "diverse"] = "original"
@@ -84,10 +84,10 @@ class DataSettings(Section):
     mask_equal_targets: bool = True
     """Targets equal to a query's positive are not its negatives."""
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """Before the first step every picture is checked; an unreadable one stops the run, or its pairs are left out
+    """Before the first step every image is checked; an unreadable one stops the run, or its pairs are left out
     and counted."""
     num_workers: int = Field(default=0, ge=0)
-    """Processes that prepare batches; 0: in the main process, which suffices where pictures are cached."""
+    """Processes that prepare batches; 0: in the main process, which suffices where images are cached."""
 
 
 class TrainSettings(Section):
@@ -105,7 +105,7 @@ class TrainSettings(Section):
     """So many chunks keep their graph and skip the second forward pass: faster, more memory, same gradient. auto: on
     a GPU as many as its memory takes; elsewhere one, which costs nothing at the peak."""
     reuse_vision: Literal["no", "step", "disk"] = "step"
-    """Where the vision side is frozen: run it twice a step, once a step, or once a picture (features in the cache
+    """Where the vision side is frozen: run it twice a step, once a step, or once an image (features in the cache
     folder, about 3 KB a visual token)."""
     merge_equal: bool = True
     """Equal inputs of one side of a batch are encoded once. With dropout they then share its mask."""

@@ -14,7 +14,7 @@ from vlm2vec.training.run import read_log, train
 from vlm2vec.training.tiny import write_tiny
 
 STEPS, PAIRS = 2, 8
-FEW_PIXELS = {"min_pixels", "max_pixels", "num_crops", "image_grid_pinpoints", "size"}  # of the real picture settings
+FEW_PIXELS = {"min_pixels", "max_pixels", "num_crops", "image_grid_pinpoints", "size"}  # of the real image settings
 
 
 def dry_run(recipe: Recipe) -> list[dict[str, float]]:

@@ -91,7 +91,7 @@ def mine(
         if (output / name).exists():
             raise UserError(f"{output / name}: is there already; choose another output or delete it")
     embedder = Embedder.from_pretrained(model)
-    embedder.backbone.cache_pictures(cache_folder() / "vision")  # where training and evaluation keep their features
+    embedder.backbone.cache_images(cache_folder() / "vision")  # where training and evaluation keep their features
     means = {}
     for name in names:
         examples = read_train_set(root, name, use_negatives=False)

@@ -21,7 +21,7 @@ from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.golden import write_golden
 from vlm2vec.progress import progress_bar
-from vlm2vec.training.check_images import read_pictures
+from vlm2vec.training.check_images import read_images
 from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
 from vlm2vec.training.report import write_report
@@ -54,7 +54,7 @@ def build_embedder(recipe: Recipe) -> Embedder:
         freeze_other(embedder.backbone.model, towers)
     if settings.gradient_checkpointing:
         embedder.backbone.enable_gradient_checkpointing()
-    embedder.backbone.cache_pictures(cache_folder() / "vision")
+    embedder.backbone.cache_images(cache_folder() / "vision")
     return embedder
 
 
@@ -88,25 +88,25 @@ def _read_set(recipe: Recipe, name: str) -> Sequence[TrainExample]:
     return examples.only(capped(range(len(examples)), cap, recipe.train.seed, name))
 
 
-def check_pictures(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
-    """Reads every picture once before the first step; a frozen encoder's outputs are kept on the way.
+def check_images(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
+    """Reads every image once before the first step; a frozen encoder's outputs are kept on the way.
 
-    Streamed sets are left as they are: a picture of theirs that is unreadable stops the run at its step.
+    Streamed sets are left as they are: an image of theirs that is unreadable stops the run at its step.
 
     Returns:
-        The sets, without the pairs of unreadable pictures where `on_bad_image` is "skip".
+        The sets, without the pairs of unreadable images where `on_bad_image` is "skip".
 
     Raises:
-        UserError: for the first unreadable picture where it is "stop", or if nothing is left of a set.
+        UserError: for the first unreadable image where it is "stop", or if nothing is left of a set.
     """
     streamed = {name: examples for name, examples in sets.items() if isinstance(examples, StreamedSet)}
     if streamed and on_bad_image == "skip":
         raise UserError(f"data.on_bad_image: skip cannot be with sets that are streamed ({', '.join(streamed)})")
     whole = {name: examples for name, examples in sets.items() if name not in streamed}
-    pictures = dict.fromkeys(image for examples in whole.values() for e in examples for image in example_images(e))
+    images = dict.fromkeys(image for examples in whole.values() for e in examples for image in example_images(e))
     bad: dict[ImageRef, UserError] = {}
-    with progress_bar("checking and encoding pictures", len(pictures)) as advance:
-        read_pictures(embedder, pictures, advance, bad if on_bad_image == "skip" else None)
+    with progress_bar("checking and encoding pictures", len(images)) as advance:
+        read_images(embedder, images, advance, bad if on_bad_image == "skip" else None)
     kept = {
         name: [e for e in examples if not any(image in bad for image in example_images(e))]
         for name, examples in whole.items()
@@ -122,7 +122,7 @@ def check_pictures(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
 
 
 def example_images(example: TrainExample) -> Iterable[ImageRef]:
-    """All pictures of a pair and its negatives."""
+    """All images of a pair and its negatives."""
     for item in (example.query, example.target, *example.negatives):
         yield from item.images
 
@@ -145,7 +145,7 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
     last = last_checkpoint(output) if resume else None
     sets = read_sets(recipe)
     embedder = build_embedder(recipe)
-    sets = check_pictures(embedder, sets, recipe.data.on_bad_image)
+    sets = check_images(embedder, sets, recipe.data.on_bad_image)
     if first:
         (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (output / CHECKPOINTS / "recipe.yaml").write_text(dump_recipe(recipe))

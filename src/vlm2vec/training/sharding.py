@@ -53,7 +53,7 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def _use_all(backbone: nn.Module) -> None:
     """Makes every forward pass use every trained parameter outside the language model's layers, by a term of zero.
 
-    A chunk without pictures would leave the gradients of a trained vision side out, and the processes' sums, which are
+    A chunk without images would leave the gradients of a trained vision side out, and the processes' sums, which are
     made of all gradients of a shard at once, would not fit each other.
     """
     model: Any = getattr(backbone, "model")  # noqa: B009

@@ -303,7 +303,7 @@ def trackers(wanted: list[str] | None) -> list[str]:
 
 
 def keep_vision(embedder: Embedder, recipe: Recipe) -> FrozenVision | None:
-    """Sees to it that a frozen vision side runs once a step, or once a picture; None where it cannot be."""
+    """Sees to it that a frozen vision side runs once a step, or once an image; None where it cannot be."""
     how, model = recipe.train.reuse_vision, embedder.backbone.model
     if how == "no" or not FrozenVision.possible(model):
         return None

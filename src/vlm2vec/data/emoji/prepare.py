@@ -27,7 +27,7 @@ from vlm2vec.errors import UserError
 
 DEMO_VERSION = "1.0"  # to be raised with every change of the prepared bytes: an older folder is then rebuilt
 Drawings = Mapping[str, Mapping[str, bytes]]
-Zips = dict[str, dict[str, tasks.Picture]]
+Zips = dict[str, dict[str, tasks.Image]]
 Progress = Callable[[str, int, int], None]
 
 
@@ -221,8 +221,8 @@ def _mend_tone(code: str, source: Source) -> str:
     return re.sub("1f3f[cd]", lambda tone: "1f3fd" if tone[0] == "1f3fc" else "1f3fc", code)
 
 
-def _painter(drawings: Drawings) -> Callable[[tasks.Picture], bytes]:
-    """A function that paints a planned picture as a PNG file, RGB on white, each drawing and picture once."""
+def _painter(drawings: Drawings) -> Callable[[tasks.Image], bytes]:
+    """A function that paints a planned image as a PNG file, RGB on white, each drawing and image once."""
     lanczos, cell = Image.Resampling.LANCZOS, (tasks.CELL, tasks.CELL)
 
     @functools.cache
@@ -233,9 +233,9 @@ def _painter(drawings: Drawings) -> Callable[[tasks.Picture], bytes]:
             return image.convert("RGBA").resize(cell, lanczos)
 
     @functools.cache
-    def paint(picture: tasks.Picture) -> bytes:
-        canvas = Image.new("RGB", (picture.size, picture.size), "white")
-        for key, left, top, side in picture.parts:
+    def paint(image: tasks.Image) -> bytes:
+        canvas = Image.new("RGB", (image.size, image.size), "white")
+        for key, left, top, side in image.parts:
             part = sprite(key) if side == tasks.CELL else sprite(key).resize((side, side), lanczos)
             canvas.paste(part, (left, top), part)
         buffer = io.BytesIO()
@@ -253,23 +253,23 @@ def _write_benchmark(root: Path, drawings: Drawings, entries: list[dict[str, Any
     subsets, zips = tasks.plan_subsets(split), Zips()
     for subset in subsets:
         name = f"train/images_zip/{subset.name}.zip" if subset.split == "train" else "eval/images.zip"
-        zips.setdefault(name, {}).update(subset.pictures)
+        zips.setdefault(name, {}).update(subset.images)
         _write_parquet(root, subset)
     _write_zips(root, zips, _painter(drawings), report)
     _write_json(root / "names.json", {side: sorted({d.name for d in drawn}) for side, drawn in split.items()})
     _write_records(root, subsets, zips)
 
 
-def _write_zips(root: Path, zips: Zips, paint: Callable[[tasks.Picture], bytes], report: Progress) -> None:
+def _write_zips(root: Path, zips: Zips, paint: Callable[[tasks.Image], bytes], report: Progress) -> None:
     number, total = itertools.count(1), sum(map(len, zips.values()))
-    for name, pictures in zips.items():
+    for name, images in zips.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(root / name, "w", zipfile.ZIP_STORED) as archive:
-            for member, picture in pictures.items():
+            for member, image in images.items():
                 # No clock and no platform in it: the same bytes every time.
                 info = zipfile.ZipInfo(member, date_time=(1980, 1, 1, 0, 0, 0))
                 info.create_system, info.external_attr = 3, 0o644 << 16
-                archive.writestr(info, paint(picture))
+                archive.writestr(info, paint(image))
                 report("draw", next(number), total)
 
 
@@ -281,7 +281,7 @@ def _write_parquet(root: Path, subset: tasks.Subset) -> None:
 
 
 def _write_records(root: Path, subsets: list[tasks.Subset], zips: Zips) -> None:
-    """Writes the task table, what each picture shows, and last the manifest of it all."""
+    """Writes the task table, what each image shows, and last the manifest of it all."""
     lines = ["name: emoji-mmeb", "source: {train: train, eval: eval}", "tasks:"]
     for subset in subsets:
         if subset.split != "train":
@@ -289,7 +289,7 @@ def _write_records(root: Path, subsets: list[tasks.Subset], zips: Zips) -> None:
             size = f"num_queries: {len(subset.rows)}, num_candidates: {len(subset.rows[0]['tgt_text'])}"
             lines.append(f"  - {{{what}, scope: local, {size}}}")
     (root / "benchmark.yaml").write_text("\n".join([*lines, ""]), encoding="utf-8")
-    shown = {m: [key for key, *_ in picture.parts] for zipped in zips.values() for m, picture in zipped.items()}
+    shown = {m: [key for key, *_ in image.parts] for zipped in zips.values() for m, image in zipped.items()}
     _write_json(root / "pictures.json", shown)
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     files = {path.relative_to(root).as_posix(): _file_record(path) for path in paths}

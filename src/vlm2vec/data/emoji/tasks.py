@@ -1,6 +1,6 @@
 """The plan of the demo benchmark emoji-mmeb: which emoji are seen or held out, and the rows of its subsets.
 
-Nothing here reads a file or draws a pixel. A picture is planned as the drawings it shows and where; `demo.py`
+Nothing here reads a file or draws a pixel. An image is planned as the drawings it shows and where; `demo.py`
 paints and stores them. So the leak rules (which drawing may occur where) hold or fail on the plan alone.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 Digests = Mapping[str, Mapping[str, str]]
-CELL, CANVAS = 64, 192  # sides of a single drawing and of a composed picture, in pixels
+CELL, CANVAS = 64, 192  # sides of a single drawing and of a composed image, in pixels
 SEEN_VENDORS, HELD_OUT_VENDOR = ("noto", "twemoji"), "fluent"
 TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark",
          "1F3FF": "dark"}  # fmt: skip
@@ -70,8 +70,8 @@ _ALIASES = {"princess": "prince", "mermaid": "merman", "mrs claus": "santa claus
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture to paint: `parts` are (drawing key, left, top, side) on a white square of `size` pixels."""
+class Image:
+    """An image to paint: `parts` are (drawing key, left, top, side) on a white square of `size` pixels."""
 
     name: str
     size: int
@@ -88,50 +88,50 @@ class Emoji:
     tones: tuple[tuple[str, str], ...] = ()
     vendor: str = ""
 
-    def picture(self, code: str = "") -> Picture:
-        """The single picture of this drawing, or of its skin tone with that `code`."""
+    def image(self, code: str = "") -> Image:
+        """The single image of this drawing, or of its skin tone with that `code`."""
         key = f"{self.vendor}-{code or self.code}"
-        return Picture(key, CELL, ((key, 0, 0, CELL),))
+        return Image(key, CELL, ((key, 0, 0, CELL),))
 
 
-# A query, the picture it shows, the right answer's text and picture, and a wrong answer ("" for none).
-Item = tuple[str, Picture | None, str, Picture | None, str]
+# A query, the image it shows, the right answer's text and image, and a wrong answer ("" for none).
+Item = tuple[str, Image | None, str, Image | None, str]
 
 
 @dataclass
 class Subset:
-    """One subset: its rows as in the parquet file, and its pictures by the zip member that holds them."""
+    """One subset: its rows as in the parquet file, and its images by the zip member that holds them."""
 
     name: str
     meta_task: str
     split: str
     rows: list[dict[str, Any]] = field(default_factory=list)
-    pictures: dict[str, Picture] = field(default_factory=dict)
+    images: dict[str, Image] = field(default_factory=dict)
 
-    def path(self, picture: Picture | None) -> str:
-        """Registers `picture` and returns the path that a row names it by ("" for no picture)."""
-        if picture is None:
+    def path(self, image: Image | None) -> str:
+        """Registers `image` and returns the path that a row names it by ("" for no image)."""
+        if image is None:
             return ""
         # The evaluation subsets share one zip, where a single drawing lies in one folder for all of them.
-        train, own = self.split == "train", picture.size == CANVAS
+        train, own = self.split == "train", image.size == CANVAS
         folder = f"{self.name}/Train" if train else self.name if own else "Emoji"
-        self.pictures[f"{folder}/{picture.name}.png"] = picture
-        return f"{'images/' if train else ''}{folder}/{picture.name}.png"
+        self.images[f"{folder}/{image.name}.png"] = image
+        return f"{'images/' if train else ''}{folder}/{image.name}.png"
 
     def add_train(self, items: Iterable[Item]) -> "Subset":
         """Adds a training row for each item."""
-        for query, shown, text, picture, wrong in items:
+        for query, shown, text, image, wrong in items:
             row = {"qry": query, "qry_image_path": self.path(shown), "pos_text": text}
-            row |= {"pos_image_path": self.path(picture), "neg_text": wrong, "neg_image_path": ""}
+            row |= {"pos_image_path": self.path(image), "neg_text": wrong, "neg_image_path": ""}
             self.rows.append(row)
         return self
 
-    def add_eval(self, items: Iterable[Item], pool: Sequence[tuple[str, Picture | None]]) -> "Subset":
+    def add_eval(self, items: Iterable[Item], pool: Sequence[tuple[str, Image | None]]) -> "Subset":
         """Adds a query for each item, over one shared pool with the right answer moved to the front."""
         for query, shown, *gold, _ in items:
-            texts, pictures = zip(gold, *(other for other in pool if other != tuple(gold)), strict=True)
+            texts, images = zip(gold, *(other for other in pool if other != tuple(gold)), strict=True)
             row: dict[str, Any] = {"qry_text": query, "qry_img_path": self.path(shown)}
-            row |= {"tgt_text": list(texts), "tgt_img_path": [self.path(picture) for picture in pictures]}
+            row |= {"tgt_text": list(texts), "tgt_img_path": [self.path(image) for image in images]}
             self.rows.append(row)
         return self
 
@@ -219,7 +219,7 @@ def plan_subsets(split: Mapping[str, Sequence[Emoji]]) -> list[Subset]:
         bases = dict.fromkeys(shown for _, shown, *_ in edits)
         toned = [(text, drawn) for _, _, text, drawn, _ in edits] + [(IMAGE_TARGET, base) for base in bases]
         names = [(drawn.name, None) for drawn in few]
-        images, crops = ([(text, drawn.picture()) for drawn in few] for text in (IMAGE_TARGET, CROP_TARGET))
+        images, crops = ([(text, drawn.image()) for drawn in few] for text in (IMAGE_TARGET, CROP_TARGET))
         naming, finding = _single_items(few)
         vqa, sheets = (plan(few, side, NUM_EVAL // 2) for plan in (_vqa_items, _sheet_items))
         subsets += [
@@ -251,8 +251,8 @@ def _claim(codes: Sequence[str], digests: Digests, seen: set[tuple[str, str]]) -
 
 
 def _single_items(drawings: Iterable[Emoji]) -> tuple[list[Item], list[Item]]:
-    """From picture to name, and from name to picture."""
-    names: list[Item] = [(NAME_QUERY, drawn.picture(), drawn.name, None, "") for drawn in drawings]
+    """From image to name, and from name to image."""
+    names: list[Item] = [(NAME_QUERY, drawn.image(), drawn.name, None, "") for drawn in drawings]
     return names, [(T2I_QUERY.format(text), None, IMAGE_TARGET, shown, "") for _, shown, text, *_ in names]
 
 
@@ -260,39 +260,39 @@ def _edit_items(drawings: Sequence[Emoji], num_bases: int) -> list[Item]:
     bases = _by_hash([drawn for drawn in drawings if drawn.tones], "edit")[:num_bases]
     pairs = [(drawn, tone, code) for drawn in bases for tone, code in drawn.tones]
     pairs.sort(key=lambda pair: _unit("edit", pair[0].vendor, pair[2]))
-    return [(EDIT_QUERY.format(tone), d.picture(), IMAGE_TARGET, d.picture(c), "") for d, tone, c in pairs]
+    return [(EDIT_QUERY.format(tone), d.image(), IMAGE_TARGET, d.image(c), "") for d, tone, c in pairs]
 
 
-def _vqa_items(drawings: Sequence[Emoji], seed: str, num_pictures: int) -> list[Item]:
-    """Pictures of four emoji of one vendor; of each, one question by corner and one by neighbour."""
+def _vqa_items(drawings: Sequence[Emoji], seed: str, num_images: int) -> list[Item]:
+    """Images of four emoji of one vendor; of each, one question by corner and one by neighbour."""
     vendors = sorted({drawn.vendor for drawn in drawings})
     by_vendor = [[drawn for drawn in drawings if drawn.vendor == vendor] for vendor in vendors]
     rng, items, half = random.Random(f"emoji-mmeb/vqa/{seed}"), list[Item](), CANVAS // 2
-    for number in range(num_pictures):
+    for number in range(num_images):
         four, parts = rng.sample(by_vendor[number % len(vendors)], 4), []
         for place, drawn in enumerate(four):
             side = rng.randint(60, 86)
             left, top = (rng.randint(0, half - side) + half * axis for axis in (place % 2, place // 2))
-            parts.append((drawn.picture().name, left, top, side))
-        picture = Picture(f"grid-{number:04d}", CANVAS, tuple(parts))
+            parts.append((drawn.image().name, left, top, side))
+        image = Image(f"grid-{number:04d}", CANVAS, tuple(parts))
         names, corner, gold = [drawn.name for drawn in four], rng.randrange(4), rng.randrange(4)
         near = gold ^ rng.choice((1, 2))  # across or down: bit 0 is the column, bit 1 is the row
         where = SIDES[(gold > near) + 2 * (abs(gold - near) == 2)]
         neighbour = NEIGHBOUR_QUESTION.format(where, names[near])
         for question, answer in ((CORNER_QUESTION.format(CORNERS[corner]), corner), (neighbour, gold)):
             wrong = rng.choice([name for name in names if name != names[answer]])
-            items.append((VQA_QUERY.format(question), picture, names[answer], None, wrong))
+            items.append((VQA_QUERY.format(question), image, names[answer], None, wrong))
     return items
 
 
-def _sheet_items(drawings: Sequence[Emoji], seed: str, num_pictures: int) -> list[Item]:
+def _sheet_items(drawings: Sequence[Emoji], seed: str, num_images: int) -> list[Item]:
     """Sheets of nine emoji with nine names; of each, one expression by label and one by place."""
     rng, items = random.Random(f"emoji-mmeb/sheet/{seed}"), list[Item]()
-    for number in range(num_pictures):
+    for number in range(num_images):
         # A name has at most two drawings, so that eighteen hold nine names.
         nine = list({drawn.name: drawn for drawn in rng.sample(drawings, 18)}.values())[:9]
-        cells = tuple((d.picture().name, CELL * (i % 3), CELL * (i // 3), CELL) for i, d in enumerate(nine))
-        sheet, (label, place) = Picture(f"sheet-{number:04d}", CANVAS, cells), rng.sample(range(9), 2)
-        items.append((LABEL_QUERY.format(nine[label].name), sheet, CROP_TARGET, nine[label].picture(), ""))
-        items.append((PLACE_QUERY.format(PLACES[place]), sheet, CROP_TARGET, nine[place].picture(), ""))
+        cells = tuple((d.image().name, CELL * (i % 3), CELL * (i // 3), CELL) for i, d in enumerate(nine))
+        sheet, (label, place) = Image(f"sheet-{number:04d}", CANVAS, cells), rng.sample(range(9), 2)
+        items.append((LABEL_QUERY.format(nine[label].name), sheet, CROP_TARGET, nine[label].image(), ""))
+        items.append((PLACE_QUERY.format(PLACES[place]), sheet, CROP_TARGET, nine[place].image(), ""))
     return items

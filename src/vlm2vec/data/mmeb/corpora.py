@@ -45,13 +45,13 @@ class Family:
         instruction: Column of a query's instruction, which stands before its text; None: it has none.
         fixed: An instruction that all queries share.
         document: Row of the corpus -> its text; empty: the document is left out.
-        pictures: Folder of the documents' pictures below the data folder; None: documents are texts.
+        images: Folder of the documents' images below the data folder; None: documents are texts.
     """
 
     instruction: str | None = None
     fixed: str | None = None
     document: Callable[[Row], str] = lambda row: _titled(row)
-    pictures: str | None = None
+    images: str | None = None
 
 
 def read_corpus_set(root: Path, name: str, files: Mapping[Part, str]) -> list[EvalQuery]:
@@ -106,14 +106,14 @@ def _query(row: Row, family: Family, where: str) -> EmbeddingInput:
 
 def _document(row: Row, family: Family, media: Media, where: str) -> EmbeddingInput | None:
     text = family.document(row)
-    if family.pictures is None:
+    if family.images is None:
         return EmbeddingInput(text) if text else None
     text = text or f"candidate_id: {_field(row, DOCUMENT_IDS, where)}"
-    return EmbeddingInput(f"{PLACEHOLDER}  {text}", (_first_picture(row, family.pictures, media, where),))
+    return EmbeddingInput(f"{PLACEHOLDER}  {text}", (_first_image(row, family.images, media, where),))
 
 
-def _first_picture(row: Row, folder: str, media: Media, where: str) -> ImageRef:
-    """The first of a product's pictures that is there, by the last part of its address."""
+def _first_image(row: Row, folder: str, media: Media, where: str) -> ImageRef:
+    """The first of a product's images that is there, by the last part of its address."""
     given = row.get("images") or []
     entries = [given] if isinstance(given, dict | str) else given
     addresses = [
@@ -121,10 +121,10 @@ def _first_picture(row: Row, folder: str, media: Media, where: str) -> ImageRef:
         for entry in entries
     ]
     names = [address.split("?")[0].rpartition("/")[2] for address in addresses]
-    found = [media.picture(f"{folder}/{name}", where) for name in names if name]
+    found = [media.image(f"{folder}/{name}", where) for name in names if name]
     if not found:
         raise UserError(f"{where}: field images names no picture")
-    return next((picture for picture in found if picture.exists()), found[0])
+    return next((image for image in found if image.exists()), found[0])
 
 
 def _judgements(file: Path) -> dict[str, dict[str, float]]:
@@ -217,5 +217,5 @@ FAMILIES = {
     # As published: the changed instruction beside the judgements of the original one.
     "InfoSearch": Family(instruction="instruction_changed"),
     "ToolDe": Family(instruction="instruction", document=_tool),
-    "MCMR": Family(fixed=PRODUCT_INSTRUCTION, document=_product, pictures="multi-condition-tasks/MCMR/images"),
+    "MCMR": Family(fixed=PRODUCT_INSTRUCTION, document=_product, images="multi-condition-tasks/MCMR/images"),
 }

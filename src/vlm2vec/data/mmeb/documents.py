@@ -42,8 +42,8 @@ def read_visdoc_set(root: Path, name: str, language: str | None = None) -> list[
     corpus: list[EmbeddingInput] = []
     for where, row in _rows(folder, "corpus", ("corpus-id",)):
         place[str(row["corpus-id"])] = len(corpus)
-        picture = _picture(row, media, f"{where}, document {row['corpus-id']}")
-        corpus.append(EmbeddingInput(f"{PLACEHOLDER} {TARGET_PROMPT}", (picture,)))
+        image = _image(row, media, f"{where}, document {row['corpus-id']}")
+        corpus.append(EmbeddingInput(f"{PLACEHOLDER} {TARGET_PROMPT}", (image,)))
     candidates = tuple(corpus)
     grades: dict[str, dict[int, float]] = {}
     for where, row in _rows(folder, "qrels", ("query-id", "corpus-id", "score")):
@@ -80,15 +80,15 @@ def _rows(folder: Path, part: str, columns: tuple[str, ...]) -> Iterator[tuple[s
         for column in columns:
             if column not in names:
                 raise UserError(f"{file}: column {column} is missing; expected {', '.join(columns)}")
-        # Pictures inside the file are not loaded: their rows are read again when one is decoded.
+        # Images inside the file are not loaded: their rows are read again when one is decoded.
         small = [name for name in names if name != "image"]
         for i, row in enumerate(read_parquet(file, small).to_pylist()):
             yield f"{file}, row {i}", {**row, "image_at": (file, i) if "image" in names else None}
 
 
-def _picture(row: dict[str, Any], media: Media, origin: str) -> ImageRef:
+def _image(row: dict[str, Any], media: Media, origin: str) -> ImageRef:
     """The page: beside the parquet files as `<corpus-id>.png`, else inside them."""
     if row["image_at"] is None:
-        return media.picture(f"{row['corpus-id']}.png", origin)
+        return media.image(f"{row['corpus-id']}.png", origin)
     file, number = row["image_at"]
     return ImageRef(path=str(file), member=f"image[{number}]", origin=origin)

@@ -45,7 +45,7 @@ def read_train_set(
 ) -> list[TrainExample]:
     """Pairs of one set in the MMEB-train layout: `<root>/<name>/original-*.parquet`, or `diverse_instruction-*`.
 
-    Pictures are looked for at `<root>/<path>`, then in `<root>/images_zip/<Set>.zip`; they are not opened.
+    Images are looked for at `<root>/<path>`, then in `<root>/images_zip/<Set>.zip`; they are not opened.
 
     Args:
         root: The data folder.
@@ -128,8 +128,8 @@ class _Texts:
 def _side_texts(row: dict[str, Any], kind: Kind | None, name: str, quirks: Quirks) -> _Texts:
     texts, paths = row["tgt_text"], row["tgt_img_path"]
     if "qry_inst" not in row:
-        by_picture = quirks.identity == "published" and kind == "image_t2i"
-        return _Texts(row["qry_text"], texts, paths if by_picture else [])
+        by_image = quirks.identity == "published" and kind == "image_t2i"
+        return _Texts(row["qry_text"], texts, paths if by_image else [])
     kind = kind or kind_of(row)
     prompts = prompts_of(kind, row, name)
     identities = prompts.identities if quirks.identity == "published" else []
@@ -146,7 +146,7 @@ def write_negatives(root: Path, name: str, negatives: Sequence[Sequence[int]], o
         root: The data folder that `name` was read from.
         name: Folder of the set.
         negatives: For each pair in reading order, the pairs whose positives are its negatives.
-        output: Another data folder; the pictures of `root` are linked into it.
+        output: Another data folder; the images of `root` are linked into it.
     """
     rows = [row for _, row in _rows(root, name, TRAIN_FILES, TRAIN_COLUMNS)]
     texts, paths = ([row[column] for row in rows] for column in ("pos_text", "pos_image_path"))
@@ -157,10 +157,10 @@ def write_negatives(root: Path, name: str, negatives: Sequence[Sequence[int]], o
         ]
     )
     _write_set(output, name, table)
-    for pictures in ("images", "images_zip", "images.zip"):
-        link = output / pictures
-        if (root / pictures).exists() and not link.exists():
-            link.symlink_to((root / pictures).resolve())
+    for images in ("images", "images_zip", "images.zip"):
+        link = output / images
+        if (root / images).exists() and not link.exists():
+            link.symlink_to((root / images).resolve())
 
 
 def write_train_set(root: Path, name: str, rows: Sequence[dict[str, str]]) -> None:
@@ -221,7 +221,7 @@ def _input(
 ) -> EmbeddingInput | None:
     """None where both fields are empty (upstream writes "" for absent)."""
     if not path:
-        # Some published rows (WebQA, EDIS) name a picture that they do not have.
+        # Some published rows (WebQA, EDIS) name an image that they do not have.
         text = (text or "").replace(f"{DANGLING}\n", "").replace(f"{DANGLING} ", "").replace(DANGLING, "")
         return EmbeddingInput(text=text, instruction=instruction) if text else None
-    return EmbeddingInput(text=text or None, images=(media.picture(path, origin),), instruction=instruction)
+    return EmbeddingInput(text=text or None, images=(media.image(path, origin),), instruction=instruction)

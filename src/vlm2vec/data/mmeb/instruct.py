@@ -42,7 +42,7 @@ def prompts_of(kind: Kind, row: dict[str, Any], set_name: str) -> Prompts:
 
 
 def kind_of(row: dict[str, Any]) -> Kind:
-    """A guess for sets that no table names: by which sides have pictures."""
+    """A guess for sets that no table names: by which sides have images."""
     if not any(row["tgt_img_path"]):
         return "image_i2t"
     return "image_i2i_vg" if row["qry_img_path"] else "image_t2i"

@@ -1,4 +1,4 @@
-"""Where the pictures and frames of a data folder lie: as files, or in zips and tars beside them."""
+"""Where the images and frames of a data folder lie: as files, or in zips and tars beside them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_PREFIX = 3
 
 
 class Media:
-    """Finds pictures of one data folder; nothing is opened before it is needed.
+    """Finds images of one data folder; nothing is opened before it is needed.
 
     A path of a row is looked for as a file; in `images_zip/<Set>.zip` of the training layout; in `images.zip`; then in
     every other archive, with up to three leading folders more or less than the row says, as published archives have.
@@ -33,8 +33,8 @@ class Media:
         self._zip = root / "images.zip"
         self._indexes: dict[Path, dict[str, str]] = {}
 
-    def picture(self, path: str, origin: str = "") -> ImageRef:
-        """A reference to the picture of a row; whether it is there is found out later."""
+    def image(self, path: str, origin: str = "") -> ImageRef:
+        """A reference to the image of a row; whether it is there is found out later."""
         head, _, member = path.partition("/")
         train_zip = self.root / "images_zip" / f"{member.split('/')[0]}.zip"
         if head == "images" and train_zip.is_file():
@@ -54,7 +54,7 @@ class Media:
         return ImageRef(path=str(self.root / path), origin=origin)
 
     def frames(self, folder: str, origin: str = "") -> list[ImageRef]:
-        """The pictures in a folder or an archive's folder, in the order of the numbers in their names."""
+        """The images in a folder or an archive's folder, in the order of the numbers in their names."""
         for base in self._bases:
             if (base / folder).is_dir():
                 names = [path.name for path in (base / folder).iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
@@ -68,7 +68,7 @@ class Media:
         return []
 
     def subfolders(self, folder: str) -> list[str]:
-        """Names of the folders in a folder that hold pictures, sorted."""
+        """Names of the folders in a folder that hold images, sorted."""
         for base in self._bases:
             if (base / folder).is_dir():
                 return sorted(path.name for path in (base / folder).iterdir() if path.is_dir())

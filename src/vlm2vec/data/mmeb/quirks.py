@@ -17,8 +17,8 @@ class Quirks(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     identity: Literal["published", "content"] = "published"
-    """What makes two candidates one. "published": text to picture sets by picture (so captions beside the same picture
-    collapse to the first), picture to picture and grounding sets by picture and caption, others by text. "content": by
+    """What makes two candidates one. "published": text to image sets by image (so captions beside the same image
+    collapse to the first), image to image and grounding sets by image and caption, others by text. "content": by
     everything that the model sees."""
 
     whitespace: Literal["published", "plain"] = "published"

@@ -219,8 +219,8 @@ def _moment_seeker(row: Row, reading: Reading) -> EvalQuery:
         query = reading.video(clip(given), f"{ask} {words}")
     elif given.endswith(".jpg"):
         ask = "Select the video clip that aligns with the given text and image:"
-        picture = reading.media.picture(f"{reading.frames}/query_{given}", reading.where)
-        query = with_frames([picture], f"{ask} {words}")
+        image = reading.media.image(f"{reading.frames}/query_{given}", reading.where)
+        query = with_frames([image], f"{ask} {words}")
     else:
         query = EmbeddingInput(f"Find the clip that corresponds to the given text: {words}")
     golds, others = (

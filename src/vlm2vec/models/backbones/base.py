@@ -53,7 +53,7 @@ class Backbone(nn.Module, ABC):
         model: The network; PEFT wraps it in place.
         num_frames: Frames taken of a video, at equal distances.
         quantized: How the weights are kept, where `Embedder.from_pretrained(quantize=...)` changed it.
-        reads_videos: Whether the family has a place for videos; any other sees the frames as pictures.
+        reads_videos: Whether the family has a place for videos; any other sees the frames as images.
     """
 
     name: ClassVar[str]
@@ -77,7 +77,7 @@ class Backbone(nn.Module, ABC):
         """Loads weights and processor from a folder or hub id; `options` are the family's own settings."""
 
     def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
-        """Prompts, token ids and pictures of these inputs as tensors on the CPU; frames of videos are taken here."""
+        """Prompts, token ids and images of these inputs as tensors on the CPU; frames of videos are taken here."""
         return self.collate(self._with_frames(inputs))
 
     def process_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
@@ -85,17 +85,17 @@ class Backbone(nn.Module, ABC):
         return self.collate_each(self._with_frames(inputs))
 
     def _with_frames(self, inputs: Sequence[EmbeddingInput]) -> Sequence[EmbeddingInput]:
-        """The inputs with their videos as pictures, unless the family reads videos."""
+        """The inputs with their videos as images, unless the family reads videos."""
         for item in inputs:
             if item.video is None and VIDEO_PLACEHOLDER in (item.text or ""):
                 raise UserError(f"prompt {(item.text or '')[:60]!r} has {VIDEO_PLACEHOLDER} but no video is given")
         if self.reads_videos:
             return inputs
-        return [item if item.video is None else self._as_pictures(item) for item in inputs]
+        return [item if item.video is None else self._as_images(item) for item in inputs]
 
-    def _as_pictures(self, item: EmbeddingInput) -> EmbeddingInput:
+    def _as_images(self, item: EmbeddingInput) -> EmbeddingInput:
         assert item.video is not None
-        return place_video(item, item.video.sample(self.num_frames).pictures)
+        return place_video(item, item.video.sample(self.num_frames).images)
 
     @abstractmethod
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
@@ -136,8 +136,8 @@ class Backbone(nn.Module, ABC):
         """The settings that `load` needs to build the same model again; saved in `embedder.json`."""
         return {}
 
-    def cache_pictures(self, folder: Path | None = None) -> bool:
-        """Keeps the outputs of a frozen vision encoder by picture content, in `folder` across jobs.
+    def cache_images(self, folder: Path | None = None) -> bool:
+        """Keeps the outputs of a frozen vision encoder by image content, in `folder` across jobs.
 
         Returns:
             False where the family has no encoder whose outputs can be kept.
@@ -146,10 +146,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def save_processor(self, folder: Path) -> None:
-        """Writes tokenizer and picture settings to a checkpoint folder."""
+        """Writes tokenizer and image settings to a checkpoint folder."""
 
     def send_bytes(self) -> bool:
-        """From now on `process` gives pictures as bytes, and the model makes the processor's numbers of them.
+        """From now on `process` gives images as bytes, and the model makes the processor's numbers of them.
 
         Returns:
             False, and nothing changes, where the two would not be the same.

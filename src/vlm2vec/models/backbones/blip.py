@@ -1,6 +1,6 @@
-"""BLIP and BLIP-2: dual encoders whose text side can also look at the picture.
+"""BLIP and BLIP-2: dual encoders whose text side can also look at the image.
 
-Shapes: B examples, N pictures, D embedding dim.
+Shapes: B examples, N images, D embedding dim.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vlm2vec.types import Batch
 class Blip(DualEncoder):
     """BLIP's retrieval model (`BlipForImageTextRetrieval`).
 
-    Settings: `fusion` may also be "feature", as UniIR's BLIP_FF: the text encoder reads the picture by cross attention,
-    and its first state is the vector; a missing text is empty, a missing picture all zeros.
+    Settings: `fusion` may also be "feature", as UniIR's BLIP_FF: the text encoder reads the image by cross attention,
+    and its first state is the vector; a missing text is empty, a missing image all zeros.
     """
 
     name: ClassVar[str] = "blip"
@@ -40,22 +40,22 @@ class Blip(DualEncoder):
         if self.fusion != "feature":
             return super().forward(batch)
         everything = torch.arange(len(batch), device=batch["input_ids"].device)
-        return self.fused(self._text_tensors(batch, everything), self._one_picture_each(batch)).float()
+        return self.fused(self._text_tensors(batch, everything), self._one_image_each(batch)).float()
 
-    def texts(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def text_features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Projected first states of the text encoder, [B, D]."""
         model: Any = self.model
         features: torch.Tensor = model.text_proj(model.text_encoder(**tensors).last_hidden_state[:, 0])
         return features
 
-    def pictures(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def image_features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Projected first states of the vision encoder, [N, D]."""
         model: Any = self.model
         features: torch.Tensor = model.vision_proj(model.vision_model(**tensors).last_hidden_state[:, 0])
         return features
 
     def fused(self, tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
-        """First states of the text encoder that reads the pictures [B, C, H, W], [B, D]."""
+        """First states of the text encoder that reads the images [B, C, H, W], [B, D]."""
         model: Any = self.model
         seen = model.vision_model(pixel_values=pixels).last_hidden_state
         all_seen = torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device)
@@ -67,12 +67,12 @@ class Blip(DualEncoder):
         """By this package's module: sentence-transformers loads another class of the family."""
         st_folder.write_own(folder, prompts)
 
-    def _one_picture_each(self, batch: Batch) -> torch.Tensor:
-        """Pixels [B, C, H, W]; zeros where an example has no picture."""
+    def _one_image_each(self, batch: Batch) -> torch.Tensor:
+        """Pixels [B, C, H, W]; zeros where an example has no image."""
         size = int(self.config.vision_config.image_size)
         parameter = next(self.model.parameters())
         pixels = torch.zeros(len(batch), 3, size, size, device=parameter.device, dtype=parameter.dtype)
-        if given := self._picture_tensors(batch):
+        if given := self._image_tensors(batch):
             counts_B = batch.rows["pixel_values"]
             if int(counts_B.max()) > 1:
                 raise UserError(f"{self.name}: fusion=feature reads one picture an input, got {int(counts_B.max())}")
@@ -83,7 +83,7 @@ class Blip(DualEncoder):
 class Blip2(Blip):
     """BLIP-2's retrieval model (`Blip2ForImageTextRetrieval`): the Q-Former's first states, as in the MMEB paper.
 
-    With `fusion` "feature" the Q-Former reads text and picture together.
+    With `fusion` "feature" the Q-Former reads text and image together.
     """
 
     name: ClassVar[str] = "blip-2"
@@ -94,7 +94,7 @@ class Blip2(Blip):
         """Width of the Q-Former."""
         return int(self.config.qformer_config.hidden_size)
 
-    def texts(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def text_features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """The Q-Former's first state of each text, [B, D]."""
         model: Any = self.model
         embeds = model.embeddings(input_ids=tensors["input_ids"])
@@ -102,8 +102,8 @@ class Blip2(Blip):
         first: torch.Tensor = read.last_hidden_state[:, 0]
         return first
 
-    def pictures(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The Q-Former's first query of each picture, [N, D]."""
+    def image_features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The Q-Former's first query of each image, [N, D]."""
         model: Any = self.model
         seen, all_seen = self._seen(tensors["pixel_values"])
         queries = model.query_tokens.expand(len(seen), -1, -1)
@@ -112,7 +112,7 @@ class Blip2(Blip):
         return first
 
     def fused(self, tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
-        """The Q-Former's first query of each text and picture read together, [B, D]."""
+        """The Q-Former's first query of each text and image read together, [B, D]."""
         model: Any = self.model
         seen, all_seen = self._seen(pixels)
         queries = model.query_tokens.expand(len(seen), -1, -1)

@@ -1,9 +1,9 @@
-"""Dual encoders of transformers: one vector of the text, one of the picture, and their sum for both.
+"""Dual encoders of transformers: one vector of the text, one of the image, and their sum for both.
 
 The MMEB paper scores CLIP, SigLIP, OpenCLIP and BLIP-2 so: the models' own features, added with equal weights, no
 instruction. It is what UniIR calls score fusion.
 
-Shapes: B examples, N pictures, L tokens, D embedding dim.
+Shapes: B examples, N images, L tokens, D embedding dim.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class DualEncoder(Backbone):
 
     Settings (`options` of `load`):
         fusion: "sum" (default) adds the features as they are, "unit" adds their unit vectors.
-        num_frames: Frames taken of a video, which count as its pictures (default 8).
+        num_frames: Frames taken of a video, which count as its images (default 8).
 
-    Instructions and placeholders are left out of the text; several pictures count as their mean.
+    Instructions and placeholders are left out of the text; several images count as their mean.
     """
 
     name: ClassVar[str] = "dual"
@@ -42,7 +42,7 @@ class DualEncoder(Backbone):
 
     def __init__(self, model: nn.Module, tokenizer: Any, images: Any, settings: dict[str, Any]) -> None:
         super().__init__(model)
-        self.tokenizer, self.images, self.settings = tokenizer, images, settings
+        self.tokenizer, self.image_processor, self.settings = tokenizer, images, settings
         config: Any = model.config
         self.config = config
         self.fusion = settings.get("fusion", "sum")
@@ -107,7 +107,7 @@ class DualEncoder(Backbone):
         return PLACEHOLDER.sub(" ", item.text or "").strip()
 
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
-        """Token ids [B, L], which rows have a text, and the tensors of all pictures, packed."""
+        """Token ids [B, L], which rows have a text, and the tensors of all images, packed."""
         texts = [self.words(item) for item in inputs]
         if any(not text and not item.images for text, item in zip(texts, inputs, strict=True)):
             raise UserError("input has an empty text and no picture: nothing to encode")
@@ -119,41 +119,43 @@ class DualEncoder(Backbone):
         has_text = torch.tensor([bool(text) for text in texts])
         mask[~has_text, :1] = 1  # a row without text still has a place, even of a tokenizer that adds no token
         batch = Batch({"input_ids": encoded["input_ids"], "attention_mask": mask, "has_text": has_text})
-        pictures = [image.load() for item in inputs for image in item.images]
-        if pictures:
+        images = [image.load() for item in inputs for image in item.images]
+        if images:
             counts = torch.tensor([len(item.images) for item in inputs])
-            for name, value in self.images(pictures, return_tensors="pt").items():
+            for name, value in self.image_processor(images, return_tensors="pt").items():
                 batch.tensors[name], batch.rows[name] = value, counts
         return batch
 
     def costs(self, batch: Batch) -> list[int]:
-        """Tokens of the text and patches of the pictures."""
+        """Tokens of the text and patches of the images."""
         vision: Any = self.config.vision_config
         patches = (int(getattr(vision, "image_size", 224)) // int(vision.patch_size)) ** 2
         counts = batch.rows.get("pixel_values", torch.zeros(len(batch), dtype=torch.long))
         return [tokens + patches * int(count) for tokens, count in zip(batch.lengths(), counts, strict=True)]
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Sum of an example's text and picture features, not normalised, [B, D]."""
+        """Sum of an example's text and image features, not normalised, [B, D]."""
         rows = batch["has_text"].nonzero().squeeze(1)
         vectors_BD = torch.zeros(len(batch), self.embedding_dim, device=rows.device)
         if len(rows):
-            vectors_BD = vectors_BD.index_add(0, rows, self._scaled(self.texts(self._text_tensors(batch, rows))))
-        if pictures := self._picture_tensors(batch):
+            vectors_BD = vectors_BD.index_add(
+                0, rows, self._scaled(self.text_features(self._text_tensors(batch, rows)))
+            )
+        if images := self._image_tensors(batch):
             counts_B = batch.rows["pixel_values"].to(rows.device)
             owner_N = torch.repeat_interleave(torch.arange(len(counts_B), device=rows.device), counts_B)
-            features_ND = self._scaled(self.pictures(pictures)) / counts_B[owner_N].unsqueeze(1)
+            features_ND = self._scaled(self.image_features(images)) / counts_B[owner_N].unsqueeze(1)
             vectors_BD = vectors_BD.index_add(0, owner_N, features_ND)
         return vectors_BD
 
-    def texts(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def text_features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Features of texts, [B, D]."""
         model: Any = self.model
         features: torch.Tensor = model.get_text_features(**tensors).pooler_output
         return features
 
-    def pictures(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Features of pictures, [N, D]."""
+    def image_features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Features of images, [N, D]."""
         model: Any = self.model
         features: torch.Tensor = model.get_image_features(**tensors).pooler_output
         return features
@@ -163,9 +165,9 @@ class DualEncoder(Backbone):
         raise TypeError("a dual encoder gives vectors, not hidden states")
 
     def save_processor(self, folder: Path) -> None:
-        """Writes tokenizer and picture settings as transformers does."""
+        """Writes tokenizer and image settings as transformers does."""
         self.tokenizer.save_pretrained(folder)
-        self.images.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
     def save_model(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Writes weights and configuration as transformers does: the folder is a model of its own."""
@@ -173,7 +175,7 @@ class DualEncoder(Backbone):
         model.save_pretrained(folder, state_dict=state)
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
-        """Text and picture by its own modules; it has no sum of both and refuses such inputs."""
+        """Text and image by its own modules; it has no sum of both and refuses such inputs."""
         methods = {"text": "get_text_features", "image": "get_image_features"}
         padding = "max_length" if self.config.model_type in FIXED_LENGTH else True
         st_folder.write_two_towers(folder, methods, {"padding": padding, "max_length": self.max_tokens})
@@ -185,7 +187,7 @@ class DualEncoder(Backbone):
         names = [name for name in ("input_ids", "attention_mask") if name in self.tokenizer.model_input_names]
         return {name: batch[name][rows] for name in names}
 
-    def _picture_tensors(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _image_tensors(self, batch: Batch) -> dict[str, torch.Tensor]:
         dtype = next(self.model.parameters()).dtype
         used = {name: batch[name] for name in batch.rows if len(batch[name])}
         return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in used.items()}

@@ -1,6 +1,6 @@
 """`generic`: any vision-language model that transformers loads, with the family's own processor.
 
-Each example is processed on its own. Its token tensors are padded and stacked; everything else (pictures, grids,
+Each example is processed on its own. Its token tensors are padded and stacked; everything else (images, grids,
 sizes) is laid one after another, and `Batch.rows` counts what belongs to whom. That serves every family alike.
 """
 
@@ -23,12 +23,12 @@ from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.backbones.hf_processor import load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
-from vlm2vec.models.prompts import place_video, split_at_pictures
+from vlm2vec.models.prompts import place_video, split_at_images
 from vlm2vec.models.vision.raw_pixels import RAW, SIZES, RawPixels, as_bytes
 from vlm2vec.models.vision.resolution import side_of
 from vlm2vec.types import Batch, EmbeddingInput
 
-SLOT = ImageRef()  # where a video stands among the pictures
+SLOT = ImageRef()  # where a video stands among the images
 TOKEN_TENSORS = (
     "input_ids",
     "attention_mask",
@@ -46,10 +46,10 @@ class Generic(Backbone):
         padding_side: "right" (default) or "left".
         image_backend: "pil" (default) or "torchvision", which is faster and resizes a little differently.
         num_frames: Frames taken of a video (default 8).
-        video: "native" (default) reads a video as the family does, where it does; "pictures" as several pictures.
-        resolution: "low", "mid" or "high": pictures of at most about 336, 672 or 1344 pixels squared, by the means of
-            the family's image processor; or `max_pixels`. Refused where a family's pictures have one size.
-        positions: Rotary positions of pictures, for families that have multimodal ones (the Qwen-VL line). "text": as
+        video: "native" (default) reads a video as the family does, where it does; "images" as several images.
+        resolution: "low", "mid" or "high": images of at most about 336, 672 or 1344 pixels squared, by the means of
+            the family's image processor; or `max_pixels`. Refused where a family's images have one size.
+        positions: Rotary positions of images, for families that have multimodal ones (the Qwen-VL line). "text": as
             text. "vision-start": multimodal where the prompt holds vision-start. "multimodal": always, as a plain
             forward of transformers 5. "auto" (default), resolved when the model is loaded: "text" for weights that
             transformers before 4.47 wrote, whose plain forward knew no other; else "vision-start".
@@ -112,7 +112,7 @@ class Generic(Backbone):
         return dict(self.settings)
 
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
-        """Token tensors [B, L, ...], padded on one side, and the family's picture tensors, packed."""
+        """Token tensors [B, L, ...], padded on one side, and the family's image tensors, packed."""
         return Batch.join(self.collate_each(inputs))
 
     def collate_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
@@ -127,22 +127,22 @@ class Generic(Backbone):
     def send_bytes(self) -> bool:
         """As the base says; families whose processor does more than scale and shift bytes keep numbers."""
 
-        def pixels(picture: Image.Image, as_bytes: bool, count: int = 1) -> torch.Tensor:
+        def pixels(image: Image.Image, as_bytes: bool, count: int = 1) -> torch.Tensor:
             self._as_bytes = as_bytes
-            return self.collate([EmbeddingInput(images=(ImageRef.of(picture),) * count)])["pixel_values"]
+            return self.collate([EmbeddingInput(images=(ImageRef.of(image),) * count)])["pixel_values"]
 
         try:
             grey = [Image.new("RGB", size) for size in SIZES]
             # Rows of different shapes are filled up with zeros in a batch, which as bytes would be black.
-            shapes = {pixels(picture, False, count).shape[1:] for picture in grey for count in (1, 2)}
+            shapes = {pixels(image, False, count).shape[1:] for image in grey for count in (1, 2)}
             self.raw_pixels = RawPixels.of(pixels) if len(shapes) == 1 else None
-        except (KeyError, TypeError, ValueError):  # another name for pictures, a processor that knows no such request
+        except (KeyError, TypeError, ValueError):  # another name for images, a processor that knows no such request
             self.raw_pixels = None
         self._as_bytes = self.raw_pixels is not None
         return self._as_bytes
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Final-norm hidden states [B, L, D]; without pictures, packed tensors have no rows, and models want none."""
+        """Final-norm hidden states [B, L, D]; without images, packed tensors have no rows, and models want none."""
         dtype = next(self.model.parameters()).dtype
         used = {name: tensor for name, tensor in batch.tensors.items() if name not in batch.rows or len(tensor)}
         if self.raw_pixels is not None and "pixel_values" in used:
@@ -153,7 +153,7 @@ class Generic(Backbone):
         return self.model(**tensors, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def save_processor(self, folder: Path) -> None:
-        """Writes tokenizer and picture settings as transformers does."""
+        """Writes tokenizer and image settings as transformers does."""
         self.processor.save_pretrained(folder)
 
     def save_model(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -163,7 +163,7 @@ class Generic(Backbone):
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
         """By its own modules, unless these cannot: they always ask the model for positions and the base for sizes."""
-        start = self._picture_start()
+        start = self._image_start()
         written = self.template.image + self.template.chat
         as_text = self.rope_index is not None and (self.settings.get("positions") == "text" or start not in written)
         other_grid = side_of(self.settings) is not None and hasattr(self.config, "image_grid_pinpoints")
@@ -176,30 +176,30 @@ class Generic(Backbone):
         """The processor's, else the tokenizer's."""
         return getattr(self.processor, "chat_template", None) or self.processor.tokenizer.chat_template or ""
 
-    def _picture_start(self) -> str:
-        """The token before a picture that gives it multimodal positions, see `_positions`; "" where none is needed."""
+    def _image_start(self) -> str:
+        """The token before an image that gives it multimodal positions, see `_positions`; "" where none is needed."""
         start = getattr(self.config, "vision_start_token_id", None)
         return "" if start is None else str(self.processor.tokenizer.convert_ids_to_tokens(start))
 
     def prompt(self, item: EmbeddingInput) -> tuple[str, list[int]]:
-        """What the tokenizer reads, the backbone's image tokens in place, and the pictures' positions in order."""
+        """What the tokenizer reads, the backbone's image tokens in place, and the images' positions in order."""
         if self.template.chat:
             return self.template.render_chat(item, self.processor.tokenizer.special_tokens_map, self.image_token)
-        pieces = split_at_pictures(self.template.render(item))
+        pieces = split_at_images(self.template.render(item))
         prompt = "".join(self.image_token if isinstance(piece, int) else piece for piece in pieces)
         return prompt, [piece for piece in pieces if isinstance(piece, int)]
 
-    def read(self, prompt: str, pictures: list[Any], video: Frames | None = None) -> Mapping[str, Any]:
-        """What the family's processor makes of one prompt, its pictures and its video, as tensors."""
+    def read(self, prompt: str, images: list[Any], video: Frames | None = None) -> Mapping[str, Any]:
+        """What the family's processor makes of one prompt, its images and its video, as tensors."""
         # A prompt that opens with the begin token (chat templates write it) gets no second one, as in transformers.
         opened = prompt.startswith(self.processor.tokenizer.bos_token or "\0")
         more: dict[str, Any] = {"add_special_tokens": False} if opened else {}
         if self._as_bytes:
             more["images_kwargs"] = RAW
         if video is not None:
-            more["videos"] = [[frame.load() for frame in video.pictures]]
+            more["videos"] = [[frame.load() for frame in video.images]]
             more["video_metadata"] = [metadata_of(video)]
-        nested = [pictures] if pictures else None  # several pictures of one prompt, not one each of several
+        nested = [images] if images else None  # several images of one prompt, not one each of several
         output: Mapping[str, Any] = self.processor(text=[prompt], images=nested, return_tensors="pt", **more)
         return output
 
@@ -209,10 +209,10 @@ class Generic(Backbone):
         prompt, order = self.prompt(slotted)
         if video is not None:
             prompt, order = self._with_video_token(prompt, order)
-        pictures = [slotted.images[position].load() for position in order]
+        images = [slotted.images[position].load() for position in order]
         try:
-            output = self.read(prompt, pictures) if video is None else self.read(prompt, pictures, video)
-        except ValueError as error:  # a picture of extreme shape, or the backbone's own image token in the text
+            output = self.read(prompt, images) if video is None else self.read(prompt, images, video)
+        except ValueError as error:  # an image of extreme shape, or the backbone's own image token in the text
             about = ", ".join([repr(prompt[:60]), *map(str, item.images), *([str(item.video)] if video else [])])
             raise UserError(f"{about}: {str(error).splitlines()[0]}") from error
         tensors = {name: value for name, value in output.items() if name in self.accepted}
@@ -223,7 +223,7 @@ class Generic(Backbone):
         return tensors if self.rope_index is None else tensors | {"position_ids": self._positions(tensors)}
 
     def _with_video_token(self, prompt: str, order: list[int]) -> tuple[str, list[int]]:
-        """The first picture's place, which the video has taken, in the family's own words."""
+        """The first image's place, which the video has taken, in the family's own words."""
         pieces = prompt.split(self.image_token)
         place = order.index(0) + 1
         before, after = self.image_token.join(pieces[:place]), self.image_token.join(pieces[place:])

@@ -1,4 +1,4 @@
-"""A family's own processor of transformers, with its pictures made by PIL and without what needs torchvision."""
+"""A family's own processor of transformers, with its images made by PIL and without what needs torchvision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 
 from vlm2vec.errors import UserError
-from vlm2vec.models.vision.resolution import SIDES, picture_settings, side_of
+from vlm2vec.models.vision.resolution import SIDES, image_settings, side_of
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "padding_side": ("right", "left"),
@@ -37,8 +37,8 @@ def load_processor(source: str, common: dict[str, Any], options: dict[str, Any])
     parts = {"image_processor": images, "tokenizer": transformers.AutoTokenizer.from_pretrained(source, **common)}
     names = family.get_attributes()
     kept = [name for name in names if name != "video_processor"]
-    pictures_only: Any = type(family.__name__, (family,), {"get_attributes": classmethod(lambda _: kept)})
-    return pictures_only.from_args_and_dict([parts.get(name) for name in names], saved)
+    images_only: Any = type(family.__name__, (family,), {"get_attributes": classmethod(lambda _: kept)})
+    return images_only.from_args_and_dict([parts.get(name) for name in names], saved)
 
 
 def load_image_processor(source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -66,7 +66,7 @@ def load_image_processor(source: str, common: dict[str, Any], options: dict[str,
     if side is None or ("max_pixels" in options and "max_pixels" in own):
         return images
     settings.pop("max_pixels", None)
-    return load(**picture_settings(images, side))
+    return load(**image_settings(images, side))
 
 
 def _in_words(values: tuple[Any, ...]) -> str:

@@ -18,7 +18,7 @@ NAMES = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_
 
 @dataclass
 class RowsOfPatches:
-    """A picture is written as rows of image tokens, a break token between rows and an end token after the last.
+    """An image is written as rows of image tokens, a break token between rows and an end token after the last.
 
     Attributes:
         tokenizer: Of the folder.
@@ -32,26 +32,26 @@ class RowsOfPatches:
 
     @property
     def image_token(self) -> str:
-        """Stands for a picture in a prompt."""
+        """Stands for an image in a prompt."""
         return str(self.about["image_token"])
 
     def __call__(
         self, text: list[str], images: list[list[Any]] | None, return_tensors: str, **more: Any
     ) -> dict[str, Any]:
-        """Tensors of one prompt and its pictures.
+        """Tensors of one prompt and its images.
 
         Raises:
-            ValueError: if prompt and pictures do not match.
+            ValueError: if prompt and images do not match.
         """
         pieces = text[0].split(self.image_token)
-        pictures = images[0] if images else []
-        if len(pieces) - 1 != len(pictures):
-            raise ValueError(f"found {len(pieces) - 1} {self.image_token} in the text but {len(pictures)} pictures")
+        images = images[0] if images else []
+        if len(pieces) - 1 != len(images):
+            raise ValueError(f"found {len(pieces) - 1} {self.image_token} in the text but {len(images)} pictures")
         pixels: Mapping[str, Any] = {}
         prompt = pieces[0]
-        if pictures:
+        if images:
             side = int(self.about["patch_size"]) * int(self.about["spatial_merge_size"])
-            pixels = self.image_processor(pictures, patch_size=side, return_tensors=return_tensors)
+            pixels = self.image_processor(images, patch_size=side, return_tensors=return_tensors)
             for (height, width), piece in zip(pixels["image_sizes"].tolist(), pieces[1:], strict=True):
                 prompt += self._rows(height // side, width // side) + piece
         return {**self.tokenizer([prompt], return_tensors=return_tensors, **more), **pixels}
@@ -75,7 +75,7 @@ class Mistral3(Generic):
 
     @classmethod
     def load_processor(cls, source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
-        """Tokenizer and picture settings of the folder."""
+        """Tokenizer and image settings of the folder."""
         images = load_image_processor(source, common, options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
         saved, _ = transformers.ProcessorMixin.get_processor_dict(source, revision=common["revision"])

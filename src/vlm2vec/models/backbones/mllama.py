@@ -1,4 +1,4 @@
-"""`mllama`: Llama 3.2 Vision, whose text layers look at pictures by cross attention instead of reading their tokens."""
+"""`mllama`: Llama 3.2 Vision, whose text layers look at images by cross attention instead of reading their tokens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vlm2vec.types import Batch
 
 
 class Mllama(Generic):
-    """As `Generic`; examples with equally many pictures pass the network together.
+    """As `Generic`; examples with equally many images pass the network together.
 
-    Its picture tensors have a place for every example, and a token that sees no picture yet attends to all places
+    Its image tensors have a place for every example, and a token that sees no image yet attends to all places
     alike, those of padding too: only among their like do vectors not depend on batch mates.
     """
 
@@ -29,19 +29,19 @@ class Mllama(Generic):
             return super().hidden_states(Batch({name: batch[name] for name in own}, {}, batch.padded))
         device = batch["input_ids"].device
         counts_B = torch.zeros(len(batch), dtype=torch.long, device=device)
-        with_pictures = batch.rows["aspect_ratio_ids"].to(device).bool()
-        counts_B[with_pictures] = (batch["aspect_ratio_ids"] > 0).sum(dim=1)  # 0 is padding
+        with_images = batch.rows["aspect_ratio_ids"].to(device).bool()
+        counts_B[with_images] = (batch["aspect_ratio_ids"] > 0).sum(dim=1)  # 0 is padding
         places, states = [], []
         for count in sorted(set(counts_B.tolist())):
             places.append((counts_B == count).nonzero().squeeze(1))
             tensors = {name: batch[name][places[-1]] for name in own}
             if count:
-                packed = (counts_B[with_pictures] == count).nonzero().squeeze(1)
+                packed = (counts_B[with_images] == count).nonzero().squeeze(1)
                 tensors |= {name: batch[name][packed, :count] for name in batch.rows}
                 tensors["cross_attention_mask"] = batch["cross_attention_mask"][places[-1], :, :count]
             states.append(super().hidden_states(Batch(tensors, {}, batch.padded)))
         return torch.cat(states)[torch.cat(places).argsort()]
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
-        """By this package's module: there a text beside pictures in a batch attends to their padding."""
+        """By this package's module: there a text beside images in a batch attends to their padding."""
         st_folder.write_own(folder, prompts)

@@ -84,7 +84,7 @@ class OpenClip(DualEncoder):
             model.load_state_dict(renamed(state))
         except RuntimeError as error:
             raise UserError(f"{weights}: does not fit the model ({' '.join(str(error).split())[:200]})") from error
-        images = picture_processor(folder / CONFIG_FILE, about.get("preprocess_cfg", {}), config)
+        images = image_processor(folder / CONFIG_FILE, about.get("preprocess_cfg", {}), config)
         return cls(model.to(dtype), tokenizer, images, options)
 
 
@@ -134,8 +134,8 @@ def clip_config(path: Path, model: dict[str, Any], tokenizer: Any) -> Any:
     )
 
 
-def picture_processor(path: Path, settings: dict[str, Any], config: Any) -> Any:
-    """open_clip's picture settings as transformers' PIL processor.
+def image_processor(path: Path, settings: dict[str, Any], config: Any) -> Any:
+    """open_clip's image settings as transformers' PIL processor.
 
     Raises:
         UserError: for a way of resizing that it does not have.

@@ -1,4 +1,4 @@
-"""`paligemma`: PaliGemma and PaliGemma 2, whose processor refuses an input without a picture."""
+"""`paligemma`: PaliGemma and PaliGemma 2, whose processor refuses an input without an image."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vlm2vec.models.backbones.generic import Generic
 
 
 class PaliGemma(Generic):
-    """As `Generic`; a text alone is written as its processor writes one after pictures: begin token, text, newline."""
+    """As `Generic`; a text alone is written as its processor writes one after images: begin token, text, newline."""
 
     name: ClassVar[str] = "paligemma"
 
-    def read(self, prompt: str, pictures: list[Any], video: Frames | None = None) -> Mapping[str, Any]:
-        """Tensors of one prompt and its pictures."""
-        if pictures or not prompt or self.image_token in prompt:
-            return super().read(prompt, pictures)
+    def read(self, prompt: str, images: list[Any], video: Frames | None = None) -> Mapping[str, Any]:
+        """Tensors of one prompt and its images."""
+        if images or not prompt or self.image_token in prompt:
+            return super().read(prompt, images)
         tokenizer = self.processor.tokenizer
         begun = prompt if prompt.startswith(tokenizer.bos_token) else tokenizer.bos_token + prompt
         output = tokenizer(f"{begun}\n", add_special_tokens=False, return_tensors="pt")

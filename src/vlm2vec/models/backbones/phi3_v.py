@@ -28,13 +28,13 @@ class Phi3VProcessor:
     """The tokenizer and the settings of `phi3_v_parts.tile`."""
 
     tokenizer: Any
-    pictures: dict[str, Any]
+    image_settings: dict[str, Any]
     image_token: ClassVar[str] = "<|image|>"  # noqa: S105
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the tokenizer, and the picture settings as published folders have them."""
+        """Writes the tokenizer, and the image settings as published folders have them."""
         self.tokenizer.save_pretrained(folder)
-        about = {"image_processor_type": "Phi3VImageProcessor", **self.pictures}
+        about = {"image_processor_type": "Phi3VImageProcessor", **self.image_settings}
         (folder / "preprocessor_config.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
@@ -42,9 +42,9 @@ class Phi3Vision(Generic):
     """The network of `phi3_v_parts` and its processor.
 
     Settings (`options` of `load`):
-        num_crops: Most tiles a picture is cut into. Default: what the folder says (4 in Phi-3.5-vision).
+        num_crops: Most tiles an image is cut into. Default: what the folder says (4 in Phi-3.5-vision).
         resolution: "low", "mid" or "high": 1, 4 or 16 tiles of 336 pixels squared; or `max_pixels`.
-        num_frames: Frames taken of a video, each a picture (default 8).
+        num_frames: Frames taken of a video, each an image (default 8).
         padding_side: "right" (default) or "left".
     """
 
@@ -80,14 +80,14 @@ class Phi3Vision(Generic):
             if report["missing_keys"]:
                 raise UserError(f"weight {min(report['missing_keys'])} is missing")
             saved, _ = transformers.BaseImageProcessor.get_image_processor_dict(source, revision=revision)
-            pictures = {name: saved.get(name) or default for name, default in DEFAULTS.items()}
-            pictures["num_crops"] = num_crops or pictures["num_crops"]
-            return cls(model, Phi3VProcessor(_load_tokenizer(source, revision), pictures), options)
+            images = {name: saved.get(name) or default for name, default in DEFAULTS.items()}
+            images["num_crops"] = num_crops or images["num_crops"]
+            return cls(model, Phi3VProcessor(_load_tokenizer(source, revision), images), options)
         except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
             raise UserError(f"{source}: cannot be loaded as a Phi-3 vision model: {first_line(error)}") from error
 
     def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
-        """Texts around pictures, empty ones too, are tokenized one by one, each with what stands before a text."""
+        """Texts around images, empty ones too, are tokenized one by one, each with what stands before a text."""
         ids: list[int] = []
         tiles, sizes = [], []
         for i, piece in enumerate(PLACEHOLDER.split(self.template.render(item))):
@@ -104,7 +104,7 @@ class Phi3Vision(Generic):
         return tensors | ({"pixel_values": torch.cat(tiles), "image_sizes": torch.tensor(sizes)} if tiles else {})
 
     def _tiles(self, image: Any) -> tuple[torch.Tensor, list[int]]:
-        about = self.processor.pictures
+        about = self.processor.image_settings
         try:
             return tile(image.load(), about["num_crops"], about["image_mean"], about["image_std"])
         except ValueError as error:

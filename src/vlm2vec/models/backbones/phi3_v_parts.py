@@ -1,10 +1,10 @@
-"""The network and the pictures of Phi-3-vision and Phi-3.5-vision, whose own code current transformers cannot run.
+"""The network and the images of Phi-3-vision and Phi-3.5-vision, whose own code current transformers cannot run.
 
-picture -> tiles of 336 px and a small copy of the whole -> CLIP ViT -> 2x2 patches merged, rows closed by a separator
+image -> tiles of 336 px and a small copy of the whole -> CLIP ViT -> 2x2 patches merged, rows closed by a separator
 -> projection -> Phi-3 decoder. Tiling as in InternLM-XComposer2-4KHD (arXiv 2404.06512). The names of the modules are
 those of the published weights.
 
-Shapes: B examples, L tokens, T tiles, H x W tiles of one picture, C channels of the vision encoder, D hidden size.
+Shapes: B examples, L tokens, T tiles, H x W tiles of one image, C channels of the vision encoder, D hidden size.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CLIP_L_336 = {  # openai/clip-vit-large-patch14-336, which the published checkpo
 
 
 def tile(image: Image.Image, num_crops: int, mean: list[float], std: list[float]) -> tuple[torch.Tensor, list[int]]:
-    """Cuts a picture into tiles.
+    """Cuts an image into tiles.
 
     The longer side becomes as many tiles as fit while the whole stays within `num_crops`; the shorter one is padded
     with white, half on either side.
@@ -42,7 +42,7 @@ def tile(image: Image.Image, num_crops: int, mean: list[float], std: list[float]
         Normalised pixels [1 + H * W, 3, 336, 336], the small copy of the whole first, and [H, W].
 
     Raises:
-        ValueError: for a picture so thin that no pixel of its shorter side is left.
+        ValueError: for an image so thin that no pixel of its shorter side is left.
     """
     upright = image.width < image.height
     wide = image.transpose(Image.Transpose.TRANSPOSE) if upright else image
@@ -66,7 +66,7 @@ def tile(image: Image.Image, num_crops: int, mean: list[float], std: list[float]
 
 
 def num_tokens(down: int, across: int) -> int:
-    """Tokens of a picture of that many tiles: 12 x 12 a tile, a separator a row, the same of the small copy, one."""
+    """Tokens of an image of that many tiles: 12 x 12 a tile, a separator a row, the same of the small copy, one."""
     return down * 12 * (across * 12 + 1) + 1 + 12 * 13
 
 
@@ -94,7 +94,7 @@ class ImageEmbedding(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
-        """From the tiles of all pictures [T, 3, 336, 336] and their [H, W] to the vectors of all their tokens."""
+        """From the tiles of all images [T, 3, 336, 336] and their [H, W] to the vectors of all their tokens."""
         vision = self.img_processor["vision_model"]
         features = vision(pixel_values, output_hidden_states=True).hidden_states[self.layer][:, 1:]  # no class token
         parts, first = [], 0
@@ -115,7 +115,7 @@ class ImageEmbedding(nn.Module):
 
 
 class Phi3V(Phi3Model):  # type: ignore[misc]
-    """Phi-3 decoder with pictures. Its rotary frequencies are chosen for each example by its own length."""
+    """Phi-3 decoder with images. Its rotary frequencies are chosen for each example by its own length."""
 
     config_class = Phi3VConfig
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"lm_head\."]
@@ -133,7 +133,7 @@ class Phi3V(Phi3Model):  # type: ignore[misc]
         image_sizes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Final-norm states; the pictures' vectors fill the places of `IMAGE_TOKEN_ID` in order."""
+        """Final-norm states; the images' vectors fill the places of `IMAGE_TOKEN_ID` in order."""
         is_image_BL = input_ids == IMAGE_TOKEN_ID
         embeds_BLD = self.embed_tokens(input_ids.masked_fill(is_image_BL, 0))
         if pixel_values is not None:

@@ -16,7 +16,7 @@ class FrameProcessor:
     """Stands where a processor of transformers has its video processor.
 
     Two layouts are known: patches of two frames together (the Qwen-VL line), and one tile a frame (LLaVA-OneVision).
-    Frames have the size that the image processor gives a picture.
+    Frames have the size that the image processor gives an image.
 
     Args:
         images: The family's image processor.
@@ -39,7 +39,7 @@ class FrameProcessor:
         return {"num_frames": self.num_frames}
 
     def __call__(self, videos: list[list[Any]], video_metadata: Any = None, **_: Any) -> dict[str, Any]:
-        """Tensors of one video, a list of pictures."""
+        """Tensors of one video, a list of images."""
         frames = [frame.resize(videos[0][0].size) for frame in videos[0]]  # a folder's frames may differ in size
         if self.temporal_patch_size == 1:
             frames += frames[-1:] * (self.num_frames - len(frames))
@@ -49,7 +49,7 @@ class FrameProcessor:
         output = self.images(frames, return_tensors="pt")
         _, down, across = output["image_grid_thw"][0].tolist()
         steps = len(frames) // self.temporal_patch_size
-        # A picture stands for as many equal frames as a patch holds: of each frame, its own share is taken.
+        # An image stands for as many equal frames as a patch holds: of each frame, its own share is taken.
         share_TJNCSP = output["pixel_values"].view(
             steps, self.temporal_patch_size, down * across, 3, self.temporal_patch_size, -1
         )

@@ -158,9 +158,9 @@ def sentence_transformers(folder: Path) -> Callable[[EmbeddingInput], Stages]:
 
 @torch.inference_mode()
 def _stages_there(model: Any, item: EmbeddingInput) -> Stages:
-    pictures = [picture.load() for picture in item.images]
-    value: Any = {"image": pictures if len(pictures) > 1 else pictures[0]} if pictures else item.text
-    if pictures and item.text:
+    images = [image.load() for image in item.images]
+    value: Any = {"image": images if len(images) > 1 else images[0]} if images else item.text
+    if images and item.text:
         value["text"] = item.text
     try:
         features = model.preprocess([value], prompt=item.instruction)
@@ -177,7 +177,7 @@ def _stages_there(model: Any, item: EmbeddingInput) -> Stages:
     last = None if states is None else states[0][features["attention_mask"][0].bool()][-1].numpy()
     prompt, grid = None, features.get("image_grid_thw")
     if features.get("modality") == "message":
-        messages = _messages(item, pictures)
+        messages = _messages(item, images)
         prompt = model[0].processor.apply_chat_template(messages, tokenize=False)
     positions = None
     if grid is not None and hasattr(getattr(model[0], "model", None), "get_rope_index"):
@@ -186,15 +186,15 @@ def _stages_there(model: Any, item: EmbeddingInput) -> Stages:
     return Stages(output["sentence_embedding"][0].numpy(), prompt, ids, None, pixels, positions, last)
 
 
-def _messages(item: EmbeddingInput, pictures: list[Any]) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+def _messages(item: EmbeddingInput, images: list[Any]) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     content += [{"type": "text", "text": item.text}] if item.text else []
     system = [{"role": "system", "content": [{"type": "text", "text": item.instruction}]}] if item.instruction else []
     return [*system, {"role": "user", "content": content}]
 
 
 def server(url: str, model: str = "vlm2vec", timeout: float = 60.0) -> Callable[[EmbeddingInput], Stages]:
-    """A server that speaks OpenAI's `/v1/embeddings`, pictures as `messages` (as vLLM takes them).
+    """A server that speaks OpenAI's `/v1/embeddings`, images as `messages` (as vLLM takes them).
 
     Args:
         url: Up to and without `/v1/embeddings`.
@@ -208,7 +208,7 @@ def server(url: str, model: str = "vlm2vec", timeout: float = 60.0) -> Callable[
     def ask(item: EmbeddingInput) -> Stages:
         plain = not item.images and not item.instruction
         content: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": _data_uri(picture)}} for picture in item.images
+            {"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in item.images
         ]
         content += [{"type": "text", "text": item.text}] if item.text else []
         system = [{"role": "system", "content": item.instruction}] if item.instruction else []
@@ -239,9 +239,9 @@ def _post(url: str, body: dict[str, Any], timeout: float) -> Any:
         raise UserError(f"{url}: no answer ({error})") from error
 
 
-def _data_uri(picture: ImageRef) -> str:
+def _data_uri(image: ImageRef) -> str:
     encoded = io.BytesIO()
-    picture.load().save(encoded, format="PNG")
+    image.load().save(encoded, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
@@ -260,7 +260,7 @@ def vllm(folder: Path, embedder: Embedder) -> Callable[[EmbeddingInput], Stages]
 
     def ask(item: EmbeddingInput) -> Stages:
         prompt = backbone.prompt(item)[0]
-        media = {"multi_modal_data": {"image": [picture.load() for picture in item.images]}} if item.images else {}
+        media = {"multi_modal_data": {"image": [image.load() for image in item.images]}} if item.images else {}
         output = model.embed([{"prompt": prompt, **media}])[0]
         vector = np.asarray(output.outputs.embedding, dtype=np.float32)
         return Stages(vector, token_ids=list(output.prompt_token_ids))

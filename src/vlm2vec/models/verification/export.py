@@ -105,7 +105,7 @@ class _Tower(nn.Module):
         given = dict(zip(self.names, tensors, strict=True))
         backbone = self.backbone
         if isinstance(backbone, DualEncoder):
-            features = backbone.pictures(given) if "pixel_values" in given else backbone.texts(given)
+            features = backbone.image_features(given) if "pixel_values" in given else backbone.text_features(given)
             return F.normalize(features, dim=-1)
         return F.normalize(backbone(Batch(given)), dim=-1)
 

@@ -46,7 +46,7 @@ def describe(embedder: Embedder, model: str) -> dict[str, str]:
 
 
 def resolution(backbone: Any) -> str:
-    """How large pictures reach the model, as its processor or family says it; "the family's own" where neither does."""
+    """How large images reach the model, as its processor or family says it; "the family's own" where neither does."""
     processor = getattr(getattr(backbone, "processor", None), "image_processor", None)
     settings = {**(processor.to_dict() if processor is not None else {}), **backbone.options()}
     own = ("image_size", "do_resize", "visual_tokens", "image_grid_pinpoints", "max_patches", "num_crops")
@@ -68,7 +68,7 @@ def template_hash(embedder: Embedder) -> str:
 
 
 def _processor_text(backbone: Any) -> str:
-    """Picture and token settings: what transformers saves of a processor, and the family's own options."""
+    """Image and token settings: what transformers saves of a processor, and the family's own options."""
     settings: dict[str, Any] = {"options": backbone.options(), "class": type(backbone).__name__}
     processor = getattr(backbone, "processor", None)
     for name in ("image_processor", "video_processor", "feature_extractor"):

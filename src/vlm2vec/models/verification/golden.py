@@ -18,16 +18,16 @@ GOLDEN_FILE = "golden.safetensors"
 
 
 def golden_inputs() -> list[EmbeddingInput]:
-    """Four texts, two pictures and two of both, the same for every model and version."""
-    pictures = [_gradient(size, phase) for size, phase in (((64, 64), 0), ((96, 48), 1), ((50, 80), 2), ((33, 33), 3))]
+    """Four texts, two images and two of both, the same for every model and version."""
+    images = [_gradient(size, phase) for size, phase in (((64, 64), 0), ((96, 48), 1), ((50, 80), 2), ((33, 33), 3))]
     texts = ["a dog on the beach", "Zürich", "What is left of the tree?", "one two three four five six seven eight"]
     task = "Represent the given image for classification"
     return [
         *(EmbeddingInput(text=text) for text in texts),
-        EmbeddingInput(images=(pictures[0],)),
-        EmbeddingInput(images=(pictures[1],), instruction=task),
-        EmbeddingInput(text="in red", images=(pictures[2],)),
-        EmbeddingInput(text=f"<|image_1|>\n{task}\n", images=(pictures[3],)),
+        EmbeddingInput(images=(images[0],)),
+        EmbeddingInput(images=(images[1],), instruction=task),
+        EmbeddingInput(text="in red", images=(images[2],)),
+        EmbeddingInput(text=f"<|image_1|>\n{task}\n", images=(images[3],)),
     ]
 
 

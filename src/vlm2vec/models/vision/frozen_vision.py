@@ -1,7 +1,7 @@
 """A frozen vision side runs once a step, not twice: its outputs of the first pass serve the second.
 
 With gradient caching every chunk is encoded twice. Where no parameter of the vision side is trained, the second time
-gives the same picture features, so they are kept: of V (vision) and L (language) forward passes, a step then costs
+gives the same image features, so they are kept: of V (vision) and L (language) forward passes, a step then costs
 V + 2 L + backward instead of 2 V + 2 L + backward. On disk they also serve later epochs.
 
 Whether the side is frozen is asked of the result, not of names: features that need no gradient came from frozen
@@ -26,14 +26,14 @@ UNUSED = ("last_hidden_state", "hidden_states", "attentions")  # of its output; 
 
 
 class FrozenVision:
-    """Stands before a model's picture features and keeps them, where they need no gradient.
+    """Stands before a model's image features and keeps them, where they need no gradient.
 
     Args:
         model: A network with a module that has `get_image_features`; PEFT may wrap it.
         store: Keeps features across steps and jobs; None: for the step only.
 
     Attributes:
-        frozen: Whether the features need no gradient; None until the first pictures have passed.
+        frozen: Whether the features need no gradient; None until the first images have passed.
         num_runs: Times that the vision side ran on a chunk.
     """
 
@@ -49,7 +49,7 @@ class FrozenVision:
 
     @staticmethod
     def possible(model: nn.Module) -> bool:
-        """Whether the model makes its picture features in a place where they can be kept."""
+        """Whether the model makes its image features in a place where they can be kept."""
         return any(hasattr(type(module), METHOD) for module in model.modules())
 
     def remove(self) -> None:
@@ -109,7 +109,7 @@ class FrozenVision:
 
 
 def row_keys(batch: Batch) -> list[str]:
-    """What identifies each example's pictures: a hash of its packed tensors; "" for an example without pictures."""
+    """What identifies each example's images: a hash of its packed tensors; "" for an example without images."""
     hashes = [hashlib.blake2b(digest_size=16) for _ in range(len(batch))]
     some = [False] * len(batch)
     for name, counts in sorted(batch.rows.items()):

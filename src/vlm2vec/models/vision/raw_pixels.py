@@ -1,8 +1,8 @@
-"""Pictures as bytes from the workers to the device: a quarter of what the processor's numbers take, and less work.
+"""Images as bytes from the workers to the device: a quarter of what the processor's numbers take, and less work.
 
-After resizing, a family's picture processor computes number = byte * scale + shift, by channel. Which scale and shift,
-and in which layout of patches or tiles, is asked of the processor itself, with a black and a white picture; whether
-that is all it does, with noise. Where it is not (padding that is not a picture's, other steps), pictures stay numbers.
+After resizing, a family's image processor computes number = byte * scale + shift, by channel. Which scale and shift,
+and in which layout of patches or tiles, is asked of the processor itself, with a black and a white image; whether
+that is all it does, with noise. Where it is not (padding that is not an image's, other steps), images stay numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 RAW = {"do_rescale": False, "do_normalize": False}
-"""What tells transformers' picture processors to leave bytes as they are."""
+"""What tells transformers' image processors to leave bytes as they are."""
 SIZES = ((40, 56), (90, 30), (200, 120))
 CLOSE = 2e-6  # numbers are about -2.5 to 2.5 in float32
 Pixels = Callable[[Image.Image, bool], torch.Tensor]
@@ -23,7 +23,7 @@ Pixels = Callable[[Image.Image, bool], torch.Tensor]
 
 @dataclass
 class RawPixels:
-    """Bytes -> the processor's numbers; both tensors broadcast against any picture of the family."""
+    """Bytes -> the processor's numbers; both tensors broadcast against any image of the family."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -33,7 +33,7 @@ class RawPixels:
         """Finds scale and shift; None where the numbers are not made so.
 
         Args:
-            pixels: (picture, whether as bytes) -> what the processor makes of it.
+            pixels: (image, whether as bytes) -> what the processor makes of it.
         """
         found: RawPixels | None = None
         noise = np.random.default_rng(0)
@@ -44,8 +44,8 @@ class RawPixels:
                 found = here
             if here.scale.shape != found.scale.shape or not torch.equal(here.shift, found.shift):
                 return None
-            picture = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
-            wanted, given = pixels(picture, False), pixels(picture, True)
+            image = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
+            wanted, given = pixels(image, False), pixels(image, True)
             if given.dtype is not torch.uint8 or (found.numbers(given) - wanted).abs().max() > CLOSE:
                 return None
         return found

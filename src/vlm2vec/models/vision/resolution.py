@@ -1,4 +1,4 @@
-"""How large pictures reach a model: named sizes, told to each family's image processor in its own words."""
+"""How large images reach a model: named sizes, told to each family's image processor in its own words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def merged(saved: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def side_of(options: Mapping[str, Any]) -> int | None:
-    """The side of a square of as many pixels as a picture may have; None where nothing is said.
+    """The side of a square of as many pixels as an image may have; None where nothing is said.
 
     Raises:
         UserError: for an unknown name, a number that is none, or two bounds at once.
@@ -40,15 +40,15 @@ def side_of(options: Mapping[str, Any]) -> int | None:
     return SIDES[name] if name is not None else math.isqrt(int(most or 0))
 
 
-def picture_settings(processor: Any, side: int) -> dict[str, Any]:
-    """What an image processor is told so that a picture has at most about side x side pixels.
+def image_settings(processor: Any, side: int) -> dict[str, Any]:
+    """What an image processor is told so that an image has at most about side x side pixels.
 
     Args:
         processor: An image processor of transformers, as its folder has it.
         side: See `side_of`.
 
     Raises:
-        UserError: for a processor that makes one size of every picture.
+        UserError: for a processor that makes one size of every image.
     """
     about = processor.to_dict()
     size = dict(about.get("size") or {})

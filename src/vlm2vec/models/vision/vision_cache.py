@@ -1,4 +1,4 @@
-"""Outputs of a frozen vision encoder, kept by picture content: a picture passes through the encoder once a job.
+"""Outputs of a frozen vision encoder, kept by image content: an image passes through the encoder once a job.
 
 On disk, a cache is a folder of safetensors shards named after the encoder's fingerprint, so features of other
 weights, another input size or another pooling are never mixed up. Shards are written beside and renamed; two
@@ -23,7 +23,7 @@ from vlm2vec.media.images import ImageRef
 
 T = TypeVar("T")
 ENCODE_BATCH = 8  # activations of a convolutional encoder then stay in the processor's cache
-SHARD_PICTURES = 2048
+SHARD_IMAGES = 2048
 FLUSH_BYTES = 256 * 2**20
 
 
@@ -35,10 +35,10 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 class VisionCache:
-    """Features by picture content, in memory and, where a folder is given, on disk.
+    """Features by image content, in memory and, where a folder is given, on disk.
 
     Args:
-        encode: The frozen encoder: pictures -> features [N, T, C].
+        encode: The frozen encoder: images -> features [N, T, C].
         fingerprint: Identifies weights, input size and pooling of that encoder.
         folder: Parent of the shards; None keeps the features of this job in memory only.
     """
@@ -59,7 +59,7 @@ class VisionCache:
                 self._register(shard)
 
     def features(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Features of these pictures in order, [N, T, C] float16; what is missing is encoded and kept."""
+        """Features of these images in order, [N, T, C] float16; what is missing is encoded and kept."""
         self._fill(images)
         return torch.stack([self._get(self._digest(image)) for image in images])
 
@@ -69,15 +69,15 @@ class VisionCache:
         progress: Callable[[int], None] = lambda done: None,
         on_error: Callable[[ImageRef, UserError], None] | None = None,
     ) -> None:
-        """Encodes every distinct picture that is not there yet, flushing to disk as it goes.
+        """Encodes every distinct image that is not there yet, flushing to disk as it goes.
 
         Args:
-            images: Pictures, repeats allowed.
-            progress: Called with how many pictures were looked at since the last call.
-            on_error: Receives unreadable pictures; without it the first one raises.
+            images: Images, repeats allowed.
+            progress: Called with how many images were looked at since the last call.
+            on_error: Receives unreadable images; without it the first one raises.
 
         Raises:
-            UserError: for an unreadable picture, where `on_error` is None.
+            UserError: for an unreadable image, where `on_error` is None.
         """
         for part in chunks(dict.fromkeys(images), ENCODE_BATCH):
             try:
@@ -112,7 +112,7 @@ class VisionCache:
             # A clone each: a view would keep the whole batch alive.
             self._memory.update({digest: row.clone() for (digest, _), row in zip(part, features, strict=True)})
             self.num_encoded += len(part)
-            if len(self._memory) >= SHARD_PICTURES:
+            if len(self._memory) >= SHARD_IMAGES:
                 self.flush()
 
     def _fill_readable(self, images: Sequence[ImageRef], on_error: Callable[[ImageRef, UserError], None]) -> None:
@@ -145,7 +145,7 @@ class VisionCache:
 
 
 class FeatureStore:
-    """What a frozen vision side made of each example's pictures.
+    """What a frozen vision side made of each example's images.
 
     Args:
         folder: Parent of the shards.
@@ -164,7 +164,7 @@ class FeatureStore:
             self._register(shard)
 
     def get_rows(self, keys: Sequence[str]) -> Any:
-        """The output for these examples ("" has no pictures), put together; None where any of them is missing."""
+        """The output for these examples ("" has no images), put together; None where any of them is missing."""
         if any(key and key not in self._memory and key not in self._shard_of for key in keys):
             return None
         rows = [self._row(key) for key in keys if key]
@@ -232,7 +232,7 @@ def split_output(output: Any, counts: dict[str, torch.Tensor], num_rows: int) ->
     """Each example's part of a vision side's output, by path; None where the parts cannot be told apart.
 
     Args:
-        output: A tensor, or fields that are tensors, lists of one tensor a picture, or lists of such by level.
+        output: A tensor, or fields that are tensors, lists of one tensor an image, or lists of such by level.
         counts: Rows of each packed input tensor that belong to each example, shape [B] each.
         num_rows: Examples, B.
     """

@@ -1,4 +1,4 @@
-"""What the vision encoder's own classifier sees in a part of a picture, as words that the language model knows.
+"""What the vision encoder's own classifier sees in a part of an image, as words that the language model knows.
 
 EfficientNet-Lite0 comes with a classifier of the 1,000 ImageNet classes. Each class has a name, and the language model
 an input vector for every word of it: so a visual token can begin as the words for what is there, before anything was

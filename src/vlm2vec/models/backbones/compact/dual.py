@@ -1,11 +1,11 @@
 """`compact-dual`: a CLIP-style dual encoder of the same pretrained parts as `compact`, the baseline beside it.
 
-picture -> EfficientNet-Lite0 (frozen) -> projector -> mean of the visual tokens -> head
+image -> EfficientNet-Lite0 (frozen) -> projector -> mean of the visual tokens -> head
 text    -> first layers of SmolLM2 -> last token -> head
 
 An input with both has the sum of the two unit vectors, as the MMEB paper scores its baselines.
 
-Shapes: B examples, N pictures, T visual tokens, D embedding dim.
+Shapes: B examples, N images, T visual tokens, D embedding dim.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 from vlm2vec.models.backbones.compact.model import MAX_TEXT_TOKENS, Compact, CompactModel
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import last_token
-from vlm2vec.models.prompts import split_at_pictures
+from vlm2vec.models.prompts import split_at_images
 from vlm2vec.types import Batch, EmbeddingInput
 
 
@@ -36,16 +36,16 @@ class DualModel(nn.Module):
         self.image_head = nn.Linear(dim, dim)
         self.text_head = compact.head
 
-    def texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Unit vectors of texts, [B, D]; zero for a row that holds the end token only."""
         output: Any = self.language_model(input_ids=input_ids, attention_mask=attention_mask)
         text_BD = F.normalize(self.text_head(last_token(output.last_hidden_state, attention_mask)), dim=-1)
         return text_BD * (attention_mask.sum(dim=1, keepdim=True) > 1)
 
-    def pictures(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Unit vectors of pictures from their visual tokens [N, T, 1480], [N, D]."""
+    def image_features(self, visual_tokens: torch.Tensor) -> torch.Tensor:
+        """Unit vectors of images from their visual tokens [N, T, 1480], [N, D]."""
         return F.normalize(
-            self.image_head(self.projector(image_features.to(self.image_head.weight.dtype)).mean(dim=1)), dim=-1
+            self.image_head(self.projector(visual_tokens.to(self.image_head.weight.dtype)).mean(dim=1)), dim=-1
         )
 
     def forward(
@@ -55,11 +55,11 @@ class DualModel(nn.Module):
         image_features: torch.Tensor | None,
         owner_N: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Sum of an example's text and picture vectors, [B, D]; `owner_N` says whose each picture is."""
-        text_BD = self.texts(input_ids, attention_mask)
+        """Sum of an example's text and image vectors, [B, D]; `owner_N` says whose each image is."""
+        text_BD = self.text_features(input_ids, attention_mask)
         if image_features is None or owner_N is None or not len(image_features):
             return text_BD
-        return text_BD.index_add(0, owner_N, self.pictures(image_features).to(text_BD.dtype))
+        return text_BD.index_add(0, owner_N, self.image_features(image_features).to(text_BD.dtype))
 
 
 class CompactDual(Compact):
@@ -98,8 +98,8 @@ class CompactDual(Compact):
         raise TypeError("a dual encoder gives vectors, not hidden states")
 
     def _token_ids(self, item: EmbeddingInput) -> list[int]:
-        """The words of the prompt without its pictures, and the end token."""
-        pieces = split_at_pictures(self.template.render(item))
+        """The words of the prompt without its images, and the end token."""
+        pieces = split_at_images(self.template.render(item))
         words = " ".join(piece.strip() for piece in pieces if isinstance(piece, str)).strip()
         ids = self.tokenizer(words, add_special_tokens=False, truncation=True, max_length=MAX_TEXT_TOKENS)
         return [*ids["input_ids"], self.tokenizer.eos_token_id]

@@ -1,10 +1,10 @@
 """`compact`: the built-in small VLM, LLaVA-shaped, made of pretrained parts that need no hub.
 
-picture -> EfficientNet-Lite0 (frozen) -> projector, with the words of the classes that the encoder itself sees
+image -> EfficientNet-Lite0 (frozen) -> projector, with the words of the classes that the encoder itself sees
         -> first layers of SmolLM2-135M-Instruct -> last token.
 This project pretrained them together (`pretraining.pretrain`, recipes/pretrain-compact.yaml) and ships the result.
 
-Shapes: B examples, L tokens, T visual tokens a picture, D embedding dim.
+Shapes: B examples, L tokens, T visual tokens an image, D embedding dim.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.backbones.compact.class_words import ClassWords
 from vlm2vec.models.backbones.compact.parts import VISION_DIM, EfficientNetLite, load_language
 from vlm2vec.models.last_layer import by_token
-from vlm2vec.models.prompts import order_of_pictures, split_at_pictures
+from vlm2vec.models.prompts import order_of_images, split_at_images
 from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import Batch, EmbeddingInput
 
@@ -121,8 +121,8 @@ class Compact(Backbone):
 
     Settings (`options` of `load`):
         num_layers: Layers of the language model, 1 to 30 (default 4: trains on two cores in minutes).
-        visual_tokens: Tokens a picture, 4, 9 or 16 (default 9).
-        image_size: Side in pixels that pictures are squashed to (default 192).
+        visual_tokens: Tokens an image, 4, 9 or 16 (default 9).
+        image_size: Side in pixels that images are squashed to (default 192).
     """
 
     name: ClassVar[str] = "compact"
@@ -145,7 +145,7 @@ class Compact(Backbone):
         language, tokenizer = load_language(settings["num_layers"], dtype)
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
         model = CompactModel(vision, make_projector(vision, language, tokenizer), language).to(dtype)
-        model.vision.float()  # its pictures come in float32, and its features must not depend on the rest's dtype
+        model.vision.float()  # its images come in float32, and its features must not depend on the rest's dtype
         _load_pretrained(model, settings["num_layers"])
         return cls(model, tokenizer, settings)
 
@@ -159,7 +159,7 @@ class Compact(Backbone):
         return dict(self.settings)
 
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
-        """Token ids (left-aligned) and the visual features of all pictures, packed one after another."""
+        """Token ids (left-aligned) and the visual features of all images, packed one after another."""
         rows = [self._token_ids(item) for item in inputs]
         length = max(map(len, rows))
         input_ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -167,7 +167,7 @@ class Compact(Backbone):
         for i, row in enumerate(rows):
             input_ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
-        orders = [order_of_pictures(self.template.render(item)) for item in inputs]
+        orders = [order_of_images(self.template.render(item)) for item in inputs]
         images = [item.images[place] for item, order in zip(inputs, orders, strict=True) for place in order]
         batch = Batch({"input_ids": input_ids, "attention_mask": mask})
         if images:
@@ -185,13 +185,13 @@ class Compact(Backbone):
         model: Any = self.model
         return [*by_token(model.language_model.layers[-1]), model.head]
 
-    def cache_pictures(self, folder: Path | None = None) -> bool:
-        """Keeps visual features by picture content; the encoder is always frozen here."""
+    def cache_images(self, folder: Path | None = None) -> bool:
+        """Keeps visual features by image content; the encoder is always frozen here."""
         self.vision_cache = VisionCache(self.vision, self.vision.fingerprint(), folder)
         return True
 
     def save_processor(self, folder: Path) -> None:
-        """Writes the tokenizer; the picture settings are in `options`."""
+        """Writes the tokenizer; the image settings are in `options`."""
         self.tokenizer.save_pretrained(folder)
 
     def _features(self, images: list[Any]) -> torch.Tensor:
@@ -203,9 +203,9 @@ class Compact(Backbone):
         return torch.cat(parts)
 
     def _token_ids(self, item: EmbeddingInput) -> list[int]:
-        """Text ids, `visual_tokens` image ids a picture, and the end token, whose state is the embedding."""
+        """Text ids, `visual_tokens` image ids an image, and the end token, whose state is the embedding."""
         ids: list[int] = []
-        for piece in split_at_pictures(self.template.render(item)):
+        for piece in split_at_images(self.template.render(item)):
             if isinstance(piece, int):
                 ids += [self.config.vocab_size] * self.settings["visual_tokens"]
             else:

@@ -56,8 +56,8 @@ class EfficientNetLite(nn.Module):
     Batch norms are folded into the convolutions in front of them (same numbers, less time).
 
     Args:
-        image_size: Side in pixels that pictures are resized to (squashed, the whole picture is seen).
-        num_tokens: Visual tokens a picture; a square number.
+        image_size: Side in pixels that images are resized to (squashed, the whole image is seen).
+        num_tokens: Visual tokens an image; a square number.
     """
 
     def __init__(self, image_size: int, num_tokens: int) -> None:
@@ -71,11 +71,11 @@ class EfficientNetLite(nn.Module):
         self.eval()
 
     def fingerprint(self) -> str:
-        """Changes whenever the features of a picture would."""
+        """Changes whenever the features of an image would."""
         return f"efficientnet-lite0-{VISION_SHA256[:12]}-{self.image_size}px-{self.side**2}tokens-{VISION_DIM}"
 
     def forward(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Pictures -> features [N, T, 1480]; the T tokens run row by row from the top left."""
+        """Images -> features [N, T, 1480]; the T tokens run row by row from the top left."""
         size = (self.image_size, self.image_size)
         pixels = [np.asarray(image.load().resize(size, Image.Resampling.BICUBIC)) for image in images]
         # (x - 127) / 128: what the published weights were trained with.
