@@ -23,8 +23,9 @@ def test_every_family_is_on_the_page_with_its_file():
         rows = [row for row in table_rows() if f"`{family}`" in row.split("|")[1]]
         assert len(rows) == 1, family
         path = {**BACKBONES, **BUILT_IN}.get(family, "generic:")
-        assert f"`{path.rpartition('.')[2].partition(':')[0]}.py`" in rows[0], family
-    for name in re.findall(r"`(\w+\.py)`", "".join(table_rows())):
+        file = path.partition(":")[0].removeprefix("vlm2vec.models.backbones.").replace(".", "/")
+        assert f"`{file}.py`" in rows[0], family
+    for name in re.findall(r"`([\w/]+\.py)`", "".join(table_rows())):
         assert (BACKBONE_FILES / name).is_file()
 
 

@@ -250,7 +250,8 @@ def test_an_address_that_leads_nowhere_is_one_line_and_makes_nothing(uri: str, p
 KILLED = """
 import os, signal, sys
 import numpy as np
-from vlm2vec.retrieval.vector_store import StoreFacts, open_store
+from vlm2vec.retrieval.open import open_store
+from vlm2vec.retrieval.vector_store import StoreFacts
 store = open_store(sys.argv[1], StoreFacts("toy", "abc", 16))
 for part in range(100):
     store.upsert([f"{part}-{i}" for i in range(50)], np.eye(50, 16, dtype=np.float32) + 0.1, [{"part": part}] * 50)

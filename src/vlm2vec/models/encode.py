@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -27,10 +27,8 @@ import torch.nn.functional as F
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import VideoRef
+from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.types import Batch, EmbeddingInput, content_key, cut_by_tokens
-
-if TYPE_CHECKING:
-    from vlm2vec.models.embedder import Embedder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,6 +52,35 @@ class EncodeOptions(TypedDict, total=False):
     workers: int | None
     on_error: Callable[[int, UserError], None] | None
     progress: Callable[[int], None]
+
+
+class EncodingModel(Protocol):
+    """What the pipeline needs of a model; an `Embedder` is one."""
+
+    backbone: Backbone
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        ...
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of a vector, D."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Switches dropout on or off."""
+        ...
+
+    def eval(self) -> Any:
+        """Switches dropout off."""
+        ...
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Unit vectors of a batch, [N, D]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +134,7 @@ class Pipeline:
         settings: See `Embedder.encode`.
     """
 
-    def __init__(self, embedder: Embedder, settings: EncodeSettings) -> None:
+    def __init__(self, embedder: EncodingModel, settings: EncodeSettings) -> None:
         if settings.truncate_dim is not None and settings.truncate_dim > embedder.embedding_dim:
             raise UserError(f"truncate_dim {settings.truncate_dim}: expected 1 to {embedder.embedding_dim}")
         self.embedder, self.settings = embedder, settings

@@ -1,0 +1,62 @@
+"""Writes files and folders whole or not at all: to a temporary name beside the target, then renamed.
+
+    with replacing(path) as beside:
+        save_file(tensors, beside)
+
+A reader never sees half a file, and a process that is killed leaves the previous version in place.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the target's folder and renames it to `path` when the block ends.
+
+    Whatever was at `path` is replaced: a file, or a folder. Parent folders are created. If the block raises, the
+    temporary file or folder is removed and `path` keeps its previous content.
+
+    Args:
+        path: The target.
+
+    Yields:
+        A path that does not exist yet, with the target's suffix (some writers choose the format by it). The block must
+        create a file or a folder there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{TEMPORARY}{path.suffix}")
+    try:
+        yield beside
+        if path.is_dir() and beside.is_dir():
+            shutil.rmtree(path)
+        beside.replace(path)
+    finally:
+        _remove(beside)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON with a final line break, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
