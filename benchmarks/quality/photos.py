@@ -1,5 +1,5 @@
 """The VLM beside a dual encoder of the same parts on photographs, and what each choice of training does: the tables of
-docs/results.md, in one command. Every run is kept; started again, it goes on where it stopped.
+docs/explain/results.md, in one command. Every run is kept; started again, it goes on where it stopped.
 
     python benchmarks/quality/photos.py --data photos-mmeb --output runs/quality [--stage ablate] [--seeds 0 1 2]
 

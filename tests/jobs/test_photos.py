@@ -53,7 +53,7 @@ def test_a_folder_of_photographs_is_indexed_and_searched_by_the_lines_of_the_rea
     assert len(hits) == 10 and [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
     itself = json.loads(typed("search", "--image", "dress.jpg", "--store", "photos.lance", "-k", "1", "--json"))
     assert Path(itself[0]["key"]).read_bytes() == Path("dress.jpg").read_bytes() and itself[0]["score"] > 0.999
-    page = next(text for text in (ROOT / "docs/search.md").read_text().splitlines() if "--html" in text)
+    page = next(text for text in (ROOT / "docs/guides/search.md").read_text().splitlines() if "--html" in text)
     typed(*shlex.split(page)[1:])
     assert Path("results.html").read_text().count("data:image/jpeg;base64,") == 11
     for image in sorted(Path("photos").iterdir())[:3]:

@@ -9,7 +9,7 @@ from vlm2vec.models.checkpoints import known
 from vlm2vec.models.registry import BACKBONES, BUILT_IN
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/backbones.md").read_text()
+PAGE = (ROOT / "docs/reference/backbones.md").read_text()
 BACKBONE_FILES = ROOT / "src/vlm2vec/models/backbones"
 EXAMPLE = BACKBONE_FILES / "mistral3.py"
 

@@ -177,7 +177,7 @@ def test_verify_finds_the_vectors_of_a_server_equal(server: Server) -> None:
 def curl_lines() -> list[str]:
     """The commands of the pages that ask a server, continued lines joined."""
     found = []
-    for page in (ROOT / "README.md", ROOT / "docs/serving.md"):
+    for page in (ROOT / "README.md", ROOT / "docs/guides/serving.md"):
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
             found += [line for line in block.replace("\\\n", "").splitlines() if line.startswith("curl ")]
     return found

@@ -29,7 +29,7 @@ def serve(
     max_batch_tokens: Annotated[int, typer.Option(help="Token budget of a forward pass.")] = 4096,
     max_queue: Annotated[int, typer.Option(help="Inputs that may wait; more get 429.")] = 1024,
     timeout: Annotated[float, typer.Option(help="Seconds a request may take; then 408.")] = 60.0,
-    limit: Annotated[list[str] | None, typer.Option(help="Any other limit, key=value; docs/serving.md.")] = None,
+    limit: Annotated[list[str] | None, typer.Option(help="Any other limit, key=value; docs/guides/serving.md.")] = None,
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
