@@ -39,7 +39,8 @@ def evaluate(
     address: AddressOption = None,
     allow_pickle: PickleOption = False,
     switch: Annotated[
-        list[str] | None, typer.Option(help="How rows become inputs, such as identity=content; see docs/guides/mmeb.md.")
+        list[str] | None,
+        typer.Option(help="How rows become inputs, such as identity=content; see docs/guides/mmeb.md."),
     ] = None,
 ) -> None:
     """Score a model on a benchmark; writes results.json, a Markdown table, a leaderboard file and an HTML report."""
