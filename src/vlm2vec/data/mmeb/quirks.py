@@ -1,6 +1,7 @@
 """Oddities of the published data and of the evaluator that published scores come from, each a named switch.
 
-The default is what published scores used. What is fixed instead of reproduced is listed in docs/guides/mmeb.md, with the test
+The default is what published scores used. What is fixed instead of reproduced is listed in
+docs/guides/mmeb.md, with the test
 that states it.
 """
 
