@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny.fixtures import tiny_vlm  # noqa: F401
+from tiny.models import FAMILIES
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
 from vlm2vec.media.images import ImageRef
@@ -52,6 +53,10 @@ def gradient(embedder: Embedder, batch: Batch, vision: FrozenVision | None, kept
     if vision:
         vision.forget()
     return {n: p.grad.clone() for n, p in embedder.named_parameters() if p.grad is not None}
+
+
+def fingerprint(embedder: Embedder, precision: str = "float32") -> str:
+    return vision_fingerprint(embedder.backbone.model, embedder.backbone.language_parts(), precision)
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], **tolerance: float) -> None:
@@ -121,12 +126,12 @@ def test_features_on_disk_serve_another_job_in_other_batches(
     embedder = build(tiny_vlm(family), dropout=0.0)
     batch = batch_of(embedder)
     plain = gradient(embedder, batch, None)
-    finger = vision_fingerprint(embedder.backbone.model, "float32")
+    finger = fingerprint(embedder)
     store = FeatureStore(tmp_path, finger)
     gradient(embedder, batch, FrozenVision(embedder.backbone.model, store))
     store.flush()
     again = build(tiny_vlm(family), dropout=0.0)
-    assert vision_fingerprint(again.backbone.model, "float32") == finger
+    assert fingerprint(again) == finger
     vision = FrozenVision(again.backbone.model, FeatureStore(tmp_path, finger))
     turned = batch.select([3, 1, 0, 2, 4])
     assert_equal(plain, gradient(again, turned, vision), rtol=1e-3, atol=1e-6)
@@ -136,14 +141,25 @@ def test_features_on_disk_serve_another_job_in_other_batches(
 def test_the_fingerprint_changes_with_a_vision_weight_and_not_with_a_language_one(
     tiny_vlm: TinyVlm,  # noqa: F811
 ) -> None:
-    model = Embedder.from_pretrained(tiny_vlm("qwen2_vl"), dtype=torch.float32).backbone.model
-    before = vision_fingerprint(model, "float32")
-    with torch.no_grad():
-        model.language_model.norm.weight[0] += 1  # type: ignore[union-attr,index,operator]
-        assert vision_fingerprint(model, "float32") == before
-        model.visual.merger.ln_q.weight[0] += 1  # type: ignore[union-attr,index,operator]
-    assert vision_fingerprint(model, "float32") != before
-    assert vision_fingerprint(model, "bfloat16") != vision_fingerprint(model, "float32")
+    for family in FAMILIES:
+        embedder = Embedder.from_pretrained(tiny_vlm(family), dtype=torch.float32)
+        before = fingerprint(embedder)
+        language = {id(p) for p in embedder.backbone.language_model.parameters()}
+        named = list(embedder.backbone.model.named_parameters())
+        inside = next(p for _, p in named if id(p) in language)
+        vision = next(p for name, p in named if "vision" in name or "visual" in name)
+        with torch.no_grad():
+            inside.view(-1)[0] += 1
+            assert fingerprint(embedder) == before, family
+            vision.view(-1)[0] += 1
+        assert fingerprint(embedder) != before, family
+        assert fingerprint(embedder, "bfloat16") != fingerprint(embedder), family
+
+
+def test_a_fingerprint_of_no_parameter_is_an_error_not_one_key_for_all_weights() -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="no parameter outside the language model"):
+        vision_fingerprint(model, [model], "float32")
 
 
 def test_equal_images_have_equal_keys_whatever_the_words(tiny_vlm: TinyVlm) -> None:  # noqa: F811

@@ -40,9 +40,9 @@ def test_dora_adds_a_length_to_every_adapter(tiny_qwen2_vl: str) -> None:
     assert all("magnitude" in name for name in dora - plain)
 
 
-def test_towers_of_a_model_that_does_not_tell_them_apart_are_refused() -> None:
+def test_components_of_a_model_that_trains_a_fixed_set_are_refused() -> None:
     small = {"num_layers": 1, "visual_tokens": 4, "image_size": 64}
-    with pytest.raises(UserError, match="towers cannot be told apart"):
+    with pytest.raises(UserError, match=r"model\.towers: compact always trains language model, projector, head"):
         build_embedder(recipe("compact", model={"options": small, "towers": "vision"}))
 
 

@@ -46,12 +46,12 @@ def build_embedder(recipe: Recipe) -> Embedder:
     embedder.backbone.pooling = settings.pooling
     towers, lora = settings.towers, recipe.lora
     if lora:
-        targets = lora.targets or (linear_layers(embedder.backbone.model, towers) if towers else None)
+        targets = lora.targets or (linear_layers(embedder.backbone, towers) if towers else None)
         checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, targets, lora.dora)
     elif checkpoint.has_adapter(embedder.backbone):
         raise UserError(f"model.base: {settings.base} brings an adapter: merge it first (vlm2vec export --to merged)")
     elif towers:
-        freeze_other(embedder.backbone.model, towers)
+        freeze_other(embedder.backbone, towers)
     if settings.gradient_checkpointing:
         embedder.backbone.enable_gradient_checkpointing()
     embedder.backbone.cache_images(cache_folder() / "vision")

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vlm2vec.errors import UserError
 from vlm2vec.training.gather import num_processes
 
 
@@ -31,7 +32,7 @@ def shard(embedder: Any, kept_whole: Iterable[nn.Parameter]) -> None:
     """
     _use_all(embedder.backbone)
     mesh = init_device_mesh(embedder.device.type, (num_processes(),))
-    for layer in _language_layers(embedder.backbone.model):
+    for layer in _language_layers(embedder.backbone):
         fully_shard(layer, mesh=mesh)
     fully_shard(embedder, mesh=mesh, ignored_params=set(kept_whole))
 
@@ -50,17 +51,16 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def _use_all(backbone: nn.Module) -> None:
+def _use_all(backbone: Any) -> None:
     """Makes every forward pass use every trained parameter outside the language model's layers, by a term of zero.
 
     A chunk without images would leave the gradients of a trained vision side out, and the processes' sums, which are
     made of all gradients of a shard at once, would not fit each other.
     """
-    model: Any = getattr(backbone, "model")  # noqa: B009
-    inside = {id(parameter) for layer in _language_layers(model) for parameter in layer.parameters()}
+    inside = {id(parameter) for layer in _language_layers(backbone) for parameter in layer.parameters()}
     places = [
         (module, name)
-        for module in model.modules()
+        for module in backbone.model.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.requires_grad and id(parameter) not in inside
     ]
@@ -117,9 +117,11 @@ def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def _language_layers(model: Any) -> list[nn.Module]:
+def _language_layers(backbone: Any) -> list[nn.Module]:
     """The repeated layers of the language model; none where the family does not say which part that is."""
-    if not hasattr(model, "get_decoder"):
+    try:
+        language: nn.Module = backbone.language_model
+    except UserError:
         return []
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList) and len(module)]
+    lists = [module for module in language.modules() if isinstance(module, nn.ModuleList) and len(module)]
     return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[]))

@@ -304,14 +304,15 @@ def trackers(wanted: list[str] | None) -> list[str]:
 
 def keep_vision(embedder: Embedder, recipe: Recipe) -> FrozenVision | None:
     """Sees to it that a frozen vision side runs once a step, or once an image; None where it cannot be."""
-    how, model = recipe.train.reuse_vision, embedder.backbone.model
+    how, backbone = recipe.train.reuse_vision, embedder.backbone
+    model = backbone.model
     if how == "no" or not FrozenVision.possible(model):
         return None
     if how == "step":
         return FrozenVision(model)
     precision = str(torch.bfloat16 if uses_bf16(recipe, embedder.device) else embedder.dtype)
     folder = cache_folder() / "vision"
-    return FrozenVision(model, FeatureStore(folder, vision_fingerprint(model, precision)))
+    return FrozenVision(model, FeatureStore(folder, vision_fingerprint(model, backbone.language_parts(), precision)))
 
 
 def uses_bf16(recipe: Recipe, device: torch.device) -> bool:

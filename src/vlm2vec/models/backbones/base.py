@@ -122,10 +122,34 @@ class Backbone(nn.Module, ABC):
         return POOLINGS[self.pooling](hidden_BLD, mask_BL)
 
     def last_parts(self) -> list[nn.Module]:
-        """What works on each token by itself and after which no other token is read, see `models/last_layer.py`."""
-        model: Any = self.model
-        layers = getattr(model.get_decoder(), "layers", ()) if hasattr(model, "get_decoder") else ()
+        """Modules of the last layer that work on each token by itself, see `models/last_layer.py`."""
+        layers: Any = getattr(self.language_model, "layers", ())
         return by_token(layers[-1]) if layers else []
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The language model inside the network, under an adapter as well.
+
+        Raises:
+            UserError: if the network does not name it. transformers then returns the whole network, which is refused.
+        """
+        get_decoder = getattr(self.model, "get_decoder", None)
+        decoder = None if get_decoder is None else get_decoder()
+        if decoder is None or not _is_proper_part(decoder, self.model):
+            raise UserError(f"{self.name}: the network does not say which part of it is the language model")
+        found: nn.Module = decoder
+        return found
+
+    def language_parts(self) -> list[nn.Module]:
+        """The modules that hold the parameters of the language model, input embeddings included.
+
+        Every other parameter belongs to the vision encoder or the projector.
+
+        Raises:
+            UserError: as `language_model`.
+        """
+        model: Any = self.model
+        return [self.language_model, model.get_input_embeddings()]
 
     @property
     @abstractmethod
@@ -180,3 +204,9 @@ class Backbone(nn.Module, ABC):
         if enable is None:
             raise UserError(f"{self.name}: gradient_checkpointing is not supported; set it to false")
         enable()
+
+
+def _is_proper_part(part: nn.Module, whole: nn.Module) -> bool:
+    """Whether `whole` has parameters that `part` lacks."""
+    inside = {id(parameter) for parameter in part.parameters()}
+    return any(id(parameter) not in inside for parameter in whole.parameters())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from vlm2vec.errors import UserError
 from vlm2vec.models import st_folder
@@ -34,6 +35,18 @@ class Blip(DualEncoder):
         if self.fusion == "feature":
             return int(self.config.text_config.hidden_size)
         return int(self.config.image_text_hidden_size)
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The text encoder."""
+        model: Any = self.model
+        found: nn.Module = model.text_encoder
+        return found
+
+    def language_parts(self) -> list[nn.Module]:
+        """The text encoder and the text projection."""
+        model: Any = self.model
+        return [model.text_encoder, model.text_proj]
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """One vector an example, not normalised, [B, D]."""
@@ -88,6 +101,19 @@ class Blip2(Blip):
 
     name: ClassVar[str] = "blip-2"
     model_class: ClassVar[str] = "Blip2ForImageTextRetrieval"
+
+    @property
+    def language_model(self) -> nn.Module:
+        """None: the Q-Former reads texts and images.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{self.name}: its Q-Former reads texts and images; it has no language model of its own")
+
+    def language_parts(self) -> list[nn.Module]:
+        """None, see `language_model`."""
+        return [self.language_model]
 
     @property
     def embedding_dim(self) -> int:

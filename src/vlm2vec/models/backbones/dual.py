@@ -98,6 +98,18 @@ class DualEncoder(Backbone):
             return int(self.config.text_config.projection_size)
         return int(self.config.projection_dim)
 
+    @property
+    def language_model(self) -> nn.Module:
+        """The text encoder."""
+        model: Any = self.model
+        found: nn.Module = model.text_model
+        return found
+
+    def language_parts(self) -> list[nn.Module]:
+        """The text encoder and, where it is a module of its own, the text projection."""
+        projection = getattr(self.model, "text_projection", None)
+        return [self.language_model] if projection is None else [self.language_model, projection]
+
     def options(self) -> dict[str, Any]:
         """The settings given to `load`."""
         return dict(self.settings)

@@ -64,7 +64,7 @@ class Generic(Backbone):
         self.rope_index: Any = getattr(model, "get_rope_index", None)
         if self.rope_index is not None and settings.get("positions", "auto") == "auto":
             self.settings = {**settings, "positions": _usual_positions(self.config)}
-        self.lora_targets = _language_linears(model)
+        self.lora_targets = _language_linears(model, self.language_model)
         self.accepted = set(inspect.signature(model.forward).parameters)
         self.num_frames = settings.get("num_frames", self.num_frames)
         self.reads_videos = FrameProcessor.serves(processor, self.accepted) and settings.get("video") != "pictures"
@@ -269,9 +269,9 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _language_linears(model: Any) -> str:
-    """A pattern of all linear layers in the language model, none of the vision tower."""
-    decoder = model.get_decoder()
-    path: str = next(name for name, module in model.named_modules() if module is decoder)
-    leaves = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+def _language_linears(model: nn.Module, language_model: nn.Module) -> str:
+    """A pattern of all linear layers in the language model, none of the vision encoder."""
+    path: str = next(name for name, module in model.named_modules() if module is language_model)
+    linears = (name for name, module in language_model.named_modules() if isinstance(module, nn.Linear))
+    leaves = {name.rpartition(".")[2] for name in linears}
     return path.replace(".", r"\.") + rf"\..*\.({'|'.join(sorted(leaves))})"

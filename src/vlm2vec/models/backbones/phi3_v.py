@@ -86,6 +86,16 @@ class Phi3Vision(Generic):
         except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
             raise UserError(f"{source}: cannot be loaded as a Phi-3 vision model: {first_line(error)}") from error
 
+    @property
+    def language_model(self) -> nn.Module:
+        """The whole network: Phi-3's decoder, which holds the vision encoder beside its input embeddings."""
+        return self.model
+
+    def language_parts(self) -> list[nn.Module]:
+        """Everything but the vision encoder and its projection."""
+        model: Any = self.model
+        return [model.embed_tokens, model.layers, model.norm]
+
     def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
         """Texts around images, empty ones too, are tokenized one by one, each with what stands before a text."""
         ids: list[int] = []

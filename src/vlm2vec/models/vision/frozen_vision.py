@@ -11,7 +11,7 @@ parameters only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -124,14 +124,25 @@ def row_keys(batch: Batch) -> list[str]:
     return [h.hexdigest() if is_some else "" for h, is_some in zip(hashes, some, strict=True)]
 
 
-def vision_fingerprint(model: Any, precision: str) -> str:
-    """A hash of all weights outside the language model, which make the features, and of the precision they run in."""
-    language = {id(p) for part in (model.get_decoder(), model.get_input_embeddings()) for p in part.parameters()}
+def vision_fingerprint(model: nn.Module, language_parts: Iterable[nn.Module], precision: str) -> str:
+    """A hash of all weights outside the language model, which make the features, and of the precision they run in.
+
+    Args:
+        model: The network.
+        language_parts: Its modules that are not hashed, see `Backbone.language_parts`.
+        precision: Name of the data type that the features are computed in.
+
+    Raises:
+        ValueError: if no parameter is left to hash: the features of different weights would share one cache.
+    """
+    language = {id(parameter) for part in language_parts for parameter in part.parameters()}
+    vision = [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in language]
+    if not vision:
+        raise ValueError(f"{type(model).__name__}: no parameter outside the language model")
     digest = hashlib.blake2b(f"{type(model).__name__} {precision}".encode(), digest_size=16)
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in language:
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, parameter in vision:
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -89,9 +89,9 @@ class CompactDual(Compact):
         return vectors
 
     def last_parts(self) -> list[nn.Module]:
-        """Of the text tower's last layer; its head sees no other token as it is."""
-        model: Any = self.model
-        return by_token(model.language_model.layers[-1])
+        """Those of the last layer; the head reads one token as it is."""
+        layers: Any = self.language_model.layers
+        return by_token(layers[-1])
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """A dual encoder has none for an input as a whole."""

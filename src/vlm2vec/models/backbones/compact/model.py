@@ -23,7 +23,6 @@ from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.backbones.compact.class_words import ClassWords
 from vlm2vec.models.backbones.compact.parts import VISION_DIM, EfficientNetLite, load_language
-from vlm2vec.models.last_layer import by_token
 from vlm2vec.models.prompts import order_of_images, split_at_images
 from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import Batch, EmbeddingInput
@@ -150,6 +149,17 @@ class Compact(Backbone):
         return cls(model, tokenizer, settings)
 
     @property
+    def language_model(self) -> nn.Module:
+        """The layers of SmolLM2."""
+        model: Any = self.model
+        found: nn.Module = model.language_model
+        return found
+
+    def language_parts(self) -> list[nn.Module]:
+        """The layers of SmolLM2, which hold its input embeddings."""
+        return [self.language_model]
+
+    @property
     def embedding_dim(self) -> int:
         """576, the width of SmolLM2-135M."""
         return int(self.config.hidden_size)
@@ -181,9 +191,9 @@ class Compact(Backbone):
         return hidden
 
     def last_parts(self) -> list[nn.Module]:
-        """Of the last layer, and the head."""
+        """Those of the last layer, and the head."""
         model: Any = self.model
-        return [*by_token(model.language_model.layers[-1]), model.head]
+        return [*super().last_parts(), model.head]
 
     def cache_images(self, folder: Path | None = None) -> bool:
         """Keeps visual features by image content; the encoder is always frozen here."""
