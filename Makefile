@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test lint format docs bench clean
 
 setup: $(READY)  ## a virtual environment with the tested versions
 
@@ -40,9 +40,12 @@ format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(DEV)  ## the documentation site, into site/: strict, without the network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 BENCH := $(wildcard benchmarks/*.py)
 bench: $(DEV)  ## the speed measurements; each prints a table and a JSON line; BENCH=benchmarks/train_step.py: one of them
 	for file in $(BENCH); do $(BIN)/python $$file || exit 1; done
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache
