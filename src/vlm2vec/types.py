@@ -70,22 +70,58 @@ class EmbeddingInput:
         return EmbeddingInput(value.get("text"), images, value.get("instruction", instruction), video)
 
 
-def content_key(item: EmbeddingInput, digest: Callable[[ImageRef | VideoRef], bytes]) -> bytes:
-    """SHA-256 of an input's text, instruction and the content (not the place) of every image and video.
+Media = ImageRef | VideoRef
+
+
+def by_content(media: Media) -> bytes:
+    """SHA-256 of an image's or a video's content, wherever it is stored. The file is read.
+
+    Raises:
+        UserError: if the file is missing.
+    """
+    return bytes.fromhex(media.digest())
+
+
+def by_reference(media: Media) -> bytes:
+    """SHA-256 of an image's or a video's path, or of its bytes where it is in memory. No file is opened."""
+    key = hashlib.sha256()
+    for part in dataclasses.fields(media):
+        value = getattr(media, part.name)
+        if part.compare and value:
+            _feed(key, part.name, value, by_reference)
+    return key.digest()
+
+
+def content_key(item: EmbeddingInput, digest: Callable[[Media], bytes] = by_content) -> bytes:
+    """What identifies an input: a SHA-256 of all its fields. Equal inputs share a key, and no others do.
 
     Args:
         item: The input.
-        digest: Content hash of an image or video.
+        digest: What identifies an image or a video. Default: its content, so that a moved file keeps its key.
+            `by_reference` costs no file access; files of equal content then count as different.
+
+    Returns:
+        32 bytes, the same on every machine and in every process.
+
+    Raises:
+        UserError: as `digest`.
     """
     key = hashlib.sha256()
     for part in dataclasses.fields(item):
         value = getattr(item, part.name)
-        for piece in value if isinstance(value, tuple) else (value,):
-            if piece is not None:
-                by_content = isinstance(piece, ImageRef | VideoRef)
-                content = digest(piece) if by_content else str(piece).encode(errors="replace")
-                key.update(f"{part.name} {len(content)}\n".encode() + content)
+        if value is not None:
+            _feed(key, part.name, value, digest)
     return key.digest()
+
+
+def _feed(key: Any, name: str, value: Any, digest: Callable[[Media], bytes]) -> None:
+    """Adds a field's values to a hash, each after its name and length, so that no two inputs give the same bytes."""
+    for piece in value if isinstance(value, tuple) else (value,):
+        if isinstance(piece, ImageRef | VideoRef):
+            content = digest(piece)
+        else:
+            content = piece if isinstance(piece, bytes) else str(piece).encode(errors="surrogatepass")
+        key.update(f"{name} {len(content)}\n".encode() + content)
 
 
 @dataclass(frozen=True, slots=True)

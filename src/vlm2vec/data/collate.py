@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlm2vec.types import Batch, EmbeddingInput, TrainExample
+from vlm2vec.types import Batch, EmbeddingInput, TrainExample, by_reference, content_key
 
 
 @dataclass
@@ -50,23 +50,28 @@ def collate_pairs(
     negatives = [negative for example in examples for negative in example.negatives]
     targets = [example.target for example in examples] + negatives
     ids = [example.target_id for example in examples] + [None] * len(negatives)
-    target_keys = [content_key(target) for target in targets]
+    target_keys = [key_number(target) for target in targets]
     distinct: list[EmbeddingInput] = []
     rows = [_rows(side, distinct, merge_equal) for side in (queries, targets)]
     return PairBatch(
         process(distinct),
         torch.tensor(rows[0]),
         torch.tensor(rows[1]),
-        torch.tensor([content_key(query) for query in queries]),
+        torch.tensor([key_number(query) for query in queries]),
         torch.tensor(target_keys),
-        torch.tensor([key if i is None else _number(i) for key, i in zip(target_keys, ids, strict=True)]),
+        torch.tensor(
+            [
+                key if i is None else _number(i.encode(errors="surrogatepass"))
+                for key, i in zip(target_keys, ids, strict=True)
+            ]
+        ),
         [example.origin or example.source for example in examples],
     )
 
 
-def content_key(item: EmbeddingInput) -> int:
-    """An integer that equal inputs share; another text, instruction or image gives another one."""
-    return _number(repr((item.text, item.instruction, [(i.path, i.member, i.data) for i in item.images])))
+def key_number(item: EmbeddingInput) -> int:
+    """An integer that identifies an input, see `content_key`. Files count as equal if their paths are: none is read."""
+    return _number(content_key(item, by_reference))
 
 
 def _rows(items: Sequence[EmbeddingInput], distinct: list[EmbeddingInput], merge_equal: bool) -> list[int]:
@@ -82,5 +87,5 @@ def _rows(items: Sequence[EmbeddingInput], distinct: list[EmbeddingInput], merge
     return rows
 
 
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
+def _number(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())

@@ -24,7 +24,7 @@ from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.sources import Source
 from vlm2vec.media.images import ImageRef
 from vlm2vec.retrieval.vector_store import IMAGE, IndexFacts, VectorStore
-from vlm2vec.types import EmbeddingInput
+from vlm2vec.types import EmbeddingInput, Media, by_content, content_key
 
 PART = 512
 TEXT_SHOWN = 1000
@@ -167,17 +167,19 @@ def _modality(item: EmbeddingInput) -> str:
 
 def _look(item: EmbeddingInput, metadata: dict[str, Any]) -> str:
     """Reads an input's content once: its digest, and width and height of its first image."""
-    digest = hashlib.sha256(repr((item.text, item.instruction)).encode(errors="replace"))
-    for number, image in enumerate(item.images):
-        raw = image.read()
-        digest.update(hashlib.sha256(raw).digest())
-        if number == 0:
-            try:
-                with Image.open(io.BytesIO(raw)) as opened:
-                    metadata |= {"width": opened.width, "height": opened.height}
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise UserError(f"{image}: not a readable picture ({error}); replace or remove it") from error
-    return digest.hexdigest()[:32]
+
+    def digest(media: Media) -> bytes:
+        if not item.images or media is not item.images[0]:
+            return by_content(media)
+        raw = item.images[0].read()
+        try:
+            with Image.open(io.BytesIO(raw)) as opened:
+                metadata.update(width=opened.width, height=opened.height)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"{media}: not a readable picture ({error}); replace or remove it") from error
+        return hashlib.sha256(raw).digest()
+
+    return content_key(item, digest).hex()[:32]
 
 
 class _Writer:

@@ -25,10 +25,8 @@ import torch
 import torch.nn.functional as F
 
 from vlm2vec.errors import UserError
-from vlm2vec.media.images import ImageRef
-from vlm2vec.media.videos import VideoRef
 from vlm2vec.models.backbones.base import Backbone
-from vlm2vec.types import Batch, EmbeddingInput, content_key, cut_by_tokens
+from vlm2vec.types import Batch, EmbeddingInput, Media, by_content, content_key, cut_by_tokens
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -211,11 +209,11 @@ class Pipeline:
 
     def _keyed(self, values: Sequence[Any], executor: ThreadPoolExecutor) -> Iterator[tuple[Any, bytes | UserError]]:
         """Each value as an input, with its key or why it is none."""
-        digests: dict[ImageRef | VideoRef, bytes] = {}
+        digests: dict[Media, bytes] = {}
 
-        def digest(media: ImageRef | VideoRef) -> bytes:
+        def digest(media: Media) -> bytes:
             if media not in digests:
-                digests[media] = bytes.fromhex(media.digest())
+                digests[media] = by_content(media)
             return digests[media]
 
         def keyed(part: Sequence[Any]) -> list[tuple[Any, bytes | UserError]]:

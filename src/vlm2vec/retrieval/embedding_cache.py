@@ -26,7 +26,7 @@ from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import VideoRef
-from vlm2vec.types import EmbeddingInput, content_key
+from vlm2vec.types import EmbeddingInput, by_content, content_key
 
 ABOUT_FILE = "about.json"
 KEY_BYTES = 32
@@ -68,7 +68,7 @@ class InputKeys:
 
     def _digest(self, image: ImageRef | VideoRef) -> bytes:
         if image not in self._digests:
-            self._digests[image] = bytes.fromhex(image.digest())
+            self._digests[image] = by_content(image)
         return self._digests[image]
 
 

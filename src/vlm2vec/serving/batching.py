@@ -21,9 +21,9 @@ import torch
 
 from vlm2vec.errors import UserError
 from vlm2vec.serving.caches import LRU, ImageFeatures
-from vlm2vec.serving.guards import InputLimits, content_key
+from vlm2vec.serving.guards import InputLimits
 from vlm2vec.serving.refusals import Refusal
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import Batch, EmbeddingInput, content_key
 
 if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder
@@ -131,8 +131,8 @@ class Engine:
             Refusal: 429 if the queue has no place for all of them.
         """
         outcomes: dict[int, Outcome] = {}
-        places: dict[str, list[int]] = {}
-        wanted: dict[str, EmbeddingInput] = {}
+        places: dict[bytes, list[int]] = {}
+        wanted: dict[bytes, EmbeddingInput] = {}
         images = any(isinstance(item, EmbeddingInput) and item.images for item in items)
         look = await asyncio.to_thread(self._look_all, items) if images else self._look_all(items)
         for index, (item, key) in enumerate(look):
@@ -156,14 +156,14 @@ class Engine:
                 self.observer.refused(outcome.code)
         return [outcomes[index] for index in range(len(items))]
 
-    def _look_all(self, items: Sequence[EmbeddingInput | Refusal]) -> list[tuple[EmbeddingInput | Refusal, str]]:
+    def _look_all(self, items: Sequence[EmbeddingInput | Refusal]) -> list[tuple[EmbeddingInput | Refusal, bytes]]:
         return [self._look(item) for item in items]
 
-    def _look(self, item: EmbeddingInput | Refusal) -> tuple[EmbeddingInput | Refusal, str]:
+    def _look(self, item: EmbeddingInput | Refusal) -> tuple[EmbeddingInput | Refusal, bytes]:
         """The input and its key, or why it is refused."""
         refusal = item if isinstance(item, Refusal) else self.limits.check(item)
         if refusal is not None or isinstance(item, Refusal):
-            return refusal or item, ""
+            return refusal or item, b""
         return item, content_key(item)
 
     async def ready(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,16 +75,6 @@ class InputLimits:
         if width * height > self.max_pixels:
             return Refusal(413, "image_too_large", f"a picture of more than {self.max_pixels} pixels is not accepted")
         return None
-
-
-def content_key(item: EmbeddingInput) -> str:
-    """Equal for inputs of equal content."""
-    digest = hashlib.sha256()
-    for part in (item.text, item.instruction):
-        digest.update(b"\0" if part is None else b"\1" + hashlib.sha256(part.encode()).digest())
-    for image in item.images:
-        digest.update(hashlib.sha256(image.read()).digest())
-    return digest.hexdigest()
 
 
 def read_below(root: Path | None, name: str, max_bytes: int) -> ImageRef | Refusal:

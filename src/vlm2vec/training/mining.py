@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vlm2vec.cache import cache_folder
-from vlm2vec.data.collate import content_key
+from vlm2vec.data.collate import key_number
 from vlm2vec.data.mmeb.images import list_sets, read_train_set, write_negatives
 from vlm2vec.errors import UserError
 from vlm2vec.models.embedder import Embedder
@@ -108,11 +108,11 @@ def _of_set(
 ) -> list[list[int]]:
     first: dict[int, int] = {}  # the first pair that has this target
     for i, example in enumerate(examples):
-        first.setdefault(content_key(example.target), i)
+        first.setdefault(key_number(example.target), i)
     column = {key: m for m, key in enumerate(first)}
-    own = [column[content_key(example.target)] for example in examples]
+    own = [column[key_number(example.target)] for example in examples]
     of_query: dict[int, set[int]] = {}
-    keys = [content_key(example.query) for example in examples]
+    keys = [key_number(example.query) for example in examples]
     for key, m in zip(keys, own, strict=True):
         itself = {column[key]} if key in column else set()  # a target that equals the query is no negative either
         of_query.setdefault(key, itself).add(m)
