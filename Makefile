@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: setup demo test lint format docs bench clean
+.PHONY: setup demo test test-all lint format docs bench clean
 
 setup: $(READY)  ## a virtual environment with the tested versions
 
@@ -28,8 +28,13 @@ $(DEV): $(READY) requirements/ui.txt
 demo: setup  ## prepare, train, score, report: about ten minutes on two cores
 	$(BIN)/vlm2vec demo
 
-test: lint  ## every check
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test: lint  ## every check but the slow tests
+	$(PYTEST)
+
+test-all: lint  ## the slow tests, too
+	$(PYTEST) -m ""
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

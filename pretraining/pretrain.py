@@ -1,6 +1,6 @@
 r"""Pretrains `compact`: its cut language model learns to read images, in language-modelling losses only.
 
-    python -m pretraining.pretrain recipes/pretrain-compact.yaml
+    python -m pretraining.pretrain pretraining/compact.yaml
 
 `<image>\n{prompt}\n<end> {answer}<end>`. Two losses, both cross entropies over the vocabulary: the answer token by
 token as usual, and all of the answer's words at once from the state of the first end token (parallel prediction, as in

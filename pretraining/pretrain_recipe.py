@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class PretrainRecipe(BaseModel):
-    """What is read, what learns, how long; recipes/pretrain-compact.yaml is what was run."""
+    """What is read, what learns, how long; pretraining/compact.yaml is what was run."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,6 +1,6 @@
 """The images and words of the pretraining as contrastive training sets of all four meta-tasks, for `compact-embed`.
 
-    python -m pretraining.pretrain_sets recipes/pretrain-compact.yaml FOLDER
+    python -m pretraining.pretrain_sets pretraining/compact.yaml FOLDER
     vlm2vec train recipes/compact-embed.yaml data.root=FOLDER
 
 The sets have the MMEB-train layout and MMEB's instructions; nothing of them is a photograph of a benchmark, and no row

@@ -1,7 +1,7 @@
 """A small model of a class that transformers has, beside `compact`: pretrained on the same rows for the same processor
 time, then tuned on the same pairs and scored.
 
-    python benchmarks/quality/native_shape.py recipes/pretrain-compact.yaml --output runs/native --seconds 1680 \
+    python benchmarks/quality/native_shape.py pretraining/compact.yaml --output runs/native --seconds 1680 \
         --set num_scenes=6000 --demo DEMO --photos PHOTOS
 
 The class is Idefics3 (SmolVLM's network, without the package that its processor asks for): images of 192 px in

@@ -16,9 +16,10 @@ from vlm2vec.evaluation.run import score_model
 from vlm2vec.models.checkpoints.folder import provenance
 from vlm2vec.progress import rule, say, stage_bars
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
+from vlm2vec.training.recipes import find_recipe
 from vlm2vec.training.run import CHECKPOINTS, read_log, train
 
-RUNS = {"dual encoder": ("dual-encoder", "demo-dual.yaml"), "VLM2Vec": ("trained", "demo.yaml")}
+RUNS = {"dual encoder": ("dual-encoder", "demo-dual"), "VLM2Vec": ("trained", "demo")}
 
 
 def run_demo(output: Path, fresh: bool = False) -> None:
@@ -31,7 +32,7 @@ def run_demo(output: Path, fresh: bool = False) -> None:
     since = time.perf_counter()
     rule("1. the demo benchmark")
     root = _prepare()
-    recipes = {name: _recipe(file, root, output / folder) for name, (folder, file) in RUNS.items()}
+    recipes = {name: _recipe(shipped, root, output / folder) for name, (folder, shipped) in RUNS.items()}
     rule("2. the built-in model, untrained")
     columns: dict[str, dict[str, Any]] = {}
     results: list[TaskResult] = []
@@ -58,15 +59,8 @@ def _prepare() -> Path:
         return prepare_demo(cache_folder(), progress=update)
 
 
-def _recipe(file: str, root: Path, output: Path) -> Recipe:
-    return load_recipe(recipe_path(file), [f"data.root={root / 'train'}", f"output={output}"])
-
-
-def recipe_path(file: str) -> Path:
-    """A shipped recipe: in the installed package, or in the clone that the package was installed from."""
-    package = Path(__file__).parent
-    installed = package / "recipes" / file
-    return installed if installed.is_file() else package.parents[1] / "recipes" / file
+def _recipe(name: str, root: Path, output: Path) -> Recipe:
+    return load_recipe(find_recipe(name), [f"data.root={root / 'train'}", f"output={output}"])
 
 
 def _train(recipe: Recipe, fresh: bool) -> None:

@@ -37,7 +37,7 @@ def trainer(native: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(pretrain, "best_dtype", lambda device: torch.float32)  # vectors are compared tightly
     changes = ["image_size=64", "visual_tokens=4", "width=64", "vision_layers=1", "num_layers=1", "steps=2"]
     changes += ["batch_size=4", "warmup_steps=1", "shares={name: 0.6, titles: 0.4}"]
-    recipe = native.read_recipe(REPO / "recipes/pretrain-compact.yaml", tmp_path, 1e6, changes)
+    recipe = native.read_recipe(REPO / "pretraining/compact.yaml", tmp_path, 1e6, changes)
     return native.NativePretrainer(recipe)
 
 

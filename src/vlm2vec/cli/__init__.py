@@ -17,6 +17,7 @@ from vlm2vec.errors import UserError
 VERBS: dict[str, Callable[..., None]] = {
     "demo": train.demo,
     "train": train.train,
+    "recipes": train.recipes,
     "eval": score.evaluate,
     "report": score.report,
     "embed": embed.embed,

@@ -22,16 +22,17 @@ def demo(
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file or a shipped recipe; `vlm2vec recipes` lists them.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes, such as train.steps=100.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last step checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Two steps on a tiny random model of the same family.")] = False,
 ) -> None:
     """Train an embedding model by a recipe."""
     from vlm2vec.training.config import dump_recipe, load_recipe
+    from vlm2vec.training.recipes import find_recipe
     from vlm2vec.training.run import train as run_train
 
-    settings = load_recipe(recipe, overrides or [])
+    settings = load_recipe(find_recipe(recipe), overrides or [])
     say(dump_recipe(settings))
     if dry_run:
         from vlm2vec.training.dry_run import dry_run as run_dry
@@ -46,6 +47,19 @@ def train(
         monitor = Monitor(settings)
     folder = run_train(settings, resume=resume, monitor=monitor)
     say(f"Trained model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
+
+
+def recipes() -> None:
+    """List the shipped recipes, one a line.
+
+    Example: vlm2vec recipes
+    """
+    from vlm2vec.training.recipes import shipped_recipes
+
+    found = shipped_recipes()
+    width = max(map(len, found))
+    for name, summary in found.items():
+        say(f"{name:<{width}}  {summary}")
 
 
 def mine(

@@ -2,7 +2,7 @@
 
 image -> EfficientNet-Lite0 (frozen) -> projector, with the words of the classes that the encoder itself sees
         -> first layers of SmolLM2-135M-Instruct -> last token.
-This project pretrained them together (`pretraining.pretrain`, recipes/pretrain-compact.yaml) and ships the result.
+This project pretrained them together (`pretraining.pretrain`, pretraining/compact.yaml) and ships the result.
 
 Shapes: B examples, L tokens, T visual tokens an image, D embedding dim.
 """

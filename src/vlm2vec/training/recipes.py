@@ -1,0 +1,44 @@
+"""The recipes that ship with the package, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlm2vec.errors import UserError, did_you_mean
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def recipes_folder() -> Path:
+    """The shipped recipes: inside the installed package, or at the top of the clone in an editable installation."""
+    installed = _PACKAGE / "recipes"
+    return installed if installed.is_dir() else _PACKAGE.parents[1] / "recipes"
+
+
+def shipped_recipes() -> dict[str, str]:
+    """The name and the summary (first comment line) of each shipped recipe."""
+    return {path.stem: _summary(path) for path in sorted(recipes_folder().glob("*.yaml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of a shipped recipe with or without `.yaml`.
+
+    Args:
+        name: A file that exists takes precedence over a shipped recipe of that name.
+
+    Raises:
+        UserError: for neither; it lists the shipped recipes.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = recipes_folder() / f"{str(name).removesuffix('.yaml')}.yaml"
+    if shipped.is_file() and Path(name).name == str(name):
+        return shipped
+    known = list(shipped_recipes())
+    near = did_you_mean(Path(name).stem, known)
+    raise UserError(f"{name}: no such recipe{near or ';'} give a YAML file or a shipped recipe: {', '.join(known)}")
+
+
+def _summary(path: Path) -> str:
+    with path.open(encoding="utf-8") as lines:
+        return next(lines).removeprefix("#").strip()
