@@ -14,7 +14,8 @@ import yaml
 from samples import COLORS, draw
 from typer.testing import CliRunner
 
-from vlm2vec.cli import app
+from vlm2vec import __version__
+from vlm2vec.cli import app, run
 
 Values = dict[str, object]
 
@@ -128,3 +129,28 @@ def test_a_mistake_is_one_line_and_exit_code_two(
     done = vlm2vec(*[argument.format(**places) for argument in arguments])
     assert_one_line(done, *parts)
     assert not Path("x").exists()
+
+
+def test_version_and_help_answer_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--version"], ["-h"], [], ["train", "-h"]):
+        assert run(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"vlm2vec {__version__}\n")
+    assert printed.count("Usage: vlm2vec [OPTIONS] COMMAND") == 2
+    module = subprocess.run([sys.executable, "-m", "vlm2vec", "--version"], capture_output=True, text=True, check=True)
+    assert module.stdout == f"vlm2vec {__version__}\n"
+
+
+def test_debug_shows_the_traceback_behind_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "absent.yaml"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert run(["train", "absent.yaml", "--debug"]) == 2
+    shown = capsys.readouterr().err
+    assert "find_recipe" in shown and shown.splitlines()[-1].startswith("error: absent.yaml: no such recipe")
+
+
+def test_shipped_recipes_are_listed_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(path.stem for path in Path("recipes").glob("*.yaml"))
+    assert all(len(line.split()) > 3 for line in lines)

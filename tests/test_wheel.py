@@ -64,8 +64,8 @@ def test_the_wheel_has_recipes_data_files_and_the_type_marker(wheel: Path) -> No
 
 def test_wheel_and_sdist_pass_twine_check(wheel: Path) -> None:
     pytest.importorskip("twine")
-    files = sorted(wheel.parent.iterdir())
-    assert [file.suffix for file in files] == [".gz", ".whl"]
+    files = [path for path in wheel.parent.iterdir() if path.suffix in (".gz", ".whl")]
+    assert len(files) == 2
     command = [sys.executable, "-m", "twine", "check", "--strict", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 MAX_VALUE = 60
 """Characters of a value in a message: enough to recognise it; an image's bytes would fill the terminal."""
 
-_REPR = reprlib.Repr(maxstring=MAX_VALUE, maxother=MAX_VALUE)
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = MAX_VALUE
 
 
 class UserError(ValueError):

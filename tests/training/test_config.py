@@ -57,8 +57,8 @@ def test_a_saved_recipe_reads_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
-        (MINIMAL, ["train.stepz=3"], "unknown key train.stepz"),
-        (MINIMAL + "modle: {}\n", [], "unknown key modle"),
+        (MINIMAL, ["train.stepz=3"], r"unknown key train\.stepz; did you mean train\.steps\?"),
+        (MINIMAL + "modle: {}\n", [], r"unknown key modle; did you mean model\?"),
         (MINIMAL, ["train.temperature=0"], "train.temperature: .*greater than 0"),
         (MINIMAL, ["train.warmup_steps=10"], "warmup_steps 10 must be below steps 10"),
         (MINIMAL, ["train.steps"], "expected key=value"),

@@ -1,66 +1,105 @@
-"""The command line: one function a verb, each a thin wrapper of a function of the library.
+"""The command line: a thin function for each command, which calls the library.
 
-Nothing heavy is imported before a verb needs it: `vlm2vec --help` answers at once. This file is the table of verbs.
+`COMMANDS` and `GROUPS` are the table of commands. A command imports what it needs when it runs, so that
+`vlm2vec --help` answers at once.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
+from vlm2vec import __version__
 from vlm2vec.cli import data, embed, models, score, search, serve, store, train, ui
-from vlm2vec.errors import UserError
+from vlm2vec.cli.failures import explain
 
-VERBS: dict[str, Callable[..., None]] = {
-    "demo": train.demo,
-    "train": train.train,
-    "recipes": train.recipes,
-    "eval": score.evaluate,
-    "report": score.report,
-    "embed": embed.embed,
-    "verify": models.verify,
-    "export": models.export,
-    "mine": train.mine,
-    "serve": serve.serve,
-    "index": search.index,
-    "search": search.search,
-    "classify": search.classify,
-    "duplicates": search.duplicates,
-    "ui": ui.ui,
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Train": {"demo": train.demo, "train": train.train, "recipes": train.recipes, "mine": train.mine},
+    "Evaluate": {"eval": score.evaluate, "report": score.report},
+    "Embed and search": {
+        "embed": embed.embed,
+        "index": search.index,
+        "search": search.search,
+        "classify": search.classify,
+        "duplicates": search.duplicates,
+    },
+    "Serve": {"serve": serve.serve, "ui": ui.ui},
+    "Checkpoints": {"verify": models.verify, "export": models.export},
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "data": ("Prepare and look at data.", {"demo": data.data_demo, "check": data.data_check, "fetch": data.data_fetch}),
+    "data": (
+        "Prepare, check and download benchmark data.",
+        {"demo": data.data_demo, "check": data.data_check, "fetch": data.data_fetch},
+    ),
     "store": (
-        "Look at and clean the vectors that evaluations keep.",
+        "List and delete the embeddings that evaluations cache.",
         {"ls": store.store_ls, "clean": store.store_clean},
     ),
 }
+DEBUG = "--debug"
+NOISY = ("torchao", "torch.utils._pytree")  # on import, torchao logs which GPU kernels it lacks
 
 app = typer.Typer(
-    help="Turn a vision-language model into one embedding model for text and pictures: train, measure, use.",
-    no_args_is_help=True,
-    add_completion=False,
+    help="Turn a vision-language model into an embedding model for text and images: train, evaluate, serve.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for _name, _verb in VERBS.items():
-    app.command(_name)(_verb)
-for _name, (_help, _verbs) in GROUPS.items():
-    _group = typer.Typer(help=_help, no_args_is_help=True)
-    for _verb_name, _verb_function in _verbs.items():
-        _group.command(_verb_name)(_verb_function)
-    app.add_typer(_group, name=_name)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"vlm2vec {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def common_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Print the traceback behind an error; accepted anywhere on the command line.")
+    ] = False,
+) -> None:
+    """Turn a vision-language model into an embedding model for text and images: train, evaluate, serve."""
+
+
+for _panel, _commands in COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_command)
+for _name, (_help, _commands) in GROUPS.items():
+    _group = typer.Typer(help=_help)
+    for _command_name, _command in _commands.items():
+        _group.command(_command_name)(_command)
+    app.add_typer(_group, name=_name, rich_help_panel="Data and caches")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code; an exception becomes one line on standard error.
+
+    Args:
+        arguments: Without the program's name; `--debug` among them prints tracebacks.
+    """
+    words = [word for word in arguments if word != DEBUG] or ["--help"]
+    try:
+        code = app(words, prog_name="vlm2vec", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except Exception as error:  # noqa: BLE001 the boundary between the program and the terminal
+        if DEBUG in arguments:
+            traceback.print_exc()
+        line, exit_code = explain(error)
+        sys.stderr.write(f"error: {line}\n")
+        return exit_code
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    """Entry point of the `vlm2vec` program."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    for name in ("torchao", "torch.utils._pytree"):  # where torchao is installed, its import tells of kernels for GPUs
+    for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        app()
-    except UserError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+    sys.exit(run(sys.argv[1:]))

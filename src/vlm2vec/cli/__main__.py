@@ -1,4 +1,4 @@
-"""`python -m vlm2vec.cli`: what torchrun starts."""
+"""`python -m vlm2vec.cli`, for launchers such as torchrun."""
 
 from vlm2vec.cli import main
 

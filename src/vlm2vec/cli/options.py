@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 
 DEFAULT_MODEL = "compact-embed"
 """Of the verbs that work without a model's name."""
@@ -44,7 +44,7 @@ def key_value(text: str, option: str = "--option", example: str = "num_layers=4"
 
     key, separator, value = text.partition("=")
     if not separator:
-        raise UserError(f"{option} {text!r}: expected key=value, such as {example}")
+        raise UserError(f"{option} {shown(text)}: expected key=value, such as {example}")
     return key, yaml.safe_load(value)
 
 

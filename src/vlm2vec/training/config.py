@@ -1,17 +1,17 @@
-"""A training recipe: YAML plus dotted overrides -> typed settings. Contradictions die here, before any work."""
+"""A training recipe: YAML plus dotted overrides -> typed settings. Contradictory settings are refused here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, did_you_mean, shown
 
 
 class Section(BaseModel):
@@ -225,7 +225,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: no such recipe")
     for override in overrides:
         if "=" not in override:
-            raise UserError(f"override {override!r}: expected key=value, such as train.steps=100")
+            raise UserError(f"override {shown(override)}: expected key=value, such as train.steps=100")
     try:
         merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         return Recipe.model_validate(OmegaConf.to_container(merged, resolve=True))
@@ -245,5 +245,15 @@ def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"]) or "recipe"
     if first["type"] == "extra_forbidden":
-        return f"unknown key {field}; remove it or check its spelling"
-    return f"{field}: {first['msg']} (got {first['input']!r})" if first["loc"] else first["msg"]
+        return f"unknown key {field}{did_you_mean(field, _keys(Recipe)) or '; remove it or check its spelling'}"
+    return f"{field}: {first['msg']} (found {shown(first['input'])})" if first["loc"] else first["msg"]
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    """Every key of a recipe, dotted."""
+    keys = []
+    for name, field in section.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        inner = [key for kind in kinds if issubclass(kind, Section) for key in _keys(kind)]
+        keys += [name, *(f"{name}.{key}" for key in inner)]
+    return keys

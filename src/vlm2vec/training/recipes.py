@@ -35,8 +35,8 @@ def find_recipe(name: str | Path) -> Path:
     if shipped.is_file() and Path(name).name == str(name):
         return shipped
     known = list(shipped_recipes())
-    near = did_you_mean(Path(name).stem, known)
-    raise UserError(f"{name}: no such recipe{near or ';'} give a YAML file or a shipped recipe: {', '.join(known)}")
+    near = did_you_mean(Path(name).stem, known) or "."
+    raise UserError(f"{name}: no such recipe{near} Give a YAML file or a shipped recipe: {', '.join(known)}")
 
 
 def _summary(path: Path) -> str:

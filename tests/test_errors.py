@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm2vec.cli.failures import explain
+from vlm2vec.errors import MAX_VALUE, UserError, did_you_mean, shown
+
+VALUES = st.recursive(
+    st.one_of(st.text(), st.binary(), st.integers(), st.floats(), st.none()),
+    lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
+)
+
+
+@given(VALUES)
+def test_a_value_in_a_message_is_at_most_60_characters_and_whole_where_it_fits(value: object) -> None:
+    assert len(shown(value)) <= MAX_VALUE
+    if isinstance(value, str | bytes) and len(repr(value)) <= MAX_VALUE:
+        assert shown(value) == repr(value)
+
+
+def test_the_bytes_of_an_image_are_cut_wherever_they_are() -> None:
+    pixels = bytes(1 << 20)
+    for value in (pixels, [pixels], {"bytes": pixels, "path": "x.jpg"}, [[{"bytes": pixels}]] * 20):
+        assert len(shown(value)) <= MAX_VALUE
+
+
+def test_the_nearest_known_word_is_suggested_in_any_case() -> None:
+    assert did_you_mean("Phots", ["photos", "demo"]) == "; did you mean photos?"
+    assert did_you_mean("zebra", ["photos", "demo"]) == ""
+
+
+def test_a_fault_of_another_library_is_one_line_with_the_place_and_exit_code_one() -> None:
+    try:
+        int("1\n2")
+    except ValueError as error:
+        line, code = explain(error)
+    assert code == 1 and "\n" not in line
+    assert "ValueError" in line and "--debug" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("a: wrong;\n expected b"), "a: wrong; expected b"),
+        (OSError(28, "No space left on device", "out.parquet"), "out.parquet: No space left on device"),
+    ],
+)
+def test_what_the_user_can_correct_is_its_own_line_and_exit_code_two(error: Exception, line: str) -> None:
+    assert explain(error) == (line, 2)
