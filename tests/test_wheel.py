@@ -43,9 +43,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: Path, folder: Path, *arguments: str) -> str:
+    """What a program prints in a folder outside the clone, with the clone out of its search path."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [program, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -77,6 +79,5 @@ def test_the_installed_program_finds_its_recipes_and_trains_in_small(installed: 
     assert "Usage" in run(installed, tmp_path, "demo", "--help")
     done = run(installed, tmp_path, "train", "vlm2vec-v2-qwen2vl", "--dry-run", "train.bf16=false")
     assert "Dry run: losses" in done
-    python = installed.with_name("python")
-    origin = subprocess.run([python, "-c", "import vlm2vec; print(vlm2vec.__file__)"], capture_output=True, text=True)
-    assert str(installed.parents[1]) in origin.stdout
+    where = run(installed.with_name("python"), tmp_path, "-c", "import vlm2vec; print(vlm2vec.__file__)")
+    assert where.startswith(str(installed.parents[1]))

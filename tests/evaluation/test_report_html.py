@@ -77,7 +77,7 @@ def test_images_are_inlined_small_and_readable(toy_page: Page) -> None:
 
 def test_every_image_has_an_alternative_text_without_folders(toy_page: Page) -> None:
     texts = [image["alt"] or "" for image in toy_page.all("img")]
-    assert "Query picture: red" in texts
+    assert "Query image: red" in texts
     assert not any("/" in text for text in texts)
 
 

@@ -17,7 +17,7 @@ def recipes_folder() -> Path:
 
 def shipped_recipes() -> dict[str, str]:
     """The name and the summary (first comment line) of each shipped recipe."""
-    return {path.stem: _summary(path) for path in sorted(recipes_folder().glob("*.yaml"))}
+    return {path.stem: _summary(path) for path in sorted(recipes_folder().glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def find_recipe(name: str | Path) -> Path:
