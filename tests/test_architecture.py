@@ -18,6 +18,7 @@ LAYERS = [
     {"training", "evaluation", "jobs"},
     {"demo", "monitor", "distributed", "serving"},
     {"cli"},
+    {"__main__"},
 ]
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 70, 400
 MAX_MODELS_FILES = 12
