@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
+from tiny.dual import DUAL
+from wire import data_uri, post
 
+from vlm2vec import Embedder
 from vlm2vec.serving.batching import Budget, Job, take_batch
 from vlm2vec.types import EmbeddingInput
 
@@ -62,3 +68,15 @@ def test_what_nobody_waits_for_is_left_out() -> None:
     waiting = jobs([5, 5, 5], left=(0, 2))
     assert len(take_batch(waiting, Budget(100, 8, 0.2))) == 1 and waiting == []
     assert take_batch(jobs([5], left=(0,)), Budget(100, 8, 0.2)) == []
+
+
+def test_the_server_counts_an_image_of_a_dual_encoder_as_encode_does(
+    serving: Callable[..., TestClient], png: bytes, tmp_path: Path
+) -> None:
+    DUAL["clip"](tmp_path)
+    clip = Embedder.from_pretrained(tmp_path)
+    answer = post(serving(clip), input=[{"image": data_uri(png)}]).json()
+    item = EmbeddingInput.of({"image": png})
+    assert answer["usage"]["total_tokens"] == clip.backbone.costs(clip.backbone.process([item]))[0] == 17
+    refused = post(serving(clip, max_tokens=16), input=[{"image": data_uri(png)}])
+    assert refused.status_code == 413 and refused.json()["error"]["code"] == "too_many_tokens"

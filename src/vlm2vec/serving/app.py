@@ -43,9 +43,9 @@ def create_app(embedder: Embedder, settings: ServeSettings, store: Any = None) -
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         engine = Engine(embedder, settings, metrics)
-        tokenizer = getattr(embedder.backbone, "tokenizer", None)
-        tokenizer = tokenizer or getattr(getattr(embedder.backbone, "processor", None), "tokenizer", None)
-        app.state.serving = Serving(settings, engine, InputReader(settings, tokenizer, embedder.prompts), store)
+        app.state.serving = Serving(
+            settings, engine, InputReader(settings, embedder.backbone.tokenizer, embedder.prompts), store
+        )
         engine.start()
         yield
         engine.close()

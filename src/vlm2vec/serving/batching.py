@@ -208,7 +208,7 @@ class Engine:
         try:
             with torch.inference_mode():
                 job.batch = self.embedder.backbone.process([job.item])
-            job.num_tokens = job.batch.lengths()[0]
+            job.num_tokens = self.embedder.backbone.costs(job.batch)[0]
             if job.num_tokens > self.limits.max_tokens:
                 outcome = Refusal(
                     413, "too_many_tokens", f"{job.num_tokens} tokens; at most {self.limits.max_tokens} are accepted"

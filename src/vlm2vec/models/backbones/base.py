@@ -1,4 +1,4 @@
-"""What the rest of the project asks of a model family, and what all families share.
+"""The two contracts of model families: `Backbone`, and `DecoderBackbone` for families with token states to pool.
 
 Shapes: B examples, L tokens, D embedding dim.
 """
@@ -27,7 +27,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def check_weight_files(source: str, allow_pickle: bool) -> None:
-    """Refuses a folder whose only weights are pickled.
+    """Rejects a folder whose only weights are pickled.
 
     Raises:
         UserError: naming the file.
@@ -37,23 +37,26 @@ def check_weight_files(source: str, allow_pickle: bool) -> None:
         return
     if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
         raise UserError(
-            f"{folder / pickled[0]}: pickled weights, which can run code when they are loaded; convert them to "
-            "safetensors, or allow it: allow_pickle=True, --allow-pickle"
+            f"{folder / pickled[0]}: pickled weights can run code when they are loaded; convert them to safetensors, "
+            "or allow them with allow_pickle=True (--allow-pickle)"
         )
 
 
 class Backbone(nn.Module, ABC):
-    """A model and its processor as a pair: inputs -> `Batch` -> one vector an input.
+    """A network and its processor: inputs -> `Batch` -> one vector per input.
+
+    Dual encoders implement this contract. Families that pool the hidden states of tokens implement `DecoderBackbone`.
 
     Attributes:
         name: Key in the registry: the `model_type` of the HF config, or a built-in's name.
         lora_targets: Names of the linear layers that LoRA adapts by default.
-        template: How inputs without placeholders are written out.
-        trained_modules: Names of modules that LoRA runs train in full (new parts that were never pretrained).
-        model: The network; PEFT wraps it in place.
-        num_frames: Frames taken of a video, at equal distances.
-        quantized: How the weights are kept, where `Embedder.from_pretrained(quantize=...)` changed it.
-        reads_videos: Whether the family has a place for videos; any other sees the frames as images.
+        template: How inputs without placeholders become prompts.
+        trained_modules: Names of modules that LoRA runs train in full (new modules without pretrained weights).
+        model: The network. PEFT wraps it in place.
+        num_frames: Frames sampled from a video, evenly spaced.
+        quantized: Storage format of the weights, if `Embedder.from_pretrained(quantize=...)` changed it.
+        reads_videos: Whether the family has video inputs of its own. Others get the frames as images.
+        vision_cache: Outputs of the frozen vision encoder by image content, see `cache_images`.
     """
 
     name: ClassVar[str]
@@ -65,73 +68,54 @@ class Backbone(nn.Module, ABC):
     reads_videos: bool = False
     quantized: str = ""
 
-    def __init__(self, model: nn.Module, pooling: str = "last") -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.pooling = pooling
         self.vision_cache: VisionCache | None = None
 
     @classmethod
     @abstractmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
-        """Loads weights and processor from a folder or hub id; `options` are the family's own settings."""
-
-    def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
-        """Prompts, token ids and images of these inputs as tensors on the CPU; frames of videos are taken here."""
-        return self.collate(self._with_frames(inputs))
-
-    def process_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
-        """What `process` makes, as a batch of its own for each input; `Batch.join` puts any of them together."""
-        return self.collate_each(self._with_frames(inputs))
-
-    def _with_frames(self, inputs: Sequence[EmbeddingInput]) -> Sequence[EmbeddingInput]:
-        """The inputs with their videos as images, unless the family reads videos."""
-        for item in inputs:
-            if item.video is None and VIDEO_PLACEHOLDER in (item.text or ""):
-                raise UserError(f"prompt {(item.text or '')[:60]!r} has {VIDEO_PLACEHOLDER} but no video is given")
-        if self.reads_videos:
-            return inputs
-        return [item if item.video is None else self._as_images(item) for item in inputs]
-
-    def _as_images(self, item: EmbeddingInput) -> EmbeddingInput:
-        assert item.video is not None
-        return place_video(item, item.video.sample(self.num_frames).images)
+        """Loads weights and processor from a folder or hub id. `options` are the family's own settings."""
 
     @abstractmethod
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
-        """`process`, for inputs without videos unless the family reads them."""
-
-    def collate_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
-        """What `collate` makes, as a batch of its own for each input."""
-        whole = self.collate(inputs)
-        return [whole.slice(i, i + 1) for i in range(len(inputs))]
-
-    def costs(self, batch: Batch) -> list[int]:
-        """What each example costs, in tokens; visual ones included."""
-        return batch.lengths()
+        """`process` of inputs whose videos are already images, unless `reads_videos`."""
 
     @abstractmethod
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Hidden states after the final norm, shape [B, L, D]."""
-
     def forward(self, batch: Batch) -> torch.Tensor:
-        """One vector an example, not normalised, shape [B, D]."""
-        mask_BL = batch["attention_mask"]
-        with last_token_only(self.last_parts() if self.pooling == "last" else [], mask_BL):
-            hidden_BLD = self.hidden_states(batch)
-        return POOLINGS[self.pooling](hidden_BLD, mask_BL)
+        """One vector per example, not normalized, shape [B, D]."""
 
-    def last_parts(self) -> list[nn.Module]:
-        """Modules of the last layer that work on each token by itself, see `models/last_layer.py`."""
-        layers: Any = getattr(self.language_model, "layers", ())
-        return by_token(layers[-1]) if layers else []
+    @property
+    @abstractmethod
+    def embedding_dim(self) -> int:
+        """Length of the vectors."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """The tokenizer that `process` uses, a tokenizer of transformers."""
+
+    @abstractmethod
+    def save_processor(self, folder: Path) -> None:
+        """Writes tokenizer and image settings to a checkpoint folder."""
+
+    @property
+    def pooling(self) -> str:
+        """Name of the pooling of token states. "last" for families without token states, which accept no other."""
+        return "last"
+
+    @pooling.setter
+    def pooling(self, name: str) -> None:
+        if name != "last":
+            raise UserError(f"pooling {name!r}: {self.name} has no token states to pool; remove the setting")
 
     @property
     def language_model(self) -> nn.Module:
-        """The language model inside the network, under an adapter as well.
+        """The language model inside the network, with or without an adapter.
 
         Raises:
-            UserError: if the network does not name it. transformers then returns the whole network, which is refused.
+            UserError: if the network does not name it. transformers then returns the whole network, which is an error.
         """
         get_decoder = getattr(self.model, "get_decoder", None)
         decoder = None if get_decoder is None else get_decoder()
@@ -151,59 +135,118 @@ class Backbone(nn.Module, ABC):
         model: Any = self.model
         return [self.language_model, model.get_input_embeddings()]
 
-    @property
-    @abstractmethod
-    def embedding_dim(self) -> int:
-        """Length of the vectors."""
+    def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+        """Token ids and pixel values of these inputs as tensors on the CPU. Frames of videos are sampled here."""
+        return self.collate(self._with_frames(inputs))
+
+    def process_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
+        """`process` of each input as a batch of its own. `Batch.join` combines any of them."""
+        return self.collate_each(self._with_frames(inputs))
+
+    def collate_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
+        """`collate` of each input as a batch of its own."""
+        whole = self.collate(inputs)
+        return [whole.slice(i, i + 1) for i in range(len(inputs))]
+
+    def costs(self, batch: Batch) -> list[int]:
+        """Cost of each example in tokens, visual tokens or patches included. Budgets of tokens count these."""
+        return batch.lengths()
 
     def options(self) -> dict[str, Any]:
-        """The settings that `load` needs to build the same model again; saved in `embedder.json`."""
+        """The settings that `load` needs to build the same model again. They are saved in `embedder.json`."""
         return {}
 
     def cache_images(self, folder: Path | None = None) -> bool:
-        """Keeps the outputs of a frozen vision encoder by image content, in `folder` across jobs.
+        """Caches outputs of a frozen vision encoder by image content, in `folder` across jobs.
 
         Returns:
-            False where the family has no encoder whose outputs can be kept.
+            False if the family has no encoder whose outputs can be cached.
         """
         return False
 
-    @abstractmethod
-    def save_processor(self, folder: Path) -> None:
-        """Writes tokenizer and image settings to a checkpoint folder."""
-
     def send_bytes(self) -> bool:
-        """From now on `process` gives images as bytes, and the model makes the processor's numbers of them.
+        """Makes `process` return pixel values as bytes, which the model scales and shifts on its device.
 
         Returns:
-            False, and nothing changes, where the two would not be the same.
+            False, and nothing changes, if the result would differ from the processor's.
         """
         return False
 
     def save_model(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Writes all weights of a fully tuned model (no adapter on it); `state`: these instead of those in memory."""
+        """Writes all weights of a model without an adapter.
+
+        Args:
+            folder: An existing one.
+            state: Weights to write instead of those in memory.
+        """
         named = self.model.state_dict() if state is None else state
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
-        """Makes a saved folder load in sentence-transformers; by default with this package's own module."""
+        """Makes a saved folder load in sentence-transformers, by default with this package's own module."""
         st_folder.write_own(folder, prompts)
 
     def chat_template(self) -> str:
-        """The Jinja chat template that came with the processor; empty where there is none."""
+        """The Jinja chat template that came with the processor, or ""."""
         return ""
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes activations in the backward pass: less memory, about a third more time.
 
         Raises:
-            UserError: if the family's model cannot.
+            UserError: if the family's network does not support it.
         """
         enable = getattr(self.model, "gradient_checkpointing_enable", None)
         if enable is None:
             raise UserError(f"{self.name}: gradient_checkpointing is not supported; set it to false")
         enable()
+
+    def _with_frames(self, inputs: Sequence[EmbeddingInput]) -> Sequence[EmbeddingInput]:
+        """The inputs with their videos as images, unless the family reads videos."""
+        for item in inputs:
+            if item.video is None and VIDEO_PLACEHOLDER in (item.text or ""):
+                raise UserError(f"prompt {(item.text or '')[:60]!r} has {VIDEO_PLACEHOLDER} but the input has no video")
+        if self.reads_videos:
+            return inputs
+        return [item if item.video is None else self._as_images(item) for item in inputs]
+
+    def _as_images(self, item: EmbeddingInput) -> EmbeddingInput:
+        assert item.video is not None
+        return place_video(item, item.video.sample(self.num_frames).images)
+
+
+class DecoderBackbone(Backbone):
+    """A family whose network returns a hidden state per token, of which pooling makes the vector."""
+
+    _pooling: str = "last"
+
+    @abstractmethod
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """Hidden states after the final norm, shape [B, L, D]."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The pooled hidden states, not normalized, shape [B, D]."""
+        mask_BL = batch["attention_mask"]
+        with last_token_only(self.last_parts() if self.pooling == "last" else [], mask_BL):
+            hidden_BLD = self.hidden_states(batch)
+        return POOLINGS[self.pooling](hidden_BLD, mask_BL)
+
+    @property
+    def pooling(self) -> str:
+        """Name of the pooling, a key of `POOLINGS`."""
+        return self._pooling
+
+    @pooling.setter
+    def pooling(self, name: str) -> None:
+        if name not in POOLINGS:
+            raise UserError(f"pooling {name!r}: expected one of {', '.join(POOLINGS)}")
+        self._pooling = name
+
+    def last_parts(self) -> list[nn.Module]:
+        """Modules of the last layer that work on each token by itself, see `models/last_layer.py`."""
+        layers: Any = getattr(self.language_model, "layers", ())
+        return by_token(layers[-1]) if layers else []
 
 
 def _is_proper_part(part: nn.Module, whole: nn.Module) -> bool:

@@ -42,7 +42,7 @@ class DualEncoder(Backbone):
 
     def __init__(self, model: nn.Module, tokenizer: Any, images: Any, settings: dict[str, Any]) -> None:
         super().__init__(model)
-        self.tokenizer, self.image_processor, self.settings = tokenizer, images, settings
+        self._tokenizer, self.image_processor, self.settings = tokenizer, images, settings
         config: Any = model.config
         self.config = config
         self.fusion = settings.get("fusion", "sum")
@@ -97,6 +97,11 @@ class DualEncoder(Backbone):
         if self.config.model_type in FIXED_LENGTH:
             return int(self.config.text_config.projection_size)
         return int(self.config.projection_dim)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The text encoder's tokenizer."""
+        return self._tokenizer
 
     @property
     def language_model(self) -> nn.Module:
@@ -171,10 +176,6 @@ class DualEncoder(Backbone):
         model: Any = self.model
         features: torch.Tensor = model.get_image_features(**tensors).pooler_output
         return features
-
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """A dual encoder has none for an input as a whole."""
-        raise TypeError("a dual encoder gives vectors, not hidden states")
 
     def save_processor(self, folder: Path) -> None:
         """Writes tokenizer and image settings as transformers does."""

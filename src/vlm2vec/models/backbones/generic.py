@@ -20,7 +20,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import Frames
 from vlm2vec.models import st_folder
-from vlm2vec.models.backbones.base import Backbone, check_weight_files
+from vlm2vec.models.backbones.base import DecoderBackbone, check_weight_files
 from vlm2vec.models.backbones.hf_processor import load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.prompts import place_video, split_at_images
@@ -39,7 +39,7 @@ TOKEN_TENSORS = (
 )
 
 
-class Generic(Backbone):
+class Generic(DecoderBackbone):
     """A model that AutoModel loads and the processor that its folder names.
 
     Settings (`options` of `load`; beside these any of the family's image processor, such as `max_pixels`):
@@ -103,6 +103,11 @@ class Generic(Backbone):
         return load_processor(source, common, options)
 
     @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
     def embedding_dim(self) -> int:
         """Width of the language model."""
         return int(self.config.get_text_config().hidden_size)
@@ -122,7 +127,7 @@ class Generic(Backbone):
     def _batch_of_one(self, tensors: dict[str, torch.Tensor]) -> Batch:
         packed = {name: torch.tensor([len(tensor)]) for name, tensor in tensors.items() if name not in TOKEN_TENSORS}
         left = self.settings.get("padding_side") == "left"
-        return Batch(tensors, packed, TOKEN_TENSORS, self.processor.tokenizer.pad_token_id or 0, left)
+        return Batch(tensors, packed, TOKEN_TENSORS, self.tokenizer.pad_token_id or 0, left)
 
     def send_bytes(self) -> bool:
         """As the base says; families whose processor does more than scale and shift bytes keep numbers."""
@@ -174,17 +179,17 @@ class Generic(Backbone):
 
     def chat_template(self) -> str:
         """The processor's, else the tokenizer's."""
-        return getattr(self.processor, "chat_template", None) or self.processor.tokenizer.chat_template or ""
+        return getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or ""
 
     def _image_start(self) -> str:
         """The token before an image that gives it multimodal positions, see `_positions`; "" where none is needed."""
         start = getattr(self.config, "vision_start_token_id", None)
-        return "" if start is None else str(self.processor.tokenizer.convert_ids_to_tokens(start))
+        return "" if start is None else str(self.tokenizer.convert_ids_to_tokens(start))
 
     def prompt(self, item: EmbeddingInput) -> tuple[str, list[int]]:
         """What the tokenizer reads, the backbone's image tokens in place, and the images' positions in order."""
         if self.template.chat:
-            return self.template.render_chat(item, self.processor.tokenizer.special_tokens_map, self.image_token)
+            return self.template.render_chat(item, self.tokenizer.special_tokens_map, self.image_token)
         pieces = split_at_images(self.template.render(item))
         prompt = "".join(self.image_token if isinstance(piece, int) else piece for piece in pieces)
         return prompt, [piece for piece in pieces if isinstance(piece, int)]
@@ -192,7 +197,7 @@ class Generic(Backbone):
     def read(self, prompt: str, images: list[Any], video: Frames | None = None) -> Mapping[str, Any]:
         """What the family's processor makes of one prompt, its images and its video, as tensors."""
         # A prompt that opens with the begin token (chat templates write it) gets no second one, as in transformers.
-        opened = prompt.startswith(self.processor.tokenizer.bos_token or "\0")
+        opened = prompt.startswith(self.tokenizer.bos_token or "\0")
         more: dict[str, Any] = {"add_special_tokens": False} if opened else {}
         if self._as_bytes:
             more["images_kwargs"] = RAW

@@ -22,7 +22,7 @@ class PaliGemma(Generic):
         """Tensors of one prompt and its images."""
         if images or not prompt or self.image_token in prompt:
             return super().read(prompt, images)
-        tokenizer = self.processor.tokenizer
+        tokenizer = self.tokenizer
         begun = prompt if prompt.startswith(tokenizer.bos_token) else tokenizer.bos_token + prompt
         output = tokenizer(f"{begun}\n", add_special_tokens=False, return_tensors="pt")
         ids = output["input_ids"]

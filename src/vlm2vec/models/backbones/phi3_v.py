@@ -102,7 +102,7 @@ class Phi3Vision(Generic):
         tiles, sizes = [], []
         for i, piece in enumerate(PLACEHOLDER.split(self.template.render(item))):
             if i % 2 == 0:
-                ids += self.processor.tokenizer(piece)["input_ids"]
+                ids += self.tokenizer(piece)["input_ids"]
                 continue
             pixels, size = self._tiles(item.images[int(piece) - 1])
             tiles.append(pixels)

@@ -22,6 +22,7 @@ from jinja2.exceptions import TemplateError
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models import st_folder
+from vlm2vec.models.backbones.base import DecoderBackbone
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.golden import golden_inputs
 from vlm2vec.types import EmbeddingInput
@@ -124,7 +125,7 @@ def first_difference(embedder: Embedder, item: EmbeddingInput, theirs: Stages) -
         and not torch.equal(mine.flatten(), theirs.positions.flatten())
     ):
         return "positions", f"here up to {int(mine.max())}, there up to {int(theirs.positions.max())}"
-    if theirs.last_state is not None:
+    if theirs.last_state is not None and isinstance(backbone, DecoderBackbone):
         states = backbone.hidden_states(batch.to(embedder.device))[0]
         last = states[batch["attention_mask"][0].bool()][-1].float().cpu().numpy()
         cosine = last @ theirs.last_state / (np.linalg.norm(last) * np.linalg.norm(theirs.last_state))

@@ -58,11 +58,10 @@ def resolution(backbone: Any) -> str:
 def template_hash(embedder: Embedder) -> str:
     """Identifies the template, the image token and the chat template of a backbone."""
     backbone: Any = embedder.backbone
-    tokenizer = getattr(getattr(backbone, "processor", None), "tokenizer", getattr(backbone, "tokenizer", None))
     facts = {
         "template": asdict(backbone.template),
         "image_token": getattr(backbone, "image_token", None),
-        "chat_template": getattr(tokenizer, "chat_template", None),
+        "chat_template": getattr(backbone.tokenizer, "chat_template", None),
     }
     return _hash_text(json.dumps(facts, sort_keys=True, default=str))
 
@@ -75,10 +74,8 @@ def _processor_text(backbone: Any) -> str:
         part = getattr(processor, name, None)
         if part is not None:
             settings[name] = part.to_dict()
-    tokenizer = getattr(processor, "tokenizer", getattr(backbone, "tokenizer", None))
-    if tokenizer is not None:
-        settings["padding_side"] = getattr(tokenizer, "padding_side", None)
-        settings["vocabulary"] = _hash_text(json.dumps(tokenizer.get_vocab(), sort_keys=True))
+    settings["padding_side"] = getattr(backbone.tokenizer, "padding_side", None)
+    settings["vocabulary"] = _hash_text(json.dumps(backbone.tokenizer.get_vocab(), sort_keys=True))
     return json.dumps(settings, sort_keys=True, default=str)
 
 

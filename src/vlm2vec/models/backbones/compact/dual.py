@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlm2vec.models.backbones.compact.model import MAX_TEXT_TOKENS, Compact, CompactModel
+from vlm2vec.models.backbones.compact.model import Compact, CompactModel
+from vlm2vec.models.backbones.compact.processing import CompactBackbone
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import last_token
 from vlm2vec.models.prompts import split_at_images
@@ -62,23 +63,23 @@ class DualModel(nn.Module):
         return text_BD.index_add(0, owner_N, self.image_features(image_features).to(text_BD.dtype))
 
 
-class CompactDual(Compact):
-    """The baseline and its processor; the settings of `compact`, whose visual tokens are averaged here."""
+class CompactDual(CompactBackbone):
+    """The baseline and its processor. Settings as `Compact`; the visual tokens of an image are averaged."""
 
     name: ClassVar[str] = "compact-dual"
     trained_modules: ClassVar[list[str]] = ["projector", "image_head", "text_head"]
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
-        """Assembles the two towers; the heads are new and depend on torch's seed."""
+        """Assembles the two encoders. The heads are new and depend on torch's seed."""
         parts = Compact.load(source, dtype, **options)
         assert isinstance(parts.model, CompactModel)
         model = DualModel(parts.model).to(dtype)
-        model.vision.float()  # as in compact: its features must not depend on the rest's dtype
+        model.vision.float()  # features must not depend on the dtype of the rest, as in compact
         return cls(model, parts.tokenizer, parts.settings)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """One vector an example, not normalised, [B, D]."""
+        """Sum of an example's text and image vectors, [B, D]."""
         features = batch.get("image_features")
         owner_N = None
         if features is not None:
@@ -89,17 +90,18 @@ class CompactDual(Compact):
         return vectors
 
     def last_parts(self) -> list[nn.Module]:
-        """Those of the last layer; the head reads one token as it is."""
+        """Modules of the last layer that work on each token by itself, see `models/last_layer.py`."""
         layers: Any = self.language_model.layers
         return by_token(layers[-1])
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """A dual encoder has none for an input as a whole."""
-        raise TypeError("a dual encoder gives vectors, not hidden states")
+    def costs(self, batch: Batch) -> list[int]:
+        """Tokens of the text and visual tokens of the images."""
+        counts = batch.rows.get("image_features", torch.zeros(len(batch), dtype=torch.long)).tolist()
+        visual = self.settings["visual_tokens"]
+        return [tokens + visual * count for tokens, count in zip(batch.lengths(), counts, strict=True)]
 
     def _token_ids(self, item: EmbeddingInput) -> list[int]:
         """The words of the prompt without its images, and the end token."""
         pieces = split_at_images(self.template.render(item))
         words = " ".join(piece.strip() for piece in pieces if isinstance(piece, str)).strip()
-        ids = self.tokenizer(words, add_special_tokens=False, truncation=True, max_length=MAX_TEXT_TOKENS)
-        return [*ids["input_ids"], self.tokenizer.eos_token_id]
+        return [*self._text_ids(words), self.tokenizer.eos_token_id]

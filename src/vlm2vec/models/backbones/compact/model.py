@@ -10,7 +10,6 @@ Shapes: B examples, L tokens, T visual tokens an image, D embedding dim.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,20 +19,18 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.backbones.base import DecoderBackbone
 from vlm2vec.models.backbones.compact.class_words import ClassWords
 from vlm2vec.models.backbones.compact.parts import VISION_DIM, EfficientNetLite, load_language
-from vlm2vec.models.prompts import order_of_images, split_at_images
-from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, VisionCache, chunks
+from vlm2vec.models.backbones.compact.processing import CompactBackbone
+from vlm2vec.models.prompts import split_at_images
 from vlm2vec.types import Batch, EmbeddingInput
 
 SHIPPED = Path(__file__).with_name("compact_pretrained.safetensors")
 SHIPPED_SHA256 = "0552299f2ee4cd921ead3e6ff5f7dfa24cdbe71344e44545709087dc109879bc"
 PRETRAINED_LAYERS = 4
-LANGUAGE_LINEARS = r".*\.(q|k|v|o|gate|up|down)_proj"
 PROJECTOR_WIDTH = 1152
 WORDS_SCALE, PROJECTED_SCALE = 2.0, 0.005  # both about as long as a word of a text: 3
-MAX_TEXT_TOKENS = 512
 DEFAULTS = {"num_layers": 4, "visual_tokens": 9, "image_size": 192}
 
 
@@ -115,25 +112,18 @@ class CompactModel(nn.Module):
         return states
 
 
-class Compact(Backbone):
+class Compact(CompactBackbone, DecoderBackbone):
     """The built-in VLM and its processor.
 
     Settings (`options` of `load`):
-        num_layers: Layers of the language model, 1 to 30 (default 4: trains on two cores in minutes).
-        visual_tokens: Tokens an image, 4, 9 or 16 (default 9).
-        image_size: Side in pixels that images are squashed to (default 192).
+        num_layers: Layers of the language model, 1 to 30 (default 4: trains on two CPU cores in minutes).
+        visual_tokens: Tokens per image, 4, 9 or 16 (default 9).
+        image_size: Side in pixels. Images are resized to a square of this side, ignoring their aspect ratio
+            (default 192).
     """
 
     name: ClassVar[str] = "compact"
-    lora_targets = LANGUAGE_LINEARS
     trained_modules: ClassVar[list[str]] = ["projector", "head"]
-
-    def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, int]) -> None:
-        super().__init__(model)
-        self.vision: Any = model.vision  # reached directly: PEFT may wrap the model later
-        self.config: Any = model.config
-        self.tokenizer = tokenizer
-        self.settings = settings
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
@@ -144,49 +134,12 @@ class Compact(Backbone):
         language, tokenizer = load_language(settings["num_layers"], dtype)
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
         model = CompactModel(vision, make_projector(vision, language, tokenizer), language).to(dtype)
-        model.vision.float()  # its images come in float32, and its features must not depend on the rest's dtype
+        model.vision.float()  # pixel values are float32, and features must not depend on the dtype of the rest
         _load_pretrained(model, settings["num_layers"])
         return cls(model, tokenizer, settings)
 
-    @property
-    def language_model(self) -> nn.Module:
-        """The layers of SmolLM2."""
-        model: Any = self.model
-        found: nn.Module = model.language_model
-        return found
-
-    def language_parts(self) -> list[nn.Module]:
-        """The layers of SmolLM2, which hold its input embeddings."""
-        return [self.language_model]
-
-    @property
-    def embedding_dim(self) -> int:
-        """576, the width of SmolLM2-135M."""
-        return int(self.config.hidden_size)
-
-    def options(self) -> dict[str, Any]:
-        """The settings given to `load`."""
-        return dict(self.settings)
-
-    def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
-        """Token ids (left-aligned) and the visual features of all images, packed one after another."""
-        rows = [self._token_ids(item) for item in inputs]
-        length = max(map(len, rows))
-        input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-        mask = torch.zeros(len(rows), length, dtype=torch.long)
-        for i, row in enumerate(rows):
-            input_ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-        orders = [order_of_images(self.template.render(item)) for item in inputs]
-        images = [item.images[place] for item, order in zip(inputs, orders, strict=True) for place in order]
-        batch = Batch({"input_ids": input_ids, "attention_mask": mask})
-        if images:
-            batch.tensors["image_features"] = self._features(images)
-            batch.rows["image_features"] = torch.tensor(list(map(len, orders)))
-        return batch
-
     def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Final-norm hidden states [B, L, D]."""
+        """Hidden states [B, L, D] after the final norm and the head."""
         hidden: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], batch.get("image_features"))
         return hidden
 
@@ -195,32 +148,14 @@ class Compact(Backbone):
         model: Any = self.model
         return [*super().last_parts(), model.head]
 
-    def cache_images(self, folder: Path | None = None) -> bool:
-        """Keeps visual features by image content; the encoder is always frozen here."""
-        self.vision_cache = VisionCache(self.vision, self.vision.fingerprint(), folder)
-        return True
-
-    def save_processor(self, folder: Path) -> None:
-        """Writes the tokenizer; the image settings are in `options`."""
-        self.tokenizer.save_pretrained(folder)
-
-    def _features(self, images: list[Any]) -> torch.Tensor:
-        if self.vision_cache is not None:
-            return self.vision_cache.features(images)
-        with torch.inference_mode():
-            # float16 like the cached ones: a vector must not depend on whether the cache was on.
-            parts = [self.vision(part).to(torch.float16).cpu() for part in chunks(images, ENCODE_BATCH)]
-        return torch.cat(parts)
-
     def _token_ids(self, item: EmbeddingInput) -> list[int]:
-        """Text ids, `visual_tokens` image ids an image, and the end token, whose state is the embedding."""
+        """Text ids, `visual_tokens` image ids per image, and the end token, whose state is the embedding."""
         ids: list[int] = []
         for piece in split_at_images(self.template.render(item)):
             if isinstance(piece, int):
                 ids += [self.config.vocab_size] * self.settings["visual_tokens"]
             else:
-                encoded = self.tokenizer(piece, add_special_tokens=False, truncation=True, max_length=MAX_TEXT_TOKENS)
-                ids += encoded["input_ids"]
+                ids += self._text_ids(piece)
         return [*ids, self.tokenizer.eos_token_id]
 
 

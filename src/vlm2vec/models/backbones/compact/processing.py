@@ -1,0 +1,107 @@
+"""What `compact` and `compact-dual` share: settings, tokens, and the visual features of the frozen encoder."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.prompts import order_of_images
+from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, VisionCache, chunks
+from vlm2vec.types import Batch, EmbeddingInput
+
+LANGUAGE_LINEARS = r".*\.(q|k|v|o|gate|up|down)_proj"
+MAX_TEXT_TOKENS = 512
+
+
+class CompactBackbone(Backbone):
+    """A backbone made of EfficientNet-Lite0 and SmolLM2.
+
+    Args:
+        model: A network with `vision`, `language_model` and `config`.
+        tokenizer: SmolLM2's.
+        settings: See `Compact`.
+    """
+
+    lora_targets = LANGUAGE_LINEARS
+
+    def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, int]) -> None:
+        super().__init__(model)
+        self.vision: Any = model.vision  # kept here because PEFT may wrap the model later
+        self.config: Any = model.config
+        self._tokenizer = tokenizer
+        self.settings = settings
+
+    @property
+    def tokenizer(self) -> Any:
+        """SmolLM2's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The layers of SmolLM2."""
+        model: Any = self.model
+        found: nn.Module = model.language_model
+        return found
+
+    def language_parts(self) -> list[nn.Module]:
+        """The layers of SmolLM2, which hold its input embeddings."""
+        return [self.language_model]
+
+    @property
+    def embedding_dim(self) -> int:
+        """576, the width of SmolLM2-135M."""
+        return int(self.config.hidden_size)
+
+    def options(self) -> dict[str, Any]:
+        """The settings given to `load`."""
+        return dict(self.settings)
+
+    def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
+        """Token ids, padded on the right, and the packed visual features of all images."""
+        rows = [self._token_ids(item) for item in inputs]
+        length = max(map(len, rows))
+        input_ids = torch.zeros(len(rows), length, dtype=torch.long)
+        mask = torch.zeros(len(rows), length, dtype=torch.long)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        orders = [order_of_images(self.template.render(item)) for item in inputs]
+        images = [item.images[place] for item, order in zip(inputs, orders, strict=True) for place in order]
+        batch = Batch({"input_ids": input_ids, "attention_mask": mask})
+        if images:
+            batch.tensors["image_features"] = self._features(images)
+            batch.rows["image_features"] = torch.tensor(list(map(len, orders)))
+        return batch
+
+    def cache_images(self, folder: Path | None = None) -> bool:
+        """Caches visual features by image content. The encoder is always frozen."""
+        self.vision_cache = VisionCache(self.vision, self.vision.fingerprint(), folder)
+        return True
+
+    def save_processor(self, folder: Path) -> None:
+        """Writes the tokenizer. The image settings are in `options`."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _features(self, images: list[ImageRef]) -> torch.Tensor:
+        if self.vision_cache is not None:
+            return self.vision_cache.features(images)
+        with torch.inference_mode():
+            # float16, as cached features are: a vector must not depend on whether the cache is on.
+            parts = [self.vision(part).to(torch.float16).cpu() for part in chunks(images, ENCODE_BATCH)]
+        return torch.cat(parts)
+
+    @abstractmethod
+    def _token_ids(self, item: EmbeddingInput) -> list[int]:
+        """Token ids of one input, the end token last."""
+
+    def _text_ids(self, text: str) -> list[int]:
+        encoded = self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=MAX_TEXT_TOKENS)
+        ids: list[int] = encoded["input_ids"]
+        return ids
