@@ -137,9 +137,9 @@ def test_what_the_user_says_wins_over_the_row(tiny_vlm):
 def test_an_unknown_checkpoint_gets_a_line_that_says_so_and_a_known_one_does_not(tiny_vlm, caplog):
     with caplog.at_level(logging.WARNING):
         load(tiny_vlm("llava"), like="royokong/e5-v")
-        assert "no known embedding model" not in caplog.text
+        assert "not a known embedding model" not in caplog.text
         load(tiny_vlm("llava"))
-    assert caplog.text.count("no known embedding model; template and pooling are its family's default") == 1
+    assert caplog.text.count("not a known embedding model; using the default template and pooling of its family") == 1
 
 
 def test_an_id_that_is_not_in_the_table_or_not_computed_here_is_one_clear_line(tiny_vlm):

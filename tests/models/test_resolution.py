@@ -123,7 +123,7 @@ def test_a_name_replaces_the_bounds_of_a_known_checkpoint(tiny_vlm):
 
 @pytest.mark.parametrize(("name", "crops"), [("low", 1), ("mid", 4), ("high", 16)])
 def test_phi3_v_cuts_a_image_into_as_many_tiles_as_the_name_allows(name, crops):
-    assert load(GOLDEN / "phi3v", resolution=name).backbone.processor.images["num_crops"] == crops
+    assert load(GOLDEN / "phi3v", resolution=name).backbone.processor.image_settings["num_crops"] == crops
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name in ("llava", "gemma3", "paligemma", "mllama")])

@@ -5,7 +5,6 @@ Shapes: N inputs, B examples, D embedding dim.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,22 +16,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.errors import UserError
-from vlm2vec.models import st_folder
+from vlm2vec.models import loading
 from vlm2vec.models.backbones.base import Backbone
-from vlm2vec.models.checkpoints import adapters, hub, known
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, EmbedderFile
 from vlm2vec.models.encode import EncodeOptions, EncodeSettings, Pipeline
-from vlm2vec.models.prompts import PromptTemplate
-from vlm2vec.models.registry import BUILT_IN, backbone_class, shipped_folder
-from vlm2vec.models.st_folder import SentenceTransformersFolder
-from vlm2vec.models.vision import resolution
-from vlm2vec.models.vision.patch_embed import use_matrix_products
+from vlm2vec.models.loading import LoadSettings
 from vlm2vec.quantize import check_precision, quantize_rows, ranges_of
 from vlm2vec.types import Batch, EmbeddingInput
 
 Inputs = Iterable[Any]
-logger = logging.getLogger(__name__)
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
@@ -94,95 +87,15 @@ class Embedder(nn.Module):
         Raises:
             UserError: if `source` is no checkpoint, or its tensors do not fit the base.
         """
-        loaded = cls._load(str(shipped_folder(str(source)) or source), base, device, dtype, revision, like, options)
-        if quantize:
-            checkpoint.quantize(loaded.backbone, quantize)
-        return loaded
-
-    @classmethod
-    def _load(
-        cls,
-        source: str,
-        base: str | None,
-        device: str | torch.device | None,
-        dtype: torch.dtype | None,
-        revision: str | None,
-        like: str | None,
-        options: dict[str, Any],
-    ) -> Self:
-        folder = Path(source) if like or known.find(source) else hub.local_folder(source, revision)
-        if folder != Path(source):
-            loaded = cls._load(str(folder), base, device, dtype, None, None, options)
-            loaded.base, loaded.revision = (
-                (source, revision) if loaded.base == str(folder) else (loaded.base, loaded.revision)
-            )
-            return loaded
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or best_dtype(where)
-        if not (folder / EMBEDDER_FILE).is_file():
-            about = st_folder.read_folder(folder)
-            row = known.find_named(like) if like else known.find(source)
-            settings = resolution.merged(row.options if row else {}, options)
-            if adapter := adapters.find_adapter(source, revision):
-                loaded = cls._load_adapter(adapter, base, dtype, settings)
-            else:
-                loaded = cls._load_base(source, dtype, revision, settings)
-            if row:
-                loaded._follow_row(row)
-            elif about:
-                loaded._follow(about, folder)
-            elif source not in BUILT_IN:
-                logger.warning("%s: no known embedding model; template and pooling are its family's default", source)
-            return loaded.to(where).eval()
-        saved = checkpoint.read_embedder_file(folder)
-        whole = not saved.adapter and (folder / checkpoint.CONFIG_FILE).is_file()
-        origin = str(folder) if whole else base or saved.base
-        settings = resolution.merged(saved.options, options)
-        loaded = cls._load_base(origin, dtype, None if whole else saved.revision, settings)
-        backbone = loaded.backbone
-        backbone.template = PromptTemplate(**saved.template)
-        backbone.pooling, loaded.prompts = saved.pooling, saved.prompts
-        loaded.base, loaded.revision = base or saved.base, saved.revision
-        if saved.adapter:
-            checkpoint.load_adapter(backbone, folder)
-        elif not whole:
-            checkpoint.load_weights(backbone, folder)
-        return loaded.to(where).eval()
-
-    def _follow_row(self, row: known.KnownCheckpoint) -> None:
-        """Takes template, pooling and prompts of a known checkpoint."""
-        self.prompts = row.prompts
-        self.backbone.template = known.template_of(row) or self.backbone.template
-        self.backbone.pooling = row.pooling or self.backbone.pooling
-
-    def _follow(self, about: SentenceTransformersFolder, folder: Path) -> None:
-        """Takes pooling, chat template and prompts of a sentence-transformers folder."""
-        self.prompts = about.prompts
-        if about.pooling is None:
-            return
-        self.backbone.pooling = about.pooling
-        # Without a chat template, sentence-transformers puts the prompt before the text and nothing between.
-        self.backbone.template = PromptTemplate(image="{image}", separator="", suffix="")
-        if about.chat:
-            chat = self.backbone.chat_template()
-            if not chat:
-                raise UserError(f"{folder}: its modules ask for a chat template, but the processor has none")
-            self.backbone.template = PromptTemplate(chat=chat)
-
-    @classmethod
-    def _load_adapter(cls, folder: Path, base: str | None, dtype: torch.dtype, options: dict[str, Any]) -> Self:
-        """An adapter that another library saved, on the base that it names unless another one is given."""
-        named, revision = (base, None) if base else adapters.base_of(folder)
-        loaded = cls._load_base(named, dtype, revision, options)
-        checkpoint.load_adapter(loaded.backbone, folder)
-        return loaded
-
-    @classmethod
-    def _load_base(cls, base: str, dtype: torch.dtype, revision: str | None, options: dict[str, Any]) -> Self:
-        pinned = {"revision": revision} if revision else {}
-        backbone = backbone_class(base, revision).load(base, dtype, **pinned, **options)
-        use_matrix_products(backbone)
-        return cls(backbone, base, revision)
+        settings = LoadSettings(dtype or best_dtype(where), base, revision, like, options)
+        loaded = loading.load(str(source), settings)
+        embedder = cls(loaded.backbone, loaded.base, loaded.revision)
+        embedder.prompts = loaded.prompts
+        embedder.to(where).eval()
+        if quantize:
+            checkpoint.quantize(embedder.backbone, quantize)
+        return embedder
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,163 @@
+"""From a source to a backbone with its weights, template, pooling and prompts: one function per kind of source.
+
+A source is the name of a built-in, a folder or a hub id. A hub id whose repository describes its vectors
+(`embedder.json` or `modules.json`) is downloaded and treated as a folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm2vec.errors import UserError
+from vlm2vec.models import st_folder
+from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.checkpoints import adapters, hub, known
+from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
+from vlm2vec.models.prompts import PromptTemplate
+from vlm2vec.models.registry import BUILT_IN, backbone_class, shipped_folder
+from vlm2vec.models.st_folder import SentenceTransformersFolder
+from vlm2vec.models.vision import resolution
+from vlm2vec.models.vision.patch_embed import use_matrix_products
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How a source is loaded; see `Embedder.from_pretrained`.
+
+    Attributes:
+        dtype: Of the base weights.
+        base: Base model for an adapter, instead of the one that it names.
+        revision: Hub revision of the base.
+        like: Hub id of the known checkpoint whose template, pooling and settings are used.
+        options: Settings of the family.
+    """
+
+    dtype: torch.dtype
+    base: str | None = None
+    revision: str | None = None
+    like: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Loaded:
+    """What an `Embedder` is made of, with the names that its saved folder records.
+
+    Attributes:
+        backbone: On the CPU.
+        base: Built-in name, folder or hub id of the base weights.
+        revision: Hub revision of `base`.
+        prompts: Instructions of `encode_query` and `encode_document`.
+    """
+
+    backbone: Backbone
+    base: str
+    revision: str | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def load(source: str, settings: LoadSettings) -> Loaded:
+    """Loads any kind of source.
+
+    Raises:
+        UserError: if `source` is no checkpoint, or its tensors do not fit the base.
+    """
+    shipped = shipped_folder(source)
+    source = source if shipped is None else str(shipped)
+    row = known.find_named(settings.like) if settings.like else known.find(source)
+    folder = Path(source) if row else hub.local_folder(source, settings.revision)
+    if folder == Path(source):
+        return _load_folder(folder, source, row, settings)
+    loaded = _load_folder(folder, str(folder), None, replace(settings, revision=None))
+    if loaded.base == str(folder):
+        loaded.base, loaded.revision = source, settings.revision
+    return loaded
+
+
+def _load_folder(folder: Path, source: str, row: known.KnownCheckpoint | None, settings: LoadSettings) -> Loaded:
+    """Chooses by the files that the folder has. The files of a hub id are not looked at here."""
+    if (folder / EMBEDDER_FILE).is_file():
+        return load_saved(folder, settings)
+    if row is not None:
+        return load_known(source, row, settings)
+    if about := st_folder.read_folder(folder):
+        return load_sentence_transformers(folder, about, settings)
+    if source not in BUILT_IN:
+        logger.warning("%s: not a known embedding model; using the default template and pooling of its family", source)
+    return load_adapter_or_base(source, settings)
+
+
+def load_saved(folder: Path, settings: LoadSettings) -> Loaded:
+    """A folder that `Embedder.save_pretrained` wrote: all weights of a transformers model, an adapter, or weights."""
+    saved = checkpoint.read_embedder_file(folder)
+    options = resolution.merged(saved.options, settings.options)
+    whole = not saved.adapter and (folder / checkpoint.CONFIG_FILE).is_file()
+    base, revision = (settings.base, None) if settings.base else (saved.base, saved.revision)
+    backbone = load_base(str(folder) if whole else base, settings.dtype, None if whole else revision, options)
+    backbone.template = PromptTemplate(**saved.template)
+    backbone.pooling = saved.pooling
+    if saved.adapter:
+        checkpoint.load_adapter(backbone, folder)
+    elif not whole:
+        checkpoint.load_weights(backbone, folder)
+    return Loaded(backbone, base, revision, saved.prompts)
+
+
+def load_known(source: str, row: known.KnownCheckpoint, settings: LoadSettings) -> Loaded:
+    """A published model, with the template, pooling, settings and prompts of its row in the table."""
+    options = resolution.merged(row.options, settings.options)
+    loaded = load_adapter_or_base(source, replace(settings, options=options))
+    loaded.prompts = row.prompts
+    loaded.backbone.template = known.template_of(row) or loaded.backbone.template
+    loaded.backbone.pooling = row.pooling or loaded.backbone.pooling
+    return loaded
+
+
+def load_sentence_transformers(folder: Path, about: SentenceTransformersFolder, settings: LoadSettings) -> Loaded:
+    """A sentence-transformers folder, with its pooling, chat template and prompts.
+
+    Raises:
+        UserError: if it uses a chat template and its processor has none.
+    """
+    loaded = load_adapter_or_base(str(folder), settings)
+    loaded.prompts = about.prompts
+    if about.pooling is None:  # a dual encoder: the model's own methods give the vectors
+        return loaded
+    backbone = loaded.backbone
+    backbone.pooling = about.pooling
+    # Without a chat template, sentence-transformers writes the prompt directly before the text.
+    backbone.template = PromptTemplate(image="{image}", separator="", suffix="")
+    if about.chat:
+        chat = backbone.chat_template()
+        if not chat:
+            raise UserError(f"{folder}: its modules ask for a chat template, but the processor has none")
+        backbone.template = PromptTemplate(chat=chat)
+    return loaded
+
+
+def load_adapter_or_base(source: str, settings: LoadSettings) -> Loaded:
+    """A PEFT adapter that another library saved, on its base; or the base of a model family."""
+    adapter = adapters.find_adapter(source, settings.revision)
+    if adapter is None:
+        backbone = load_base(source, settings.dtype, settings.revision, settings.options)
+        return Loaded(backbone, source, settings.revision)
+    base, revision = (settings.base, None) if settings.base else adapters.base_of(adapter)
+    backbone = load_base(base, settings.dtype, revision, settings.options)
+    checkpoint.load_adapter(backbone, adapter)
+    return Loaded(backbone, base, revision)
+
+
+def load_base(base: str, dtype: torch.dtype, revision: str | None, options: dict[str, Any]) -> Backbone:
+    """Weights and processor of a model family: a built-in name, a folder or a hub id."""
+    pinned = {"revision": revision} if revision else {}
+    backbone = backbone_class(base, revision).load(base, dtype, **pinned, **options)
+    use_matrix_products(backbone)
+    return backbone
