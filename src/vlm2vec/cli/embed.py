@@ -42,7 +42,7 @@ def embed(
     part: Annotated[int, typer.Option(min=1, help="Inputs that are kept at a time: what a kill can lose.")] = 1024,
     engine: Annotated[str, typer.Option(help="local, or ray: the parts on the workers of a Ray cluster.")] = "local",
     workers: WorkersOption = 2,
-    gpus: GpusOption = 0,
+    gpus: GpusOption = None,
     address: AddressOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
     option: OptionsOption = None,

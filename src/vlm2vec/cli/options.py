@@ -28,7 +28,10 @@ StoreOption = Annotated[
 TasksOption = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the evaluation sets.")]
 WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Of Ray; each loads the model once.")]
-GpusOption = Annotated[float, typer.Option("--gpus", min=0, help="Of each of Ray's workers.")]
+GpusOption = Annotated[
+    float | None,
+    typer.Option("--gpus", min=0, help="GPUs of each Ray actor; default: the cluster's GPUs, at most one each."),
+]
 AddressOption = Annotated[str | None, typer.Option("--address", help="Of a Ray cluster; default: one on this machine.")]
 PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights; they can run code.")]
 

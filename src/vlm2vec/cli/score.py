@@ -35,7 +35,7 @@ def evaluate(
         str, typer.Option(help="local, or ray: inputs are encoded by the workers of a Ray cluster.")
     ] = "local",
     workers: WorkersOption = 2,
-    gpus: GpusOption = 0,
+    gpus: GpusOption = None,
     address: AddressOption = None,
     allow_pickle: PickleOption = False,
     switch: Annotated[

@@ -21,20 +21,32 @@ class RayPool:
         model: What `Embedder.from_pretrained` takes.
         num_workers: Actors, each with a model of its own.
         address: Of the cluster; None: one on this machine.
-        num_gpus: Of each actor.
+        num_gpus: Of each actor; None: the cluster's GPUs shared equally, at most one each.
         options: Other arguments of `from_pretrained`.
     """
 
     model: str
     num_workers: int = 2
     address: str | None = None
-    num_gpus: float = 0
+    num_gpus: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    def gpus_of_each(self, in_cluster: float) -> float:
+        """GPUs of one actor, where the joined cluster has `in_cluster` of them.
+
+        A fraction lets several actors share a GPU; without `num_gpus` Ray would hide the GPUs from an actor.
+        """
+        if self.num_gpus is not None:
+            return self.num_gpus
+        return min(1.0, in_cluster / self.num_workers)
 
 
 @contextmanager
-def joined_cluster(address: str | None) -> Iterator[None]:
+def joined_cluster(address: str | None) -> Iterator[float]:
     """Joins the cluster, or starts one on this machine for the length of the block; one that was joined before stays.
+
+    Yields:
+        The number of GPUs in the cluster.
 
     Raises:
         UserError: if Ray is not installed.
@@ -48,7 +60,7 @@ def joined_cluster(address: str | None) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
-        yield
+        yield float(ray.cluster_resources().get("GPU", 0))
     finally:
         if started:
             ray.shutdown()

@@ -37,7 +37,7 @@ def run_on_ray(job: Job, pool: RayPool, progress: Callable[[int], None] = lambda
     Raises:
         UserError: if Ray is not installed.
     """
-    with joined_cluster(pool.address):
+    with joined_cluster(pool.address) as num_gpus:
         import ray.data
 
         ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts inputs
@@ -50,7 +50,7 @@ def run_on_ray(job: Job, pool: RayPool, progress: Callable[[int], None] = lambda
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(pool.num_workers, len(parts))),
             num_cpus=1,
-            num_gpus=pool.num_gpus,
+            num_gpus=pool.gpus_of_each(num_gpus),
             max_restarts=TRIES,
             max_task_retries=TRIES,
         )

@@ -106,10 +106,12 @@ def ray_engine(pool: RayPool) -> Iterator[Engine]:
     Raises:
         UserError: if Ray is not installed.
     """
-    with joined_cluster(pool.address):
+    with joined_cluster(pool.address) as num_gpus:
         import ray
 
-        kind = ray.remote(num_cpus=1, num_gpus=pool.num_gpus, max_restarts=TRIES, max_task_retries=TRIES)(EvalWorker)
+        kind = ray.remote(num_cpus=1, num_gpus=pool.gpus_of_each(num_gpus), max_restarts=TRIES, max_task_retries=TRIES)(
+            EvalWorker
+        )
         workers = [kind.remote(pool.model, pool.options) for _ in range(pool.num_workers)]
         try:
             yield RayEngine(workers)

@@ -20,6 +20,7 @@ from vlm2vec.models import loading
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, EmbedderFile
+from vlm2vec.models.device import process_device
 from vlm2vec.models.encode import EncodeOptions, EncodeSettings, Pipeline
 from vlm2vec.models.loading import LoadSettings
 from vlm2vec.quantize import check_precision, quantize_rows, ranges_of
@@ -75,7 +76,7 @@ class Embedder(nn.Module):
             source: A folder that `save_pretrained`, `vlm2vec train` or sentence-transformers wrote, a base VLM's
                 folder or hub id, those of a PEFT adapter, or the built-in "compact" or "compact-embed".
             base: For an adapter folder: a base other than the one it names.
-            device: Default: CUDA where there is one, else the CPU.
+            device: Default: this process's own, see `vlm2vec.models.device.process_device`.
             dtype: Of the base weights. Default: `best_dtype(device)`.
             revision: Hub revision of the base.
             like: Hub id of a known published model of which `source` is a copy: its template, pooling and settings
@@ -87,7 +88,7 @@ class Embedder(nn.Module):
         Raises:
             UserError: if `source` is no checkpoint, or its tensors do not fit the base.
         """
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = process_device(device)
         settings = LoadSettings(dtype or best_dtype(where), base, revision, like, options)
         loaded = loading.load(str(source), settings)
         embedder = cls(loaded.backbone, loaded.base, loaded.revision)

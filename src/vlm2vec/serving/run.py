@@ -112,8 +112,9 @@ def load(settings: ServeSettings) -> tuple[Embedder, VectorStore | None]:
 
     chosen = dict(settings.model_options)
     slot = 0 if settings.slots is None else claim_slot(settings.slots, settings.workers)
-    if device := settings.device or own_device(settings, slot):
-        chosen["device"] = device
+    from vlm2vec.models.device import process_device
+
+    chosen["device"] = process_device(settings.device, slot if settings.slots is not None else None)
     if settings.dtype != "auto":
         chosen["dtype"] = getattr(torch, settings.dtype)
     if settings.store is None:
@@ -123,15 +124,6 @@ def load(settings: ServeSettings) -> tuple[Embedder, VectorStore | None]:
 
     store = open_store(settings.store)
     return load_model_of(store, settings.model, chosen), store
-
-
-def own_device(settings: ServeSettings, slot: int) -> str | None:
-    """A GPU for each worker in turn; None where there is none, or one worker."""
-    import torch
-
-    if settings.slots is None or not torch.cuda.is_available():
-        return None
-    return f"cuda:{slot % torch.cuda.device_count()}"
 
 
 def claim_slot(folder: Path, count: int) -> int:

@@ -18,6 +18,7 @@ from vlm2vec.data.streams import StreamedSet, streamed_sets
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.device import idle_gpus
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.golden import write_golden
 from vlm2vec.progress import progress_bar
@@ -143,6 +144,13 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
     if first and not resume and output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: already holds a run; choose another output, delete it, or go on with --resume")
     last = last_checkpoint(output) if resume else None
+    if unused := idle_gpus():
+        logger.warning(
+            "%d of %d GPUs stay unused; to use all: torchrun --nproc-per-node %d -m vlm2vec.cli train RECIPE",
+            unused,
+            unused + 1,
+            unused + 1,
+        )
     sets = read_sets(recipe)
     embedder = build_embedder(recipe)
     sets = check_images(embedder, sets, recipe.data.on_bad_image)

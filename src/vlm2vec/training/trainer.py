@@ -136,7 +136,7 @@ class ContrastiveTrainer(transformers.Trainer):
                 model,
                 self.objective,
                 self.recipe.train,
-                self.args.device,
+                self.embedder.device,
                 self.vision,
                 self.compute_loss_context_manager,
                 self.is_sharded,
@@ -322,7 +322,7 @@ def uses_bf16(recipe: Recipe, device: torch.device) -> bool:
 
 def _arguments(recipe: Recipe, folder: Path, device: torch.device) -> TrainingArguments:
     train = recipe.train
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=train.steps,
         per_device_train_batch_size=train.batch_size // num_processes(),
@@ -342,3 +342,6 @@ def _arguments(recipe: Recipe, folder: Path, device: torch.device) -> TrainingAr
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    if arguments.n_gpu > 1:  # the Trainer would use nn.DataParallel, which cannot scatter a batch of this project
+        arguments._n_gpu = 1
+    return arguments

@@ -82,7 +82,7 @@ class FrozenVision:
             self._memo[number] = (output, after)
         output, after = self._memo[number]
         if after is not None:  # the vision side draws random numbers: those that follow must be the same
-            _set_random(after)
+            self._set_random(after)
         return _copy(output)
 
     def _first_time(self, batch: Batch, args: Any, kwargs: Any) -> tuple[Any, list[torch.Tensor] | None]:
@@ -90,7 +90,7 @@ class FrozenVision:
         if self.store is not None and (kept := self.store.get_rows(keys)) is not None:
             self.frozen = True
             return kept, None
-        before = _get_random()
+        before = self._get_random()
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.frozen is None):
             output = self._original(*args, **kwargs)
         self.num_runs += 1
@@ -101,11 +101,26 @@ class FrozenVision:
         if self.frozen is False:
             return output, None
         output = _slim(output)
-        after = _get_random()
+        after = self._get_random()
         drew = any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
         if self.store is not None and not drew:
             self.store.put_rows(keys, output, batch.rows)
         return output, after if drew else None
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._owner.parameters()).device
+
+    def _get_random(self) -> list[torch.Tensor]:
+        states = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        return states
+
+    def _set_random(self, states: list[torch.Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], self._device)
 
 
 def row_keys(batch: Batch) -> list[str]:
@@ -178,16 +193,3 @@ def _slim(output: Any) -> Any:
         return output
     kept = {name: value for name, value in output.items() if name not in UNUSED or "pooler_output" not in output}
     return type(output)(**kept)
-
-
-def _get_random() -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available():
-        states.append(torch.cuda.get_rng_state())
-    return states
-
-
-def _set_random(states: list[torch.Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])

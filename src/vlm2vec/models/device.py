@@ -1,0 +1,62 @@
+"""Which device this process computes on: the one place that decides it, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from vlm2vec.errors import UserError
+
+
+def local_rank() -> int | None:
+    """The number of this process on its machine, as torchrun sets it; None outside of torchrun."""
+    text = os.environ.get("LOCAL_RANK", "")
+    return int(text) if text.isdigit() else None
+
+
+def process_device(wanted: str | torch.device | None = None, number: int | None = None) -> torch.device:
+    """The device of this process's model. A GPU also becomes torch's current device.
+
+    Args:
+        wanted: Such as "cpu" or "cuda:1". Default: CUDA where a GPU is visible, else the CPU. "cuda" without an index
+            means the GPU of this process.
+        number: This process's number among workers that share the machine's GPUs in turn. Default: `LOCAL_RANK`, for
+            which there must be a GPU of its own. Where only one GPU is visible (a launcher set `CUDA_VISIBLE_DEVICES`
+            for each process), it is used.
+
+    Raises:
+        UserError: for a device that is unknown or not visible, or more processes than GPUs.
+    """
+    device = _parse(wanted)
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise UserError(f"device {wanted}: no GPU is visible to torch; choose cpu, or check CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    own = (local_rank() or 0) if number is None else number % count
+    index = device.index if device.index is not None else own if count > 1 else 0
+    if index >= count:
+        source = f"device {wanted}" if device.index is not None else f"LOCAL_RANK {own}"
+        raise UserError(
+            f"{source}: {count} GPUs are visible (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')}); "
+            "start at most one process per GPU"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def idle_gpus() -> int:
+    """GPUs that are visible but unused because this process was started without torchrun."""
+    if local_rank() is not None or not torch.cuda.is_available():
+        return 0
+    return torch.cuda.device_count() - 1
+
+
+def _parse(wanted: str | torch.device | None) -> torch.device:
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(wanted)
+    except RuntimeError as error:
+        raise UserError(f"device {wanted}: unknown; expected such as cpu, cuda or cuda:1") from error
