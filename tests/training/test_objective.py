@@ -12,7 +12,7 @@ from torch import distributed, multiprocessing
 from vlm2vec.data.collate import PairBatch
 from vlm2vec.losses import Exclusions, info_nce
 from vlm2vec.training.config import LossSettings
-from vlm2vec.training.objective import Columns, Objective
+from vlm2vec.training.objective import GatheredTargets, Objective
 from vlm2vec.types import Batch
 
 SETTINGS: list[dict[str, Any]] = [
@@ -46,7 +46,7 @@ def part_of_loss(first: int, last: int, settings: dict[str, Any], negatives: int
     leaves = [tensor.clone().requires_grad_() for tensor in (queries, positives, mine)]
     objective = Objective(LossSettings(**settings), 0.2)
     pairs = pairs_of(first, last, negatives)
-    value = objective(leaves[0], torch.cat(leaves[1:]), pairs, Columns.of(pairs, torch.device("cpu")))
+    value = objective(leaves[0], torch.cat(leaves[1:]), pairs, GatheredTargets.of(pairs, torch.device("cpu")))
     value.backward()
     learned = [p.grad for p in objective.parameters() if p.grad is not None]
     return [value.detach(), *[leaf.grad for leaf in leaves if leaf.grad is not None], *learned]
@@ -82,7 +82,7 @@ def test_the_parts_of_two_processes_are_the_loss_and_gradient_of_one(
 def test_equal_targets_and_targets_of_equal_queries_are_no_negatives() -> None:
     pairs = pairs_of(0, 8, 4)
     queries, targets = vectors(8, 0), torch.cat([vectors(8, 1), vectors(4, 2)])
-    columns = Columns.of(pairs, torch.device("cpu"))
+    columns = GatheredTargets.of(pairs, torch.device("cpu"))
     owner = torch.cat([pairs.query_keys, torch.full((4,), -1)])
     index = torch.arange(8)
     by_target = (pairs.target_keys[:8], pairs.target_keys)
@@ -101,7 +101,7 @@ def test_targets_of_one_id_are_no_negatives_though_their_content_differs() -> No
     pairs.target_keys, pairs.query_keys = torch.arange(4), torch.arange(4)
     pairs.target_ids = torch.tensor([7, 8, 7, 9])
     queries, targets, index = vectors(4, 0), vectors(4, 1), torch.arange(4)
-    found = Objective(LossSettings(), 0.2)(queries, targets, pairs, Columns.of(pairs, torch.device("cpu")))
+    found = Objective(LossSettings(), 0.2)(queries, targets, pairs, GatheredTargets.of(pairs, torch.device("cpu")))
     excluded = Exclusions([(pairs.target_ids, pairs.target_ids)])
     torch.testing.assert_close(found, info_nce(queries, targets, index, 0.2, excluded))
     assert found != info_nce(queries, targets, index, 0.2)
@@ -112,7 +112,7 @@ def test_both_directions_are_the_mean_of_each_query_and_each_target_finding_its_
     queries, targets, index = vectors(4, 0), vectors(4, 1), torch.arange(4)
     settings = LossSettings(directions="both", mask_equal_queries=False)
     objective = Objective(settings, 0.2, mask_equal_targets=False)
-    found = objective(queries, targets, pairs, Columns.of(pairs, torch.device("cpu")))
+    found = objective(queries, targets, pairs, GatheredTargets.of(pairs, torch.device("cpu")))
     there, back = info_nce(queries, targets, index, 0.2), info_nce(targets, queries, index, 0.2)
     torch.testing.assert_close(found, (there + back) / 2)
 

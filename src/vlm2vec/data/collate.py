@@ -24,6 +24,13 @@ class PairBatch:
         target_ids: One integer a target: the document that it is, by the data's own `id`; where the data has none, as
             `target_keys`, shape [M].
         origins: Where each pair comes from, for messages, length B.
+        target_queries: Position in the batch of the query that each target came with, shape [M]. Default: the first B
+            targets belong to the queries in order, the others to none (-1).
+        is_positive: Whether a target is a positive of that query, shape [M]. Default: the first B are.
+        scores: A judge's score of each target for that query; NaN where there is none (the default), shape [M].
+        items: What `inputs` was made of, where a second model encodes it, too.
+        guide: Vectors of a guide model by row of `inputs`, shape [U, E].
+        teacher: Vectors of a teacher by row of `inputs`, shape [U, F].
     """
 
     inputs: Batch
@@ -33,6 +40,21 @@ class PairBatch:
     target_keys: torch.Tensor
     target_ids: torch.Tensor
     origins: list[str]
+    target_queries: torch.Tensor = None  # type: ignore[assignment]  # filled in below
+    is_positive: torch.Tensor = None  # type: ignore[assignment]
+    scores: torch.Tensor = None  # type: ignore[assignment]
+    items: Sequence[EmbeddingInput] = ()
+    guide: torch.Tensor | None = None
+    teacher: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        numbers_M = torch.arange(len(self.target_keys), device=self.target_keys.device)
+        if self.target_queries is None:
+            self.target_queries = torch.where(numbers_M < len(self.query_rows), numbers_M, -1)
+        if self.is_positive is None:
+            self.is_positive = numbers_M < len(self.query_rows)
+        if self.scores is None:
+            self.scores = torch.full(numbers_M.shape, torch.nan, device=numbers_M.device)
 
 
 def collate_pairs(

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from vlm2vec.errors import UserError, did_you_mean, shown
+from vlm2vec.losses import LOSSES, Hardness
 
 
 class Section(BaseModel):
@@ -141,8 +142,31 @@ class TrainSettings(Section):
 class LossSettings(Section):
     """What is minimised; the temperature is `train.temperature`."""
 
-    kind: Literal["info_nce", "sigmoid"] = "info_nce"
-    """InfoNCE (softmax over the batch), or SigLIP's sigmoid over pairs."""
+    kind: str = "info_nce"
+    """A name from `vlm2vec.losses.LOSSES`. `info_nce`: softmax over the batch; with several positives per query, the
+    mean over them, none being a negative of another. `supcon`, `mil_nce`: the forms for several positives of these
+    papers. `sigmoid`: SigLIP's, every pair is a binary decision."""
+    also: dict[str, float] = {}
+    """Losses from the same table with weights, added to `kind` from queries to targets: `soft_labels` for data with
+    scores, `distillation` with a `teacher`."""
+    hardness_alpha: float = Field(default=0.0, ge=0)
+    """Hardness weighting: a negative counts exp(alpha * cosine) times, so alpha * cosine is added to its logit. LLaVE
+    trains with 9 (arXiv 2503.04812). 0: off."""
+    hardness_mode: Hardness = "all_negatives"
+    """Which negatives are weighted: those of other queries, the query's own hard negatives, or all."""
+    guide: str | None = None
+    """A model whose cosines decide which negatives are masked (GISTEmbed): those that it finds closer to the query than
+    the positive. null: none."""
+    guide_margin: float = Field(default=0.0, ge=-2, le=2)
+    """The guide's cosine must exceed the positive's by more than this."""
+    teacher: str | None = None
+    """A model whose similarities (`also: {distillation: 1}`) or vectors (`distill_vectors`) are imitated."""
+    teacher_temperature: float = Field(default=0.02, gt=0)
+    """Divides the teacher's cosines."""
+    distill_vectors: float = Field(default=0.0, ge=0)
+    """Weight of 1 - cosine(own vector, teacher's vector), which needs a teacher of the same dimension."""
+    score_temperature: float = Field(default=1.0, gt=0)
+    """Divides the data's scores before their softmax; read by `soft_labels`."""
     directions: Literal["query", "both"] = "query"
     """Each query finds its target, as VLM2Vec trains; or also each target its query, mean of the two."""
     learn_temperature: bool = False
@@ -157,6 +181,25 @@ class LossSettings(Section):
     mask_margin: float | None = Field(default=None, ge=-2, le=2)
     """Targets whose cosine exceeds the positive's by more than this are taken for unmarked positives and left out;
     null: none is."""
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """All losses by name with their weights."""
+        return {self.kind: 1.0, **self.also}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossSettings:
+        for name in self.losses:
+            if name not in LOSSES:
+                raise ValueError(f"{name!r} is not a loss; expected one of {', '.join(LOSSES)}")
+        if self.kind in self.also:
+            raise ValueError(f"also: {self.kind} is already the kind; remove it from also")
+        if self.hardness_alpha and self.kind == "sigmoid":
+            raise ValueError("hardness_alpha has no effect on the sigmoid loss; set it to 0 or choose another kind")
+        distills = self.distill_vectors > 0 or "distillation" in self.losses
+        if distills != (self.teacher is not None):
+            raise ValueError("teacher and a distillation loss (also.distillation or distill_vectors) need each other")
+        return self
 
 
 class EvaluateSettings(Section):

@@ -1,9 +1,10 @@
 """Gradient caching: the exact gradient of a large batch's contrastive loss in the memory of a small chunk.
 
-Source: GradCache (arXiv 2101.06983). 1. all chunks forward without graph, random state saved; 2. loss on all
-vectors, gradient of each vector; 3. each chunk forward again under its random state, backward with its gradient.
-Here chunks are cut by tokens from rows sorted by length, some keep their graph from the first pass, and a frozen
-vision side runs in the first pass only (`models/vision/frozen_vision.py`).
+Source: GradCache (arXiv 2101.06983). 1. Run all chunks forward without a graph and save the random state of each.
+2. Compute the loss of all vectors and its gradient by each vector. 3. Run each chunk forward again under its random
+state and backward with its gradient. Here chunks hold rows of similar length up to a number of tokens, some keep their
+graph from the first pass, and a frozen vision encoder runs in the first pass only
+(`models/vision/frozen_vision.py`).
 
 Shapes: U distinct inputs, D embedding dim.
 """
@@ -16,17 +17,17 @@ from typing import Literal
 
 import torch
 
-from vlm2vec.training.gather import most
+from vlm2vec.training.gather import max_over_ranks
 from vlm2vec.types import Batch
 
 Encode = Callable[[Batch], torch.Tensor]
 Loss = Callable[[torch.Tensor], torch.Tensor]
 Around = Callable[[int, Batch], AbstractContextManager[object]]
-GPU_RESERVE = 0.2  # of the card's memory stays free when graphs are kept automatically
+GPU_RESERVE = 0.2  # share of GPU memory that stays free when graphs are kept automatically
 
 
 class RandomState:
-    """The random generators' state at construction; `with state:` replays it and restores the present one after."""
+    """The random generators' state at construction; `with state:` replays it and restores the current one at exit."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -58,59 +59,65 @@ def cached_backward(
     """Accumulates the parameters' gradient of `loss` over the batch, one chunk at a time.
 
     Args:
-        encode: Batch -> vectors [b, D]; called once or twice a chunk.
-        batch: U inputs; each chunk is moved to `device` when its turn comes.
+        encode: Batch -> vectors [b, D]; called once or twice per chunk.
+        batch: U inputs; each chunk is moved to `device` just before its forward pass.
         loss: Vectors [U, D] in the batch's order -> a scalar.
-        chunks: Rows of each chunk; together every row once.
-        kept_chunks: So many chunks keep their graph from the first pass; the rest run forward twice. "auto": on a GPU
-            as many as its memory takes, elsewhere none but the last, whose graph costs no memory at the peak.
+        chunks: Rows of each chunk; together they contain every row once.
+        kept_chunks: Number of chunks that keep their graph from the first pass; the others run forward twice. "auto":
+            on a GPU as many as fit in its memory, elsewhere only the last, whose graph does not raise the peak.
         device: Of the model.
-        around: Entered around each forward pass with the chunk's number and content.
-        sharded: Every process runs as many chunks as the one with the most, the shortest again for nothing: layers
-            that are cut over the processes run on all of them or on none.
+        around: Context manager around each forward pass, made from the chunk's number and content.
+        sharded: Whether layers are sharded over the ranks. All ranks then run as many forward passes as the rank with
+            the most chunks; the additional ones repeat the shortest chunk with a gradient of zero.
 
     Returns:
         The loss, detached. The gradient is that of the plain, unchunked loss.
     """
     device = torch.device(device)
-    num_idle = most(len(chunks), device) - len(chunks) if sharded else 0
+    num_idle = max_over_ranks(len(chunks), device) - len(chunks) if sharded else 0
     chunks = [chunks[-1]] * num_idle + list(chunks)
-    states: list[RandomState] = []
-    first_pass: list[torch.Tensor] = []
+    keep = _Keeping(kept_chunks, len(chunks), device, sharded)
 
     def forward(i: int) -> torch.Tensor:
         part = batch.select(chunks[i])
         with around(i, part):
             return encode(part.to(device))
 
-    order = list(range(len(chunks)))
-    keep = _Keeping(kept_chunks, len(chunks), device, sharded)
-    for i in order:
+    states: list[RandomState] = []
+    first_pass: list[torch.Tensor] = []
+    for i in range(len(chunks)):
         states.append(RandomState(device))
         with torch.set_grad_enabled(keep.next(i)):
             first_pass.append(forward(i))
-    rows = torch.tensor([row for chunk in chunks[num_idle:] for row in chunk])
-    leaf = torch.cat([vectors.detach() for vectors in first_pass[num_idle:]])
-    leaf = leaf[torch.argsort(rows).to(leaf.device)].requires_grad_()
-    value = loss(leaf)
-    value.backward()  # type: ignore[no-untyped-call]  # of the vectors, and of what the loss itself learns
-    gradient = leaf.grad
-    assert gradient is not None
-    for i in sorted(order, key=lambda i: i not in keep.kept):  # graphs that are held are freed first
+    value, gradient_UD = _loss_by_vector(loss, first_pass[num_idle:], chunks[num_idle:])
+    for i in sorted(range(len(chunks)), key=lambda i: i not in keep.kept):  # graphs that are held are freed first
         if i in keep.kept:
             vectors = first_pass[i]
         else:
             with states[i]:
                 vectors = forward(i)
-        own = gradient[torch.tensor(chunks[i], dtype=torch.long, device=gradient.device)] * (i >= num_idle)
-        vectors.backward(own)  # type: ignore[no-untyped-call]
+        rows = torch.tensor(chunks[i], dtype=torch.long, device=gradient_UD.device)
+        vectors.backward(gradient_UD[rows] * (i >= num_idle))  # type: ignore[no-untyped-call]
         first_pass[i] = vectors.detach()  # frees the graph
         del vectors
-    return value.detach()
+    return value
+
+
+def _loss_by_vector(
+    loss: Loss, first_pass: Sequence[torch.Tensor], chunks: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The detached loss and its gradient by each vector, in the batch's order; the loss's own parameters get theirs."""
+    order = torch.argsort(torch.tensor([row for chunk in chunks for row in chunk]))
+    vectors = torch.cat([part.detach() for part in first_pass])
+    leaf_UD = vectors[order.to(vectors.device)].requires_grad_()
+    value = loss(leaf_UD)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert leaf_UD.grad is not None
+    return value.detach(), leaf_UD.grad
 
 
 class _Keeping:
-    """Decides during the first pass which chunks keep their graph."""
+    """Decides in the first pass which chunks keep their graph."""
 
     def __init__(self, wanted: int | Literal["auto"], num_chunks: int, device: torch.device, sharded: bool) -> None:
         self.num_chunks, self.device, self.sharded = num_chunks, device, sharded
@@ -124,8 +131,8 @@ class _Keeping:
         """Whether chunk `i` keeps its graph; called in order."""
         if self.automatic and self.device.type == "cuda":
             keep = self._fits()
-            if self.sharded:  # the same chunks on every process
-                keep = most(not keep, self.device) == 0
+            if self.sharded:  # the same chunks on every rank
+                keep = max_over_ranks(not keep, self.device) == 0
         else:
             keep = i >= self.num_chunks - self.wanted
         if keep:
@@ -133,7 +140,7 @@ class _Keeping:
         return keep
 
     def _fits(self) -> bool:
-        """Whether one more graph as large as the largest so far leaves the reserve free."""
+        """Whether another graph as large as the largest so far leaves the reserve free."""
         used = torch.cuda.memory_allocated(self.device)
         self._largest = max(self._largest, used - self._before)
         self._before = used

@@ -1,13 +1,15 @@
-"""The loss of a step over the pairs of all processes: which vectors meet, which are left out, what is learned.
+"""The loss of a step over the pairs of all ranks: which vectors meet, what is masked, what is learned.
 
-Each process answers for its own queries against the targets of all; the parts sum to the loss of the whole batch.
+Each rank computes the loss of its own queries against the targets of all ranks; the ranks' values sum to the loss of
+the whole batch.
 
-Shapes: B queries of this process, M targets of all, D embedding dim.
+Shapes: B queries of this rank, N targets of this rank, M targets of all ranks, D embedding dim, K positives of a query.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,57 +17,86 @@ import torch
 from torch import nn
 
 from vlm2vec.data.collate import PairBatch
-from vlm2vec.losses import Exclusions, info_nce, matryoshka, sigmoid_loss
+from vlm2vec.errors import UserError
+from vlm2vec.losses import NO_QUERY, Exclusions, Labels, Reference, contrastive_loss, matryoshka
 from vlm2vec.training.config import LossSettings
-from vlm2vec.training.gather import gather_rows, gather_with_gradient, num_processes
+from vlm2vec.training.gather import gather_rows, gather_with_gradient, rank, world_size
 
-NOBODY = -1  # a key that no input has
+NO_KEY = -1
+"""A key that no input has."""
 
 
 @dataclass
-class Columns:
-    """What all processes bring: one entry a target (the positives in query order, then the negatives).
+class GatheredTargets:
+    """What is known about the targets of all ranks: first positives in query order, then each rank's other targets.
 
     Attributes:
-        target_keys: Content of each target, shape [M].
-        target_ids: Document of each target, shape [M].
-        query_keys: Content of the query whose positive it is; none for a negative, shape [M].
-        first: Column of this process's first positive.
-        num_queries: Of all processes.
+        first_query: Number of this rank's first query.
+        num_queries: Of all ranks.
+        target_keys_M: Content of each target.
+        target_ids_M: Document of each target.
+        query_keys_M: Content of the query whose first positive the target is; `NO_KEY` for any other target.
+        positive_of_M: Number of the query whose positive the target is, counted over all ranks; `NO_QUERY` for a
+            negative.
+        given_with_M: Number of the query that the target came with.
+        scores_M: A judge's score of the target for the query that it came with; NaN: none.
+        guide_ME: Vectors of the guide model, if any.
+        teacher_ME: Vectors of the teacher, if any.
     """
 
-    target_keys: torch.Tensor
-    target_ids: torch.Tensor
-    query_keys: torch.Tensor
-    first: int
+    first_query: int
     num_queries: int
+    target_keys_M: torch.Tensor
+    target_ids_M: torch.Tensor
+    query_keys_M: torch.Tensor
+    positive_of_M: torch.Tensor
+    given_with_M: torch.Tensor
+    scores_M: torch.Tensor
+    guide_ME: torch.Tensor | None = None
+    teacher_ME: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, pairs: PairBatch, device: torch.device) -> Columns:
-        """Gathers the keys of every process."""
+    def of(cls, pairs: PairBatch, device: torch.device) -> GatheredTargets:
+        """Gathers what every rank knows about its targets."""
         num_local = len(pairs.query_rows)
-        owner = torch.full_like(pairs.target_keys, NOBODY)
-        owner[:num_local] = pairs.query_keys
-        found = [
-            torch.cat(positives_first(gather_rows(keys.to(device)), num_local))
-            for keys in (pairs.target_keys, pairs.target_ids, owner)
-        ]
-        rank = torch.distributed.get_rank() if num_processes() > 1 else 0
-        return cls(found[0], found[1], found[2], rank * num_local, num_local * num_processes())
+        query_keys_N = torch.full_like(pairs.target_keys, NO_KEY)
+        query_keys_N[:num_local] = pairs.query_keys
+        first_query = rank() * num_local
+        given_with_N = torch.where(pairs.target_queries >= 0, pairs.target_queries + first_query, NO_QUERY)
+        positive_of_N = torch.where(pairs.is_positive, given_with_N, NO_QUERY)
+        others_UE = (pairs.guide, pairs.teacher)
+        references_NE = (None if found_UE is None else found_UE[pairs.target_rows] for found_UE in others_UE)
+
+        def gathered(local: torch.Tensor) -> torch.Tensor:
+            return torch.cat(positives_first(gather_rows(local.to(device)), num_local))
+
+        guide_ME, teacher_ME = (None if local is None else gathered(local) for local in references_NE)
+        return cls(
+            first_query,
+            num_local * world_size(),
+            gathered(pairs.target_keys),
+            gathered(pairs.target_ids),
+            gathered(query_keys_N),
+            gathered(positive_of_N),
+            gathered(given_with_N),
+            gathered(pairs.scores),
+            guide_ME,
+            teacher_ME,
+        )
 
 
 def positives_first(parts: list[torch.Tensor], num_positives: int) -> list[torch.Tensor]:
-    """All processes' positives in query order, then all negatives; each process brings equally many positives."""
+    """All ranks' first positives in query order, then everything else; each rank has equally many queries."""
     return [part[:num_positives] for part in parts] + [part[num_positives:] for part in parts]
 
 
 class Objective(nn.Module):
-    """The recipe's loss; its own parameters, if any, are learned with the model.
+    """The recipe's loss; its own parameters, if any, are trained with the model.
 
     Args:
-        settings: Kind, directions, masks.
-        temperature: Fixed, or where the learned one starts.
-        mask_equal_targets: Whether targets equal to a query's positive are left out.
+        settings: Losses, directions, masks.
+        temperature: Fixed, or the start value if it is learned.
+        mask_equal_targets: Whether targets equal to a query's positive are masked.
     """
 
     log_temperature: torch.Tensor
@@ -81,57 +112,122 @@ class Objective(nn.Module):
             self.log_temperature = nn.Parameter(log_temperature)
         else:
             self.register_buffer("log_temperature", log_temperature, persistent=False)
-        if settings.kind == "sigmoid" and settings.learn_bias:
+        if "sigmoid" in settings.losses and settings.learn_bias:
             self.bias = nn.Parameter(bias)
         else:
             self.register_buffer("bias", bias, persistent=False)
 
     @property
     def learns(self) -> bool:
-        """Whether there is anything to learn."""
+        """Whether the loss has parameters of its own."""
         return any(True for _ in self.parameters())
 
     def forward(
-        self, queries_BD: torch.Tensor, targets_ND: torch.Tensor, pairs: PairBatch, columns: Columns
+        self, queries_BD: torch.Tensor, targets_ND: torch.Tensor, pairs: PairBatch, gathered: GatheredTargets
     ) -> torch.Tensor:
-        """Part of the loss that this process answers for; the parts of all sum to the mean over the whole batch.
+        """Computes this rank's share of the loss; the shares of all ranks sum to the mean over the whole batch.
 
         Args:
-            queries_BD: This process's query vectors.
-            targets_ND: This process's target vectors, positives first.
-            pairs: This process's pairs.
-            columns: The keys of all processes' targets.
+            queries_BD: This rank's query vectors.
+            targets_ND: This rank's target vectors, first positives first.
+            pairs: This rank's pairs.
+            gathered: What is known about the targets of all ranks.
         """
         targets_MD = torch.cat(positives_first(gather_with_gradient(targets_ND), len(queries_BD)))
-        index_B = torch.arange(len(queries_BD), device=queries_BD.device) + columns.first
-        rule = self._exclusions(pairs, columns, index_B, slice(None))
-        value = self._cut(partial(self._one_way, index_B=index_B, rule=rule), queries_BD, targets_MD)
-        if self.settings.directions == "both":
+        both = self.settings.directions == "both"
+        weights = {self.settings.kind: 0.5 if both else 1.0, **self.settings.also}
+        value = self._one_way(weights, queries_BD, targets_MD, self._labels(pairs, gathered)) / world_size()
+        if both:
             queries_MD = torch.cat(gather_with_gradient(queries_BD))
-            rule = self._exclusions(pairs, columns, index_B, slice(columns.num_queries))
-            back = partial(self._one_way, index_B=index_B, rule=rule)
-            value = (value + self._cut(back, targets_ND[: len(queries_BD)], queries_MD)) / 2
-        return value / num_processes()
+            share = pairs.is_positive.sum() / (gathered.positive_of_M != NO_QUERY).sum()
+            weights, labels = {self.settings.kind: 0.5}, self._labels_back(pairs, gathered)
+            value = value + self._one_way(weights, targets_ND[pairs.is_positive], queries_MD, labels) * share
+        if self.settings.distill_vectors:
+            value = value + self.settings.distill_vectors * self._distance(queries_BD, targets_ND, pairs, gathered)
+        return value
+
+    @staticmethod
+    def _distance(
+        queries_BD: torch.Tensor, targets_ND: torch.Tensor, pairs: PairBatch, gathered: GatheredTargets
+    ) -> torch.Tensor:
+        """1 - cosine with the teacher's vector, mean over the queries and targets of all ranks; this rank's share."""
+        teacher_UD, own_D = pairs.teacher, queries_BD.shape[1]
+        if teacher_UD is None or teacher_UD.shape[1] != own_D:
+            found = None if teacher_UD is None else teacher_UD.shape[1]
+            raise UserError(
+                f"loss.distill_vectors: the teacher's vectors have {found} dimensions, the model's {own_D}; "
+                "use also: {distillation: 1}, which compares similarities"
+            )
+        found_D = torch.cat([queries_BD, targets_ND]).float()
+        wanted_D = teacher_UD[torch.cat([pairs.query_rows, pairs.target_rows])]
+        return (1 - (found_D * wanted_D).sum(dim=1)).sum() / (gathered.num_queries + len(gathered.target_keys_M))
 
     def _one_way(
-        self, rows_BD: torch.Tensor, columns_MD: torch.Tensor, index_B: torch.Tensor, rule: Exclusions
+        self, losses: Mapping[str, float], rows_BD: torch.Tensor, columns_MD: torch.Tensor, labels: Labels
     ) -> torch.Tensor:
-        temperature = self.log_temperature.exp()
-        if self.settings.kind == "sigmoid":
-            return sigmoid_loss(rows_BD, columns_MD, index_B, temperature, self.bias, rule)
-        return info_nce(rows_BD, columns_MD, index_B, temperature, rule)
-
-    def _cut(self, loss: partial[torch.Tensor], rows_BD: torch.Tensor, columns_MD: torch.Tensor) -> torch.Tensor:
+        loss = partial(
+            contrastive_loss, labels=labels, losses=losses, temperature=self.log_temperature.exp(), bias=self.bias
+        )
         dims = self.settings.matryoshka_dims
         return matryoshka(loss, rows_BD, columns_MD, dims) if dims else loss(rows_BD, columns_MD)
 
-    def _exclusions(self, pairs: PairBatch, columns: Columns, index_B: torch.Tensor, which: slice) -> Exclusions:
-        """Both ways the same pairs meet: column j is left out for row i where j's target or query is that of i."""
+    def _labels(self, pairs: PairBatch, gathered: GatheredTargets) -> Labels:
+        """Queries of this rank against all targets."""
         settings = self.settings
         keys = []
         if self.mask_equal_targets:
-            keys.append((columns.target_keys[index_B], columns.target_keys[which]))
-            keys.append((columns.target_ids[index_B], columns.target_ids[which]))
+            for of_mine_N, of_all_M in (
+                (pairs.target_keys, gathered.target_keys_M),
+                (pairs.target_ids, gathered.target_ids_M),
+            ):
+                keys.append((by_query(of_mine_N, pairs), of_all_M))
         if settings.mask_equal_queries:
-            keys.append((columns.query_keys[index_B], columns.query_keys[which]))
-        return Exclusions(keys, settings.mask_margin)
+            keys.append((pairs.query_keys, gathered.query_keys_M))
+        guide, teacher = (
+            Reference(mine_UE[pairs.query_rows], all_ME) if mine_UE is not None and all_ME is not None else None
+            for mine_UE, all_ME in ((pairs.guide, gathered.guide_ME), (pairs.teacher, gathered.teacher_ME))
+        )
+        return Labels(
+            torch.arange(len(pairs.query_rows), device=pairs.query_keys.device) + gathered.first_query,
+            gathered.positive_of_M,
+            gathered.given_with_M,
+            Exclusions(keys, settings.mask_margin, guide, settings.guide_margin),
+            settings.hardness_alpha,
+            settings.hardness_mode,
+            gathered.scores_M / settings.score_temperature,
+            teacher,
+            settings.teacher_temperature,
+        )
+
+    def _labels_back(self, pairs: PairBatch, gathered: GatheredTargets) -> Labels:
+        """Positives of this rank against all queries; the same pairs are masked as in the other direction."""
+        settings, num_queries = self.settings, gathered.num_queries
+        is_positive_N = pairs.is_positive
+        query_of_P = pairs.target_queries[is_positive_N]
+        keys = []
+        if self.mask_equal_targets:
+            keys.append((pairs.target_keys[is_positive_N], gathered.target_keys_M[:num_queries]))
+            keys.append((pairs.target_ids[is_positive_N], gathered.target_ids_M[:num_queries]))
+        if settings.mask_equal_queries:
+            keys.append((pairs.query_keys[query_of_P], gathered.query_keys_M[:num_queries]))
+        return Labels(
+            query_of_P + gathered.first_query,
+            torch.arange(num_queries, device=query_of_P.device),
+            exclusions=Exclusions(keys, settings.mask_margin),
+            hardness_alpha=settings.hardness_alpha,
+            hardness_mode=settings.hardness_mode,
+        )
+
+
+def by_query(values_N: torch.Tensor, pairs: PairBatch) -> torch.Tensor:
+    """The values of each query's positives, shape [B, K], filled up with `NO_KEY` where a query has fewer than K."""
+    positives_P = pairs.is_positive.nonzero()[:, 0]
+    query_of_P = pairs.target_queries[positives_P]
+    order = torch.argsort(query_of_P, stable=True)
+    counts_B = torch.bincount(query_of_P, minlength=len(pairs.query_rows))
+    start_B = counts_B.cumsum(0) - counts_B
+    query_of_P = query_of_P[order]
+    place_P = torch.arange(len(order), device=order.device) - start_B[query_of_P]
+    found_BK = values_N.new_full((len(counts_B), int(counts_B.max())), NO_KEY)
+    found_BK[query_of_P, place_P] = values_N[positives_P[order]]
+    return found_BK

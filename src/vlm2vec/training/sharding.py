@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlm2vec.errors import UserError
-from vlm2vec.training.gather import num_processes
+from vlm2vec.training.gather import world_size
 
 
 def shard(embedder: Any, kept_whole: Iterable[nn.Parameter]) -> None:
@@ -31,7 +31,7 @@ def shard(embedder: Any, kept_whole: Iterable[nn.Parameter]) -> None:
         kept_whole: Parameters that every process holds.
     """
     _use_all(embedder.backbone)
-    mesh = init_device_mesh(embedder.device.type, (num_processes(),))
+    mesh = init_device_mesh(embedder.device.type, (world_size(),))
     for layer in _language_layers(embedder.backbone):
         fully_shard(layer, mesh=mesh)
     fully_shard(embedder, mesh=mesh, ignored_params=set(kept_whole))

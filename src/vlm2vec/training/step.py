@@ -16,9 +16,9 @@ from vlm2vec.data.collate import PairBatch
 from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.training.attention import attention_for
 from vlm2vec.training.config import TrainSettings
-from vlm2vec.training.gather import sum_gradients, total
+from vlm2vec.training.gather import sum_gradients, sum_over_ranks
 from vlm2vec.training.gradcache import cached_backward
-from vlm2vec.training.objective import Columns, Objective
+from vlm2vec.training.objective import GatheredTargets, Objective
 from vlm2vec.types import cut_by_tokens
 
 
@@ -65,8 +65,8 @@ class ContrastiveStep:
 
     def backward(self, pairs: PairBatch, parameters: Any = ()) -> StepResult:
         """Adds the gradient to the parameters; `parameters` are summed over the processes at the end."""
-        columns = Columns.of(pairs, self.device)
         pairs = _keys_to(pairs, self.device)
+        gathered = GatheredTargets.of(pairs, self.device)
         seen: dict[str, float] = {}
 
         def encode(batch: Any) -> torch.Tensor:
@@ -76,7 +76,7 @@ class ContrastiveStep:
 
         def loss(vectors_UD: torch.Tensor) -> torch.Tensor:
             seen["mean_cosine"] = mean_cosine(vectors_UD.detach())
-            return self.objective(vectors_UD[pairs.query_rows], vectors_UD[pairs.target_rows], pairs, columns)  # type: ignore[no-any-return]
+            return self.objective(vectors_UD[pairs.query_rows], vectors_UD[pairs.target_rows], pairs, gathered)  # type: ignore[no-any-return]
 
         chunks = cut_by_tokens(pairs.inputs.lengths(), self.settings.chunk_size, self.settings.chunk_tokens)
         with attention_for(pairs.inputs, self.device, self.in_half):
@@ -93,7 +93,7 @@ class ContrastiveStep:
         if self.vision:
             self.vision.forget()
         sum_gradients(parameters)
-        return StepResult(total(value), seen["mean_cosine"])
+        return StepResult(sum_over_ranks(value), seen["mean_cosine"])
 
 
 def mean_cosine(vectors_UD: torch.Tensor) -> float:

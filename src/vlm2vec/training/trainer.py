@@ -34,7 +34,7 @@ from vlm2vec.training import sharding
 from vlm2vec.training.config import Recipe, SetSettings
 from vlm2vec.training.ema import MovingAverage
 from vlm2vec.training.frozen_weights import FrozenCopies
-from vlm2vec.training.gather import num_processes, total, wait_for_all
+from vlm2vec.training.gather import barrier, sum_over_ranks, world_size
 from vlm2vec.training.guard import Guard
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.step import ContrastiveStep, StepResult
@@ -155,7 +155,7 @@ class ContrastiveTrainer(transformers.Trainer):
         gradients = [p.grad for p in self.embedder.parameters() if p.grad is not None]
         if self.is_sharded:  # each process has its part of them
             gradients = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-        squares = total(torch.nn.utils.get_total_norm(gradients)) if gradients else torch.zeros(())
+        squares = sum_over_ranks(torch.nn.utils.get_total_norm(gradients)) if gradients else torch.zeros(())
         finite = bool(torch.isfinite(squares))
         cosine = result.mean_cosine
         self.guard.check(self.state.global_step + 1, float(result.loss), finite, cosine, origins)
@@ -175,13 +175,13 @@ class ContrastiveTrainer(transformers.Trainer):
         beside = final / WRITING
         if self.args.should_save:
             shutil.rmtree(beside, ignore_errors=True)
-        wait_for_all()
+        barrier()
         self._is_writing = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._is_writing = False
-        wait_for_all()
+        barrier()
         if self.args.should_save:
             for folder in beside.iterdir():
                 shutil.rmtree(final / folder.name, ignore_errors=True)
@@ -189,7 +189,7 @@ class ContrastiveTrainer(transformers.Trainer):
             beside.rmdir()
             for old in step_checkpoints(final)[: -self.args.save_total_limit]:
                 shutil.rmtree(old)
-        wait_for_all()
+        barrier()
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
         """The backbone's weights where they are sharded, else None; every process must call it."""
@@ -325,7 +325,7 @@ def _arguments(recipe: Recipe, folder: Path, device: torch.device) -> TrainingAr
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=train.steps,
-        per_device_train_batch_size=train.batch_size // num_processes(),
+        per_device_train_batch_size=train.batch_size // world_size(),
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.schedule,
         warmup_steps=train.warmup_steps,
