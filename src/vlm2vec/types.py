@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+BARE_IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105
+"""In the text of an input without images: the model reads its own image token there, with no image behind it."""
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInput:
@@ -153,7 +156,7 @@ class EvalQuery:
     Attributes:
         query: The query side.
         candidates: Its own (local scope), or the one tuple that all queries of a set share (global scope).
-        relevant: Positions in `candidates`, at least one.
+        relevant: Positions in `candidates`; none: no ranking is right, and every metric is 0.
         gains: How relevant each of them is; empty: all equally.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ __all__ = ["Sample", "TaskReader", "TaskResult", "evaluate", "read_results", "re
 RESULTS_FILE = "results.json"
 PART = 512
 READ_AT_ONCE = 8192
+BLANK = " "
 Tasks = Mapping[str, Sequence[EvalQuery]]
 
 
@@ -50,7 +52,7 @@ def check_tasks(tasks: Tasks) -> int:
         queries = tasks[name]
         for image in dict.fromkeys(images_of({name: queries})):
             if not image.exists():
-                raise UserError(f"{image}: the picture is missing; `vlm2vec data check` lists what is not there")
+                raise UserError(f"{image}: the image is missing; `vlm2vec data check` lists what is not there")
         total += num_inputs(queries)
     return total
 
@@ -60,6 +62,7 @@ def images_of(tasks: Tasks) -> Iterable[ImageRef]:
     for queries in tasks.values():
         for item in distinct_inputs(queries):
             yield from item.images
+            yield from item.video.frames if item.video is not None else ()
 
 
 def distinct_inputs(queries: Iterable[EvalQuery]) -> list[EmbeddingInput]:
@@ -146,7 +149,7 @@ def evaluate(
     for task in benchmark.tasks:
         since = time.perf_counter()
         queries = tasks[task.name]
-        by_key = {key_of(item): item for item in distinct_inputs(queries)}
+        by_key = {key_of(item): _encodable(item) for item in distinct_inputs(queries)}
         fill_store(
             store,
             by_key,
@@ -158,8 +161,15 @@ def evaluate(
         if share.rank:
             continue
         store.refresh()
-        results.append(score_task(task, queries, _Table(store, list(by_key)), key_of, time.perf_counter() - since))
+        seconds, merged = time.perf_counter() - since, benchmark.quirks.duplicates == "merged"
+        results.append(score_task(task, queries, _Table(store, list(by_key)), key_of, seconds, merged))
     return results
+
+
+def _encodable(item: EmbeddingInput) -> EmbeddingInput:
+    """A blank for an empty text, which published candidates have and models refuse."""
+    is_empty = not (item.text or item.images or item.video)
+    return dataclasses.replace(item, text=BLANK) if is_empty else item
 
 
 class _Table:

@@ -44,12 +44,16 @@ class Ranked:
     """Where the relevant candidates of one query stand.
 
     Attributes:
-        ranks: Of each relevant candidate, from 1; exact where it is at most the largest k that is asked for.
+        ranks: Of each relevant candidate, from 1; exact where it is at most the largest k that is asked for. None:
+            no candidate is relevant, and every metric is 0.
         gains: How relevant each is, in the same order; 1 where relevance is not graded.
+        again: Rank and gain of each further place of a relevant candidate that is listed several times. Only NDCG
+            counts these, as the reference evaluation does; it can then exceed 1.
     """
 
     ranks: tuple[int, ...]
     gains: tuple[float, ...] = ()
+    again: tuple[tuple[int, float], ...] = ()
 
     @property
     def graded(self) -> tuple[float, ...]:
@@ -59,7 +63,7 @@ class Ranked:
 
 def hit(query: Ranked, k: int) -> float:
     """1 where a relevant candidate is among the first k."""
-    return float(min(query.ranks) <= k)
+    return float(any(rank <= k for rank in query.ranks))
 
 
 def precision(query: Ranked, k: int) -> float:
@@ -69,7 +73,7 @@ def precision(query: Ranked, k: int) -> float:
 
 def recall(query: Ranked, k: int) -> float:
     """Share of the relevant candidates that is among the first k."""
-    return sum(rank <= k for rank in query.ranks) / len(query.ranks)
+    return sum(rank <= k for rank in query.ranks) / max(1, len(query.ranks))
 
 
 def f1(query: Ranked, k: int) -> float:
@@ -80,17 +84,17 @@ def f1(query: Ranked, k: int) -> float:
 
 def average_precision(query: Ranked, k: int) -> float:
     """Precision at each relevant candidate among the first k, over all relevant ones (as trec_eval's map_cut)."""
-    return _precision_sum(query, k) / len(query.ranks)
+    return _precision_sum(query, k) / max(1, len(query.ranks))
 
 
 def average_precision_capped(query: Ranked, k: int) -> float:
     """The same over min(k, relevant), as the reference evaluator of MMEB divides."""
-    return _precision_sum(query, k) / min(k, len(query.ranks))
+    return _precision_sum(query, k) / max(1, min(k, len(query.ranks)))
 
 
 def reciprocal_rank(query: Ranked, k: int) -> float:
     """1 / rank of the first relevant candidate, 0 beyond k."""
-    first = min(query.ranks)
+    first = min(query.ranks, default=k + 1)
     return 1 / first if first <= k else 0.0
 
 
@@ -112,7 +116,8 @@ def _precision_sum(query: Ranked, k: int) -> float:
 def _ndcg(query: Ranked, k: int, worth: Callable[[float], float]) -> float:
     gains = [worth(gain) for gain in query.graded]
     ideal = sum(gain / math.log2(place + 1) for place, gain in enumerate(sorted(gains, reverse=True)[:k], start=1))
-    reached = sum(gain / math.log2(rank + 1) for rank, gain in zip(query.ranks, gains, strict=True) if rank <= k)
+    found = [*zip(query.ranks, gains, strict=True), *((rank, worth(gain)) for rank, gain in query.again)]
+    reached = sum(gain / math.log2(rank + 1) for rank, gain in found if rank <= k)
     return reached / ideal if ideal else 0.0
 
 
@@ -157,7 +162,7 @@ def chance_of(name: str, gains: Sequence[float], num_candidates: int) -> float:
     if metric == "precision":
         return k / int(cut) * num_relevant / num_candidates
     if metric == "recall":
-        return k / num_candidates
+        return k / num_candidates if num_relevant else 0.0
     worth = [2**gain - 1 if metric == "ndcg_exponential" else gain for gain in gains]
     discounts = [1 / math.log2(place + 1) for place in range(1, k + 1)]
     ideal = sum(gain * discount for gain, discount in zip(sorted(worth, reverse=True), discounts, strict=False))

@@ -23,7 +23,7 @@ TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
 QUERY_PIXELS = 128
 CANDIDATE_PIXELS = 96
 MOST_TEXT = 280
-PLACEHOLDER = re.compile(r"<\|image_\d+\|>")
+PLACEHOLDER = re.compile(r"<\|(?:image|video)_\d+\|>")
 # The loss curve, in units of its viewBox.
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 12, 58
@@ -213,7 +213,8 @@ def _verdict(sample: Sample, place: int | None) -> tuple[bool, str]:
 
 def _shown(item: EmbeddingInput, thumbnails: Thumbnails, pixels: int, bare: bool = False) -> Shown:
     """An input for the page; `bare` leaves out the text beside an image."""
-    images = [thumbnails.get(image, pixels) for image in item.images]
+    frames = item.video.frames if item.video is not None else ()
+    images = [thumbnails.get(image, pixels) for image in (*frames, *item.images)]
     return Shown(images, "" if bare and images else _text(item))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,28 +53,53 @@ KeyOf = Callable[[EmbeddingInput], bytes]
 
 @dataclass(frozen=True)
 class _Race:
-    """The candidates of some queries, equal ones merged: content that is the same cannot be told apart."""
+    """The candidates that some queries are ranked against."""
 
     candidates: list[EmbeddingInput]
-    place: dict[bytes, int]
-    """Position among `candidates` by key."""
     keys: list[bytes]
-    """Of the candidates as given, in their order."""
+    """Of `candidates`, in their order."""
+    place: list[int]
+    """Position among `candidates` of each candidate as given."""
 
     @staticmethod
-    def of(candidates: Sequence[EmbeddingInput], key_of: KeyOf) -> _Race:
-        keys = [key_of(item) for item in candidates]
-        first = dict(zip(reversed(keys), reversed(candidates), strict=True))
-        place = {key: position for position, key in enumerate(dict.fromkeys(keys))}
-        return _Race([first[key] for key in place], place, keys)
+    def of(given: Sequence[EmbeddingInput], key_of: KeyOf, merged: bool) -> _Race:
+        """With equal content merged into one candidate, or as given."""
+        keys = [key_of(item) for item in given]
+        if not merged:
+            return _Race(list(given), keys, list(range(len(keys))))
+        first = dict(zip(reversed(keys), reversed(given), strict=True))
+        position = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        return _Race([first[key] for key in position], list(position), [position[key] for key in keys])
 
     def relevant(self, query: EvalQuery) -> dict[int, float]:
-        """Gain by position; equal relevant candidates count once, with the highest gain."""
+        """Gain by position; the same candidate counts once, with the highest gain."""
         gains: dict[int, float] = {}
         for index, gain in zip(query.relevant, query.gains or (1.0,) * len(query.relevant), strict=True):
-            position = self.place[self.keys[index]]
+            position = self.place[index]
             gains[position] = max(gain, gains.get(position, gain))
         return gains
+
+    @cached_property
+    def _repeats(self) -> dict[bytes, list[int]]:
+        """Positions by key, where several candidates have one content."""
+        if len(set(self.keys)) == len(self.keys):
+            return {}
+        by_key: dict[bytes, list[int]] = {}
+        for position, key in enumerate(self.keys):
+            by_key.setdefault(key, []).append(position)
+        return {key: positions for key, positions in by_key.items() if len(positions) > 1}
+
+    def again(self, position: int, relevant: Container[int]) -> list[int]:
+        """Where a relevant candidate is listed again: the same input, not only equal content."""
+        twice = self._repeats.get(self.keys[position], ())
+        item = self.candidates[position]
+        return [i for i in twice if i != position and i not in relevant and self.candidates[i] == item]
+
+    def behind(self, position: int, relevant: Container[int]) -> list[int]:
+        """Candidates of equal content and another name that are listed after a relevant one: they rank after it."""
+        twice = self._repeats.get(self.keys[position], ())
+        item = self.candidates[position]
+        return [i for i in twice if i > position and i not in relevant and self.candidates[i] != item]
 
 
 def score_task(
@@ -82,6 +108,7 @@ def score_task(
     rows_of: RowsOf,
     key_of: KeyOf,
     seconds: float = 0.0,
+    merged: bool = False,
 ) -> TaskResult:
     """Ranks every query's candidates and computes all metrics.
 
@@ -93,6 +120,7 @@ def score_task(
         rows_of: Vectors by key, see `retrieval.rank.Rows`.
         key_of: Identifies an input's content; called for every candidate of every query.
         seconds: What encoding took.
+        merged: Candidates with equal content are one candidate; otherwise each takes a place in the ranking.
     """
     together: dict[int, list[int]] = {}
     for number, query in enumerate(queries):
@@ -102,16 +130,16 @@ def score_task(
     shown = {round(i * (len(queries) - 1) / (SAMPLES_PER_TASK - 1)) for i in range(SAMPLES_PER_TASK)}
     sizes: dict[int, int] = {}
     for numbers in together.values():
-        race = _Race.of(queries[numbers[0]].candidates, key_of)
-        rows_MD = rows_of(list(race.place))
+        race = _Race.of(queries[numbers[0]].candidates, key_of, merged)
+        rows_MD = rows_of(race.keys)
         vectors_QD = np.asarray(rows_of([key_of(queries[number].query) for number in numbers])[:])
         gains = [race.relevant(queries[number]) for number in numbers]
         places = [list(mine) for mine in gains]
         worth = [list(mine.values()) for mine in gains]
-        for i, ranks in enumerate(rank_relevant(vectors_QD, rows_MD, places, worth)):
-            ranked[numbers[i]] = Ranked(tuple(ranks), tuple(worth[i]))
+        for i, found in enumerate(_ranked(vectors_QD, rows_MD, race, places, worth)):
+            ranked[numbers[i]] = found
             sizes[numbers[i]] = len(race.candidates)
-            if numbers[i] in shown:
+            if numbers[i] in shown and places[i]:
                 samples[numbers[i]] = _sample(queries[numbers[i]], race, rows_MD, vectors_QD[i], places[i])
     in_order = [ranked[number] for number in range(len(queries))]
     assert task.metric is not None, "a task without a metric has no reader"
@@ -127,6 +155,37 @@ def score_task(
         all_metrics(in_order),
         bootstrap_interval(values),
     )
+
+
+def _ranked(
+    vectors_QD: np.ndarray, rows_MD: Any, race: _Race, places: list[list[int]], worth: list[list[float]]
+) -> list[Ranked]:
+    """Where the relevant candidates of each query stand; one that is listed several times has its best rank.
+
+    Candidates of equal content rank in the order in which they are listed, as in the reference evaluation: no model can
+    tell them apart. Any other tie is lost by the relevant candidate.
+    """
+    again = [{place: race.again(place, mine) for place in mine} for mine in map(dict.fromkeys, places)]
+    everywhere, gains = [], []
+    for mine, weights, twice in zip(places, worth, again, strict=True):
+        more = [
+            (other, gain)
+            for place, gain in zip(mine, weights, strict=True)
+            for other in (*twice[place], *race.behind(place, twice))
+        ]
+        extra = dict(more)  # each place once
+        everywhere.append([*mine, *extra])
+        gains.append([*weights, *extra.values()])
+    ranked = []
+    for i, ranks in enumerate(rank_relevant(vectors_QD, rows_MD, everywhere, gains)):
+        rank_of = dict(zip(everywhere[i], ranks, strict=True))
+        best, further = [], []
+        for place, gain in zip(places[i], worth[i], strict=True):
+            first, *rest = sorted(rank_of[other] for other in (place, *again[i][place]))
+            best.append(first)
+            further += [(rank, gain) for rank in rest]
+        ranked.append(Ranked(tuple(best), tuple(worth[i]), tuple(further)))
+    return ranked
 
 
 def _sample(query: EvalQuery, race: _Race, rows_MD: Any, query_D: np.ndarray, relevant: list[int]) -> Sample:

@@ -44,11 +44,11 @@ def read_task(task: EvalTask, folder: Path, quirks: Quirks) -> list[EvalQuery]:
         UserError: for a set that is missing, cannot be read, or has no reader yet.
     """
     if task.reader is None:
-        raise UserError(f"{task.name}: has no reader yet; leave it out with --tasks")
+        raise UserError(f"{task.name}: has no reader yet; name the others with --task")
     if task.reader == "visdoc":
-        queries = read_visdoc_set(folder, task.name, task.language)
+        queries = read_visdoc_set(folder, task.name, task.language, quirks)
     elif task.reader == "video":
-        queries = read_video_set(folder, task.name, quirks)
+        queries = read_video_set(folder, task.name, quirks, task.hub_split)
     elif task.reader == "corpus":
         queries = read_corpus_set(folder, task.name, task.files or {})
     elif task.reader == "records":

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vlm2vec.errors import UserError
 from vlm2vec.media import archives, documents
+from vlm2vec.media.pixels import PixelRules, prepare, to_rgb
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,14 @@ class ImageRef:
         member: Name inside the archive at `path`; None for a plain file.
         data: The encoded file as bytes, where there is no path.
         origin: Where the reference comes from (`file, row 3, field qry_image_path`), for error messages.
+        rules: How an evaluation prepares the decoded image; None: see `load`.
     """
 
     path: str | None = None
     member: str | None = None
     data: bytes | None = None
     origin: str = field(default="", compare=False)
+    rules: PixelRules | None = None
 
     @staticmethod
     def of(source: Any) -> ImageRef:
@@ -86,48 +89,40 @@ class ImageRef:
             raise UserError(f"{self.origin}: {error}" if self.origin else str(error)) from error
 
     def digest(self) -> str:
-        """SHA-256 of the content: equal images have equal digests wherever they lie.
+        """SHA-256 of the content (and of `rules`): equal images have equal digests wherever they lie.
 
         Raises:
             UserError: as `read`.
         """
         if self.path is not None and self.member is not None and documents.is_document(self.path):
-            return documents.digest(self.path, self.member)  # drawing a page costs far more than its file's hash
-        return hashlib.sha256(self.read()).hexdigest()
+            found = documents.digest(self.path, self.member)  # drawing a page costs far more than its file's hash
+        else:
+            found = hashlib.sha256(self.read()).hexdigest()
+        if self.rules is None or not self.rules.tag():
+            return found
+        return hashlib.sha256(f"{found} {self.rules.tag()}".encode()).hexdigest()
 
     def load(self) -> Image.Image:
-        """Decodes the image to RGB, transparent parts on white, turned as its EXIF data says.
+        """Decodes the image to RGB: transparent parts on white, turned as its EXIF orientation says; or by `rules`.
 
         Raises:
-            UserError: if the image is missing, of an unknown format, or truncated.
+            UserError: if the image is missing, truncated, of an unknown format, or of a mode that is not supported.
         """
         raw = self.read()
         try:
             with Image.open(io.BytesIO(raw)) as image:
                 image.load()
-                ImageOps.exif_transpose(image, in_place=True)  # as transformers' load_image
-                return to_rgb(image)
+                return prepare(image, self.rules)
+        except UserError as error:
+            raise UserError(f"{self}: {error}") from error
         except UnidentifiedImageError as error:  # its message names an object in memory
-            raise UserError(f"{self}: not a readable picture (of no known format); replace or remove it") from error
+            raise UserError(f"{self}: not a readable image (of no known format); replace or remove it") from error
         except Exception as error:  # damaged files make PIL's parsers raise anything (struct.error, KeyError, …)
-            raise UserError(f"{self}: not a readable picture ({error}); replace or remove it") from error
+            raise UserError(f"{self}: not a readable image ({error}); replace or remove it") from error
 
     def __str__(self) -> str:
         place = f"{self.path}:{self.member}" if self.member else self.path or "picture given in memory"
         return f"{self.origin}: {place}" if self.origin else place
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy of an image; transparency is laid on white, as a web page shows it."""
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode.startswith("I;16"):  # 16 bits a pixel; convert() would cut at 255 and leave white
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    return image.convert("RGB")
 
 
 def _decode_data_uri(uri: str) -> bytes:

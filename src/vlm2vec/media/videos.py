@@ -46,12 +46,15 @@ class VideoRef:
         data: An encoded video as bytes, where there is no path.
         frames: Its frames, where there is neither.
         origin: Where the reference comes from, for error messages.
+        sampled: `frames` are already the ones to read: `sample` returns all of them. A benchmark decides how many
+            frames a model reads, whatever the model's own setting.
     """
 
     path: str | None = None
     data: bytes | None = None
     frames: tuple[ImageRef, ...] = ()
     origin: str = field(default="", compare=False)
+    sampled: bool = False
 
     @staticmethod
     def of(source: Any) -> VideoRef:
@@ -82,14 +85,14 @@ class VideoRef:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def sample(self, count: int) -> Frames:
-        """`count` frames at equal distances, first and last among them; all where there are fewer.
+        """`count` frames at equal distances, first and last among them; all where there are fewer, or if `sampled`.
 
         Raises:
             UserError: if the video is missing, not readable or empty, or no decoder is installed.
         """
         images = self._images()
         if images is not None:
-            indices = spread(len(images), count)
+            indices = spread(len(images), len(images) if self.sampled else count)
             return Frames([images[i] for i in indices], indices, len(images))
         with self._open_file() as file:
             return self._decode(file, count)

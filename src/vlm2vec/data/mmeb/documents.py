@@ -7,13 +7,16 @@ single `queries.parquet`. Scope is global: every query is ranked against the who
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from vlm2vec.data.mmeb.images import read_parquet
+from vlm2vec.data.mmeb.images import PUBLISHED, read_parquet
+from vlm2vec.data.mmeb.instruct import joined
 from vlm2vec.data.mmeb.media import Media
+from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput, EvalQuery
@@ -24,17 +27,20 @@ TARGET_PROMPT = "Understand the content of the provided document image."
 PLACEHOLDER = "<|image_1|>"
 
 
-def read_visdoc_set(root: Path, name: str, language: str | None = None) -> list[EvalQuery]:
+def read_visdoc_set(
+    root: Path, name: str, language: str | None = None, quirks: Quirks = PUBLISHED
+) -> list[EvalQuery]:
     """Queries of one set; they share one candidate tuple, the corpus.
 
     Args:
         root: The data folder.
         name: Folder of the set.
         language: Only queries of this language, where the set has several.
+        quirks: How rows become inputs.
 
     Raises:
-        UserError: for a missing part or column, or a judgement that names an unknown document. Queries without any
-            relevant document are an error, too: upstream's files have none.
+        UserError: for a missing part or column, a judgement that names an unknown document, or a query without a
+            relevant document (the published files have none).
     """
     folder = root / name
     media = Media(root, ("visdoc-tasks", f"visdoc-tasks/{name}"))
@@ -42,7 +48,7 @@ def read_visdoc_set(root: Path, name: str, language: str | None = None) -> list[
     corpus: list[EmbeddingInput] = []
     for where, row in _rows(folder, "corpus", ("corpus-id",)):
         place[str(row["corpus-id"])] = len(corpus)
-        image = _image(row, media, f"{where}, document {row['corpus-id']}")
+        image = _image(row, media, f"{where}, document {row['corpus-id']}", quirks)
         corpus.append(EmbeddingInput(f"{PLACEHOLDER} {TARGET_PROMPT}", (image,)))
     candidates = tuple(corpus)
     grades: dict[str, dict[int, float]] = {}
@@ -51,16 +57,18 @@ def read_visdoc_set(root: Path, name: str, language: str | None = None) -> list[
         if document not in place:
             raise UserError(f"{where}: corpus-id {document} is not in the corpus of {name}")
         if row["score"] > 0:
-            grades.setdefault(str(row["query-id"]), {})[place[document]] = float(row["score"])
+            mine = grades.setdefault(str(row["query-id"]), {})
+            # A document that is judged twice has the higher of its grades.
+            mine[place[document]] = max(float(row["score"]), mine.get(place[document], 0.0))
     queries = []
     for where, row in _rows(folder, "queries", ("query-id", "query")):
         if language is not None and row.get("language") != language:
             continue
-        mine = grades.get(str(row["query-id"]))
-        if not mine:
+        judged = grades.get(str(row["query-id"]))
+        if not judged:
             raise UserError(f"{where}: query {row['query-id']} has no relevant document in qrels")
-        query = EmbeddingInput(f"{QUERY_PROMPT} {row['query']}")
-        queries.append(EvalQuery(query, candidates, tuple(mine), tuple(mine.values())))
+        query = EmbeddingInput(joined(QUERY_PROMPT, row["query"]))
+        queries.append(EvalQuery(query, candidates, tuple(judged), tuple(judged.values())))
     if not queries:
         raise UserError(f"{folder}: no queries" + (f" in language {language}" if language else ""))
     return queries
@@ -86,9 +94,10 @@ def _rows(folder: Path, part: str, columns: tuple[str, ...]) -> Iterator[tuple[s
             yield f"{file}, row {i}", {**row, "image_at": (file, i) if "image" in names else None}
 
 
-def _image(row: dict[str, Any], media: Media, origin: str) -> ImageRef:
+def _image(row: dict[str, Any], media: Media, origin: str, quirks: Quirks) -> ImageRef:
     """The page: beside the parquet files as `<corpus-id>.png`, else inside them."""
+    rules = quirks.rules("page", str(row["corpus-id"]))
     if row["image_at"] is None:
-        return media.image(f"{row['corpus-id']}.png", origin)
+        return replace(media.image(f"{row['corpus-id']}.png", origin), rules=rules)
     file, number = row["image_at"]
-    return ImageRef(path=str(file), member=f"image[{number}]", origin=origin)
+    return ImageRef(path=str(file), member=f"image[{number}]", origin=origin, rules=rules)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,9 @@ from vlm2vec.data.mmeb.instruct import Kind, kind_of, prompts_of
 from vlm2vec.data.mmeb.media import Media
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.errors import UserError
-from vlm2vec.types import EmbeddingInput, EvalQuery, TrainExample
+from vlm2vec.files import replacing
+from vlm2vec.media.pixels import PixelRules
+from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput, EvalQuery, TrainExample
 
 TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
 EVAL_COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
@@ -22,7 +24,7 @@ INSTRUCT_COLUMNS = ("qry_inst", "tgt_inst", *EVAL_COLUMNS)
 TRAIN_FILES = "original-*.parquet"
 WORDINGS = {"original": TRAIN_FILES, "diverse": "diverse_instruction-*.parquet"}
 EVAL_FILES = "test-*.parquet"
-DANGLING = "<|image_1|>"
+PLACEHOLDER = "<|image_1|>"
 PUBLISHED = Quirks()
 
 
@@ -59,15 +61,15 @@ def read_train_set(
     examples = []
     media = Media(root)
     for where, row in _rows(root, name, WORDINGS[wording], TRAIN_COLUMNS):
-        query = _input(row["qry"], row["qry_image_path"], media, f"{where}, field qry_image_path")
-        target = _input(row["pos_text"], row["pos_image_path"], media, f"{where}, field pos_image_path")
+        query = _train_input(row["qry"], row["qry_image_path"], media, f"{where}, field qry_image_path")
+        target = _train_input(row["pos_text"], row["pos_image_path"], media, f"{where}, field pos_image_path")
         found = [
-            _input(text, path, media, f"{where}, field neg_image_path")
+            _train_input(text, path, media, f"{where}, field neg_image_path")
             for text, path in _pairs(row["neg_text"], row["neg_image_path"], where)
         ]
         if query is None or target is None:
             side = "qry" if query is None else "pos_text"
-            raise UserError(f"{where}: field {side} and its picture are both empty; remove the row or fill one")
+            raise UserError(f"{where}: field {side} and its image are both empty; remove the row or fill one")
         negatives = tuple(negative for negative in found if negative is not None) if use_negatives else ()
         examples.append(TrainExample(query, target, negatives, name, origin=where))
     return examples
@@ -86,32 +88,48 @@ def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirk
         UserError: for a missing or empty set, a missing or unknown column, or candidates that do not line up.
     """
     media = Media(root, ("image-tasks", "image-tasks/MMEB"))
-    shared: dict[EmbeddingInput, EmbeddingInput] = {}  # candidates repeat across queries: one object each
-    made: dict[tuple[str | None, str | None, str | None], EmbeddingInput] = {}
-    first_of: dict[str, EmbeddingInput] = {}
+    rows = _Candidates(media, quirks)
     queries = []
     for where, row in _rows(root, name, EVAL_FILES, EVAL_COLUMNS, INSTRUCT_COLUMNS):
         texts, paths = row["tgt_text"], row["tgt_img_path"]
         if not texts or len(texts) != len(paths):
             raise UserError(f"{where}: expected a query and as many tgt_text as tgt_img_path, at least one")
         parts = _side_texts(row, kind, name, quirks)
-        query = _input(parts.query, row["qry_img_path"], media, f"{where}, field qry_img_path", parts.asks)
+        text = parts.query if row["qry_img_path"] else _without_image(parts.query, quirks)
+        query = _input(text, row["qry_img_path"], media, f"{where}, field qry_img_path", parts.asks, rows.rules)
         if query is None:
             raise UserError(f"{where}: expected a query and as many tgt_text as tgt_img_path, at least one")
-        candidates = []
+        queries.append(EvalQuery(query, rows.of(parts, paths, where)))
+    return queries
+
+
+class _Candidates:
+    """Candidates of a set, one object each: they repeat across queries."""
+
+    def __init__(self, media: Media, quirks: Quirks) -> None:
+        self.rules = quirks.rules("image")
+        self._media = media
+        self._quirks = quirks
+        self._shared: dict[EmbeddingInput, EmbeddingInput] = {}
+        self._made: dict[tuple[str | None, str | None, str | None], EmbeddingInput] = {}
+        self._first_of: dict[str, EmbeddingInput] = {}
+
+    def of(self, parts: _Texts, paths: list[str], where: str) -> tuple[EmbeddingInput, ...]:
+        """The candidates of one row, in its order."""
+        found = []
         for i, (text, path) in enumerate(zip(parts.targets, paths, strict=True)):
             fields = (text, path, parts.wants)
-            candidate = made.get(fields)
+            candidate = self._made.get(fields)
             if candidate is None:
-                candidate = _input(text, path, media, f"{where}, field tgt_img_path[{i}]", parts.wants)
-                if candidate is None:
-                    raise UserError(f"{where}: candidate {i} has neither text nor picture")
-                made[fields] = candidate = shared.setdefault(candidate, candidate)
+                origin = f"{where}, field tgt_img_path[{i}]"
+                text = text if path else _without_image(text, self._quirks)
+                # An empty text is a candidate in the reference evaluation, too.
+                candidate = _input(text, path, self._media, origin, parts.wants, self.rules) or EmbeddingInput(text="")
+                self._made[fields] = candidate = self._shared.setdefault(candidate, candidate)
             if parts.identities:
-                candidate = first_of.setdefault(parts.identities[i], candidate)
-            candidates.append(candidate)
-        queries.append(EvalQuery(query, tuple(candidates)))
-    return queries
+                candidate = self._first_of.setdefault(parts.identities[i], candidate)
+            found.append(candidate)
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -126,16 +144,15 @@ class _Texts:
 
 
 def _side_texts(row: dict[str, Any], kind: Kind | None, name: str, quirks: Quirks) -> _Texts:
-    texts, paths = row["tgt_text"], row["tgt_img_path"]
-    if "qry_inst" not in row:
-        by_image = quirks.identity == "published" and kind == "image_t2i"
-        return _Texts(row["qry_text"], texts, paths if by_image else [])
+    texts = row["tgt_text"]
+    if "qry_inst" not in row:  # the first layout: candidates are told apart by text and path
+        return _Texts(row["qry_text"], texts, [])
     kind = kind or kind_of(row)
     prompts = prompts_of(kind, row, name)
     identities = prompts.identities if quirks.identity == "published" else []
     if quirks.whitespace == "published":
         return _Texts(prompts.query, prompts.targets, identities)
-    asks, wants = (((row[side] or "").replace(DANGLING, "").strip() or None) for side in ("qry_inst", "tgt_inst"))
+    asks, wants = (((row[side] or "").replace(PLACEHOLDER, "").strip() or None) for side in ("qry_inst", "tgt_inst"))
     return _Texts((row["qry_text"] or "").strip(), [text.strip() for text in texts], identities, asks, wants)
 
 
@@ -169,11 +186,8 @@ def write_train_set(root: Path, name: str, rows: Sequence[dict[str, str]]) -> No
 
 
 def _write_set(root: Path, name: str, table: pa.Table) -> None:
-    file = root / name / TRAIN_FILES.replace("*", "00000-of-00001")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.tmp")
-    pq.write_table(table, beside)
-    beside.replace(file)
+    with replacing(root / name / TRAIN_FILES.replace("*", "00000-of-00001")) as beside:
+        pq.write_table(table, beside)
 
 
 def _pairs(texts: Any, paths: Any, where: str) -> list[tuple[str | None, str | None]]:
@@ -216,12 +230,29 @@ def read_parquet(file: Path, columns: Sequence[str] | None = None) -> Any:
         raise UserError(f"{file}: not a readable parquet file ({error}); download it again") from error
 
 
+def _train_input(text: str | None, path: str | None, media: Media, origin: str) -> EmbeddingInput | None:
+    return _input(text if path else _without_image(text), path, media, origin)
+
+
 def _input(
-    text: str | None, path: str | None, media: Media, origin: str, instruction: str | None = None
+    text: str | None,
+    path: str | None,
+    media: Media,
+    origin: str,
+    instruction: str | None = None,
+    rules: PixelRules | None = None,
 ) -> EmbeddingInput | None:
-    """None where both fields are empty (upstream writes "" for absent)."""
+    """None where both fields are empty (the published files write "" for a missing value)."""
     if not path:
-        # Some published rows (WebQA, EDIS) name an image that they do not have.
-        text = (text or "").replace(f"{DANGLING}\n", "").replace(f"{DANGLING} ", "").replace(DANGLING, "")
         return EmbeddingInput(text=text, instruction=instruction) if text else None
-    return EmbeddingInput(text=text or None, images=(media.image(path, origin),), instruction=instruction)
+    image = media.image(path, origin)
+    image = image if rules is None else replace(image, rules=rules)
+    return EmbeddingInput(text=text or None, images=(image,), instruction=instruction)
+
+
+def _without_image(text: str | None, quirks: Quirks = PUBLISHED) -> str:
+    """The text of a side whose image is missing: some rows (WebQA, EDIS) hold a placeholder but no image path."""
+    text = text or ""
+    if quirks.missing_image == "published":
+        return text.replace(PLACEHOLDER, BARE_IMAGE_TOKEN)
+    return text.replace(f"{PLACEHOLDER}\n", "").replace(f"{PLACEHOLDER} ", "").replace(PLACEHOLDER, "")

@@ -41,6 +41,11 @@ def prompts_of(kind: Kind, row: dict[str, Any], set_name: str) -> Prompts:
     return Prompts(query, targets, [f"{path}:{caption}" for path, caption in zip(paths, captions, strict=True)])
 
 
+def joined(instruction: str, text: str | None) -> str:
+    """An instruction and a text; without a text there is no space after the instruction."""
+    return f"{instruction} {text}" if text else instruction
+
+
 def kind_of(row: dict[str, Any]) -> Kind:
     """A guess for sets that no table names: by which sides have images."""
     if not any(row["tgt_img_path"]):

@@ -1,21 +1,23 @@
 """The 18 video sets of MMEB-V2: a row of a small table each. Frames come from the published frame folders or tars.
 
-A video is given to the model as its frames in order, `Quirks.frames` of them at equal distances.
-Facts: the reference repository's loaders, v2, and its evaluation settings.
+A query or candidate holds one video, `Quirks.frames` frames at equal distances. Families that read videos read it as
+such; others read the frames as images. Facts: the reference repository's loaders, v2, and its evaluation settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlm2vec.data.mmeb.images import read_parquet
+from vlm2vec.data.mmeb.instruct import joined
 from vlm2vec.data.mmeb.media import Media, sample_frames
 from vlm2vec.data.mmeb.quirks import Quirks
+from vlm2vec.data.mmeb.video_rows import read_rows, row_files
 from vlm2vec.errors import UserError
-from vlm2vec.media.images import ImageRef
+from vlm2vec.media.text import read_text
+from vlm2vec.media.videos import VideoRef
 from vlm2vec.types import EmbeddingInput, EvalQuery
 
 Row = dict[str, Any]
@@ -25,6 +27,9 @@ ASK = (
 )
 VIDEO = "Understand the content of the provided video."
 CLIP = "Understand the content of the provided video clip."
+VIDEO_PLACEHOLDER = "<|video_1|>"
+LABELS = Path(__file__).with_name("labels")
+"""Class names, one a line, in the reference evaluation's order."""
 
 
 @dataclass(frozen=True)
@@ -48,33 +53,47 @@ class Reading:
 
     media: Media
     frames: str
-    count: int
+    quirks: Quirks
     labels: tuple[EmbeddingInput, ...]
     corpus: dict[str, EmbeddingInput]
     where: str = ""
 
-    def video(self, name: str, text: str) -> EmbeddingInput:
-        """An input of a video's sampled frames and a text.
+    def video(self, name: str, text: str, sample: bool = True) -> EmbeddingInput:
+        """An input of a video and a text.
+
+        Args:
+            name: Folder of the frames.
+            text: After the video.
+            sample: Take `Quirks.frames` of them; False: all.
 
         Raises:
             UserError: if the video has no frames.
         """
-        found = self.media.frames(f"{self.frames}/{name}", f"{self.where}, video {name}")
+        origin = f"{self.where}, video {name}"
+        found = self.media.frames(f"{self.frames}/{name}", origin)
         if not found:
             raise UserError(
                 f"{self.where}: no frames in {self.media.root / self.frames / name} nor in an archive there"
             )
-        return with_frames(sample_frames(found, self.count), text)
+        chosen = sample_frames(found, self.quirks.frames) if sample else found
+        rules = self.quirks.rules("frame", frames=len(chosen))
+        frames = tuple(frame if rules is None else replace(frame, rules=rules) for frame in chosen)
+        return EmbeddingInput(f"{VIDEO_PLACEHOLDER} {text}", video=VideoRef(frames=frames, origin=origin, sampled=True))
+
+    def image(self, path: str, text: str) -> EmbeddingInput:
+        """An input of an image and a text."""
+        image = replace(self.media.image(path, self.where), rules=self.quirks.rules("image"))
+        return EmbeddingInput(f"<|image_1|> {text}", (image,))
 
 
-def with_frames(frames: list[ImageRef], text: str) -> EmbeddingInput:
-    """Frames in order, then the text."""
-    tokens = "".join(f"<|image_{k}|>" for k in range(1, len(frames) + 1))
-    return EmbeddingInput(f"{tokens} {text}", tuple(frames))
+def read_video_set(root: Path, name: str, quirks: Quirks, split: str | None = None) -> list[EvalQuery]:
+    """Queries of one video set: rows in `<root>/<name>` (see `video_rows`), frames below `video-tasks/frames`.
 
-
-def read_video_set(root: Path, name: str, quirks: Quirks) -> list[EvalQuery]:
-    """Queries of one video set: `<root>/<name>/*.parquet` (or in its folders), frames below `video-tasks/frames`.
+    Args:
+        root: The data folder.
+        name: Of the set.
+        quirks: How rows become inputs.
+        split: Which of the published splits, where the folder holds several.
 
     Raises:
         UserError: for an unknown set, a missing file, column or video, or a gold that is no candidate.
@@ -82,14 +101,16 @@ def read_video_set(root: Path, name: str, quirks: Quirks) -> list[EvalQuery]:
     if name not in SETS:
         raise UserError(f"{name}: no such video set; known: {', '.join(SETS)}")
     chosen = SETS[name]
-    files = video_files(root / name)
+    files = row_files(root / name, split)
     if not files:
-        raise UserError(f"{root / name}: no parquet files there; `vlm2vec data check` says how to get them")
-    rows = [(f"{file}, row {i}", row) for file in files for i, row in enumerate(read_parquet(file).to_pylist())]
+        raise UserError(
+            f"{root / name}: no parquet, jsonl or json files there; `vlm2vec data check` says how to get them"
+        )
+    rows = list(read_rows(files))
     for column in chosen.columns:
         if not rows or column not in rows[0][1]:
             raise UserError(f"{files[0]}: column {column} is missing; expected {', '.join(chosen.columns)}")
-    reading = Reading(Media(root), chosen.frames, quirks.frames, _labels(root / name, rows), {})
+    reading = Reading(Media(root), chosen.frames, quirks, _labels(root, name, rows), {})
     queries = []
     for where, row in rows:
         reading.where = where
@@ -101,28 +122,19 @@ def read_video_set(root: Path, name: str, quirks: Quirks) -> list[EvalQuery]:
     return [EvalQuery(query.query, everything, (place[id(query.candidates[0])],)) for query in queries]
 
 
-def video_files(folder: Path) -> list[Path]:
-    """The parquet files of a set, as the hub lays them out."""
-    return sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")])
-
-
-def _labels(folder: Path, rows: list[tuple[str, Row]]) -> tuple[EmbeddingInput, ...]:
-    """Class names: one a line in `labels.txt`, else those that occur as golds."""
-    file = folder / "labels.txt"
-    if file.is_file():
-        names = [line for line in file.read_text().splitlines() if line]
-    else:
-        names = sorted({str(row["pos_text"]) for _, row in rows if "pos_text" in row})
-    return tuple(EmbeddingInput(name) for name in names)
+def _labels(root: Path, name: str, rows: list[tuple[str, Row]]) -> tuple[EmbeddingInput, ...]:
+    """Class names of `labels.txt` beside the rows, else those of the package; golds that these lack come last."""
+    own, shipped = root / name / "labels.txt", LABELS / f"{name}.txt"
+    file = own if own.is_file() else shipped
+    names = [line for line in read_text(file).splitlines() if line] if file.is_file() else []
+    names += [str(row["pos_text"]) for _, row in rows if "pos_text" in row]
+    return tuple(EmbeddingInput(name) for name in dict.fromkeys(names))
 
 
 def _classes(instruction: str) -> Callable[[Row, Reading], EvalQuery]:
     def read(row: Row, reading: Reading) -> EvalQuery:
-        texts = [label.text for label in reading.labels]
-        if row["pos_text"] not in texts:
-            raise UserError(f"{reading.where}: label {row['pos_text']!r} is not in labels.txt")
         query = reading.video(str(row["video_id"]), instruction)
-        return EvalQuery(query, reading.labels, (texts.index(row["pos_text"]),))
+        return EvalQuery(query, reading.labels, (reading.labels.index(EmbeddingInput(str(row["pos_text"]))),))
 
     return read
 
@@ -175,7 +187,8 @@ def _mvbench(row: Row, reading: Reading) -> EvalQuery:
     text, named = _lettered(f"{ASK} {row['question']}", options)
     if row["answer"] not in options:
         raise UserError(f"{reading.where}: the answer {row['answer']!r} is not among its candidates")
-    return _choice(reading, f"{row['subset']}/{row['video']}", text, named, named[options.index(row["answer"])])
+    last = len(options) - 1 - options[::-1].index(row["answer"])  # as the reference where options repeat
+    return _choice(reading, f"{row['subset']}/{row['video']}", text, named, named[last])
 
 
 def _activitynet(row: Row, reading: Reading) -> EvalQuery:
@@ -192,7 +205,7 @@ def _found_by(instruction: str, video: str, caption: str) -> Callable[[Row, Read
         words = row[caption] if isinstance(row[caption], str) else row[caption][0]
         if name not in reading.corpus:
             reading.corpus[name] = reading.video(name, VIDEO)
-        return EvalQuery(EmbeddingInput(f"{instruction} {words}"), (reading.corpus[name],))
+        return EvalQuery(EmbeddingInput(joined(instruction, words)), (reading.corpus[name],))
 
     return read
 
@@ -203,30 +216,30 @@ def _moment(row: Row, reading: Reading) -> EvalQuery:
     ask = "Find the clip that corresponds to the described scene in the given video:"
     clips = [clip for clip in reading.media.subfolders(f"{reading.frames}/{name}") if clip != "query"]
     golds = [i for i, clip in enumerate(clips) if clip.startswith("positive")]
-    if not golds:
-        raise UserError(f"{reading.where}: no positive* clip in {reading.frames}/{name}")
     candidates = tuple(reading.video(f"{name}/{clip}", VIDEO) for clip in clips)
-    return EvalQuery(reading.video(f"{name}/query", f"{ask} {row['query']}"), candidates, (golds[-1],))
+    # Without a positive clip the query is a miss, as in the reference evaluation.
+    return EvalQuery(reading.video(f"{name}/query", joined(ask, row["query"])), candidates, tuple(golds[-1:]))
 
 
 def _moment_seeker(row: Row, reading: Reading) -> EvalQuery:
+    """All frames of a clip's folder are read, none left out."""
+
     def clip(path: str) -> str:
         return "video_frames/" + path.replace("/", "_").split(".mp4")[0]
 
     given, words = str(row["input_frames"] or ""), row["query"]
     if given.endswith(".mp4"):
         ask = "Find the clip that corresponds to the given sentence and video segment:"
-        query = reading.video(clip(given), f"{ask} {words}")
+        query = reading.video(clip(given), joined(ask, words), sample=False)
     elif given.endswith(".jpg"):
         ask = "Select the video clip that aligns with the given text and image:"
-        image = reading.media.image(f"{reading.frames}/query_{given}", reading.where)
-        query = with_frames([image], f"{ask} {words}")
+        query = reading.image(f"{reading.frames}/query_{given}", joined(ask, words))
     else:
-        query = EmbeddingInput(f"Find the clip that corresponds to the given text: {words}")
+        query = EmbeddingInput(joined("Find the clip that corresponds to the given text:", words))
     golds, others = (
         [clip(entry["output_path"]) for entry in row[f"{side}_frames"]] for side in ("positive", "negative")
     )
-    candidates = tuple(reading.video(name, CLIP) for name in [*golds, *others])
+    candidates = tuple(reading.video(name, CLIP, sample=False) for name in [*golds, *others])
     return EvalQuery(query, candidates, tuple(range(len(golds))))
 
 

@@ -21,7 +21,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.prompts import PLACEHOLDER
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import BARE_IMAGE_TOKEN, Batch, EmbeddingInput
 
 FIXED_LENGTH = ("siglip", "siglip2")  # trained on texts padded to the full length, without a mask
 
@@ -121,19 +121,19 @@ class DualEncoder(Backbone):
 
     def words(self, item: EmbeddingInput) -> str:
         """The text that the text tower reads."""
-        return PLACEHOLDER.sub(" ", item.text or "").strip()
+        return PLACEHOLDER.sub(" ", (item.text or "").replace(BARE_IMAGE_TOKEN, " ")).strip()
 
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token ids [B, L], which rows have a text, and the tensors of all images, packed."""
         texts = [self.words(item) for item in inputs]
-        if any(not text and not item.images for text, item in zip(texts, inputs, strict=True)):
+        if any(not item.text and not item.images for item in inputs):
             raise UserError("input has an empty text and no picture: nothing to encode")
         padding = "max_length" if self.config.model_type in FIXED_LENGTH else True
         encoded = self.tokenizer(
             texts, padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         mask = encoded.get("attention_mask", torch.ones_like(encoded["input_ids"]))
-        has_text = torch.tensor([bool(text) for text in texts])
+        has_text = torch.tensor([bool(text) or not item.images for text, item in zip(texts, inputs, strict=True)])
         mask[~has_text, :1] = 1  # a row without text still has a place, even of a tokenizer that adds no token
         batch = Batch({"input_ids": encoded["input_ids"], "attention_mask": mask, "has_text": has_text})
         images = [image.load() for item in inputs for image in item.images]

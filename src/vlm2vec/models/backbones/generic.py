@@ -26,7 +26,7 @@ from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.prompts import place_video, split_at_images
 from vlm2vec.models.vision.raw_pixels import RAW, SIZES, RawPixels, as_bytes
 from vlm2vec.models.vision.resolution import side_of
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import BARE_IMAGE_TOKEN, Batch, EmbeddingInput
 
 SLOT = ImageRef()  # where a video stands among the images
 TOKEN_TENSORS = (
@@ -189,10 +189,12 @@ class Generic(DecoderBackbone):
     def prompt(self, item: EmbeddingInput) -> tuple[str, list[int]]:
         """What the tokenizer reads, the backbone's image tokens in place, and the images' positions in order."""
         if self.template.chat:
-            return self.template.render_chat(item, self.tokenizer.special_tokens_map, self.image_token)
-        pieces = split_at_images(self.template.render(item))
-        prompt = "".join(self.image_token if isinstance(piece, int) else piece for piece in pieces)
-        return prompt, [piece for piece in pieces if isinstance(piece, int)]
+            prompt, order = self.template.render_chat(item, self.tokenizer.special_tokens_map, self.image_token)
+        else:
+            pieces = split_at_images(self.template.render(item))
+            prompt = "".join(self.image_token if isinstance(piece, int) else piece for piece in pieces)
+            order = [piece for piece in pieces if isinstance(piece, int)]
+        return (prompt if item.images else prompt.replace(BARE_IMAGE_TOKEN, self.image_token)), order
 
     def read(self, prompt: str, images: list[Any], video: Frames | None = None) -> Mapping[str, Any]:
         """What the family's processor makes of one prompt, its images and its video, as tensors."""

@@ -18,9 +18,11 @@ from vlm2vec.models.backbones.generic import Generic, first_line
 from vlm2vec.models.backbones.phi3_v_parts import IMAGE_TOKEN_ID, TILE, Phi3V, Phi3VConfig, num_tokens, tile
 from vlm2vec.models.prompts import PLACEHOLDER
 from vlm2vec.models.vision.resolution import side_of
-from vlm2vec.types import EmbeddingInput
+from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 
 DEFAULTS = {"num_crops": 1, "image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
+IMAGE_WORDS = "<|image_1|>"
+"""What the published prompts of this family hold for an image; without an image it is read as plain text."""
 
 
 @dataclass
@@ -102,7 +104,8 @@ class Phi3Vision(Generic):
         tiles, sizes = [], []
         for i, piece in enumerate(PLACEHOLDER.split(self.template.render(item))):
             if i % 2 == 0:
-                ids += self.tokenizer(piece)["input_ids"]
+                words = piece if item.images else piece.replace(BARE_IMAGE_TOKEN, IMAGE_WORDS)
+                ids += self.tokenizer(words)["input_ids"]
                 continue
             pixels, size = self._tiles(item.images[int(piece) - 1])
             tiles.append(pixels)

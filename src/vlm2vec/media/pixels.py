@@ -1,0 +1,163 @@
+"""Decoded images of every Pillow mode as RGB, and the size rules of published evaluations."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from vlm2vec.errors import UserError
+
+WIDE_MODES = ("I", "F")
+NO_WAY_TO_RGB = ("LAB",)
+SMALLEST_SIDE = 28
+"""One merged patch of the Qwen-VL line. The reference evaluation resizes images with a shorter side."""
+SMALL_SQUARE = 56
+MOST_ASPECT = 200
+CAPPED_SQUARE = 980
+"""Side of the square that the published `max_pixels` (1,003,520) leaves of a larger one, a multiple of 28."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn an image upright, by its EXIF orientation."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelRules:
+    """How an evaluation prepares decoded images before a model's processor reads them.
+
+    Attributes:
+        plain: Convert to RGB as Pillow does: EXIF orientation ignored, alpha dropped, 16-bit grey clipped at 255.
+        jpeg: Compress as JPEG (Pillow's quality 75) first: a lossy copy.
+        squash: Resize to a square of this side, whatever the shape.
+        small_images: Resize an image with a side below 28 pixels to 56 x 56, and one with an aspect ratio above 200
+            to a square.
+        small_frames: Resize a video frame with a side below 28 pixels to a square of its longer side.
+        max_pixels: Shrink images with more pixels, keeping the shape.
+    """
+
+    plain: bool = False
+    jpeg: bool = False
+    squash: int | None = None
+    small_images: bool = False
+    small_frames: bool = False
+    max_pixels: int | None = None
+
+    def tag(self) -> str:
+        """Identifies the rules in a content digest."""
+        return " ".join(f"{name}={value}" for name, value in asdict(self).items() if value)
+
+
+def prepare(image: Image.Image, rules: PixelRules | None = None) -> Image.Image:
+    """A decoded image as RGB.
+
+    Args:
+        image: Of any mode, already loaded.
+        rules: None: turned upright as its EXIF data says, transparent parts on white, contrast kept.
+
+    Raises:
+        UserError: for a mode, or a range of values, that has no defined conversion to RGB.
+    """
+    if rules is None:
+        return to_rgb(upright(image))
+    rgb = _plain_rgb(image) if rules.plain else to_rgb(upright(image))
+    if rules.jpeg:
+        encoded = io.BytesIO()
+        rgb.save(encoded, format="JPEG")
+        rgb = Image.open(encoded).convert("RGB")
+    size = _size(rgb.size, rules)
+    return rgb if size == rgb.size else rgb.resize(size)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; the rest of the EXIF data is not read.
+
+    Cameras and editors write invalid values in other EXIF fields, so those must not decide whether an image loads.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - damaged EXIF data makes Pillow raise anything; the pixels are intact
+        return image
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else _keeping_transparency(image, turn)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB copy of an image with the contrast of the source; transparency is laid on white, as a web page shows it.
+
+    16-bit values are scaled to 8 bits. 32-bit integers and floats are read as 8-bit, 16-bit or (floats) 0 to 1,
+    whichever is the narrowest range that holds them.
+
+    Raises:
+        UserError: for a mode, or a range of values, that has no defined conversion to RGB.
+    """
+    if image.mode in NO_WAY_TO_RGB:
+        raise UserError(f"mode {image.mode} is not supported; convert the image to RGB")
+    if image.mode.startswith("I;16") or image.mode in WIDE_MODES:
+        return _narrowed(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("La", "RGBa"):  # premultiplied alpha
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _narrowed(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    scale = 255 / _range_of(values, image.mode) if image.mode in WIDE_MODES else 1 / 257
+    grey = np.rint(values * scale).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey = np.where(values == transparent, np.uint8(255), grey)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _range_of(values: np.ndarray, mode: str) -> int:
+    """White of an image whose mode does not say it."""
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    for white in (1, 255, 65535) if mode == "F" else (255, 65535):
+        if low >= 0 and high <= white:
+            return white
+    raise UserError(
+        f"mode {mode} with values from {low:g} to {high:g}: expected 0 to 255 or 0 to 65535; save it with 8 or 16 bits"
+    )
+
+
+def _plain_rgb(image: Image.Image) -> Image.Image:
+    return image.convert("I").convert("RGB") if image.mode.startswith("I;16") else image.convert("RGB")
+
+
+def _size(size: tuple[int, int], rules: PixelRules) -> tuple[int, int]:
+    if rules.squash:
+        size = (rules.squash, rules.squash)
+    shorter, longer = min(size), max(size)
+    if rules.small_images and shorter < SMALLEST_SIDE:
+        return SMALL_SQUARE, SMALL_SQUARE
+    if rules.small_images and longer / shorter > MOST_ASPECT:
+        return CAPPED_SQUARE, CAPPED_SQUARE
+    if rules.small_frames and shorter < SMALLEST_SIDE:
+        return longer, longer
+    if rules.max_pixels and size[0] * size[1] > rules.max_pixels:
+        scale = (rules.max_pixels / (size[0] * size[1])) ** 0.5
+        return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
+    return size
+
+
+def _keeping_transparency(image: Image.Image, turn: Any) -> Image.Image:
+    turned = image.transpose(turn)
+    if "transparency" in image.info:
+        turned.info["transparency"] = image.info["transparency"]
+    return turned
