@@ -50,9 +50,9 @@ def test_evaluation_rows_share_equal_candidates_and_read_from_images_zip(tmp_pat
     assert first.relevant == (0,)
 
 
-def test_a_placeholder_without_a_image_is_dropped_as_in_the_published_webqa(tmp_path: Path) -> None:
+def test_a_placeholder_without_an_image_stays_a_token_as_in_the_published_webqa(tmp_path: Path) -> None:
     write_train_set(tmp_path, "WebQA", [{"qry": "<|image_1|>\nFind an answer: who?\n", "pos_text": "me"}])
-    assert read_train_set(tmp_path, "WebQA")[0].query.text == "Find an answer: who?\n"
+    assert read_train_set(tmp_path, "WebQA")[0].query.text == "<|image_pad|>\nFind an answer: who?\n"
 
 
 def test_unknown_and_missing_columns_are_named(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_unknown_and_missing_columns_are_named(tmp_path: Path) -> None:
 
 def test_an_empty_set_and_an_empty_row_are_named(tmp_path: Path) -> None:
     write_train_set(tmp_path, "A", [{"qry": "a", "pos_text": "b"}, {"qry": "a"}])
-    with pytest.raises(UserError, match="row 1: field pos_text and its picture are both empty"):
+    with pytest.raises(UserError, match="row 1: field pos_text and its image are both empty"):
         read_train_set(tmp_path, "A")
     schema = pa.schema([(name, pa.string()) for name in TRAIN_COLUMNS])
     pq.write_table(schema.empty_table(), tmp_path / "A/original-00000-of-00001.parquet")

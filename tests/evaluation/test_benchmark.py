@@ -90,5 +90,5 @@ def test_switches_can_be_changed_and_a_wrong_one_is_named(toy_file: Path) -> Non
     assert (changed.quirks.identity, changed.quirks.frames, changed.quirks.whitespace) == ("content", 4, "published")
     assert "identity content" in changed.facts(folder)["data_switches"]
     for wrong in ({"identity": "none"}, {"frame": 4}, {"frames": 0}):
-        with pytest.raises(UserError, match="there are: identity, whitespace, frames"):
+        with pytest.raises(UserError, match="there are: identity, duplicates, whitespace"):
             benchmark.with_switches(wrong)

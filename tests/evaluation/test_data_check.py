@@ -36,7 +36,7 @@ def test_each_task_is_ready_or_says_what_is_missing_and_how_to_get_it(folder: Pa
     assert (ready.status, ready.num_queries, ready.num_images, ready.num_missing) == ("ready", 12, 12, 0)
     assert ready.num_bytes == (folder / "OK-VQA/test-00000-of-00001.parquet").stat().st_size
     cirr = checks["CIRR"]
-    assert (cirr.status, cirr.num_missing) == ("pictures missing", 1)
+    assert (cirr.status, cirr.num_missing) == ("images missing", 1)
     assert "c_4.png" in cirr.detail and "images.zip of TIGER-Lab/MMEB-eval" in cirr.detail
     assert checks["GQA"].status == "unreadable" and "not a readable parquet" in checks["GQA"].detail
     lost = checks["WebQA"]

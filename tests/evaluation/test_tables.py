@@ -67,7 +67,7 @@ def test_the_third_table_has_190_tasks_and_says_of_each_without_a_reader_what_is
         assert task.metric == ("ndcg_linear@5" if task.modality == "text" else "hit@1")
         if task.reader is None:
             assert task.note
-            with pytest.raises(UserError, match=r"has no reader yet; leave it out"):
+            with pytest.raises(UserError, match=r"has no reader yet; name the others with --task"):
                 read_task(task, Path(), third.quirks)
         else:
             assert task.files and task.scope == "global" and task.query and task.target

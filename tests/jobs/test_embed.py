@@ -71,7 +71,7 @@ def test_parquet_has_every_good_input_once_and_errors_name_the_others(embedder, 
     assert by_key["04.png"]["kind"] == "picture" and by_key["04.png"]["text"] is None
     errors = [json.loads(line) for line in (output.parent / "errors.jsonl").read_text().splitlines()]
     assert {error["key"] for error in errors} == {"03b.png", "07b.jpg"} == {key for key, _ in report.errors}
-    assert all("not a readable picture" in error["reason"] for error in errors)
+    assert all("not a readable image" in error["reason"] for error in errors)
     assert sorted(path.name for path in output.parent.iterdir()) == ["errors.jsonl", "vectors.parquet"]
 
 
@@ -190,7 +190,7 @@ def test_a_job_begun_with_other_settings_or_an_output_that_is_there_is_refused(e
 def test_where_nothing_can_be_read_there_is_no_output_and_the_reason_is_said(embedder, tmp_path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"no")
-    with pytest.raises(UserError, match=r"none of 1 inputs could be embedded; the first: .*not a readable picture"):
+    with pytest.raises(UserError, match=r"none of 1 inputs could be embedded; the first: .*not a readable image"):
         embed(embedder, tmp_path / "in", tmp_path / "v.parquet")
     assert not (tmp_path / "v.parquet").exists() and (tmp_path / "errors.jsonl").exists()
 

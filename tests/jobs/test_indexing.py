@@ -127,7 +127,7 @@ def test_unreadable_files_are_listed_and_stop_nothing(store: VectorStore, photos
     write_errors(report, errors)
     listed = [json.loads(line) for line in errors.read_text().splitlines()]
     assert {Path(one["key"]).name for one in listed} == {"0.png", "text.png"}
-    assert all("not a readable picture" in one["reason"] for one in listed)
+    assert all("not a readable image" in one["reason"] for one in listed)
     assert store.count() == 11, "a vector of content that is no more is removed"
     (photos / "red/0.png").write_bytes(whole)
     (photos / "text.png").unlink()
@@ -215,7 +215,7 @@ def test_zero_shot_labels_of_a_folder_and_of_a_store_agree(store: VectorStore, p
     of_folder = {str(photos / one.key): one for one in verdicts}
     of_store = {one.key: one for one in classify_store(store, labels)}
     bad = of_folder.pop(str(photos / "bad.png"))
-    assert bad.label is None and "not a readable picture" in str(bad.error)
+    assert bad.label is None and "not a readable image" in str(bad.error)
     assert of_folder.keys() == of_store.keys()
     for key, verdict in of_store.items():
         assert verdict.label == of_folder[key].label == Path(key).parent.name

@@ -43,11 +43,11 @@ def data_check(
     with progress_bar("checking", len(facts.tasks)) as advance:
         checks = check_data(facts, folder, advance)
     table = Table(title=f"{facts.name} in {folder}")
-    for heading in ("task", "status", "queries", "inputs", "pictures", "missing", "rows, MB"):
-        table.add_column(heading, justify="left" if heading in ("task", "status") else "right")
+    for heading in ("task", "status", "rows", "queries", "inputs", "images", "missing", "rows, MB"):
+        table.add_column(heading, justify="left" if heading in ("task", "status", "rows") else "right")
     for check in checks:
         counts = (check.num_queries, check.num_inputs, check.num_images, check.num_missing)
-        table.add_row(check.task.name, check.status, *map(str, counts), f"{check.num_bytes / 1e6:.1f}")
+        table.add_row(check.task.name, check.status, check.form, *map(str, counts), f"{check.num_bytes / 1e6:.1f}")
     say(table)
     for check in checks:
         if check.detail:

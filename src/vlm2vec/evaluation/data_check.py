@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from vlm2vec.data.mmeb.video_rows import form_of, row_files
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import REVISIONS_FILE, Benchmark, EvalTask, read_revisions
 from vlm2vec.evaluation.evaluate import distinct_inputs, images_of
 from vlm2vec.evaluation.tasks import read_task, wrong_counts
+from vlm2vec.files import write_json
 
 EXAMPLES = 3
 
@@ -30,6 +30,8 @@ class TaskCheck:
     num_missing: int = 0
     num_bytes: int = 0
     """Of the rows' files; images lie in archives that tasks share."""
+    form: str = ""
+    """How the rows are stored, such as "jsonl, test.jsonl"."""
 
 
 def check_data(
@@ -47,7 +49,7 @@ def how_to_get(task: EvalTask, benchmark_name: str, folder: Path) -> str:
     """One line that says where a task's data comes from."""
     if task.source is None:
         return "local data: put its files there"
-    files = f", pictures {', '.join(task.media_files)} of {task.media_source}" if task.media_files else ""
+    files = f", images {', '.join(task.media_files)} of {task.media_source}" if task.media_files else ""
     command = f"vlm2vec data fetch {benchmark_name} --data {folder} --task {task.name!r}"
     return f"rows from {task.source}{f' ({task.config})' if task.config else ''}{files}: {command}"
 
@@ -80,9 +82,7 @@ def fetch_task(task: EvalTask, folder: Path, download: Callable[..., str], media
     for name, revision in found.items():
         if recorded.get(name, revision) != revision:
             raise UserError(f"{folder}: holds {name} at {recorded[name]}, not {revision}; use another folder")
-    beside = folder / f".{REVISIONS_FILE}.tmp"
-    beside.write_text(json.dumps({**recorded, **found}, indent=2, sort_keys=True) + "\n")
-    beside.replace(folder / REVISIONS_FILE)
+    write_json(folder / REVISIONS_FILE, dict(sorted({**recorded, **found}.items())))
     return found
 
 
@@ -114,14 +114,19 @@ def _row_files(task: EvalTask, folder: Path) -> list[Path]:
     """The files of a task's rows that are there."""
     if task.files is not None:
         return [folder / name for name in task.files.values() if (folder / name).is_file()]
-    return [path for path in (folder / task.name).rglob("*.*") if path.suffix in (".parquet", ".jsonl", ".tar")]
+    if task.reader == "video":
+        return row_files(folder / task.name, task.hub_split)
+    return sorted(path for path in (folder / task.name).rglob("*.*") if path.suffix in (".parquet", ".jsonl", ".tar"))
 
 
 def _check(task: EvalTask, folder: Path, benchmark: Benchmark) -> TaskCheck:
     if task.reader is None:
         return TaskCheck(task, "no reader", task.note or "its layout is not settled publicly")
-    files = _row_files(task, folder)
-    size = sum(path.stat().st_size for path in files)
+    try:
+        files = _row_files(task, folder)
+    except UserError as error:
+        return TaskCheck(task, "unreadable", str(error))
+    size, form = sum(path.stat().st_size for path in files), form_of(files)
     if not files:
         return TaskCheck(task, "rows missing", how_to_get(task, benchmark.name, folder))
     try:
@@ -129,13 +134,19 @@ def _check(task: EvalTask, folder: Path, benchmark: Benchmark) -> TaskCheck:
         images = list(dict.fromkeys(images_of({task.name: queries})))
         missing = [image for image in images if not image.exists()]
     except UserError as error:
-        return TaskCheck(task, "unreadable", str(error), num_bytes=size)
+        return TaskCheck(task, "unreadable", str(error), num_bytes=size, form=form)
     status, detail = "ready", "; ".join(wrong_counts(task, queries))
     if detail:
         status = "wrong counts"
     if missing:
         names = ", ".join(str(image.member or image.path) for image in missing[:EXAMPLES])
-        status = "pictures missing"
+        status = "images missing"
         detail = f"{len(missing)} of {len(images)}, such as {names}; {how_to_get(task, benchmark.name, folder)}"
-    counts: dict[str, Any] = {"num_queries": len(queries), "num_inputs": len(distinct_inputs(queries))}
-    return TaskCheck(task, status, detail, **counts, num_images=len(images), num_missing=len(missing), num_bytes=size)
+    counts = {
+        "num_queries": len(queries),
+        "num_inputs": len(distinct_inputs(queries)),
+        "num_images": len(images),
+        "num_missing": len(missing),
+        "num_bytes": size,
+    }
+    return TaskCheck(task, status, detail, **counts, form=form)

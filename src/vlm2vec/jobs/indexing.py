@@ -176,7 +176,7 @@ def _look(item: EmbeddingInput, metadata: dict[str, Any]) -> str:
             with Image.open(io.BytesIO(raw)) as opened:
                 metadata.update(width=opened.width, height=opened.height)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{media}: not a readable picture ({error}); replace or remove it") from error
+            raise UserError(f"{media}: not a readable image ({error}); replace or remove it") from error
         return hashlib.sha256(raw).digest()
 
     return content_key(item, digest).hex()[:32]

@@ -2,11 +2,13 @@
 
 A zip and a plain tar are read by offset. A gzip-compressed tar is decompressed once to find its members; the states of
 the decompressor are kept every few megabytes, so that a member costs a few megabytes of decompression, not all before.
+An archive in parts (`video_qa.tar.gz-00`, `-01`, …) is read as one file, under the name of its first part.
 """
 
 from __future__ import annotations
 
 import bisect
+import glob
 import io
 import os
 import re
@@ -14,7 +16,9 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +27,15 @@ from vlm2vec.media import documents
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 CELL = re.compile(r"(.+)\[(\d+)\]")
+PART = re.compile(r"(.+\.(?:zip|tar|tar\.gz|tgz))-(\d+)")
 CHUNK = 1 << 16
 SPACING = 8 << 20
 
 
 def is_archive(path: str | Path) -> bool:
-    """Whether the name is one that this module reads."""
-    return str(path).endswith(ENDINGS)
+    """Whether the name is one that this module reads; of an archive in parts, the first part's."""
+    part = PART.fullmatch(str(path))
+    return str(path).endswith(ENDINGS) if part is None else int(part[2]) == 0
 
 
 def members(path: str | Path) -> frozenset[str]:
@@ -38,7 +44,7 @@ def members(path: str | Path) -> frozenset[str]:
     Raises:
         UserError: if it is missing or not readable.
     """
-    return _names(str(path), os.getpid())
+    return _names(str(path), os.getpid(), _stamp(path))
 
 
 def read_member(path: str | Path, name: str) -> bytes:
@@ -48,7 +54,7 @@ def read_member(path: str | Path, name: str) -> bytes:
         UserError: if the archive is missing, damaged, or has no such file.
     """
     try:
-        return _open(str(path), os.getpid()).read(name)
+        return _open(str(path), os.getpid(), _stamp(path)).read(name)
     except KeyError as error:
         raise UserError(f"{path}:{name}: the archive has no such file") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
@@ -59,7 +65,7 @@ class SeekableGzip(io.RawIOBase):
     """A gzip file that can be read from any place: decompressor states are kept every `SPACING` bytes."""
 
     def __init__(self, path: str, mode: str = "rb") -> None:
-        self._file: Any = Path(path).open(mode)  # noqa: SIM115
+        self._file: Any = _open_file(path, mode)
         # (bytes out, bytes in, decompressor there); a decompressor's copy is its whole state.
         self._points: list[tuple[int, int, Any]] = [(0, 0, zlib.decompressobj(31))]
         self._position = 0
@@ -129,10 +135,59 @@ class SeekableGzip(io.RawIOBase):
         return True
 
 
+class JoinedParts(io.RawIOBase):
+    """Consecutive files, read as one.
+
+    Args:
+        paths: The parts in order.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files = [path.open("rb") for path in paths]
+        self._ends = list(accumulate(path.stat().st_size for path in paths))
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Place in the joined content."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves in the joined content."""
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ends[-1]}[whence]
+        self._position = max(0, begin + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer from the part at the current place; 0 at the end."""
+        number = bisect.bisect_right(self._ends, self._position)
+        if number == len(self._files):
+            return 0
+        file = self._files[number]
+        file.seek(self._position - (self._ends[number - 1] if number else 0))
+        content = file.read(len(buffer))
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        """Closes the parts."""
+        for file in self._files:
+            file.close()
+        super().close()
+
+
 class _Tar:
     def __init__(self, path: str) -> None:
         self._lock = threading.Lock()
-        opened = SeekableGzip if path.endswith("gz") else open
+        opened = SeekableGzip if _whole_name(path).endswith("gz") else _open_file
         self._file: Any = opened(path, "rb")
         self._places: dict[str, tuple[int, int]] = {}
         with tarfile.open(fileobj=self._file, mode="r:") as archive:
@@ -201,16 +256,57 @@ class _Parquet:
         return bytes(content)
 
 
+def _open_file(path: str, mode: str = "rb") -> Any:
+    """A file, or the parts of one as one.
+
+    Raises:
+        UserError: naming the first part that is missing between others.
+    """
+    first = PART.fullmatch(path)
+    if first is None:
+        return Path(path).open(mode)
+    here = Path(path).parent
+    numbers = sorted(
+        (int(part[2]), file)
+        for file in here.glob(f"{glob.escape(Path(first[1]).name)}-*")
+        if (part := PART.fullmatch(str(file)))
+    )
+    for wanted, (number, _) in enumerate(numbers):
+        if number != wanted:
+            missing = f"{first[1]}-{wanted:0{len(first[2])}}"
+            raise UserError(f"{missing}: this part of the archive is missing; download it again")
+    return io.BufferedReader(JoinedParts([file for _, file in numbers]), CHUNK)
+
+
+def _whole_name(path: str) -> str:
+    part = PART.fullmatch(path)
+    return path if part is None else part[1]
+
+
+def _stamp(path: str | Path) -> tuple[int, int]:
+    """Changes when a file is replaced, so that an open handle of the old one is not used."""
+    try:
+        about = Path(path).stat()
+    except OSError:
+        return 0, 0
+    return about.st_mtime_ns, about.st_size
+
+
 @lru_cache(maxsize=64)
-def _open(path: str, process_id: int) -> zipfile.ZipFile | _Tar | _Parquet | documents.Pdf | documents.Video:
+def _open(
+    path: str, process_id: int, stamp: tuple[int, int]
+) -> zipfile.ZipFile | _Tar | _Parquet | documents.Pdf | documents.Video:
     """One handle an archive and process (an inherited one shares its file position with the parent); threads share."""
     if documents.is_document(path):
         return documents.open_document(path)
-    kind = Path(path).suffix.removeprefix(".") if path.endswith((".zip", ".parquet")) else "tar"
+    name = _whole_name(path)
+    kind = Path(name).suffix.removeprefix(".") if name.endswith((".zip", ".parquet")) else "tar"
     try:
         if kind == "parquet":
             return _Parquet(path)
-        return zipfile.ZipFile(path) if kind == "zip" else _Tar(path)
+        if kind == "zip":
+            return zipfile.ZipFile(_open_file(path) if PART.fullmatch(path) else path)
+        return _Tar(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such {kind} of images") from error
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError) as error:
@@ -218,6 +314,6 @@ def _open(path: str, process_id: int) -> zipfile.ZipFile | _Tar | _Parquet | doc
 
 
 @lru_cache(maxsize=64)
-def _names(path: str, process_id: int) -> frozenset[str]:
-    opened: Any = _open(path, process_id)
+def _names(path: str, process_id: int, stamp: tuple[int, int]) -> frozenset[str]:
+    opened: Any = _open(path, process_id, stamp)
     return frozenset(opened.namelist())

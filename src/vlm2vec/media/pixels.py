@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from vlm2vec.errors import UserError
 
 WIDE_MODES = ("I", "F")
+"""First letters of the modes with more than 8 bits: I;16, I;16B, I and F."""
 NO_WAY_TO_RGB = ("LAB",)
 SMALLEST_SIDE = 28
 """One merged patch of the Qwen-VL line. The reference evaluation resizes images with a shorter side."""
@@ -94,15 +95,15 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB copy of an image with the contrast of the source; transparency is laid on white, as a web page shows it.
 
-    16-bit values are scaled to 8 bits. 32-bit integers and floats are read as 8-bit, 16-bit or (floats) 0 to 1,
-    whichever is the narrowest range that holds them.
+    Wide values (16-bit and 32-bit integers, floats) are read in the narrowest range that holds them: 0 to 1 (floats), 0
+    to 255 or 0 to 65535.
 
     Raises:
         UserError: for a mode, or a range of values, that has no defined conversion to RGB.
     """
     if image.mode in NO_WAY_TO_RGB:
         raise UserError(f"mode {image.mode} is not supported; convert the image to RGB")
-    if image.mode.startswith("I;16") or image.mode in WIDE_MODES:
+    if image.mode.startswith(WIDE_MODES):
         return _narrowed(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -117,16 +118,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _narrowed(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    scale = 255 / _range_of(values, image.mode) if image.mode in WIDE_MODES else 1 / 257
-    grey = np.rint(values * scale).astype(np.uint8)
+    grey = np.rint(values * (255 / _white_of(values, image.mode))).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey = np.where(values == transparent, np.uint8(255), grey)
     return Image.fromarray(grey).convert("RGB")
 
 
-def _range_of(values: np.ndarray, mode: str) -> int:
-    """White of an image whose mode does not say it."""
+def _white_of(values: np.ndarray, mode: str) -> int:
+    """The value that is white."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     for white in (1, 255, 65535) if mode == "F" else (255, 65535):
         if low >= 0 and high <= white:

@@ -27,9 +27,7 @@ TARGET_PROMPT = "Understand the content of the provided document image."
 PLACEHOLDER = "<|image_1|>"
 
 
-def read_visdoc_set(
-    root: Path, name: str, language: str | None = None, quirks: Quirks = PUBLISHED
-) -> list[EvalQuery]:
+def read_visdoc_set(root: Path, name: str, language: str | None = None, quirks: Quirks = PUBLISHED) -> list[EvalQuery]:
     """Queries of one set; they share one candidate tuple, the corpus.
 
     Args:
