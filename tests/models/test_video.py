@@ -176,7 +176,7 @@ def test_how_a_video_is_read_is_part_of_the_checkpoint(tiny_vlm, tmp_path):
         ({"video": FRAMES, "image": STILL, "text": "see <|image_1|>"}, r"expected <\|video_1\|> once"),
         ({"video": FRAMES, "text": "<|video_1|><|video_1|>"}, r"expected <\|video_1\|> once"),
         ({"video": FRAMES, "text": "<|video_1|> <|image_1|>"}, r"one <\|image_k\|> for each picture"),
-        ({"text": "<|video_1|>"}, r"<\|video_1\|> but no video"),
+        ({"text": "<|video_1|>"}, r"<\|video_1\|> but the input has no video"),
     ],
 )
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
