@@ -73,16 +73,15 @@ class PromptTemplate:
             UserError: if placeholders and images do not match, or the template refuses the input.
         """
         from jinja2.exceptions import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
+
+        from vlm2vec.models.transformers_internals import render_chat
 
         messages, images = chat_messages(item)
         try:
             chat = self.chat.replace(CHAT_IMAGE, image_token)
-            rendered, _ = render_jinja_template([messages], chat_template=chat, **special_tokens)
+            return render_chat(messages, chat, special_tokens), images
         except TemplateError as error:
             raise UserError(f"input {(item.text or '')[:60]!r}: the chat template refuses it: {error}") from error
-        prompt: str = rendered[0]
-        return prompt, images
 
 
 def chat_messages(item: EmbeddingInput) -> tuple[list[dict[str, Any]], list[int]]:

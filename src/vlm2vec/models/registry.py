@@ -75,11 +75,10 @@ def _model_type(source: str, revision: str | None) -> str:
             raise UserError(f"{config}: not valid JSON ({error})") from error
     if folder.exists() or source.startswith((".", "/", "~")):
         raise UserError(f"{source}: not a checkpoint folder; give a folder, a hub id or one of {KNOWN}")
-    from transformers import PreTrainedConfig
+    from vlm2vec.models.transformers_internals import model_type
 
     try:
-        # The plain file: no class, and no code of the hub, is needed to read one field.
-        return str(PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type", ""))
+        return model_type(source, revision)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(

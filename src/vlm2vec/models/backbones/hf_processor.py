@@ -7,6 +7,7 @@ from typing import Any
 import transformers
 
 from vlm2vec.errors import UserError
+from vlm2vec.models.transformers_internals import build_processor, image_setting_names, processor_parts
 from vlm2vec.models.vision.resolution import SIDES, image_settings, side_of
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -31,14 +32,9 @@ def load_processor(source: str, common: dict[str, Any], options: dict[str, Any])
         UserError: for a setting that neither has.
     """
     images = load_image_processor(source, common, options)
-    saved, _ = transformers.ProcessorMixin.get_processor_dict(source, revision=common["revision"])
-    usual = transformers.PROCESSOR_MAPPING[type(transformers.AutoConfig.from_pretrained(source, **common))]
-    family: Any = getattr(transformers, saved.get("processor_class", ""), usual)
+    family, saved = processor_parts(source, common)
     parts = {"image_processor": images, "tokenizer": transformers.AutoTokenizer.from_pretrained(source, **common)}
-    names = family.get_attributes()
-    kept = [name for name in names if name != "video_processor"]
-    images_only: Any = type(family.__name__, (family,), {"get_attributes": classmethod(lambda _: kept)})
-    return images_only.from_args_and_dict([parts.get(name) for name in names], saved)
+    return build_processor(family, parts, without="video_processor", saved=saved)
 
 
 def load_image_processor(source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -59,7 +55,7 @@ def load_image_processor(source: str, common: dict[str, Any], options: dict[str,
         if name in SETTINGS and value not in SETTINGS[name]:
             raise UserError(f"setting {name}={value!r}: expected {_in_words(SETTINGS[name])}")
     images = load()
-    own = set(images.valid_kwargs.__annotations__)
+    own = image_setting_names(images)
     for name in options:
         if name not in SETTINGS and name not in own and name != "max_pixels":
             raise UserError(f"setting {name}: not one of {', '.join(sorted({*SETTINGS, *own}))}")

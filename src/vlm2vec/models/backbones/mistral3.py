@@ -12,6 +12,7 @@ import transformers
 
 from vlm2vec.models.backbones.generic import Generic
 from vlm2vec.models.backbones.hf_processor import load_image_processor
+from vlm2vec.models.transformers_internals import processor_settings
 
 NAMES = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
 
@@ -78,6 +79,6 @@ class Mistral3(Generic):
         """Tokenizer and image settings of the folder."""
         images = load_image_processor(source, common, options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
-        saved, _ = transformers.ProcessorMixin.get_processor_dict(source, revision=common["revision"])
+        saved = processor_settings(source, common["revision"])
         usual = {**NAMES, "patch_size": 14, "spatial_merge_size": 2}
         return RowsOfPatches(tokenizer, images, {name: saved.get(name, value) for name, value in usual.items()})

@@ -17,6 +17,7 @@ from vlm2vec.models.backbones.base import check_weight_files
 from vlm2vec.models.backbones.generic import Generic, first_line
 from vlm2vec.models.backbones.phi3_v_parts import IMAGE_TOKEN_ID, TILE, Phi3V, Phi3VConfig, num_tokens, tile
 from vlm2vec.models.prompts import PLACEHOLDER
+from vlm2vec.models.transformers_internals import image_processor_settings, tokenizer_config
 from vlm2vec.models.vision.resolution import side_of
 from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 
@@ -81,7 +82,7 @@ class Phi3Vision(Generic):
             )
             if report["missing_keys"]:
                 raise UserError(f"weight {min(report['missing_keys'])} is missing")
-            saved, _ = transformers.BaseImageProcessor.get_image_processor_dict(source, revision=revision)
+            saved = image_processor_settings(source, revision)
             images = {name: saved.get(name) or default for name, default in DEFAULTS.items()}
             images["num_crops"] = num_crops or images["num_crops"]
             return cls(model, Phi3VProcessor(_load_tokenizer(source, revision), images), options)
@@ -144,7 +145,7 @@ def _num_crops(options: dict[str, Any]) -> int | None:
 
 def _load_tokenizer(source: str, revision: str | None) -> Any:
     """The tokenizer file as it is: today's Llama class would build another normalizer than the published one."""
-    about = transformers.models.auto.tokenization_auto.get_tokenizer_config(source, revision=revision)
+    about = tokenizer_config(source, revision)
     is_llama = str(about.get("tokenizer_class", "")).startswith("LlamaTokenizer")  # which began texts with a token
     starts = {"add_bos_token": about.get("add_bos_token", True)} if is_llama else {}
     return transformers.PreTrainedTokenizerFast.from_pretrained(source, revision=revision, **starts)

@@ -19,6 +19,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from vlm2vec.models.transformers_internals import share_attention
+
 TILE = 336
 IMAGE_TOKEN_ID = -1  # outside the vocabulary, so no text can produce it
 CLIP_L_336 = {  # openai/clip-vit-large-patch14-336, which the published checkpoints do not spell out
@@ -83,7 +85,7 @@ class ImageEmbedding(nn.Module):
         super().__init__()
         about = config.img_processor
         vision = CLIPVisionConfig(**{**CLIP_L_336, **(getattr(config, "vision_config", None) or {})})
-        vision._attn_implementation = config._attn_implementation
+        share_attention(config, vision)
         self.img_processor = nn.ModuleDict({"vision_model": CLIPVisionModel(vision)})
         self.layer = int(about.get("layer_idx", -2))
         merged = 4 * int(about["image_dim_out"])

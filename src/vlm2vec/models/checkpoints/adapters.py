@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
-from transformers.utils import cached_file
 
 from vlm2vec.errors import UserError
+from vlm2vec.models.transformers_internals import hub_file, weight_renamings
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -49,14 +47,10 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 
 
 def _from_hub(source: str, name: str, revision: str | None) -> Path | None:
-    allow: dict[str, Any] = {
-        f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")
-    }
     try:
-        path = cached_file(source, name, revision=revision, **allow)
+        return hub_file(source, name, revision)
     except OSError:  # no such repository: whoever loads the base says so
         return None
-    return Path(path) if path else None
 
 
 def rename_keys(state: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
@@ -73,7 +67,7 @@ def rename_keys(state: dict[str, torch.Tensor], model: Any) -> dict[str, torch.T
     if not isinstance(model, PreTrainedModel):
         return state  # a network of this project: saved and loaded by the same names
     modules = {name for name, _ in model.named_modules()}
-    renamings = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
+    renamings = weight_renamings(model)
     return {_renamed(key, modules, renamings, f"{model.base_model_prefix}."): value for key, value in state.items()}
 
 
@@ -83,7 +77,7 @@ def _renamed(key: str, modules: set[str], renamings: list[Any], outer: str) -> s
     path, leaf = key[:cut].removeprefix(PREFIX), key[cut:]
     changed = f"{path}.weight"
     for renaming in renamings:
-        changed, _ = renaming.rename_source_key(changed)
+        changed = renaming(changed)
     changed = changed.removesuffix(".weight")
     for candidate in (path, path.removeprefix(outer), changed, changed.removeprefix(outer)):
         if candidate in modules:

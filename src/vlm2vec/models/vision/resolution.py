@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm2vec.errors import UserError
+from vlm2vec.models.transformers_internals import image_setting_names
 
 SIDES = {"low": 336, "mid": 672, "high": 1344}
 BOUNDS = ("min_pixels", "max_pixels")
@@ -53,7 +54,7 @@ def image_settings(processor: Any, side: int) -> dict[str, Any]:
     about = processor.to_dict()
     size = dict(about.get("size") or {})
     tile = size.get("height") or size.get("shortest_edge") or 0
-    if "max_pixels" in processor.valid_kwargs.__annotations__:
+    if "max_pixels" in image_setting_names(processor):
         return {"size": {**size, "shortest_edge": min(size["shortest_edge"], side * side), "longest_edge": side * side}}
     if about.get("image_grid_pinpoints"):  # sizes that tiles make together
         fitting = [grid for grid in about["image_grid_pinpoints"] if max(grid) <= side]

@@ -61,7 +61,7 @@ class Projector(nn.Module):
 
 def make_projector(vision: EfficientNetLite, language: Any, tokenizer: Any) -> Projector:
     """A new projector between these two, with the class words that they share."""
-    words = ClassWords(vision.network._fc, language.get_input_embeddings().weight, tokenizer)
+    words = ClassWords(vision.classifier, language.get_input_embeddings().weight, tokenizer)
     return Projector(language.config.hidden_size, vision.side**2, words)
 
 

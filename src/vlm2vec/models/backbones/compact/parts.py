@@ -24,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
+from vlm2vec.models.transformers_internals import forget_quantization
 
 FINAL_DIM = 1280
 STAGE_DIMS = (112, 40)  # outputs of the stages at strides 16 and 8: colour and shape, which the last map has lost
@@ -69,6 +70,12 @@ class EfficientNetLite(nn.Module):
         self.network = _load_efficientnet()
         self.requires_grad_(False)
         self.eval()
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The layer of the 1,000 ImageNet classes."""
+        layer: nn.Linear = self.network._fc
+        return layer
 
     def fingerprint(self) -> str:
         """Changes whenever the features of an image would."""
@@ -124,7 +131,7 @@ def _load_efficientnet() -> Any:
             ("_project_conv", "_bn2"),
             ("_conv_head", "_bn1"),
         ):
-            if conv in block._modules and norm in block._modules:
+            if hasattr(block, conv) and hasattr(block, norm):
                 setattr(block, conv, fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm)))
                 setattr(block, norm, nn.Identity())
     return network.to(memory_format=torch.channels_last)
@@ -155,9 +162,7 @@ def _dequantise(source: Path, folder: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     language: Any = AutoModel.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    # The weights are no longer quantised: the folder must not ask for the quantiser again.
-    del language.config.quantization_config
-    language.is_quantized, language.hf_quantizer = False, None
+    forget_quantization(language)  # or the folder would ask for the quantizer again
     beside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
     language.save_pretrained(beside)
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(beside)

@@ -1,0 +1,167 @@
+"""What this package uses of transformers beyond its documented API, in one place.
+
+Each name is a row of `DOORS`. When a release of transformers removes one, using it fails with an error that names it,
+and tests/models/test_transformers_internals.py fails with its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from vlm2vec.errors import UserError
+
+DOORS: dict[str, str] = {
+    "transformers.PROCESSOR_MAPPING": "the processor of a family whose folder names none",
+    "transformers.ProcessorMixin.get_processor_dict": "the settings of a folder's processor",
+    "transformers.ProcessorMixin.get_attributes": "processors without their video part",
+    "transformers.ProcessorMixin.from_args_and_dict": "processors without their video part",
+    "transformers.BaseImageProcessor.get_image_processor_dict": "image settings of Phi-3 vision models",
+    "transformers.BaseImageProcessor.valid_kwargs": "checking settings of image processors",
+    "transformers.models.auto.tokenization_auto.get_tokenizer_config": "tokenizers of Phi-3 vision models",
+    "transformers.utils.chat_template_utils.render_jinja_template": "prompts by a chat template",
+    "transformers.conversion_mapping.get_model_conversion_mapping": "adapters made with older classes",
+    "transformers.core_model_loading.WeightRenaming": "adapters made with older classes",
+    "transformers.core_model_loading.WeightRenaming.rename_source_key": "adapters made with older classes",
+    "transformers.utils.cached_file": "adapters on the hub",
+    "transformers.PreTrainedConfig.get_config_dict": "the model type of a hub id",
+}
+"""Names by what they are used for."""
+
+
+def door(name: str) -> Any:
+    """The function, class or attribute of a row of `DOORS`.
+
+    Raises:
+        UserError: if the installed transformers does not have it.
+    """
+    parts = name.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        try:
+            module = importlib.import_module(".".join(parts[:split]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            return attrgetter(".".join(parts[split:]))(module)
+        except AttributeError:
+            break
+    raise UserError(
+        f"transformers {transformers.__version__} has no {name}, which vlm2vec needs for {DOORS[name]}; "
+        "install the version in constraints.txt"
+    )
+
+
+def processor_parts(source: str, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The processor class of a folder or hub id, and the settings that its folder has for it.
+
+    Args:
+        source: A folder or hub id.
+        common: Revision and trust.
+    """
+    saved = processor_settings(source, common["revision"])
+    config = transformers.AutoConfig.from_pretrained(source, **common)
+    named = getattr(transformers, saved.get("processor_class", ""), None)
+    return named or door("transformers.PROCESSOR_MAPPING")[type(config)], saved
+
+
+def processor_settings(source: str, revision: str | None) -> dict[str, Any]:
+    """The settings of a folder's or hub id's processor, all files that have some together."""
+    saved: dict[str, Any] = door("transformers.ProcessorMixin.get_processor_dict")(source, revision=revision)[0]
+    return saved
+
+
+def build_processor(family: Any, parts: dict[str, Any], without: str, saved: dict[str, Any]) -> Any:
+    """A processor of a family from its parts, leaving out one that the family has.
+
+    Args:
+        family: A subclass of `ProcessorMixin`. A subclass of it, of the same name, is made for this one processor.
+        parts: By name, such as `tokenizer`.
+        without: Name of the part to leave out.
+        saved: Settings, see `processor_settings`.
+    """
+    kept = [name for name in family.get_attributes() if name != without]
+    smaller: Any = type(family.__name__, (family,), {"get_attributes": classmethod(lambda _: kept)})
+    return smaller.from_args_and_dict([parts.get(name) for name in kept], saved)
+
+
+def image_setting_names(image_processor: Any) -> set[str]:
+    """Names of the settings that an image processor accepts."""
+    door("transformers.BaseImageProcessor.valid_kwargs")
+    return set(image_processor.valid_kwargs.__annotations__)
+
+
+def image_processor_settings(source: str, revision: str | None) -> dict[str, Any]:
+    """Content of a folder's or hub id's `preprocessor_config.json`."""
+    read = door("transformers.BaseImageProcessor.get_image_processor_dict")
+    saved: dict[str, Any] = read(source, revision=revision)[0]
+    return saved
+
+
+def tokenizer_config(source: str, revision: str | None) -> dict[str, Any]:
+    """Content of a folder's or hub id's `tokenizer_config.json`."""
+    read = door("transformers.models.auto.tokenization_auto.get_tokenizer_config")
+    config: dict[str, Any] = read(source, revision=revision)
+    return config
+
+
+def model_type(source: str, revision: str | None) -> str:
+    """`model_type` in a hub id's `config.json`. The file is read as it is; no class or code of the hub is needed.
+
+    Raises:
+        OSError, ValueError: if the hub does not have it.
+    """
+    read = door("transformers.PreTrainedConfig.get_config_dict")
+    return str(read(source, revision=revision)[0].get("model_type", ""))
+
+
+def render_chat(messages: Sequence[dict[str, Any]], template: str, variables: dict[str, Any]) -> str:
+    """The prompt that a Jinja chat template writes of one conversation.
+
+    Raises:
+        jinja2.exceptions.TemplateError: if the template is invalid, or rejects the conversation.
+    """
+    render = door("transformers.utils.chat_template_utils.render_jinja_template")
+    rendered, _ = render([list(messages)], chat_template=template, **variables)
+    prompt: str = rendered[0]
+    return prompt
+
+
+def weight_renamings(model: Any) -> list[Callable[[str], str]]:
+    """The renamings of weights that transformers applies when it loads older files into this model, in order."""
+    renaming = door("transformers.core_model_loading.WeightRenaming")
+    door("transformers.core_model_loading.WeightRenaming.rename_source_key")
+    changes = door("transformers.conversion_mapping.get_model_conversion_mapping")(model)
+    return [partial(_rename, change) for change in changes if isinstance(change, renaming)]
+
+
+def _rename(renaming: Any, name: str) -> str:
+    renamed: str = renaming.rename_source_key(name)[0]
+    return renamed
+
+
+def hub_file(source: str, name: str, revision: str | None) -> Path | None:
+    """A file of a hub repository in the local cache, downloaded if needed; None if the repository has none.
+
+    Raises:
+        OSError: if there is no such repository.
+    """
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
+    path = door("transformers.utils.cached_file")(source, name, revision=revision, **quiet)
+    return Path(path) if path else None
+
+
+def share_attention(source: Any, target: Any) -> None:
+    """Gives one configuration the attention implementation of another."""
+    target._attn_implementation = source._attn_implementation
+
+
+def forget_quantization(model: Any) -> None:
+    """Makes a model whose weights were dequantized save as a plain one."""
+    del model.config.quantization_config
+    model.is_quantized, model.hf_quantizer = False, None
