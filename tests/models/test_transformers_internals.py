@@ -30,7 +30,7 @@ def test_a_name_that_is_gone_is_an_error_that_says_what_needs_it(monkeypatch: py
         UserError, match="has no transformers.conversion_mapping.get_model_conversion_mapping, which"
     ) as e:
         transformers_internals.weight_renamings(None)
-    assert "adapters made with older classes" in str(e.value) and "constraints.txt" in str(e.value)
+    assert "adapters made with older classes" in str(error.value) and "constraints.txt" in str(error.value)
     monkeypatch.setitem(DOORS, "transformers.moved_away.thing", "a test")
     with pytest.raises(UserError, match=r"has no transformers\.moved_away\.thing, which vlm2vec needs for a test"):
         door("transformers.moved_away.thing")
