@@ -1,4 +1,4 @@
-"""One cluster of two workers for all tests of this folder."""
+"""One Ray cluster of two workers for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny.fixtures import tiny_vlm  # noqa: F401
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[None]:
-    """Two workers on this machine, with a small object store."""
+    """Start two workers on this machine, with a small object store."""
     ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

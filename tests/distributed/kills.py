@@ -1,4 +1,4 @@
-"""Kills one worker of a cluster while it works."""
+"""Kill one worker of a cluster while it works."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 
 def workers(kind: str) -> list[int]:
-    """Processes of this cluster's actors of a class: children of a child (the raylet) of this process."""
+    """Process ids of the actors of a class: grandchildren of this process, below the raylet."""
     parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             names[int(folder.name)] = (folder / "cmdline").read_text()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended
             continue
     mine = {pid for pid, parent in parents.items() if parent == os.getpid()}
     return [pid for pid, name in names.items() if parents[pid] in mine and kind in name]
@@ -26,15 +26,15 @@ def workers(kind: str) -> list[int]:
 
 @contextmanager
 def one_killed(kind: str, folder: Path, done: str) -> Iterator[list[int]]:
-    """While the body runs: as soon as a part is done, that is, while another is in work, one worker is killed.
+    """Kill one worker as soon as the first part is finished, while others are in progress.
 
     Args:
         kind: Class of the actors.
-        folder: Where parts that are done lie.
-        done: Their names, as a pattern.
+        folder: Folder of the finished parts.
+        done: Glob pattern of finished parts.
 
     Yields:
-        The killed process, after the body.
+        The ids of the killed processes, filled in before the block ends.
     """
     killed: list[int] = []
 
@@ -44,7 +44,7 @@ def one_killed(kind: str, folder: Path, done: str) -> Iterator[list[int]]:
         killed.append(workers(kind)[0])
         os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_one, daemon=True)  # a body that fails leaves no part to wait for
+    killer = threading.Thread(target=kill_one, daemon=True)  # daemon: if the body fails, no part appears
     killer.start()
     yield killed
     killer.join()

@@ -1,4 +1,4 @@
-"""The Ray engine makes the local engine's output, also where one of its two workers is killed."""
+"""The Ray engine writes the output of the local engine, even if one of two workers is killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     for i in range(24):
         draw(folder / f"{i:02d}.png", ("red", "green", "blue")[i % 3], i)
-    (folder / "bad.png").write_bytes(b"no picture")
+    (folder / "bad.png").write_bytes(b"not an image")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""An evaluation on the Ray engine has the local one's results, also where one of its two workers is killed."""
+"""An evaluation on Ray has the results of the local engine, even if one of two workers is killed."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def test_a_killed_worker_changes_nothing(cluster, model, benchmark, small_parts,
         by_ray = score(model, benchmark, tmp_path / "ray", "--engine", "ray", "--workers", "2")
     assert killed and by_ray == local
     keys = [file.stat().st_size // 32 for file in (tmp_path / "ray/store").glob("*/*.keys")]
-    assert sum(keys) == 60 + 10 + 10 and max(keys) == 8  # nothing lost, nothing doubled
-    assert score(model, benchmark, tmp_path / "ray") == local  # the local engine finds every vector there
+    assert sum(keys) == 60 + 10 + 10 and max(keys) == 8  # no vector is lost or written twice
+    assert score(model, benchmark, tmp_path / "ray") == local  # the local engine finds every vector in the cache
     assert len(list((tmp_path / "ray/store").glob("*/*.keys"))) == len(keys)

@@ -1,4 +1,4 @@
-"""A tiny model behind the application, in this process."""
+"""Shared by the server tests: the application with a tiny model, in this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["tiny_vlm"]
 
 @pytest.fixture(scope="session")
 def embedder() -> Embedder:
-    """The built-in model at its smallest; its prompts show which side an input is on."""
+    """The built-in model in its smallest size, with different prompts for queries and documents."""
     import torch
 
     made = Embedder.from_pretrained("compact", num_layers=1, visual_tokens=4, image_size=64, dtype=torch.float32)
@@ -41,7 +41,7 @@ def client(embedder: Embedder) -> Iterator[TestClient]:
 
 @pytest.fixture
 def serving(embedder: Embedder) -> Iterator[Callable[..., TestClient]]:
-    """`serving(**settings)`: a client of a server with these settings."""
+    """`serving(**settings)`: a test client of a server with these settings."""
     opened: list[TestClient] = []
 
     def open_client(model: Any = None, **settings: Any) -> TestClient:

@@ -1,4 +1,4 @@
-"""What goes into one forward pass."""
+"""Which inputs share a forward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlm2vec.types import EmbeddingInput
 
 
 class Future:
-    """Of a request; `left`: its client is gone."""
+    """The future of a request; `left`: the client disconnected."""
 
     def __init__(self, left: bool = False) -> None:
         self.left = left
@@ -40,7 +40,7 @@ def jobs(lengths: list[int], left: tuple[int, ...] = ()) -> list[Job]:
     st.integers(1, 20),
     st.floats(0, 0.9),
 )
-def test_batches_keep_to_the_budget_and_every_input_has_its_turn(
+def test_batches_stay_within_the_budget_and_every_input_is_processed(
     lengths: list[int], tokens: int, inputs: int, padding: float
 ) -> None:
     waiting = jobs(lengths)
@@ -57,14 +57,14 @@ def test_batches_keep_to_the_budget_and_every_input_has_its_turn(
     assert sorted(map(id, turns)) == sorted(map(id, waiting))
 
 
-def test_the_nearest_in_length_go_together() -> None:
+def test_inputs_of_similar_length_share_a_batch() -> None:
     waiting = jobs([20, 200, 21, 220, 19, 18])
     assert [job.num_tokens for job in take_batch(waiting, Budget(4096, 64, 0.2))] == [20, 21, 19, 18]
     assert [job.num_tokens for job in take_batch(waiting, Budget(4096, 64, 0.2))] == [200, 220]
     assert waiting == []
 
 
-def test_what_nobody_waits_for_is_left_out() -> None:
+def test_cancelled_jobs_are_dropped() -> None:
     waiting = jobs([5, 5, 5], left=(0, 2))
     assert len(take_batch(waiting, Budget(100, 8, 0.2))) == 1 and waiting == []
     assert take_batch(jobs([5], left=(0,)), Budget(100, 8, 0.2)) == []

@@ -1,4 +1,4 @@
-"""What was computed once is kept within a budget of bytes, and is what would be computed again."""
+"""Caches stay within their budget in bytes and return what would be computed again."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vlm2vec.serving.caches import LRU
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40)), max_size=60), st.integers(0, 100))
-def test_a_cache_keeps_to_its_budget_and_forgets_what_was_used_longest_ago(
+def test_a_cache_stays_within_its_budget_and_evicts_the_least_recently_used(
     puts: list[tuple[int, int]], budget: int
 ) -> None:
     cache: LRU[int] = LRU(budget, lambda value: value)
-    kept: list[tuple[int, int]] = []  # the plain way: newest last
+    kept: list[tuple[int, int]] = []  # a plain implementation: newest last
     for key, size in puts:
         cache.put(key, size)
         kept = [one for one in kept if one[0] != key]
@@ -41,7 +41,7 @@ def vectors_of(answer: Any) -> np.ndarray:
 
 @pytest.fixture
 def passes(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the forward passes."""
+    """Number of inputs in each forward pass."""
     usual, sizes = embedder.backbone.forward, []
 
     def forward(batch: Any) -> Any:
@@ -52,9 +52,7 @@ def passes(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_an_equal_input_is_computed_once_by_its_content(
-    serving: Callable[..., TestClient], passes: list[int], png: bytes
-) -> None:
+def test_equal_inputs_are_computed_once(serving: Callable[..., TestClient], passes: list[int], png: bytes) -> None:
     client = serving()
     both = {"text": "in red", "image": data_uri(png)}
     first = vectors_of(post(client, input=["a dog", both, "a dog"]))
@@ -66,14 +64,14 @@ def test_an_equal_input_is_computed_once_by_its_content(
     assert 'vlm2vec_result_cache_total{hit="true"} 2.0' in client.get("/metrics").text
 
 
-def test_without_a_budget_nothing_is_kept(serving: Callable[..., TestClient], passes: list[int]) -> None:
+def test_a_budget_of_zero_disables_the_cache(serving: Callable[..., TestClient], passes: list[int]) -> None:
     client = serving(result_cache_bytes=0)
     for _ in range(2):
         post(client, input="a dog")
     assert sum(passes) == 2
 
 
-def test_the_features_of_a_image_are_made_once_and_forgotten_over_the_budget(
+def test_image_features_are_computed_once_and_evicted_over_the_budget(
     embedder: Any, serving: Callable[..., TestClient]
 ) -> None:
     images = [encoded(draw_image(40, 30, seed=seed)) for seed in range(6)]

@@ -1,4 +1,4 @@
-"""Clients of other makers over a real connection, and what processes do that the application alone does not."""
+"""Third-party clients over a real connection, and the behavior of server processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LONG = [f"{number} " + "long text " * 100 for number in range(150)]
 
 @dataclass
 class Server:
-    """The processes of `vlm2vec serve --workers 2`, and the model that they serve."""
+    """The processes of `vlm2vec serve --workers 2` and their model."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -52,12 +52,12 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def workers(self) -> set[int]:
-        """The processes that have answered requests."""
+        """The processes that answered requests."""
         lines = [json.loads(line) for line in (self.folder / "log").read_text().splitlines() if line.startswith("{")]
         return {line["pid"] for line in lines if line["event"] == "request"}
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's lines."""
+        """Sum of the lines of a metric."""
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
@@ -132,7 +132,9 @@ def test_openais_client_sends_images_in_the_dialects_of_infinity_jina_and_vllm(s
         made = [
             client.embeddings.create(model="vlm2vec", input=[data_uri(png)], extra_body={"modality": "image"}),
             client.embeddings.create(model="vlm2vec", input=[both]),
-            client.post("/embeddings", cast_to=openai.types.CreateEmbeddingResponse, body=chat),  # as vLLM's page does
+            client.post(
+                "/embeddings", cast_to=openai.types.CreateEmbeddingResponse, body=chat
+            ),  # as in vLLM's documentation
         ]
     want = server.model.encode([{"image": png}, *[{"text": "in red", "image": png}] * 2])
     assert_same(np.array([one.data[0].embedding for one in made]), want)
@@ -167,7 +169,7 @@ def test_llamaindexs_client_reads_the_vectors_of_the_library(server: Server) -> 
     assert_same(np.array([*made, query]), server.model.encode([*TEXTS, TEXTS[1]]))
 
 
-def test_verify_finds_the_vectors_of_a_server_equal(server: Server) -> None:
+def test_verify_finds_equal_vectors(server: Server) -> None:
     done = CliRunner().invoke(app, ["verify", str(server.folder / "model"), "--against", "server", "--url", server.url])
     assert done.exit_code == 0, done.output
     cosines = [float(found) for found in re.findall(r"cosine (\S+)", done.output)]
@@ -175,7 +177,7 @@ def test_verify_finds_the_vectors_of_a_server_equal(server: Server) -> None:
 
 
 def curl_lines() -> list[str]:
-    """The commands of the pages that ask a server, continued lines joined."""
+    """The curl commands of the documentation, continuation lines joined."""
     found = []
     for page in (ROOT / "README.md", ROOT / "docs/guides/serving.md"):
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
@@ -184,7 +186,7 @@ def curl_lines() -> list[str]:
 
 
 @pytest.mark.parametrize("line", curl_lines())
-def test_the_curl_lines_of_the_pages_are_answered(server: Server, png: bytes, tmp_path: Path, line: str) -> None:
+def test_the_curl_commands_of_the_documentation_succeed(server: Server, png: bytes, tmp_path: Path, line: str) -> None:
     (tmp_path / "photo.png").write_bytes(png)
     assert "http://127.0.0.1:8000/" in line
     done = subprocess.run(
@@ -205,7 +207,7 @@ def test_the_store_of_the_command_line_is_searched(server: Server) -> None:
     assert [result["score"] for result in results] == pytest.approx(np.sort(cosines)[::-1], abs=1e-3)
 
 
-def test_it_listens_on_loopback_unless_told(server: Server) -> None:
+def test_it_binds_to_loopback_by_default(server: Server) -> None:
     listening = {
         connection.laddr.ip
         for process in [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children()]
@@ -219,7 +221,7 @@ def ask(server: Server, texts: list[str]) -> Any:
     return httpx.post(f"{server.url}/v1/embeddings", json={"input": texts}, timeout=60)
 
 
-def test_two_workers_answer_alike_and_one_that_dies_is_replaced(server: Server) -> None:
+def test_two_workers_return_equal_vectors_and_a_dead_one_is_replaced(server: Server) -> None:
     texts = [f"text {number}" for number in range(24)]
     with ThreadPoolExecutor(8) as pool:
 
@@ -235,11 +237,11 @@ def test_two_workers_answer_alike_and_one_that_dies_is_replaced(server: Server) 
     os.kill(min(before), signal.SIGKILL)
     wait_until(lambda: (is_ready(server), len(server.workers() - before) == 1)[1], server)
     assert ask(server, texts[:1]).status_code == 200
-    # Both workers add up, and what the dead one counted is not lost.
+    # Metrics sum both workers and keep the counts of the dead one.
     assert server.metric('vlm2vec_requests_total{path="/v1/embeddings",status="200"}') == counted + 1
 
 
-def test_the_work_of_a_client_that_left_is_dropped(server: Server) -> None:
+def test_the_inputs_of_a_disconnected_client_are_dropped(server: Server) -> None:
     body = json.dumps({"input": [f"left {text}" for text in LONG]}).encode()
     head = (
         f"POST /v1/embeddings HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -251,7 +253,9 @@ def test_the_work_of_a_client_that_left_is_dropped(server: Server) -> None:
     assert server.metric('vlm2vec_requests_total{path="/v1/embeddings",status="499"}') == 1
 
 
-def test_an_accepted_request_is_finished_after_sigterm(server: Server) -> None:  # the last one: the server ends
+def test_an_accepted_request_is_finished_after_sigterm(
+    server: Server,
+) -> None:  # must be the last test: it stops the server
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, server, LONG)
         while server.metric("vlm2vec_waiting_inputs") != 150:

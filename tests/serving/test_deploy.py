@@ -1,4 +1,4 @@
-"""The files in deploy/: lint, and that what they name is there in the command line and the application."""
+"""The files in deploy/ pass their linters, and the flags and paths that they use exist."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEPLOYMENT, SERVICE = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(
 
 
 def parsed(words: list[str]) -> dict[str, Any]:
-    """Arguments and options as the command line reads them; it refuses what it does not know."""
+    """Parse a command with the command line, which refuses unknown options."""
     assert words[0] == "vlm2vec"
     group: Any = typer.main.get_command(app)
     command = group.commands[words[1]]
@@ -37,7 +37,7 @@ def parsed(words: list[str]) -> dict[str, Any]:
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
-    """The instructions of each stage of the Dockerfile, with those that it is built on."""
+    """The instructions of each stage of the Dockerfile, including those of its base stage."""
     parser = DockerfileParser(fileobj=io.BytesIO((DEPLOY / "Dockerfile").read_bytes()), env_replace=False)
     found: dict[str, list[tuple[str, str]]] = {}
     name = ""
@@ -62,7 +62,7 @@ def test_the_dockerfile_passes_its_linter() -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_an_image_runs_the_server_without_rights_and_checks_its_health(target: str) -> None:
+def test_the_image_runs_as_an_unprivileged_user_with_a_health_check(target: str) -> None:
     assert last(target, "USER") == "10001:10001"
     entry, command = (yaml.safe_load(last(target, name)) for name in ("ENTRYPOINT", "CMD"))
     settings = parsed([*entry, *command])
@@ -79,7 +79,7 @@ def test_an_image_runs_the_server_without_rights_and_checks_its_health(target: s
     assert bool(pinned[0][1]) == (target == "cpu")
 
 
-def test_what_an_image_copies_is_there_and_not_ignored() -> None:
+def test_files_that_the_image_copies_exist_and_are_not_ignored() -> None:
     copied = [
         name for kind, value in stages()["base"] if kind == "COPY" for name in value.split()[:-1] if name[:2] != "--"
     ]
@@ -121,7 +121,7 @@ def test_kubernetes_accepts_the_resources() -> None:
         kubernetes_validate.validate(resource, "1.33", strict=True)
 
 
-def test_kubernetes_asks_for_the_probes_that_the_application_has() -> None:
+def test_kubernetes_probes_use_paths_of_the_application() -> None:
     pod = DEPLOYMENT["spec"]["template"]["spec"]
     container = pod["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}

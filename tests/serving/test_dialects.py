@@ -1,4 +1,4 @@
-"""Each dialect gives the vectors of the library; the shapes are those that clients read."""
+"""Every dialect returns the vectors of the library in the format that its clients read."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def test_base64_is_little_endian_float32(client: TestClient, embedder: Embedder)
     assert_same(decoded[None], embedder.encode(TEXTS[:1]))
 
 
-def test_dimensions_cut_and_normalise(client: TestClient, embedder: Embedder) -> None:
+def test_dimensions_truncate_and_normalize(client: TestClient, embedder: Embedder) -> None:
     assert_same(vectors(client, input=TEXTS, dimensions=32), embedder.encode(TEXTS, truncate_dim=32))
     assert client.post("/v1/embeddings", json={"input": "x", "dimensions": 5000}).status_code == 400
 
 
-def test_token_ids_of_the_model_are_the_text_they_stand_for(client: TestClient, embedder: Embedder) -> None:
+def test_token_ids_are_decoded_to_their_text(client: TestClient, embedder: Embedder) -> None:
     ids = embedder.backbone.tokenizer(TEXTS)["input_ids"]
     assert_same(vectors(client, input=ids), embedder.encode(TEXTS))
     assert_same(vectors(client, input=ids[1]), embedder.encode(TEXTS[1:2]))
@@ -64,7 +64,7 @@ def test_an_instruction_is_that_of_the_library(client: TestClient, embedder: Emb
     assert_same(vectors(client, input=TEXTS, instruction="Represent the place"), want)
 
 
-def test_a_task_is_the_models_own_instruction(client: TestClient, embedder: Embedder) -> None:
+def test_a_task_selects_the_models_own_instruction(client: TestClient, embedder: Embedder) -> None:
     assert_same(vectors(client, input=TEXTS, task="retrieval.query"), embedder.encode_query(TEXTS))
     assert_same(vectors(client, input=TEXTS, task="retrieval.passage"), embedder.encode_document(TEXTS))
 
@@ -105,7 +105,7 @@ def test_similarity_gives_all_pairs(client: TestClient, embedder: Embedder) -> N
     assert np.array(answer["similarities"]) == pytest.approx(want, abs=1e-3)
 
 
-def test_an_unknown_model_is_named_as_missing(client: TestClient) -> None:
+def test_an_unknown_model_gets_404(client: TestClient) -> None:
     answer = client.post("/v1/embeddings", json={"input": "x", "model": "text-embedding-3"})
     assert answer.status_code == 404 and answer.json()["error"]["code"] == "model_not_found"
     assert client.get("/v1/models").json()["data"][0]["id"] == "vlm2vec"

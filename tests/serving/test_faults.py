@@ -1,4 +1,4 @@
-"""One bad input fails alone, an unusual one has the library's vector, and health does not lie."""
+"""A bad input fails alone, an unusual one gets the vector of the library, and health checks are accurate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def png_that_claims(side: int) -> bytes:
 
 
 def png_with_text_of(size: int, png: bytes) -> bytes:
-    """A small image with a compressed comment that unpacks to `size` bytes."""
+    """A small image with a compressed comment that decompresses to `size` bytes."""
     return png[:33] + chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size), 9)) + png[33:]
 
 
@@ -41,8 +41,8 @@ BAD: dict[str, Callable[[bytes], Any]] = {
     "100 megapixels": lambda png: {"image": data_uri(encoded(Image.new("1", (10_000, 10_000))))},
     "svg": lambda png: {"image": data_uri(SVG, "image/svg+xml")},
     "svg that says it is png": lambda png: {"image": data_uri(SVG)},
-    "a page that says it is png": lambda png: {"image": data_uri(b"<!doctype html><p>no picture</p>")},
-    "a page in a data URI": lambda png: {"image": "data:text/html,<p>no picture</p>"},
+    "a page that says it is png": lambda png: {"image": data_uri(b"<!doctype html><p>not an image</p>")},
+    "a page in a data URI": lambda png: {"image": "data:text/html,<p>not an image</p>"},
     "a NUL byte in a name": lambda png: {"image": "a\0.png"},
     "a lone surrogate": lambda png: "\ud800",
     "a lone surrogate in a name": lambda png: {"image": "\ud800.png"},
@@ -91,7 +91,7 @@ UNUSUAL: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_an_unusual_image_has_the_librarys_vector_and_harms_no_other(
+def test_an_unusual_image_gets_the_vector_of_the_library_and_affects_no_other(
     client: TestClient, embedder: Embedder, png: bytes, name: str
 ) -> None:
     data = UNUSUAL[name]()
@@ -110,7 +110,7 @@ def test_an_animated_image_is_its_first_frame(client: TestClient) -> None:
     assert vector_of(client, moving(), "image/gif") @ vector_of(client, still) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_a_image_turned_by_exif_is_embedded_upright(client: TestClient) -> None:
+def test_an_image_turned_by_exif_is_embedded_upright(client: TestClient) -> None:
     with Image.open(io.BytesIO(turned())) as stored:
         upright = encoded(ImageOps.exif_transpose(stored).convert("RGB"))
         lying = encoded(stored.convert("RGB"))
@@ -119,7 +119,7 @@ def test_a_image_turned_by_exif_is_embedded_upright(client: TestClient) -> None:
     assert made @ vector_of(client, lying) < 0.999
 
 
-def test_a_image_is_what_its_bytes_are_whatever_its_label_says(client: TestClient, png: bytes) -> None:
+def test_an_image_is_what_its_bytes_are_whatever_its_label_says(client: TestClient, png: bytes) -> None:
     for kind in ("image/jpeg", "image/gif", "application/octet-stream"):
         assert vector_of(client, png, kind) @ vector_of(client, png) == pytest.approx(1.0, abs=1e-4)
 
@@ -130,14 +130,14 @@ def test_nul_bytes_in_a_text_are_text(client: TestClient, embedder: Embedder) ->
     assert (made * embedder.encode(texts)).sum(axis=1).min() >= 0.9999
 
 
-def test_base64_that_is_no_image_fails_as_a_image(client: TestClient) -> None:
+def test_base64_that_is_no_image_fails_as_an_image(client: TestClient) -> None:
     answer = post(client, input=[{"image": base64.b64encode(bytes(90)).decode()}])
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "bad_image"
 
 
 @pytest.fixture
 def fails_on(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], bool]], None]:
-    """`fails_on(condition)`: a forward pass raises where the batch meets it."""
+    """`fails_on(condition)`: forward passes raise for batches that meet the condition."""
     usual = embedder.backbone.forward
 
     def put(condition: Callable[[Any], bool]) -> None:
@@ -151,7 +151,7 @@ def fails_on(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callab
     return put
 
 
-def test_a_pass_that_raises_is_tried_alone_and_the_culprit_fails_alone(
+def test_a_failed_batch_is_retried_input_by_input(
     embedder: Any, serving: Callable[..., TestClient], fails_on: Callable[..., None]
 ) -> None:
     culprit = embedder.backbone.tokenizer("poison poison poison")["input_ids"][0]
@@ -163,7 +163,7 @@ def test_a_pass_that_raises_is_tried_alone_and_the_culprit_fails_alone(
     assert client.get("/health/ready").status_code == 200
 
 
-def test_a_model_that_fails_on_everything_is_not_ready_and_is_ready_again_when_it_works(
+def test_readiness_follows_whether_the_model_works(
     serving: Callable[..., TestClient], fails_on: Callable[..., None]
 ) -> None:
     broken = True

@@ -1,4 +1,4 @@
-"""Queues, sizes, deadlines and clients that leave."""
+"""Queue limits, sizes, timeouts and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlm2vec.serving.app import create_app
 from vlm2vec.serving.settings import ServeSettings
 
 
-def test_a_full_queue_answers_429_and_when_to_come_again(serving: Callable[..., TestClient]) -> None:
+def test_a_full_queue_answers_429_with_retry_after(serving: Callable[..., TestClient]) -> None:
     client = serving(max_queue=2)
     full = post(client, input=["a", "b", "c"])
     assert full.status_code == 429 and full.json()["error"]["code"] == "queue_full"
@@ -25,7 +25,7 @@ def test_a_full_queue_answers_429_and_when_to_come_again(serving: Callable[..., 
     assert post(client, input=["a", "b"]).status_code == 200
 
 
-def test_a_body_that_is_too_large_gets_413_whether_it_says_its_size_or_not(serving: Callable[..., TestClient]) -> None:
+def test_a_body_that_is_too_large_gets_413_with_and_without_content_length(serving: Callable[..., TestClient]) -> None:
     client = serving(max_body_bytes=1000)
     body = json.dumps({"input": "x" * 2000}).encode()
     parts = (body[at : at + 500] for at in range(0, len(body), 500))
@@ -58,7 +58,7 @@ def test_an_input_over_a_limit_gets_413(
 def held(
     embedder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[threading.Event, threading.Event, list[int]]]:
-    """A forward pass waits until the test lets it go on: (has begun, go on, sizes of the batches)."""
+    """Forward passes block until the test releases them: (started, release, batch sizes)."""
     usual, begun, go_on, sizes = embedder.backbone.forward, threading.Event(), threading.Event(), []
 
     def forward(batch: Any) -> Any:
@@ -72,7 +72,7 @@ def held(
     go_on.set()
 
 
-def test_a_request_past_its_deadline_gets_408_and_the_next_one_an_answer(
+def test_a_request_past_its_timeout_gets_408_and_the_next_one_succeeds(
     serving: Callable[..., TestClient], held: Any
 ) -> None:
     _, go_on, _ = held
@@ -98,7 +98,7 @@ SCOPE = {
 }
 
 
-def test_a_body_that_comes_too_slowly_gets_408(embedder: Any) -> None:
+def test_a_body_that_arrives_too_slowly_gets_408(embedder: Any) -> None:
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -117,7 +117,7 @@ def test_a_body_that_comes_too_slowly_gets_408(embedder: Any) -> None:
     assert sent[0]["status"] == 408 and json.loads(sent[1]["body"])["error"]["code"] == "timeout"
 
 
-def test_what_a_client_that_left_was_waiting_for_is_not_computed(embedder: Any, held: Any) -> None:
+def test_inputs_of_a_disconnected_client_are_not_computed(embedder: Any, held: Any) -> None:
     begun, go_on, sizes = held
     body = json.dumps({"input": ["one", "two", "three", "four"]}).encode()
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -129,7 +129,7 @@ def test_what_a_client_that_left_was_waiting_for_is_not_computed(embedder: Any, 
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
-        raise AssertionError("nobody is there to answer")
+        raise AssertionError("the client is gone")
 
     async def run() -> int:
         app = create_app(embedder, ServeSettings(model="compact", max_batch_inputs=1))

@@ -1,4 +1,4 @@
-"""The OpenAPI page is true: requests made from it, right and wrong ones, get no 5xx and no undocumented answer."""
+"""The OpenAPI schema is accurate: generated requests, valid and invalid, get only documented responses and no 5xx."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from vlm2vec.serving.settings import ServeSettings
 
 CONFIG = {
     "seed": 0,
-    "checks": {"positive_data_acceptance": {"enabled": False}},  # a text may be no image, a number no dimension
+    "checks": {
+        "positive_data_acceptance": {"enabled": False}
+    },  # valid by schema, yet a text may not be an image and a number may exceed the dimensions
     "generation": {"max-examples": 25, "deterministic": True, "database": "none", "no-shrink": True},
 }
 
@@ -30,7 +32,7 @@ SCHEMA = schemathesis.openapi.from_dict(PATHS, config=schemathesis.Config.from_d
 
 @pytest.fixture(scope="module")
 def url(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a server on a port of its own, with a store to search."""
+    """URL of a server with a vector store."""
     store = open_store(str(tmp_path_factory.mktemp("store") / "texts.lance"), facts_of(embedder, "compact"))
     store.upsert(["a", "b"], embedder.encode(["a dog", "a red car"]), [{"place": place} for place in range(2)])
     app = create_app(embedder, ServeSettings(model="compact"), store)

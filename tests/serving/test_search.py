@@ -1,4 +1,4 @@
-"""Search of a store over HTTP."""
+"""Search in a vector store over HTTP."""
 
 from __future__ import annotations
 

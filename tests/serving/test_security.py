@@ -1,4 +1,4 @@
-"""What a server must not do, one by one: read, fetch, tell, or let in what it was not told to."""
+"""The server reads, fetches, reveals and admits only what its settings allow."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ PRIVATE = {
     "private": ["10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd12::1"],
     "link-local": ["169.254.1.1", "fe80::1"],
     "metadata": ["169.254.169.254", "fd00:ec2::254", "100.100.100.200"],
-    "in disguise": ["::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::", "::ffff:169.254.169.254"],
-    "no host": ["224.0.0.1", "255.255.255.255", "ff02::1", "240.0.0.1"],
+    "mapped": ["::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::", "::ffff:169.254.169.254"],
+    "not a host": ["224.0.0.1", "255.255.255.255", "ff02::1", "240.0.0.1"],
 }
 
 
@@ -83,7 +83,7 @@ def test_a_redirect_to_a_private_address_is_not_followed() -> None:
 
     with toy_server(redirect, "127.0.0.2") as toy, toy_server(redirect, "127.0.0.1", toy.server_port) as private:
         hosts = [toy.url[7:], private.url[7:]]
-        # The toy's own address stands for a public one; the other stays what it is.
+        # The address of the toy server stands in for a public one; the other stays private.
         fetcher = Fetcher(hosts, 1000, lambda address: address == "127.0.0.2" or is_public(address))
         refused = asyncio.run(fetcher.image(f"{toy.url}/start"))
         assert isinstance(refused, Refusal) and refused.code == "address_not_allowed"
@@ -133,7 +133,7 @@ def test_a_fetch_ends_at_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None
     def drip(handler: Any) -> None:
         handler.send_response(200)
         handler.end_headers()
-        for _ in range(60):  # each byte comes in time, all of them do not
+        for _ in range(60):  # each byte arrives in time, the whole body does not
             handler.wfile.write(b"x")
             time.sleep(0.05)
 
@@ -190,7 +190,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def test_each_key_of_the_file_opens_and_nothing_else_does(serving: Callable[..., TestClient], keys: Path) -> None:
+def test_only_the_keys_of_the_file_are_accepted(serving: Callable[..., TestClient], keys: Path) -> None:
     client = serving(api_key_file=keys)
     assert post(client, input="x").status_code == 401
     for key, status in {"first-key": 200, "second-key": 200, "third": 401, "# ours": 401, "": 401}.items():
@@ -237,7 +237,7 @@ def test_a_rate_refills_with_time() -> None:
     rate.take("key 1")
 
 
-def test_a_mistake_of_the_server_says_nothing_of_its_inside(
+def test_an_internal_error_reveals_no_details(
     serving: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = serving()
@@ -251,7 +251,7 @@ def test_a_mistake_of_the_server_says_nothing_of_its_inside(
     assert not any(word in answer.text for word in ("inside", "Traceback", "RuntimeError", ".py"))
 
 
-def test_logs_hold_neither_what_was_sent_nor_a_key(
+def test_logs_contain_neither_inputs_nor_keys(
     embedder: Any,
     serving: Callable[..., TestClient],
     keys: Path,
@@ -272,7 +272,9 @@ def test_logs_hold_neither_what_was_sent_nor_a_key(
     client.post("/v1/embeddings", content=b'{"input": "private', headers=headers)
     monkeypatch.setattr(embedder.backbone, "forward", failing)
     post(client, input=["private words"], headers=headers)
-    caplog.handler.records = [record for record in caplog.records if not record.name.startswith("http")]  # the client's
+    caplog.handler.records = [
+        record for record in caplog.records if not record.name.startswith("http")
+    ]  # drop those of the client
     ours = [JsonLines().format(record) for record in caplog.records if record.name.startswith("vlm2vec")]
     events = [json.loads(line)["event"] for line in ours]
     assert events.count("request") == 6 and "a forward pass of one failed" in events
@@ -282,7 +284,7 @@ def test_logs_hold_neither_what_was_sent_nor_a_key(
     assert any(json.loads(line).get("caller") == "key 2" for line in ours)
 
 
-def test_no_other_page_is_let_in_unless_it_is_named(client: TestClient, serving: Callable[..., TestClient]) -> None:
+def test_only_named_origins_may_call_from_a_browser(client: TestClient, serving: Callable[..., TestClient]) -> None:
     asked = {"Origin": "http://elsewhere", "Access-Control-Request-Method": "POST"}
     for answer in (client.get("/v1/models", headers=asked), client.options("/v1/embeddings", headers=asked)):
         assert not [name for name in answer.headers if name.startswith("access-control")]

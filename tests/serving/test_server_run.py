@@ -1,4 +1,4 @@
-"""Starting a server: what is loaded, in which precision, by which worker."""
+"""Server start: which model is loaded, in which precision, by which worker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = {"num_layers": 1, "visual_tokens": 4, "image_size": 64}
 
 @pytest.fixture
 def slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test claims is let go of at its end."""
+    """Release the slots that a test claims."""
     held: list[Any] = []
     monkeypatch.setattr("vlm2vec.serving.run._held", held)
     yield
@@ -41,7 +41,7 @@ def slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_vectors_are_the_librarys_in_the_precision_that_was_asked_for(dtype: torch.dtype, png: bytes) -> None:
+def test_vectors_equal_the_librarys_in_the_chosen_precision(dtype: torch.dtype, png: bytes) -> None:
     name: Any = str(dtype).removeprefix("torch.")
     settings = ServeSettings(model="compact", model_options=SMALL, dtype=name)
     embedder, _ = load(settings)
@@ -54,7 +54,7 @@ def test_vectors_are_the_librarys_in_the_precision_that_was_asked_for(dtype: tor
     assert (made * want).sum(dim=1).min() >= 0.9999
 
 
-def test_a_store_gives_precision_and_settings_and_what_contradicts_them_is_refused(tmp_path: Path) -> None:
+def test_the_store_sets_precision_and_options_and_contradictions_are_refused(tmp_path: Path) -> None:
     made = Embedder.from_pretrained("compact", dtype=torch.float32, **SMALL)
     uri = str(tmp_path / "texts.lance")
     open_store(uri, facts_of(made, "compact", options=SMALL, dtype=torch.float32)).close()
@@ -66,7 +66,7 @@ def test_a_store_gives_precision_and_settings_and_what_contradicts_them_is_refus
             load(ServeSettings(model="compact", store=uri, **other))
 
 
-def test_a_store_of_a_pickled_model_is_served_where_that_is_allowed(
+def test_a_store_of_a_pickled_model_is_served_if_pickle_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Embedder.from_pretrained("compact", dtype=torch.float32, **SMALL)
@@ -89,7 +89,7 @@ def test_a_store_of_a_pickled_model_is_served_where_that_is_allowed(
     assert seen == [{**SMALL, "dtype": torch.float32, "allow_pickle": True, "device": "cpu"}]
 
 
-def test_what_the_command_line_cannot_use_is_said_in_one_line(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_one_line(tmp_path: Path) -> None:
     for words, message in {
         ("--dtype", "int3"): "setting dtype: Input should be 'auto', 'float32', 'bfloat16' or 'float16'",
         ("--port", "99999"): "setting port: Input should be less than or equal to 65535",
@@ -101,23 +101,23 @@ def test_what_the_command_line_cannot_use_is_said_in_one_line(tmp_path: Path) ->
         assert isinstance(failed.exception, UserError) and message in str(failed.exception)
 
 
-def test_an_address_that_is_taken_or_not_ours_is_refused_before_a_model_is_loaded() -> None:
+def test_an_address_that_cannot_be_bound_is_refused_before_the_model_is_loaded() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         for host, at, reason in (("127.0.0.1", port, "in use"), ("192.0.2.1", 0, "assign"), ("no.such.host", 0, "not")):
-            with pytest.raises(UserError, match=f"--host {host} --port {at}: cannot be listened at .*{reason}"):
+            with pytest.raises(UserError, match=f"--host {host} --port {at}: cannot bind to this address .*{reason}"):
                 serve(ServeSettings(model="none", host=host, port=at))
 
 
-def test_workers_that_cannot_load_the_model_end_the_server_with_their_reason(
+def test_workers_that_cannot_load_the_model_stop_the_server_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes: list[Any] = []
 
     def supervise(app: str, **_: Any) -> None:
-        """As uvicorn does with two workers, in this process."""
+        """As uvicorn with two workers does, but in this process."""
         assert app == "vlm2vec.serving.run:worker_app"
         with pytest.raises(SystemExit) as ended:
             worker_app()
@@ -126,20 +126,20 @@ def test_workers_that_cannot_load_the_model_end_the_server_with_their_reason(
     monkeypatch.setattr(uvicorn, "run", supervise)
     monkeypatch.setattr("vlm2vec.serving.logs.log_to_stderr", lambda: None)
     for name in (ENVIRONMENT, "PROMETHEUS_MULTIPROC_DIR"):
-        monkeypatch.setenv(name, "")  # what is set in between is undone
+        monkeypatch.setenv(name, "")  # restore the variables that `serve` sets
     with pytest.raises(UserError, match="none"):
         serve(ServeSettings(model=str(tmp_path / "none"), workers=2, port=0))
-    assert codes == [3]  # at which uvicorn starts no other
+    assert codes == [3]  # with this status uvicorn starts no new worker
 
 
-def test_a_worker_gets_a_number_that_no_living_one_has(tmp_path: Path) -> None:
+def test_a_worker_gets_a_number_that_no_living_worker_has(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from vlm2vec.serving.run import claim_slot;"
         f"print(claim_slot(Path({str(tmp_path)!r}), 3), flush=True); sys.stdin.read()"
     )
     assert claim_slot(tmp_path, 3) == 0
     (tmp_path / "gauge_livesum_77.db").write_bytes(b"")
-    (tmp_path / "slot-1").write_text("77")  # of a worker that died
+    (tmp_path / "slot-1").write_text("77")  # left by a worker that died
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ
     ) as other:

@@ -1,4 +1,4 @@
-"""The search page in headless Chromium: typed at, dropped on, clicked, at two widths and in the dark."""
+"""The search page in headless Chromium: typing, dropping an image and clicking, at two widths, light and dark."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from vlm2vec.retrieval.open import open_store
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
 MISSING += [] if CHROMIUM else ["chromium (apt-get install chromium)"]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the page's tests need {', '.join(MISSING)}")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the tests of the search page need {', '.join(MISSING)}")
 SHOTS = Path(__file__).parents[2] / "runs/ui-screenshots"
-PATIENCE = 40_000  # milliseconds: on a busy machine a search takes seconds
+PATIENCE = 40_000  # milliseconds; a search takes seconds on a busy machine
 SMALL = {"num_layers": 1, "visual_tokens": 4, "image_size": 64}
 HOSTILE = "<img src=x onerror=boom()> ${boom()} {{boom}} 'x' \"y\".png"
 
@@ -50,7 +50,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def free_port() -> int:
-    """One that no other test's server takes: each asks the system."""
+    """A port that the system reports as free."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address(photos: Path) -> Iterator[str]:
-    """`vlm2vec ui` on a store of forty-one images and a text, by the built-in model at its smallest."""
+    """`vlm2vec ui` on a store of 41 images and a text, with the smallest built-in model."""
     embedder = Embedder.from_pretrained("compact", **SMALL)
     store = open_store(str(photos.with_name("photos.lance")), create=facts_of(embedder, "compact", options=SMALL))
     index_source(embedder, open_source(photos), store)
@@ -83,7 +83,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(chromium: Any, address: str) -> Iterator[Any]:
-    """Opens the page; at the end nothing was asked of another host and no script failed."""
+    """Open the page; afterwards check that it called no other host and that no script failed."""
     opened, asked, wrong = [], [], []
 
     def go(width: int = 1280, height: int = 900, color_scheme: str = "light") -> Any:
@@ -126,7 +126,7 @@ def expect(place: Any) -> Any:
 
 
 def said(page: Any, pattern: str) -> str:
-    """Waits for a status line."""
+    """Wait for a status line."""
     expect(page.locator("#status")).to_have_text(re.compile(pattern))
     return page.inner_text("#status")
 
@@ -141,7 +141,7 @@ DROP = """(target, [name, encoded]) => {
 
 
 def drop(page: Any, image: Path) -> None:
-    target = page.locator("#picture button").first.element_handle()
+    target = page.locator("#image button").first.element_handle()
     page.evaluate(
         f"([target, file]) => ({DROP})(target, file)",
         [target, [image.name, base64.b64encode(image.read_bytes()).decode()]],
@@ -151,7 +151,7 @@ def drop(page: Any, image: Path) -> None:
 def test_a_text_is_typed_and_enter_shows_the_nearest_with_scores(visit: Any) -> None:
     page = visit()
     assert page.title() == "photos.lance · vlm2vec"
-    assert page.inner_text("#status") == "42 rows in this store; the first 24" and not scores(page)
+    assert page.inner_text("#status") == "42 rows in this store; showing the first 24" and not scores(page)
     assert page.evaluate("document.activeElement.closest('#text') !== null")
     page.keyboard.type("something red")
     page.keyboard.press("Enter")
@@ -166,7 +166,7 @@ def test_a_dropped_image_finds_itself_alone_and_with_a_text(visit: Any, photos: 
     said(page, "24 nearest")
     assert "green_01.png" in names(page)[:3] and scores(page)[0] > 0.99
     alone = scores(page)
-    page.get_by_label("Look for").fill("the same in blue")
+    page.get_by_label("Search for").fill("the same in blue")
     page.get_by_role("button", name="Search", exact=True).click()
     page.wait_for_function(
         "first => document.querySelector('#results .score').innerText !== first", arg=f"{alone[0]:.3f}"
@@ -174,9 +174,9 @@ def test_a_dropped_image_finds_itself_alone_and_with_a_text(visit: Any, photos: 
     keep(page, "wide-both")
 
 
-def test_a_result_is_opened_and_leads_to_what_is_similar(visit: Any) -> None:
+def test_a_result_opens_and_leads_to_similar_images(visit: Any) -> None:
     page = visit()
-    page.get_by_role("button", name="blue_10.png: show in full").click()
+    page.get_by_role("button", name="blue_10.png: show details").click()
     detail = page.locator("#detail .detail")
     expect(detail).to_contain_text("blue_10.png")
     assert "width" in detail.inner_text() and "40" in detail.inner_text()
@@ -190,11 +190,11 @@ def test_a_result_is_opened_and_leads_to_what_is_similar(visit: Any) -> None:
     said(page, "24 nearest to blue_14.png")
 
 
-def test_a_filter_holds_for_every_way_of_asking_and_a_wrong_one_is_a_line(visit: Any) -> None:
+def test_a_filter_applies_to_every_search_and_a_wrong_filter_is_one_line(visit: Any) -> None:
     page = visit()
     page.get_by_label("Filter").fill("path LIKE '%yellow%'")
-    page.get_by_label("Look for").fill("red")
-    page.get_by_label("Look for").press("Enter")
+    page.get_by_label("Search for").fill("red")
+    page.get_by_label("Search for").press("Enter")
     said(page, "10 nearest")
     assert len(names(page)) == 10 and all("yellow" in name for name in names(page))
     page.get_by_role("button", name="Similar to yellow_03.png").click()
@@ -205,15 +205,15 @@ def test_a_filter_holds_for_every_way_of_asking_and_a_wrong_one_is_a_line(visit:
     assert len(names(page)) == 9
 
 
-def test_a_task_is_chosen_and_the_model_says_what_it_is(visit: Any) -> None:
+def test_a_task_changes_the_scores_and_the_model_card_is_shown(visit: Any) -> None:
     page = visit()
-    page.get_by_label("Look for").fill("red")
-    page.get_by_label("Look for").press("Enter")
+    page.get_by_label("Search for").fill("red")
+    page.get_by_label("Search for").press("Enter")
     said(page, "24 nearest")
     plain = scores(page)
     page.get_by_label("Task").click()
     options = page.get_by_role("option").all_inner_texts()
-    assert [text.split(":")[0].strip(" ✓\n") for text in options] == ["the model's own", *PRESETS]
+    assert [text.split(":")[0].strip(" ✓\n") for text in options] == ["model default", *PRESETS]
     page.get_by_role("option", name="classification").click()
     page.get_by_role("button", name="Search", exact=True).click()
     page.wait_for_function(
@@ -227,8 +227,8 @@ def test_a_task_is_chosen_and_the_model_says_what_it_is(visit: Any) -> None:
 
 
 def test_the_keyboard_goes_from_the_text_through_the_form_to_the_results(visit: Any) -> None:
-    page, order = visit(), ["text", "go", "picture", "task", "where", "number", "results"]
-    for place in ("#picture button", "#task input"):  # parts that the page fetches on its own, after the results
+    page, order = visit(), ["text", "go", "image", "task", "where", "number", "results"]
+    for place in ("#image button", "#task input"):  # the page loads these after the results
         page.wait_for_selector(place)
     seen = []
     for _ in range(24):
@@ -250,16 +250,16 @@ CONTRAST = """(element) => {
   while (behind.parentElement && (ground(behind)[3] ?? 1) < 1) behind = behind.parentElement;
   const pair = [light(numbers(getComputedStyle(element).color)), light(ground(behind))];
   return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-}"""  # of a text to what is behind it, as WCAG 2 counts it: 4.5 is asked for
+}"""  # contrast of a text with its background as defined by WCAG 2, which requires 4.5
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_fits_the_screen_and_is_legible_in_light_and_dark(visit: Any, width: int, scheme: str) -> None:
+def test_the_page_fits_the_screen_with_enough_contrast(visit: Any, width: int, scheme: str) -> None:
     page = visit(width, 760, scheme)
     page.get_by_label("Filter").fill("path LIKE '%note%' OR path LIKE '%red%'")
-    page.get_by_label("Look for").fill("red")
-    page.get_by_label("Look for").press("Enter")
+    page.get_by_label("Search for").fill("red")
+    page.get_by_label("Search for").press("Enter")
     said(page, "11 nearest")
     page.get_by_role("button", name="note.txt").first.click()
     page.wait_for_selector("#detail .detail")
@@ -269,14 +269,14 @@ def test_it_fits_the_screen_and_is_legible_in_light_and_dark(visit: Any, width: 
     keep(page, f"{width}-{scheme}")
 
 
-def test_a_name_is_shown_as_it_is_and_never_run(visit: Any) -> None:
+def test_a_file_name_with_markup_is_shown_as_text(visit: Any) -> None:
     page = visit()
     assert HOSTILE in names(page)
     page.locator("#results .open").first.click()
     expect(page.locator("#detail h2")).to_have_text(HOSTILE)
 
 
-def test_the_server_is_on_this_machine_and_gives_no_file_away(address: str) -> None:
+def test_the_page_binds_to_loopback_and_serves_no_files(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")
     with (
         pytest.raises(urllib.error.HTTPError) as refused,
@@ -296,10 +296,10 @@ def test_the_server_is_on_this_machine_and_gives_no_file_away(address: str) -> N
         (["--store", "{folder}/photos.lance"], "the page needs: pip install 'vlm2vec[ui]'"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_an_error_is_one_line(
     address: str, photos: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "gradio", None)  # as if Gradio were not installed
     given = [argument.format(folder=photos.parent) for argument in arguments]
     with pytest.raises(UserError) as error:
         CliRunner().invoke(app, ["ui", *given], catch_exceptions=False)

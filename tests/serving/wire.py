@@ -1,4 +1,4 @@
-"""What goes over the wire: encoded images, bodies as bytes, and a toy server to fetch from."""
+"""Helpers of the server tests: encoded images, request bodies and a toy server to fetch from."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def data_uri(data: bytes, kind: str = "image/png") -> str:
 
 
 def post(client: TestClient, path: str = "/v1/embeddings", headers: dict[str, str] | None = None, **body: Any) -> Any:
-    """As `client.post(json=body)`; but lone surrogates go out as JSON writes them."""
+    """Like `client.post(json=body)`, but lone surrogates are sent as JSON escapes."""
     about = {"Content-Type": "application/json", **(headers or {})}
     return client.post(path, content=json.dumps(body).encode(), headers=about)
 
 
 class Toy(ThreadingHTTPServer):
-    """A server that answers as `answer(handler)` says, and remembers what was asked for."""
+    """A server that calls `answer(handler)` and records the requested paths."""
 
     daemon_threads = True
 
@@ -50,7 +50,7 @@ class Toy(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.url = f"http://{address}:{self.server_port}"
 
-    def handle_error(self, *_: Any) -> None:  # a client that leaves early is part of these tests
+    def handle_error(self, *_: Any) -> None:  # clients disconnect early in these tests
         pass
 
 

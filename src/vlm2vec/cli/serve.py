@@ -1,4 +1,4 @@
-"""The verb that serves a model over HTTP."""
+"""The command `serve`: a model over HTTP."""
 
 from __future__ import annotations
 
@@ -11,29 +11,43 @@ from vlm2vec.cli.options import OptionsOption, PickleOption, settings_of
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A checkpoint folder, a hub id, or the built-in compact.")],
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or the built-in compact.")],
     store: Annotated[str | None, typer.Option(help="Vector store for /v1/search, such as photos.lance.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every network.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to bind to; 0.0.0.0 for all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
-    workers: Annotated[int, typer.Option(help="Processes, each with the model; one a GPU.")] = 1,
-    name: Annotated[list[str] | None, typer.Option(help="Name of the model in requests; may be repeated.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cuda:1 or cpu.")] = None,
+    workers: Annotated[int, typer.Option(help="Number of processes; each loads the model. Use one per GPU.")] = 1,
+    name: Annotated[list[str] | None, typer.Option(help="Name of the model in requests; repeatable.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, such as cuda:1 or cpu.")] = None,
     dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16 or float16; auto: bfloat16 where the device has it natively.")
+        str, typer.Option(help="auto, float32, bfloat16 or float16; auto: bfloat16 if the device supports it natively.")
     ] = "auto",
-    api_key_file: Annotated[Path | None, typer.Option(help="One key a line; without it no key is asked for.")] = None,
-    rate_limit: Annotated[float, typer.Option(help="Requests a minute for each key or address; 0: no limit.")] = 0.0,
-    allow_urls: Annotated[list[str] | None, typer.Option(help="Host to fetch pictures from; may be repeated.")] = None,
-    media_root: Annotated[Path | None, typer.Option(help="Folder whose pictures requests may name.")] = None,
-    cors_origin: Annotated[list[str] | None, typer.Option(help="Web page that may call; may be repeated.")] = None,
-    max_batch_tokens: Annotated[int, typer.Option(help="Token budget of a forward pass.")] = 4096,
-    max_queue: Annotated[int, typer.Option(help="Inputs that may wait; more get 429.")] = 1024,
-    timeout: Annotated[float, typer.Option(help="Seconds a request may take; then 408.")] = 60.0,
-    limit: Annotated[list[str] | None, typer.Option(help="Any other limit, key=value; docs/guides/serving.md.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with one API key per line; without it no key is required.")
+    ] = None,
+    rate_limit: Annotated[float, typer.Option(help="Requests per minute for each key or address; 0: no limit.")] = 0.0,
+    allow_urls: Annotated[
+        list[str] | None, typer.Option(help="Host from which images may be fetched; repeatable.")
+    ] = None,
+    media_root: Annotated[Path | None, typer.Option(help="Folder with images that requests may name by path.")] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin of a web page that may call the server, such as https://app.example.org; repeatable."
+        ),
+    ] = None,
+    max_batch_tokens: Annotated[int, typer.Option(help="Maximum number of tokens in a forward pass.")] = 4096,
+    max_queue: Annotated[int, typer.Option(help="Maximum number of queued inputs; requests beyond it get 429.")] = 1024,
+    timeout: Annotated[float, typer.Option(help="Maximum duration of a request in seconds; then 408.")] = 60.0,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="Any other setting as key=value; see docs/guides/serving.md.")
+    ] = None,
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Serve embeddings and search over HTTP, in the dialects of OpenAI, vLLM, Jina, Infinity and Cohere."""
+    """Serve embeddings and search over HTTP, in the dialects of OpenAI, vLLM, Jina, Infinity and Cohere.
+
+    Example: vlm2vec serve runs/photos --store photos.lance --api-key-file keys.txt
+    """
     from pydantic import ValidationError
 
     from vlm2vec.cli.options import key_value

@@ -1,4 +1,4 @@
-"""The verb that opens a search page: ui."""
+"""The command `ui`: a search page in the browser."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from vlm2vec.progress import progress_bar, say
 
 def ui(
     store: Annotated[
-        str | None, typer.Option(help="photos.lance, or qdrant://…; without it, a small demo of drawn pictures.")
+        str | None,
+        typer.Option(help="Vector store, such as photos.lance or qdrant://…; without it: a demo with drawn images."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Where the store's model lies now; for the demo: any model, in place of the default."),
+        typer.Option(help="Current place of the store's model, if it moved; for the demo: any model."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every network.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="TCP port; default: 7860, or the next that is free.")] = None,
+    host: Annotated[str, typer.Option(help="Address to bind to; 0.0.0.0 for all networks.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="TCP port; default: the first free port from 7860 on.")] = None,
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in the browser.")] = False,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Search a store in the browser: by text, by image, or by both."""
+    """Search a vector store in the browser by text, by image, or by both.
+
+    Example: vlm2vec ui --store photos.lance --browser
+    """
     from vlm2vec.jobs.searching import Searcher
     from vlm2vec.jobs.stores import load_model_of
     from vlm2vec.retrieval.open import open_store
@@ -43,24 +47,24 @@ def ui(
         title, note = Path(opened.uri).name, f"{opened.count():,} rows · {Path(opened.facts.model).name}"
     else:
         searcher, note = _demo(model or DEFAULT_MODEL, consent)
-        title = "Demo: drawn pictures"
+        title = "Demo: drawn images"
     page = build_page(searcher, title, note)
     address = launch_page(page, host, port)
-    say(f"Page: {address} (Ctrl-C ends it)")
+    say(f"Page: {address} (Ctrl-C stops it)")
     if host not in ("127.0.0.1", "localhost", "::1"):
-        say("Whoever reaches this address can search the store and see its pictures: no key is asked for")
+        say("Anyone who can reach this address can search the store and see its images; no key is required")
     if browser:
         typer.launch(address)
     page.block_thread()
 
 
 def _demo(model: str, consent: dict[str, Any]) -> tuple[Any, str]:
-    """The demo's store with any model, and what the page says of them."""
+    """The demo store for a model, and the note for the page."""
     from vlm2vec.jobs.demo_store import demo_store, num_images
     from vlm2vec.jobs.searching import Searcher
     from vlm2vec.models.embedder import Embedder
 
     embedder = Embedder.from_pretrained(model, **consent)
-    with progress_bar("demo pictures", num_images()) as advance:
+    with progress_bar("demo images", num_images()) as advance:
         opened = demo_store(embedder, model, progress=advance)
-    return Searcher(embedder, opened), f"{opened.count()} pictures · {model}"
+    return Searcher(embedder, opened), f"{opened.count()} images · {model}"

@@ -1,1 +1,1 @@
-"""The same jobs on many workers."""
+"""Run embedding and evaluation jobs on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, and what its workers are to be: shared by all work on it."""
+"""Connect to a Ray cluster, and the settings of its workers; shared by all jobs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from vlm2vec.errors import UserError
 
-TRIES = 5  # of a part whose worker dies
+MAX_RESTARTS = 5  # of a worker, and retries of a part whose worker dies
 
 
 @dataclass(frozen=True)
 class RayPool:
-    """The workers.
+    """Settings of the worker pool.
 
     Attributes:
-        model: What `Embedder.from_pretrained` takes.
-        num_workers: Actors, each with a model of its own.
-        address: Of the cluster; None: one on this machine.
-        num_gpus: Of each actor; None: the cluster's GPUs shared equally, at most one each.
+        model: Source for `Embedder.from_pretrained`.
+        num_workers: Number of actors; each loads its own copy of the model.
+        address: Address of the cluster; None: start one on this machine.
+        num_gpus: GPUs per actor; None: the GPUs of the cluster divided equally, at most one per actor.
         options: Other arguments of `from_pretrained`.
     """
 
@@ -32,9 +32,9 @@ class RayPool:
     options: dict[str, Any] = field(default_factory=dict)
 
     def gpus_of_each(self, in_cluster: float) -> float:
-        """GPUs of one actor, where the joined cluster has `in_cluster` of them.
+        """GPUs of one actor in a cluster with `in_cluster` GPUs.
 
-        A fraction lets several actors share a GPU; without `num_gpus` Ray would hide the GPUs from an actor.
+        A fraction lets several actors share a GPU. Without `num_gpus` Ray hides all GPUs from an actor.
         """
         if self.num_gpus is not None:
             return self.num_gpus
@@ -43,7 +43,9 @@ class RayPool:
 
 @contextmanager
 def joined_cluster(address: str | None) -> Iterator[float]:
-    """Joins the cluster, or starts one on this machine for the length of the block; one that was joined before stays.
+    """Connect to a cluster, or start one on this machine for the duration of the block.
+
+    A connection that exists already is used and stays open.
 
     Yields:
         The number of GPUs in the cluster.

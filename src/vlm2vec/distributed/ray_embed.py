@@ -1,9 +1,8 @@
-"""An embedding job's parts on the workers of a Ray cluster: the files, and so the vectors, of the local engine.
+"""Run the parts of an embedding job on a Ray cluster, with the same output files as the local engine.
 
-The parts that are missing are the rows of a Ray Data set; a pool of actors, each of which loads the model once, maps
-them. A part's file appears whole or not at all, so a worker that dies is replaced and its part done anew: nothing is
-lost, nothing doubled. In each actor threads prepare inputs beside the model, as everywhere. The folder of the output
-must be one that all workers see.
+The missing parts are the rows of a Ray dataset, which a pool of actors maps; each actor loads the model once. The file
+of a part is written atomically, so when a worker dies it is replaced and its part is repeated: no row is lost or
+written twice. All workers must be able to reach the output folder.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vlm2vec.distributed.cluster import TRIES, RayPool, joined_cluster
+from vlm2vec.distributed.cluster import MAX_RESTARTS, RayPool, joined_cluster
 from vlm2vec.jobs.embed import EmbedSettings, Job, Part, embed_part
 
 
 class PartEncoder:
-    """An actor: the model, loaded once, and parts to embed."""
+    """A Ray actor that loads the model once and embeds parts."""
 
     def __init__(self, model: str, options: dict[str, Any], settings: EmbedSettings) -> None:
         from vlm2vec.models.embedder import Embedder
@@ -24,7 +23,7 @@ class PartEncoder:
         self.embedder, self.settings = Embedder.from_pretrained(model, **options), settings
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Writes the files of these parts; returns how many records they have."""
+        """Write the files of the parts and return the number of records in each."""
         parts: list[Part] = list(batch["item"])
         for part in parts:
             embed_part(self.embedder, part, self.settings)
@@ -32,7 +31,7 @@ class PartEncoder:
 
 
 def run_on_ray(job: Job, pool: RayPool, progress: Callable[[int], None] = lambda done: None) -> None:
-    """Embeds every part of a job that is missing.
+    """Embed the missing parts of a job.
 
     Raises:
         UserError: if Ray is not installed.
@@ -40,7 +39,7 @@ def run_on_ray(job: Job, pool: RayPool, progress: Callable[[int], None] = lambda
     with joined_cluster(pool.address) as num_gpus:
         import ray.data
 
-        ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts inputs
+        ray.data.DataContext.get_current().enable_progress_bars = False  # our progress bar counts inputs
         parts = list(job.missing(progress))
         if not parts:
             return
@@ -51,8 +50,8 @@ def run_on_ray(job: Job, pool: RayPool, progress: Callable[[int], None] = lambda
             compute=ray.data.ActorPoolStrategy(size=min(pool.num_workers, len(parts))),
             num_cpus=1,
             num_gpus=pool.gpus_of_each(num_gpus),
-            max_restarts=TRIES,
-            max_task_retries=TRIES,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
         )
         for row in done.iter_rows():
             progress(int(row["done"]))

@@ -1,8 +1,9 @@
-"""A benchmark's inputs encoded by the workers of a Ray cluster, into the one store: the local engine's results.
+"""Encode the inputs of a benchmark on a Ray cluster, with the same results as the local engine.
 
-Parts are those of the local engine, so a vector has the same batch mates. Each actor loads the model once, for all
-tasks, and puts a part's vectors into the store itself; one that dies is started again and its part done anew, without
-what it had put. The store's folder and the data must be ones that all workers see.
+The parts are those of the local engine, so each vector is computed in the same batch. Each actor loads the model once
+for all tasks and writes the vectors of a part to the embedding cache itself. An actor that dies is restarted and its
+part is repeated, except for the vectors that are already in the cache. All workers must be able to reach the cache
+folder and the data.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlm2vec.distributed.cluster import TRIES, RayPool, joined_cluster
+from vlm2vec.distributed.cluster import MAX_RESTARTS, RayPool, joined_cluster
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.run import Engine, LocalEngine
 from vlm2vec.retrieval.embedding_cache import EmbeddingStore, VectorStore, fill
@@ -23,7 +24,7 @@ Items = dict[bytes, EmbeddingInput]
 
 
 class EvalWorker:
-    """An actor: the model, and the parts of the store that fall to it."""
+    """A Ray actor that loads the model once and encodes parts into the embedding cache."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self.model, self.options = model, options
@@ -31,29 +32,29 @@ class EvalWorker:
 
     @cached_property
     def engine(self) -> LocalEngine:
-        """The model, loaded by the first call: a mistake is then that call's answer, not a death to try again."""
+        """The model, loaded by the first call, so that a load error fails that call and causes no restart."""
         return LocalEngine(self.model, self.options)
 
     def describe(self) -> tuple[dict[str, str], dict[str, int]]:
-        """What its vectors depend on, and the model's size."""
+        """The facts on which the vectors depend, and the size of the model."""
         return self.engine.about, self.engine.size
 
     def fill(self, root: str, part: Items) -> int:
-        """Encodes what the store lacks of a part; returns how many inputs that were."""
+        """Encode the inputs of a part that are missing in the cache; return their number."""
         if self.store is None or str(self.store.folder.parent) != root:
             self.store = EmbeddingStore(Path(root), self.engine.about)
-        self.store.refresh()  # what this part's earlier worker may have put before it died
+        self.store.refresh()  # an earlier worker of this part may have written vectors before it died
         return fill(self.store, part, self.engine.encode, part_size=len(part))
 
 
 class RayEngine:
-    """A pool of actors as an evaluation's engine; see `vlm2vec.evaluation.run.Engine`.
+    """The engine of an evaluation on a pool of actors; see `vlm2vec.evaluation.run.Engine`.
 
     Args:
         workers: Handles of `EvalWorker` actors.
 
     Raises:
-        UserError: if they would give different vectors (another device, other versions), or cannot load the model.
+        UserError: if devices or versions of the workers differ, or a worker cannot load the model.
     """
 
     def __init__(self, workers: list[Any]) -> None:
@@ -64,7 +65,9 @@ class RayEngine:
         self.about, self.size = described[0]
         for about, _ in described:
             if names := [name for name in about if about[name] != self.about[name]]:
-                raise UserError(f"Ray's workers differ in {', '.join(names)}: their vectors cannot share a store")
+                raise UserError(
+                    f"Ray workers differ in {', '.join(names)}; their vectors cannot share an embedding cache"
+                )
         self.num_encoded = 0
 
     def fill(
@@ -76,10 +79,10 @@ class RayEngine:
         share: tuple[int, int] = (0, 1),
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """Encodes what a store lacks, as many parts at a time as there are workers; `share` is not looked at."""
+        """Encode the inputs that are missing in the cache, one part per worker at a time; `share` is ignored."""
         from ray.util import ActorPool
 
-        assert isinstance(store, EmbeddingStore)  # one that the workers see, too
+        assert isinstance(store, EmbeddingStore)  # the workers open it, too
         root, keys = str(store.folder.parent.resolve()), list(items)
         missing: list[Items] = []
         for start in range(0, len(keys), part_size):
@@ -101,7 +104,7 @@ class RayEngine:
 
 @contextmanager
 def ray_engine(pool: RayPool) -> Iterator[Engine]:
-    """The engine of these workers, as long as the block runs.
+    """Start the workers; they run for the duration of the block.
 
     Raises:
         UserError: if Ray is not installed.
@@ -109,7 +112,8 @@ def ray_engine(pool: RayPool) -> Iterator[Engine]:
     with joined_cluster(pool.address) as num_gpus:
         import ray
 
-        kind = ray.remote(num_cpus=1, num_gpus=pool.gpus_of_each(num_gpus), max_restarts=TRIES, max_task_retries=TRIES)(
+        gpus = pool.gpus_of_each(num_gpus)
+        kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)(
             EvalWorker
         )
         workers = [kind.remote(pool.model, pool.options) for _ in range(pool.num_workers)]
@@ -121,7 +125,7 @@ def ray_engine(pool: RayPool) -> Iterator[Engine]:
 
 
 def _answers(call: Callable[[], Any]) -> Any:
-    """What a call of actors returns; a user's mistake there is one here, in its own line."""
+    """Return the result of a call to actors; a `UserError` there is raised as a `UserError` here."""
     from ray.exceptions import RayActorError, RayTaskError
 
     try:
@@ -132,5 +136,5 @@ def _answers(call: Callable[[], Any]) -> Any:
         raise
     except RayActorError as error:
         raise UserError(
-            f"a worker of Ray ended {TRIES + 1} times on the same part; what was encoded is kept"
+            f"a Ray worker died {MAX_RESTARTS + 1} times on the same part; finished vectors are kept"
         ) from error

@@ -1,4 +1,4 @@
-"""Who may ask, and how often: API keys and a bucket of requests for each."""
+"""Authentication and rate limits: API keys, and a token bucket of requests for each caller."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ MAX_CALLERS = 10_000
 
 
 class Keys:
-    """The keys of a file, kept as digests.
+    """The API keys of a file, held in memory as SHA-256 digests.
 
     Args:
-        path: One key a line; empty lines and lines that begin with # are left out. None: no key is asked for.
+        path: File with one key per line; empty lines and lines that start with # are skipped. None: no key is
+            required.
 
     Raises:
-        UserError: for a file that is missing or holds no key.
+        UserError: if the file cannot be read or contains no key.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -33,18 +34,20 @@ class Keys:
         try:
             lines = [line.strip() for line in path.read_text().splitlines()]
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--api-key-file {path}: cannot be read ({error}); expected one key a line") from error
+            raise UserError(
+                f"--api-key-file {path}: cannot be read ({error}); expected a file with one key per line"
+            ) from error
         self._digests = [_digest(line.encode()) for line in lines if line and not line.startswith("#")]
         if not self._digests:
-            raise UserError(f"--api-key-file {path}: holds no key; expected one key a line")
+            raise UserError(f"--api-key-file {path}: contains no key; expected one key per line")
 
     def caller(self, authorization: bytes, address: str) -> str | None:
-        """A name for who asks, fit for logs: the key's number, or the address; None: not allowed."""
+        """The caller's name for logs: the number of its key, or its address. None if its key is not valid."""
         if self._digests is None:
             return address
         scheme, _, key = authorization.partition(b" ")
         given = _digest(key.strip())
-        # Every key is compared, in constant time: neither time nor the early end tells anything.
+        # Compare with every key in constant time, so that the response time reveals nothing about the keys.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return f"key {matches.index(True) + 1}" if any(matches) and scheme.lower() == b"bearer" else None
 
@@ -54,29 +57,29 @@ def _digest(key: bytes) -> bytes:
 
 
 class RateLimit:
-    """A bucket of requests for each caller: it holds a minute's worth and refills steadily.
+    """A token bucket for each caller, which holds the requests of one minute and refills continuously.
 
     Args:
-        per_minute: Requests a minute; 0: no limit.
-        now: A clock.
+        per_minute: Requests per minute and caller; 0: no limit.
+        now: Clock in seconds; tests replace it.
     """
 
     def __init__(self, per_minute: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._per_second, self._most = per_minute / 60.0, max(1.0, per_minute)
+        self._per_second, self._capacity = per_minute / 60.0, max(1.0, per_minute)
         self._now = now
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: str) -> None:
-        """Counts one request.
+        """Count one request.
 
         Raises:
-            Refusal: 429, if the caller's bucket is empty.
+            Refusal: 429 if the caller's bucket is empty.
         """
         if not self._per_second:
             return
         now = self._now()
-        left, then = self._buckets.pop(caller, (self._most, now))
-        left = min(self._most, left + (now - then) * self._per_second)
+        left, then = self._buckets.pop(caller, (self._capacity, now))
+        left = min(self._capacity, left + (now - then) * self._per_second)
         allowed = left >= 1.0
         self._buckets[caller] = (left - 1.0 if allowed else left, now)
         if len(self._buckets) > MAX_CALLERS:

@@ -1,4 +1,4 @@
-"""The application: a model behind paths, with one shape of error for all of them."""
+"""The ASGI application: the routes of one model, with errors in one format on every path."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(embedder: Embedder, settings: ServeSettings, store: Any = None) -> FastAPI:
-    """The server of one model.
+    """Create the application that serves one model.
 
     Args:
-        embedder: Loaded.
-        settings: See there.
-        store: Searched by `/v1/search`; made by the same model.
+        embedder: The loaded model.
+        settings: Limits and permissions.
+        store: Vector store for `/v1/search`, made with the same model; None: `/v1/search` answers 404.
 
     Raises:
-        UserError: for a key file that cannot be used.
+        UserError: if the key file cannot be used.
     """
     metrics = Metrics()
 
@@ -53,7 +53,7 @@ def create_app(embedder: Embedder, settings: ServeSettings, store: Any = None) -
     app = FastAPI(
         title="vlm2vec",
         version=__version__,
-        summary="Embeddings and search of text and pictures.",
+        summary="Embeddings and search for text and images.",
         lifespan=running,
         redirect_slashes=False,
     )
@@ -82,7 +82,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """Says where the request is wrong, and does not repeat what was there."""
+    """Name the fields that are wrong without repeating their values."""
     assert isinstance(error, RequestValidationError)
     found = []
     for one in error.errors()[:3]:

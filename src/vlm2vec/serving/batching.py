@@ -1,8 +1,9 @@
-"""The engine: inputs of all requests become batches of one forward pass, and one bad input harms no other.
+"""The engine: it batches the inputs of all requests into shared forward passes and isolates bad inputs.
 
-An input goes through two stages. A pool of threads reads images and makes tensors, each input alone, so that what
-fails there fails alone. One thread forwards what is ready: the input that waits longest and those nearest to it in
-length, up to a budget of tokens. While a pass runs, the next batch gathers; nobody waits for a batch to fill.
+An input passes through two stages. A thread pool decodes images and tokenizes text, one input at a time, so that a
+failure affects that input alone. One thread then runs the model on a batch: the input that has waited longest and the
+inputs closest to it in length, up to a token budget. The next batch accumulates while a pass runs; no input waits for a
+batch to fill.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ if TYPE_CHECKING:
     from vlm2vec.serving.settings import ServeSettings
 
 logger = logging.getLogger("vlm2vec.serving")
-FRESH_SECONDS = 5.0  # a pass that went well this long ago shows that the model works
+FRESH_SECONDS = 5.0  # a successful forward pass within this time counts as a readiness check
 PROBE_SECONDS = 5.0
 PROBE = EmbeddingInput(text="ready?")
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What an input became.
+    """The result of one input.
 
     Attributes:
         vector: Unit norm, float32 [D].
-        num_tokens: As the model counts them, visual ones included.
+        num_tokens: Tokens that the model reads, image tokens included.
     """
 
     vector: np.ndarray
@@ -52,24 +53,24 @@ Outcome = Embedded | Refusal
 
 
 class Observer(Protocol):
-    """Is told of what happens in the engine."""
+    """Receives the events of the engine."""
 
     def batch(self, num_inputs: int, num_tokens: int, seconds: float) -> None:
-        """A forward pass."""
+        """A forward pass ended."""
 
     def cache(self, hit: bool) -> None:
-        """A look into the cache of vectors."""
+        """The cache of results was read."""
 
     def refused(self, code: str) -> None:
-        """An input."""
+        """An input was refused."""
 
     def waiting(self, num_inputs: int) -> None:
-        """So many inputs wait or run now."""
+        """The number of inputs that are queued or running changed."""
 
 
 @dataclass(eq=False)
 class Job:
-    """One input on its way."""
+    """One input in the queue."""
 
     item: EmbeddingInput
     future: asyncio.Future[Outcome]
@@ -79,17 +80,17 @@ class Job:
 
     @property
     def gone(self) -> bool:
-        """Nobody waits for it any more."""
+        """Whether the request was cancelled, so that the result is no longer needed."""
         return self.future.cancelled()
 
 
 class Engine:
-    """Embeds the inputs of many requests at once.
+    """Embeds the inputs of concurrent requests in shared batches.
 
     Args:
-        embedder: Its forward runs in one thread of this engine's.
+        embedder: The model; its forward pass runs in one thread of the engine.
         settings: Budgets and limits.
-        observer: Told of batches and refusals.
+        observer: Receives batches and refusals, for metrics.
     """
 
     def __init__(self, embedder: Embedder, settings: ServeSettings, observer: Observer) -> None:
@@ -100,9 +101,9 @@ class Engine:
         backbone = embedder.backbone
         if settings.image_cache_bytes and backbone.cache_images() and backbone.vision_cache is not None:
             backbone.vision_cache = ImageFeatures(backbone.vision_cache, settings.image_cache_bytes)
-        self.num_waiting = 0  # of the event loop alone
+        self.num_waiting = 0  # only the event loop changes it
         self.last_good = 0.0
-        self._rate = 1.0  # inputs a second, smoothed
+        self._rate = 1.0  # inputs per second, smoothed
         self._ready: list[Job] = []
         self._turn = threading.Condition()
         self._closing = False
@@ -111,12 +112,12 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Begins to work for the running event loop."""
+        """Start the threads; results go to the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._forwarder.start()
 
     def close(self) -> None:
-        """Ends the threads; what still waits is not embedded."""
+        """Stop the threads; queued inputs are dropped."""
         with self._turn:
             self._closing = True
             self._turn.notify()
@@ -125,7 +126,7 @@ class Engine:
             self._forwarder.join()
 
     async def embed(self, items: Sequence[EmbeddingInput | Refusal]) -> list[Outcome]:
-        """A vector or a refusal for each input, in order; equal inputs are embedded once.
+        """Return a vector or a refusal for each input, in order; equal inputs are embedded once.
 
         Raises:
             Refusal: 429 if the queue has no place for all of them.
@@ -160,14 +161,14 @@ class Engine:
         return [self._look(item) for item in items]
 
     def _look(self, item: EmbeddingInput | Refusal) -> tuple[EmbeddingInput | Refusal, bytes]:
-        """The input and its key, or why it is refused."""
+        """The input and its cache key, or the reason why it is refused."""
         refusal = item if isinstance(item, Refusal) else self.limits.check(item)
         if refusal is not None or isinstance(item, Refusal):
             return refusal or item, b""
         return item, content_key(item)
 
     async def ready(self) -> bool:
-        """Whether the model works: a forward pass went well just now, or does when tried."""
+        """Whether the model works: a recent forward pass succeeded, or a new one does."""
         if time.monotonic() - self.last_good < FRESH_SECONDS:
             return True
         job = self._submit(PROBE)
@@ -188,7 +189,7 @@ class Engine:
         finally:
             self._count_waiting(-len(items))
             for job in jobs:
-                job.future.cancel()  # of a request that ended early; the others are done
+                job.future.cancel()  # no effect on finished jobs; drops those of a request that ended early
 
     def _count_waiting(self, more: int) -> None:
         self.num_waiting += more
@@ -201,7 +202,7 @@ class Engine:
         return job
 
     def _prepare(self, job: Job) -> None:
-        """Tensors of one input, in a thread of the pool."""
+        """Make the tensors of one input, in a thread of the pool."""
         if job.gone:
             return
         outcome: Outcome | None = None
@@ -215,7 +216,7 @@ class Engine:
                 )
         except UserError as error:
             outcome = Refusal(400, "bad_input", str(error))
-        except Exception as error:  # noqa: BLE001 - decoders, tokenizers and chat templates raise anything
+        except Exception as error:  # noqa: BLE001 - decoders, tokenizers and chat templates raise any type
             log_failure("an input could not be prepared", error)
             outcome = Refusal(400, "bad_input", "the input cannot be processed")
         if outcome is not None:
@@ -236,7 +237,7 @@ class Engine:
                 self._deliver(self._forward(jobs))
 
     def _forward(self, jobs: list[Job]) -> list[tuple[Job, Outcome]]:
-        """Vectors of a batch; where the pass fails, each input is tried once more, alone."""
+        """Embed a batch; if the forward pass fails, retry each input alone."""
         since = time.monotonic()
         try:
             outcomes: list[Outcome] = list(self._vectors(jobs))
@@ -255,13 +256,15 @@ class Engine:
             return self._vectors([job])[0]
         except Exception as error:  # noqa: BLE001 - as above
             log_failure("a forward pass of one failed", error)
-        self.last_good = 0.0  # readiness is asked of the model anew
+        self.last_good = 0.0  # the next readiness check runs the model
         if job.item is not PROBE and self._works():
-            return Refusal(422, "model_failed", "the model fails on this input; others succeed")
-        return Refusal(503, "model_unavailable", "the model does not work at the moment", retry_after=10)
+            return Refusal(422, "model_failed", "the model fails on this input, but works on others")
+        return Refusal(
+            503, "model_unavailable", "the model is not working at the moment; try again later", retry_after=10
+        )
 
     def _works(self) -> bool:
-        """Whether an input that is known to be good passes."""
+        """Whether the model embeds an input that is known to be valid."""
         try:
             probe = Job(PROBE, asyncio.Future(loop=self._loop), batch=self.embedder.backbone.process([PROBE]))
             self._vectors([probe])
@@ -276,11 +279,11 @@ class Engine:
         batch = Batch.join([job.batch for job in jobs if job.batch is not None])
         vectors_BD = self.embedder(batch.to(self.embedder.device)).cpu().numpy()
         if not np.isfinite(vectors_BD).all():
-            raise ArithmeticError("a vector is not finite")
+            raise ArithmeticError("the vector contains NaN or Inf")
         return [Embedded(vector.copy(), job.num_tokens) for vector, job in zip(vectors_BD, jobs, strict=True)]
 
     def _deliver(self, outcomes: list[tuple[Job, Outcome]]) -> None:
-        """Wakes the requests that wait, in the event loop's thread."""
+        """Hand results to the waiting requests, in the event loop's thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_resolve, outcomes)
 
@@ -293,13 +296,13 @@ def _resolve(outcomes: list[tuple[Job, Outcome]]) -> None:
 
 @dataclass(frozen=True)
 class Budget:
-    """Of one forward pass.
+    """Limits of one forward pass.
 
     Attributes:
-        tokens: At most, padding included.
-        inputs: At most.
-        padding: Share of the tokens that may be padding: a text beside an image ten times as long costs more than two
-            passes.
+        tokens: Maximum number of tokens, padding included.
+        inputs: Maximum number of inputs.
+        padding: Maximum share of padding tokens: batching a text with an image ten times its length costs more than
+            two passes.
     """
 
     tokens: int
@@ -307,17 +310,19 @@ class Budget:
     padding: float
 
     def holds(self, num_inputs: int, longest: int, num_tokens: int) -> bool:
-        """Whether a batch of so many inputs, each padded to the longest, fits; `num_tokens` are without padding."""
+        """Whether `num_inputs` inputs with `num_tokens` tokens in total fit when padded to `longest` tokens each."""
         padded = num_inputs * longest
         return num_inputs <= self.inputs and padded <= self.tokens and padded - num_tokens <= self.padding * padded
 
 
 def take_batch(ready: list[Job], budget: Budget) -> list[Job]:
-    """Takes out the next batch: the oldest input, even if over the budget alone, and those nearest to it in length.
+    """Remove and return the next batch: the oldest input and the inputs closest to it in length.
+
+    The oldest input is taken even if it exceeds the budget alone.
 
     Args:
-        ready: In order of arrival; what is taken, and what nobody waits for, is removed.
-        budget: Of the batch.
+        ready: Jobs in order of arrival; taken and cancelled jobs are removed.
+        budget: Limits of the batch.
     """
     ready[:] = [job for job in ready if not job.gone]
     if not ready:
@@ -335,7 +340,7 @@ def take_batch(ready: list[Job], budget: Budget) -> list[Job]:
 
 
 def log_failure(what: str, error: BaseException) -> None:
-    """One line: the kind of error and where it was raised. Its message may quote an input, and is left out."""
+    """Log the type of an error and its stack frames. The message is omitted because it may quote an input."""
     frames = []
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""Least recently used values within a budget of bytes: vectors by input, image features by content."""
+"""Least recently used caches with a budget in bytes: vectors by input, image features by content."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ V = TypeVar("V")
 
 
 class LRU(Generic[V]):
-    """A thread-safe map that forgets what was used longest ago.
+    """A thread-safe map that evicts the least recently used values.
 
     Args:
-        max_bytes: Budget; 0 keeps nothing.
+        max_bytes: Memory budget; 0: nothing is kept.
         size: Bytes of a value.
     """
 
@@ -31,7 +31,7 @@ class LRU(Generic[V]):
         self.num_bytes = self.hits = self.misses = 0
 
     def get(self, key: Hashable) -> V | None:
-        """The value, or None; it counts as used."""
+        """Return the value and mark it as recently used, or return None."""
         with self._lock:
             value = self._values.get(key)
             if value is None:
@@ -42,7 +42,7 @@ class LRU(Generic[V]):
             return value
 
     def put(self, key: Hashable, value: V) -> None:
-        """Keeps a value, unless it alone is over the budget."""
+        """Store a value, unless it exceeds the budget alone."""
         with self._lock:
             if key in self._values:
                 self.num_bytes -= self._size(self._values.pop(key))
@@ -58,11 +58,11 @@ class LRU(Generic[V]):
 
 
 class ImageFeatures(VisionCache):
-    """A vision cache within a budget of bytes, for many threads and no end of images.
+    """A thread-safe vision cache with a budget in bytes, for an unlimited number of images.
 
     Args:
-        cache: What the backbone would use; its encoder is called.
-        max_bytes: Budget of the features.
+        cache: The backbone's own cache; its encoder is used.
+        max_bytes: Memory budget of the features.
     """
 
     def __init__(self, cache: VisionCache, max_bytes: int) -> None:
@@ -70,7 +70,7 @@ class ImageFeatures(VisionCache):
         self.kept: LRU[torch.Tensor] = LRU(max_bytes, lambda features: features.nbytes)
 
     def features(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Features of these images in order, [N, T, C] float16."""
+        """Features of the images in order, [N, T, C] float16."""
         digests = [image.digest() for image in images]
         found = {digest: self.kept.get(digest) for digest in digests}
         missing = {digest: image for digest, image in zip(digests, images, strict=True) if found[digest] is None}
@@ -78,6 +78,6 @@ class ImageFeatures(VisionCache):
             with torch.inference_mode():
                 features = self.encode([image for _, image in part]).to(torch.float16).cpu()
             for (digest, _), row in zip(part, features, strict=True):
-                found[digest] = row.clone()  # a view would keep the whole batch alive
+                found[digest] = row.clone()  # a view would keep the memory of the whole batch
                 self.kept.put(digest, row.clone())
         return torch.stack([found[digest] for digest in digests])  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Cohere's schema of `/v2/embed`: vectors by type, inputs as texts, images or mixed content."""
+"""Cohere's schema for `/v2/embed`: vectors by type; inputs as texts, images or mixed content."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ ABOUT: dict[str, Any] = {
         {"images": [DOT], "output_dimension": 64},
     ],
 }
-Vectors = list[list[float]]  # inside the class below, `float` is a field
+Vectors = list[list[float]]  # a name of its own, because the class below has a field `float`
 EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
 
 
 class CohereInput(Lenient):
-    """One input of text and images."""
+    """One input with text, images or both."""
 
     content: Annotated[list[Part], Field(min_length=1)]
 
 
 class CohereRequest(Lenient):
-    """`inputs`, or the older `texts` and `images`."""
+    """A request with `inputs`, or with the older `texts` or `images`."""
 
     model_config = ConfigDict(json_schema_extra=ABOUT)
 
     model: str = ""
-    input_type: str | None = Field(None, description="search_query, search_document, ...: the model's instruction.")
+    input_type: str | None = Field(
+        None, description="search_query or search_document: use the model's own instruction for it."
+    )
     texts: Annotated[list[Text], Field(min_length=1)] | None = None
     images: Annotated[list[Text], Field(min_length=1)] | None = None
     inputs: Annotated[list[CohereInput], Field(min_length=1)] | None = None
@@ -50,7 +52,7 @@ class CohereRequest(Lenient):
 
 
 class CohereVectors(BaseModel):
-    """Vectors of each type that was asked for."""
+    """Vectors of each requested type."""
 
     float: Vectors | None = None
     base64: list[str] | None = None
@@ -59,7 +61,7 @@ class CohereVectors(BaseModel):
 
 
 class CohereResponse(BaseModel):
-    """As Cohere's clients read it."""
+    """The response format of Cohere's clients."""
 
     id: str
     response_type: Literal["embeddings_by_type"]
@@ -69,9 +71,10 @@ class CohereResponse(BaseModel):
 
 
 def by_type(vectors_ND: np.ndarray, kinds: Sequence[EmbeddingType]) -> dict[str, Any]:
-    """The vectors in each of the types.
+    """Convert vectors [N, D] to each of the types.
 
-    Bits are the signs of the components, the first one highest; `binary` is the same bytes less 128.
+    `ubinary` packs the signs of the components into bytes, first component in the highest bit; `binary` holds the same
+    bytes minus 128.
     """
     packed = np.packbits(vectors_ND > 0, axis=1)
     every = {
@@ -84,5 +87,5 @@ def by_type(vectors_ND: np.ndarray, kinds: Sequence[EmbeddingType]) -> dict[str,
 
 
 def as_base64(vector: np.ndarray) -> str:
-    """Little-endian float32 as OpenAI's clients decode it."""
+    """Base64 of little-endian float32, as OpenAI's clients decode it."""
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()

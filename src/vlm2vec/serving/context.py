@@ -1,4 +1,4 @@
-"""What the routes share: the model behind a request, from inputs to checked vectors and answers."""
+"""Shared by the routes: request checks, the call to the engine, and responses."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Serving:
     """The parts of a running server.
 
     Attributes:
-        settings: As started.
-        engine: Embeds.
-        reader: Reads inputs of every dialect.
-        store: For search, where one was given.
+        settings: Settings of the server.
+        engine: Embeds inputs.
+        reader: Reads the inputs of every dialect.
+        store: Vector store for search, if there is one.
     """
 
     settings: ServeSettings
@@ -34,21 +34,21 @@ class Serving:
     store: Any = None
 
     def check_model(self, name: str) -> str:
-        """The name to answer with.
+        """Return the model name for the response.
 
         Raises:
-            Refusal: 404 for a model that is not here.
+            Refusal: 404 if the server has no model of this name.
         """
         names = self.settings.served_names
         if name and name not in names:
-            raise Refusal(404, "model_not_found", f"no model of that name here; there is {', '.join(names)}")
+            raise Refusal(404, "model_not_found", f"no model of this name; expected one of: {', '.join(names)}")
         return name or names[0]
 
     def check_dimensions(self, dimensions: int | None) -> int:
-        """How many components of a vector to give.
+        """Return the number of vector components for the response.
 
         Raises:
-            Refusal: 400 for more than there are.
+            Refusal: 400 if the model has fewer.
         """
         most = self.engine.embedder.embedding_dim
         if dimensions is not None and dimensions > most:
@@ -56,14 +56,14 @@ class Serving:
         return dimensions or most
 
     def check_count(self, values: Sequence[Any]) -> None:
-        """Raises 413 for too many inputs."""
+        """Raise 413 if a request has too many inputs."""
         if len(values) > self.settings.max_inputs:
             raise Refusal(
                 413, "too_many_inputs", f"{len(values)} inputs; at most {self.settings.max_inputs} are accepted"
             )
 
     async def outcomes(self, items: Sequence[Item]) -> list[Outcome]:
-        """A vector or a refusal for each input.
+        """Return a vector or a refusal for each input.
 
         Raises:
             Refusal: 408 at the deadline, 429 if the queue is full.
@@ -72,13 +72,15 @@ class Serving:
             async with asyncio.timeout(self.settings.timeout):
                 return await self.engine.embed(items)
         except TimeoutError:
-            raise Refusal(408, "timeout", f"not done in {self.settings.timeout:g} seconds", retry_after=1) from None
+            raise Refusal(
+                408, "timeout", f"not finished within {self.settings.timeout:g} seconds", retry_after=1
+            ) from None
 
     async def vectors(self, items: Sequence[Item], dimensions: int | None = None) -> tuple[np.ndarray, int]:
-        """Vectors of inputs that must all succeed, and the number of their tokens.
+        """Return the vectors [N, D] and the token count of inputs that must all succeed.
 
         Raises:
-            Refusal: naming every refused input.
+            Refusal: if any input is refused; it lists all of them.
         """
         size = self.check_dimensions(dimensions)
         outcomes = await self.outcomes(items)
@@ -89,7 +91,7 @@ class Serving:
 
 
 def truncated(vectors_ND: np.ndarray, size: int) -> np.ndarray:
-    """The first components, of unit norm again."""
+    """Keep the first `size` components and normalize again."""
     if size == vectors_ND.shape[1]:
         return vectors_ND
     kept = vectors_ND[:, :size]
@@ -98,16 +100,16 @@ def truncated(vectors_ND: np.ndarray, size: int) -> np.ndarray:
 
 
 def serving_of(request: Request) -> Serving:
-    """The server that a request came to."""
+    """The serving state of the application."""
     serving: Serving = request.app.state.serving
     return serving
 
 
 def answer(content: dict[str, Any]) -> Response:
-    """JSON, numpy arrays included."""
+    """A JSON response; values may be numpy arrays."""
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
 def usage(num_tokens: int) -> dict[str, int]:
-    """As OpenAI counts."""
+    """Token counts in OpenAI's format."""
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}

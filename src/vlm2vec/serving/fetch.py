@@ -1,8 +1,7 @@
-"""Images by URL, from allowed hosts alone and never from addresses of a private network.
+"""Fetch images by URL: only from allowed hosts, and never from private network addresses.
 
-The address is checked where the connection is made, after the name was resolved, and the connection goes to the
-address that was checked: a name that changes its address between check and use gains nothing. Redirects are followed
-here, each as a new request under the same rules. Proxies of the environment are not used.
+The address is checked after name resolution, and the connection uses the checked address, so DNS rebinding has no
+effect. Each redirect is a new request under the same rules. Proxy settings of the environment are ignored.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ REDIRECTS = (301, 302, 303, 307, 308)
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the open internet: not private, loopback, link-local, metadata or reserved."""
+    """Whether an address is public: not private, loopback, link-local, cloud metadata or reserved."""
     found = ipaddress.ip_address(address)
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
         if inner is not None:
             found = inner
-        elif found in ipaddress.ip_network("64:ff9b::/96"):  # IPv4 by NAT64
+        elif found in ipaddress.ip_network("64:ff9b::/96"):  # IPv4 mapped by NAT64
             found = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
     return found.is_global and not found.is_multicast
 
 
 class NotAllowed(Exception):
-    """The address is one that is never connected to."""
+    """The server must not connect to this address."""
 
 
 class GuardedBackend(AsyncNetworkBackend):
-    """Connects to a name's address only if all of its addresses are allowed.
+    """Connects to a host only if all of its addresses are allowed.
 
     Args:
-        allowed: Whether an address is.
+        allowed: Whether the server may connect to an address.
     """
 
     def __init__(self, allowed: Callable[[str], bool]) -> None:
@@ -69,17 +68,17 @@ class GuardedBackend(AsyncNetworkBackend):
         return await self._backend.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
 
     async def sleep(self, seconds: float) -> None:
-        """As any backend."""
+        """Sleep, as the interface requires."""
         await self._backend.sleep(seconds)
 
 
 class Fetcher:
-    """Fetches images.
+    """Fetches images by URL.
 
     Args:
         hosts: Allowed hosts: `host`, `host:port`, `*.host` (its subdomains) or `*`.
-        max_bytes: Of one image.
-        allowed: Whether an address may be connected to.
+        max_bytes: Maximum size of one image file.
+        allowed: Whether the server may connect to an address.
     """
 
     def __init__(self, hosts: Iterable[str], max_bytes: int, allowed: Callable[[str], bool] = is_public) -> None:
@@ -87,16 +86,20 @@ class Fetcher:
         self._max_bytes, self._backend = max_bytes, GuardedBackend(allowed)
 
     async def image(self, url: str) -> ImageRef | Refusal:
-        """The image at a URL, or why it was not fetched."""
+        """Return the image at a URL, or the reason why it was not fetched."""
         if not self._hosts:
             return Refusal(
-                403, "urls_not_allowed", "URLs are not fetched here; send a data URI (or ask for --allow-urls)"
+                403,
+                "urls_not_allowed",
+                "this server does not fetch URLs; send a data URI, or start the server with --allow-urls HOST",
             )
         try:
             async with asyncio.timeout(SECONDS):
                 return await self._follow(url)
         except NotAllowed:
-            return Refusal(403, "address_not_allowed", "the URL leads to an address that is never connected to")
+            return Refusal(
+                403, "address_not_allowed", "the URL leads to an address to which this server does not connect"
+            )
         except (
             TimeoutError,
             OSError,
@@ -105,17 +108,17 @@ class Fetcher:
             httpcore2.ProtocolError,
             httpcore2.TimeoutException,
         ) as error:
-            return Refusal(400, "fetch_failed", f"the URL cannot be fetched ({type(error).__name__})")
+            return Refusal(400, "fetch_failed", f"fetching the URL failed ({type(error).__name__})")
 
     async def _follow(self, url: str) -> ImageRef | Refusal:
         for _ in range(MAX_REDIRECTS + 1):
             if not self._is_allowed(url):
-                return Refusal(403, "host_not_allowed", "the URL's host or scheme is not among those allowed")
+                return Refusal(403, "host_not_allowed", "the host or scheme of the URL is not allowed")
             answer = await self._get(url)
             if isinstance(answer, ImageRef | Refusal):
                 return answer
             url = urljoin(url, answer)
-        return Refusal(400, "fetch_failed", "the URL redirects too often")
+        return Refusal(400, "fetch_failed", f"the URL redirects more than {MAX_REDIRECTS} times")
 
     def _is_allowed(self, url: str) -> bool:
         parts = urlsplit(url)
@@ -128,7 +131,7 @@ class Fetcher:
         return bool(names & set(self._hosts)) or (port == usual and bool(({"*"} | above) & set(self._hosts)))
 
     async def _get(self, url: str) -> ImageRef | Refusal | str:
-        """The image, a refusal, or where the answer redirects to."""
+        """Return the image, a refusal, or the target of a redirect."""
         limits = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), SECONDS)}
         headers = [("Accept", "image/*"), ("User-Agent", "vlm2vec"), ("Accept-Encoding", "identity")]
         async with (
@@ -142,15 +145,15 @@ class Fetcher:
                     (value.decode("latin-1") for name, value in answer.headers if name.lower() == b"location"), ""
                 )
             if answer.status != 200:
-                return Refusal(400, "fetch_failed", f"the URL answers with status {answer.status}")
+                return Refusal(400, "fetch_failed", f"the URL returned status {answer.status}")
             data = bytearray()
             async for part in answer.aiter_stream():
                 data += part
                 if len(data) > self._max_bytes:
-                    return Refusal(413, "image_too_large", f"the picture is larger than {self._max_bytes} bytes")
+                    return Refusal(413, "image_too_large", f"the image is larger than {self._max_bytes} bytes")
         return ImageRef(data=bytes(data))
 
 
 def _ascii(url: str) -> bytes:
-    """As it goes over the wire; anything else is no URL."""
+    """The URL as bytes; raises ValueError for letters outside ASCII, which a URL must escape."""
     return url.encode("ascii")

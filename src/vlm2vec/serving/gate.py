@@ -1,4 +1,4 @@
-"""What every request passes: its key, its rate, its size, the end of its client; one log line and metrics for each."""
+"""Middleware for every request: API key, rate, size, timeout and disconnects; log line and metrics."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CLIENT_LEFT = 499
 
 
 class Gate:
-    """An ASGI middleware around the whole application.
+    """ASGI middleware around the application.
 
     Args:
         app: The application.
-        settings: Limits.
-        metrics: Counts requests.
+        settings: Limits of the server.
+        metrics: Receives the count and duration of requests.
     """
 
     def __init__(self, app: Any, settings: ServeSettings, metrics: Metrics) -> None:
@@ -37,7 +37,7 @@ class Gate:
         self.keys, self.rate = Keys(settings.api_key_file), RateLimit(settings.rate_limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or refuses it."""
+        """Pass a request to the application, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -59,13 +59,13 @@ class Gate:
                 await self._run(scope, body, receive, answer)
         except Refusal as refusal:
             await _send_refusal(refusal, answer)
-        except Exception as error:  # noqa: BLE001 - nothing of the server's inside may reach a client
+        except Exception as error:  # noqa: BLE001 - no internal detail may reach a client
             log_failure("a request failed", error)
             if seen["status"] == CLIENT_LEFT:
-                await _send_refusal(Refusal(500, "server_error", "a mistake of the server"), answer)
+                await _send_refusal(Refusal(500, "server_error", "internal server error"), answer)
         finally:
             seconds = time.perf_counter() - since
-            # The path as declared: what a client invents is neither logged nor a label without end.
+            # Use the declared path: paths that clients invent must not reach the log or become metric labels.
             path = getattr(scope.get("route"), "path", "unknown")
             self.metrics.request(path, seen["status"], seconds)
             log_request(
@@ -73,10 +73,10 @@ class Gate:
             )
 
     def _admit(self, scope: Scope) -> str | None:
-        """Who asks.
+        """Return the name of the caller.
 
         Raises:
-            Refusal: 401 without a valid key, 429 over the rate.
+            Refusal: 401 without a valid key, 429 above the rate limit.
         """
         if scope["path"] in OPEN_PATHS:
             return None
@@ -84,20 +84,22 @@ class Gate:
         address = scope["client"][0] if scope.get("client") else "unknown"
         caller = self.keys.caller(headers.get(b"authorization", b""), address)
         if caller is None:
-            raise Refusal(401, "invalid_api_key", "a valid API key is needed: Authorization: Bearer KEY")
+            raise Refusal(
+                401, "invalid_api_key", "a valid API key is required; send the header Authorization: Bearer KEY"
+            )
         self.rate.take(caller)
         return caller
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None if the client left.
+        """Read the whole body; None if the client disconnected.
 
         Raises:
-            Refusal: 413 for one that is too large, 408 for one that comes too slowly.
+            Refusal: 413 if the body is too large, 408 if it arrives too slowly.
         """
-        most = self.settings.max_body_bytes
-        too_large = Refusal(413, "body_too_large", f"a request may have at most {most} bytes")
+        limit = self.settings.max_body_bytes
+        too_large = Refusal(413, "body_too_large", f"the request body is larger than {limit} bytes")
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > most:
+        if length.isdigit() and int(length) > limit:
             raise too_large
         body = bytearray()
         try:
@@ -107,15 +109,17 @@ class Gate:
                     if message["type"] == "http.disconnect":
                         return None
                     body += message.get("body", b"")
-                    if len(body) > most:
+                    if len(body) > limit:
                         raise too_large
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError:
-            raise Refusal(408, "timeout", "the request came too slowly") from None
+            raise Refusal(
+                408, "timeout", f"the request body did not arrive within {self.settings.timeout:g} seconds"
+            ) from None
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """The application with the body; cancelled when the client leaves."""
+        """Run the application on a body that was read; cancel it when the client disconnects."""
         given = False
 
         async def replay() -> MutableMapping[str, Any]:

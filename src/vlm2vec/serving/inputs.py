@@ -1,4 +1,4 @@
-"""From what clients send to `EmbeddingInput`: one place for the images of all dialects."""
+"""Convert the inputs of every request dialect to `EmbeddingInput`, including their images."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Item = EmbeddingInput | Refusal
 
 
 class InputReader:
-    """Reads inputs of every dialect.
+    """Reads the inputs of every dialect.
 
     Args:
-        settings: What may be read from where.
-        tokenizer: Of the model, for inputs given as its token ids; None where it has none.
-        prompts: Instructions of the model's "query" and "document".
+        settings: Limits, and the places from which images may be read.
+        tokenizer: The model's tokenizer, for inputs that are token ids; None if the model has none.
+        prompts: The model's instructions for "query" and "document".
     """
 
     def __init__(self, settings: ServeSettings, tokenizer: Any, prompts: dict[str, str]) -> None:
@@ -34,17 +34,17 @@ class InputReader:
         self.fetcher = Fetcher(settings.allow_urls, settings.max_image_bytes)
 
     async def all(self, values: Sequence[Any], instruction: str | None, image: bool = False) -> list[Item]:
-        """Inputs of a list: strings, token ids, objects.
+        """Read a list of strings, token ids or objects.
 
         Args:
-            values: As the client sent them.
-            instruction: For inputs that have none of their own.
-            image: Strings are images, not texts.
+            values: Values from the request.
+            instruction: Instruction of inputs without their own.
+            image: Whether strings are images instead of text.
         """
         return list(await asyncio.gather(*(self.one(value, instruction, image) for value in values)))
 
     async def one(self, value: Any, instruction: str | None = None, image: bool = False) -> Item:
-        """One input: a string, token ids or an object."""
+        """Read one input: a string, token ids or an object."""
         if isinstance(value, InputObject):
             return await self._object(value, instruction)
         if isinstance(value, list):
@@ -54,7 +54,7 @@ class InputReader:
         return EmbeddingInput(text=value, instruction=instruction)
 
     async def messages(self, messages: Sequence[Message], instruction: str | None) -> Item:
-        """One input of a chat: system texts are the instruction, user texts and images the rest."""
+        """Read a chat as one input: system turns are the instruction; other turns give text and images."""
         texts: list[str] = []
         told: list[str] = []
         images: list[str] = []
@@ -71,14 +71,14 @@ class InputReader:
         return await self._with_images(text, images, "\n".join(told) or instruction)
 
     async def parts(self, parts: Iterable[Any], instruction: str | None) -> Item:
-        """One input of content parts, as Cohere's."""
+        """Read content parts as one input, in Cohere's format."""
         parts = list(parts)
         texts = [part.text for part in parts if isinstance(part, TextPart)]
         images = [image_of(part) for part in parts if not isinstance(part, TextPart)]
         return await self._with_images("\n".join(texts) or None, images, instruction)
 
     def task_instruction(self, task: str | None) -> str | None:
-        """The model's own instruction for what clients call a query (or a document)."""
+        """Return the model's own instruction for a task name that contains query, document or passage."""
         words = (task or "").lower()
         kind = "query" if "query" in words else "document" if ("document" in words or "passage" in words) else ""
         return self.prompts.get(kind) or None
@@ -90,10 +90,12 @@ class InputReader:
 
     def _tokens(self, ids: list[int], instruction: str | None) -> Item:
         if self.tokenizer is None:
-            return Refusal(400, "tokens_not_supported", "this model takes no token ids; send text")
+            return Refusal(400, "tokens_not_supported", "this model does not accept token ids; send text")
         if not ids or max(ids) >= len(self.tokenizer):
             return Refusal(
-                400, "bad_tokens", f"token ids must be those of this model's tokenizer, 0 to {len(self.tokenizer) - 1}"
+                400,
+                "bad_tokens",
+                f"token id out of range; expected ids of this model's tokenizer, 0 to {len(self.tokenizer) - 1}",
             )
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return EmbeddingInput(text=text, instruction=instruction)
@@ -101,7 +103,9 @@ class InputReader:
     async def _with_images(self, text: str | None, names: list[str], instruction: str | None) -> Item:
         if len(names) > self.settings.max_images:
             return Refusal(
-                413, "too_many_images", f"{len(names)} pictures; at most {self.settings.max_images} are accepted"
+                413,
+                "too_many_images",
+                f"the input has {len(names)} images; at most {self.settings.max_images} are allowed",
             )
         images = await asyncio.gather(*map(self._image, names))
         refusal = next((image for image in images if isinstance(image, Refusal)), None)
@@ -109,7 +113,7 @@ class InputReader:
         return refusal or EmbeddingInput(text, found, instruction)
 
     async def _image(self, name: str) -> ImageRef | Refusal:
-        """An image by data URI, URL, path below the media root, or bare base64."""
+        """Read an image: a data URI, a URL, bare base64, or a path below the media root."""
         scheme, separator, _ = name[:32].partition(":")
         if scheme.lower() == "data" and separator:
             try:
@@ -119,14 +123,18 @@ class InputReader:
         if scheme.lower() in ("http", "https") and separator:
             return await self.fetcher.image(name)
         if "://" in name[:32]:
-            return Refusal(403, "scheme_not_allowed", "only data:, http: and https: are schemes of pictures")
-        if len(name) > 64 and (decoded := _decoded(name)) is not None:  # an image has more bytes, a path rarely
+            return Refusal(
+                403, "scheme_not_allowed", "unsupported URL scheme of an image; expected data:, http: or https:"
+            )
+        if (
+            len(name) > 64 and (decoded := _decoded(name)) is not None
+        ):  # images are longer than 64 characters; paths rarely are, and rarely parse as base64
             return ImageRef(data=decoded)
         return await asyncio.to_thread(read_below, self.settings.media_root, name, self.settings.max_image_bytes)
 
 
 def image_of(part: ImageUrlPart | ImagePart) -> str:
-    """Where the image of a content part is."""
+    """The data URI, URL or path in a content part."""
     where = part.image_url if isinstance(part, ImageUrlPart) else part.image
     return where if isinstance(where, str) else where.url
 

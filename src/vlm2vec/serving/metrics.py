@@ -1,4 +1,4 @@
-"""Counts and times for Prometheus. Several workers add up through files in `PROMETHEUS_MULTIPROC_DIR`."""
+"""Prometheus metrics. Several workers are summed through files in `PROMETHEUS_MULTIPROC_DIR`."""
 
 from __future__ import annotations
 
@@ -18,44 +18,55 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         within: Any = {"registry": self.registry}
-        self._requests = Counter("vlm2vec_requests_total", "Requests answered.", ("path", "status"), **within)
-        self._seconds = Histogram("vlm2vec_request_seconds", "Time of a request.", ("path",), buckets=SECONDS, **within)
-        self._batch_inputs = Histogram("vlm2vec_batch_inputs", "Inputs of a forward pass.", buckets=SIZES, **within)
-        self._batch_tokens = Histogram("vlm2vec_batch_tokens", "Tokens of a forward pass.", buckets=TOKENS, **within)
-        self._batch_seconds = Histogram("vlm2vec_batch_seconds", "Time of a pass.", buckets=SECONDS, **within)
-        self._cache = Counter("vlm2vec_result_cache_total", "Looks into the cache of vectors.", ("hit",), **within)
-        self._refused = Counter("vlm2vec_refused_inputs_total", "Inputs refused.", ("code",), **within)
+        self._requests = Counter("vlm2vec_requests_total", "Number of requests.", ("path", "status"), **within)
+        self._seconds = Histogram(
+            "vlm2vec_request_seconds", "Duration of a request in seconds.", ("path",), buckets=SECONDS, **within
+        )
+        self._batch_inputs = Histogram(
+            "vlm2vec_batch_inputs", "Number of inputs in a forward pass.", buckets=SIZES, **within
+        )
+        self._batch_tokens = Histogram(
+            "vlm2vec_batch_tokens", "Number of tokens in a forward pass.", buckets=TOKENS, **within
+        )
+        self._batch_seconds = Histogram(
+            "vlm2vec_batch_seconds", "Duration of a forward pass in seconds.", buckets=SECONDS, **within
+        )
+        self._cache = Counter("vlm2vec_result_cache_total", "Lookups in the result cache.", ("hit",), **within)
+        self._refused = Counter("vlm2vec_refused_inputs_total", "Number of refused inputs.", ("code",), **within)
         self._waiting = Gauge(
-            "vlm2vec_waiting_inputs", "Inputs that wait or run.", multiprocess_mode="livesum", **within
+            "vlm2vec_waiting_inputs",
+            "Number of inputs that are queued or running.",
+            multiprocess_mode="livesum",
+            **within,
         )
 
     def request(self, path: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Record an answered request."""
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
     def batch(self, num_inputs: int, num_tokens: int, seconds: float) -> None:
-        """A forward pass ended."""
+        """Record a forward pass."""
         self._batch_inputs.observe(num_inputs)
         self._batch_tokens.observe(num_tokens)
         self._batch_seconds.observe(seconds)
 
     def cache(self, hit: bool) -> None:
-        """The cache of vectors was asked."""
+        """Record a lookup in the result cache."""
         self._cache.labels(str(hit).lower()).inc()
 
     def refused(self, code: str) -> None:
-        """An input was refused."""
+        """Record a refused input."""
         self._refused.labels(code).inc()
 
     def waiting(self, num_inputs: int) -> None:
-        """So many inputs wait or run."""
+        """Record the number of queued and running inputs."""
         self._waiting.set(num_inputs)
 
     def text(self) -> bytes:
-        """In Prometheus' format; of all workers, where there are several."""
+        """Return the metrics in Prometheus' text format, summed over all workers."""
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self.registry)
-        everyone = CollectorRegistry()
-        multiprocess.MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
-        return generate_latest(everyone)
+        combined = CollectorRegistry()
+        multiprocess.MultiProcessCollector(combined)  # type: ignore[no-untyped-call]
+        return generate_latest(combined)

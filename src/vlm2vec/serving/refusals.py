@@ -1,4 +1,4 @@
-"""Why a request or one of its inputs is refused, as clients see it: a status, a code and one line."""
+"""Refusals of a request or of one input: HTTP status, error code and message."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ STATUS_TYPES = {
 
 @dataclass(eq=False)
 class Refusal(Exception):
-    """A request or one input that is refused.
+    """A refused request or input.
 
     Attributes:
-        status: HTTP status of a request that ends with this.
-        code: What programs look at, such as `bad_image`.
-        message: What people read. It never holds a path of the server or a stack trace.
-        retry_after: Seconds after which the client may try again.
+        status: HTTP status of the response.
+        code: Error code for programs, such as `bad_image`.
+        message: Message for people. It never contains a path of the server or a stack trace.
+        retry_after: Seconds after which the client may retry.
         index: Position of the input in its request.
+        param: Name of the wrong field, where it is not an input.
         details: All refused inputs of the request.
     """
 
@@ -36,11 +37,12 @@ class Refusal(Exception):
     message: str
     retry_after: int | None = None
     index: int | None = None
+    param: str | None = None
     details: tuple[dict[str, Any], ...] = ()
 
     def body(self) -> dict[str, Any]:
-        """The answer, in the shape of OpenAI's errors."""
-        param = None if self.index is None else f"input[{self.index}]"
+        """The response body, in OpenAI's error format."""
+        param = self.param if self.index is None else f"input[{self.index}]"
         error = {
             "message": self.message,
             "type": STATUS_TYPES.get(self.status, "server_error"),
@@ -50,18 +52,20 @@ class Refusal(Exception):
         return {"error": {**error, "details": list(self.details)} if self.details else error}
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After`, where there is one."""
+        """The `Retry-After` header, if the refusal has one."""
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
     def detail(self, index: int) -> dict[str, Any]:
-        """The refusal as one line of a request's list."""
+        """The refusal as an entry of the request's error list."""
         return {"index": index, "code": self.code, "message": self.message}
 
 
 def refuse_request(refused: dict[int, Refusal]) -> Refusal:
-    """The refusal of a whole request by its refused inputs: the first one's status, all of them as details."""
+    """Refuse a request because of its inputs: the status of the first refused input, all of them as details."""
     first = min(refused)
     cause = refused[first]
     more = f" (and {len(refused) - 1} more inputs)" if len(refused) > 1 else ""
     details = tuple(refused[index].detail(index) for index in sorted(refused))
-    return Refusal(cause.status, cause.code, f"input {first}: {cause.message}{more}", cause.retry_after, first, details)
+    return Refusal(
+        cause.status, cause.code, f"input {first}: {cause.message}{more}", cause.retry_after, first, details=details
+    )

@@ -1,4 +1,4 @@
-"""The paths that embed and compare: `/v1/embeddings`, `/v2/embed`, `/v1/rerank`, `/v1/similarity`."""
+"""Routes that embed and compare: `/v1/embeddings`, `/v2/embed`, `/v1/rerank`, `/v1/similarity`, `/v1/search`."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from vlm2vec.serving.schemas import (
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": about}
     for status, about in {
-        400: "The request or one of its inputs is wrong.",
-        401: "No valid API key.",
-        403: "A picture is where this server does not read.",
-        404: "No such model.",
-        408: "Not done in time.",
-        413: "Too large.",
+        400: "The request or one of its inputs is invalid.",
+        401: "The API key is missing or not valid.",
+        403: "An image is in a place that this server does not read.",
+        404: "The model or path does not exist.",
+        408: "The request exceeded the timeout.",
+        413: "The request or one of its inputs is too large.",
         422: "The model fails on an input.",
-        429: "The queue is full or the key's rate is used up; see Retry-After.",
-        500: "A mistake of the server.",
-        503: "The model does not work at the moment.",
+        429: "The queue is full or the rate limit is exceeded; see Retry-After.",
+        500: "Internal server error.",
+        503: "The model is not working at the moment.",
     }.items()
 }
 router = APIRouter(responses=REFUSALS)
@@ -48,7 +48,7 @@ router = APIRouter(responses=REFUSALS)
 
 @router.post("/v1/embeddings", responses={200: {"model": EmbeddingResponse}}, tags=["embed"])
 async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-    """OpenAI's embeddings, and images in the dialects of vLLM, Jina and Infinity."""
+    """Embed text and images, in the dialects of OpenAI, vLLM, Jina and Infinity."""
     serving = serving_of(request)
     name = serving.check_model(body.model)
     items = await _items(body, serving)
@@ -85,7 +85,7 @@ async def _items(body: EmbeddingRequest, serving: Serving) -> list[Item]:
 
 @router.post("/v2/embed", responses={200: {"model": CohereResponse}}, tags=["embed"])
 async def cohere_embed(body: CohereRequest, request: Request) -> Response:
-    """Cohere's embed: texts, images or inputs of mixed content; several types of vectors at once."""
+    """Embed texts, images or mixed content in Cohere's dialect, with several vector types at once."""
     serving = serving_of(request)
     serving.check_model(body.model)
     instruction = serving.reader.task_instruction(body.input_type)
@@ -116,7 +116,7 @@ async def cohere_embed(body: CohereRequest, request: Request) -> Response:
 @router.post("/v1/rerank", responses={200: {"model": RerankResponse}}, tags=["compare"])
 @router.post("/v2/rerank", responses={200: {"model": RerankResponse}}, tags=["compare"])
 async def rerank(body: RerankRequest, request: Request) -> Response:
-    """Documents by their cosine to a query, best first, as Cohere's and Jina's clients ask for it."""
+    """Rank documents by their cosine to a query, best first, for the clients of Cohere and Jina."""
     serving = serving_of(request)
     name = serving.check_model(body.model)
     serving.check_count(body.documents)
@@ -134,7 +134,7 @@ async def rerank(body: RerankRequest, request: Request) -> Response:
 
 @router.post("/v1/similarity", responses={200: {"model": SimilarityResponse}}, tags=["compare"])
 async def similarity(body: SimilarityRequest, request: Request) -> Response:
-    """Cosines of all pairs of queries and targets."""
+    """Compute the cosines of all pairs of queries and targets."""
     serving = serving_of(request)
     name = serving.check_model(body.model)
     serving.check_count([*body.queries, *body.targets])
@@ -145,16 +145,16 @@ async def similarity(body: SimilarityRequest, request: Request) -> Response:
 
 @router.post("/v1/search", responses={200: {"model": SearchResponse}}, tags=["search"])
 async def search(body: SearchRequest, request: Request) -> Response:
-    """The rows of the server's store that are nearest to a query."""
+    """Find the rows of the vector store that are nearest to a query."""
     serving = serving_of(request)
     name = serving.check_model(body.model)
     if serving.store is None:
-        raise Refusal(404, "no_store", "this server has no store to search; start it with --store")
+        raise Refusal(404, "no_store", "this server has no vector store; start it with --store STORE")
     instruction = body.instruction or serving.reader.task_instruction("query")
     vectors_1D, tokens = await serving.vectors([await serving.reader.one(body.query, instruction)])
     try:
         hits = await asyncio.to_thread(serving.store.search, vectors_1D[0], body.k, body.where)
-    except UserError as error:  # the filter
+    except UserError as error:  # the filter is wrong
         raise Refusal(400, "bad_filter", str(error)) from None
     results = [
         {
@@ -170,7 +170,7 @@ async def search(body: SearchRequest, request: Request) -> Response:
 async def _two_sides(
     serving: Serving, queries: list[Any], targets: list[Any], instruction: str | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Vectors of queries and targets, each with the model's own instruction, and all their tokens."""
+    """Return the vectors of queries and targets, each with the model's own instruction, and the token count."""
     reader = serving.reader
     items = await reader.all(queries, instruction or reader.task_instruction("query"))
     items += await reader.all(targets, reader.task_instruction("document"))

@@ -1,4 +1,4 @@
-"""Starts the server: one process, or several that share the port."""
+"""Start the server: one process, or several that share the port."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder
     from vlm2vec.retrieval.vector_store import VectorStore
 
-REFUSED = "refused"  # beside the slots: why a worker cannot start
-HEALTH_SECONDS = 60  # a worker that imports and loads answers late; one that is dead is seen at once
-_held: list[IO[str]] = []  # open for the life of the process: a lock ends with its file
+REFUSED = "refused"  # file beside the slots: the reason why a worker cannot start
+HEALTH_SECONDS = 60  # a worker that is loading its model answers late; a dead worker is noticed at once
+_held: list[IO[str]] = []  # kept open for the life of the process, because closing a file releases its lock
 
 
 def serve(settings: ServeSettings) -> None:
-    """Serves until SIGINT or SIGTERM; requests that were accepted are then finished.
+    """Serve until SIGINT or SIGTERM, then finish the accepted requests.
 
     Raises:
-        UserError: for a missing library, or settings that cannot be used.
+        UserError: if a library is missing, or a setting cannot be used.
     """
     try:
         import uvicorn
@@ -38,7 +38,7 @@ def serve(settings: ServeSettings) -> None:
         from vlm2vec.serving.logs import log_to_stderr
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; the server needs: pip install 'vlm2vec[serve]'") from error
-    Keys(settings.api_key_file)  # said here in one line, before workers start
+    Keys(settings.api_key_file)  # check the file before workers start
     if settings.media_root is not None and not settings.media_root.is_dir():
         raise UserError(f"--media-root {settings.media_root}: expected a folder")
     check_address(settings.host, settings.port)
@@ -68,18 +68,20 @@ def serve(settings: ServeSettings) -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises `UserError` for an address that cannot be listened at, before a model is loaded."""
+    """Raise `UserError` if the server cannot bind to an address; checked before the model is loaded."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"--host {host} --port {port}: cannot be listened at ({reason}); choose another") from error
+            raise UserError(
+                f"--host {host} --port {port}: cannot bind to this address ({reason}); choose another"
+            ) from error
 
 
 def worker_app() -> FastAPI:
-    """The application of one worker process, its model loaded."""
+    """Load the model and create the application of one worker process."""
     from uvicorn.config import STARTUP_FAILURE
 
     from vlm2vec.serving.app import create_app
@@ -92,7 +94,9 @@ def worker_app() -> FastAPI:
     except UserError as error:
         if settings.slots is None:
             raise
-        (settings.slots / REFUSED).write_text(str(error))  # for the starter to say; with this status it starts no other
+        (settings.slots / REFUSED).write_text(
+            str(error)
+        )  # the parent reports it; with this status it starts no new worker
         sys.exit(STARTUP_FAILURE)
     logging.getLogger("vlm2vec.serving").info(
         "model loaded", extra={"fields": {"model": settings.model, "device": str(embedder.device)}}
@@ -101,10 +105,10 @@ def worker_app() -> FastAPI:
 
 
 def load(settings: ServeSettings) -> tuple[Embedder, VectorStore | None]:
-    """The model, and the store where one is searched.
+    """Load the model, and open the vector store if there is one.
 
     Raises:
-        UserError: for what is no model, or another one than the store's.
+        UserError: if the model cannot be loaded, or is not the model of the store.
     """
     import torch
 
@@ -127,7 +131,7 @@ def load(settings: ServeSettings) -> tuple[Embedder, VectorStore | None]:
 
 
 def claim_slot(folder: Path, count: int) -> int:
-    """A number from 0 that no other living worker has; a worker that takes a dead one's place gets its number."""
+    """Claim a number below `count` that no living worker has; a replacement takes that of the dead worker."""
     from prometheus_client.multiprocess import mark_process_dead
 
     for slot in range(count):
@@ -140,7 +144,7 @@ def claim_slot(folder: Path, count: int) -> int:
         _held.append(file)
         file.seek(0)
         if before := file.read():
-            # What waited in it waits no more.
+            # The queue of the dead worker is gone; remove its gauge.
             mark_process_dead(int(before), str(folder))  # type: ignore[no-untyped-call]
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,4 +1,4 @@
-"""Requests and answers of `/v1`: OpenAI's embeddings with the image dialects, ranking, search, health."""
+"""Schemas of requests and responses under `/v1`: embeddings with the image dialects, ranking, search, health."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, WrapVa
 
 
 def _any_string(value: Any, usual: Callable[[Any], str]) -> str:
-    """A string as it came: lone surrogates are refused by input, not by request."""
+    """Accept any string: lone surrogates are refused for one input, not for the whole request."""
     return value if isinstance(value, str) else usual(value)
 
 
@@ -18,39 +18,39 @@ TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 
 
 class Lenient(BaseModel):
-    """A request: fields that this server does not know are left alone, as clients send many."""
+    """A request: unknown fields are ignored, because clients send many."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
 class Strict(BaseModel):
-    """A part of an input: an unknown field is a mistake that would change the vector."""
+    """A part of an input: an unknown field is an error, because it would change the vector."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Url(Lenient):
-    """Where an image is: a data URI, an allowed URL, or a path below the media root."""
+    """The place of an image: a data URI, an allowed URL, or a path below the media root."""
 
     url: Text
 
 
 class TextPart(Lenient):
-    """Text of a message."""
+    """The text of a message."""
 
     type: Literal["text"]
     text: Text
 
 
 class ImageUrlPart(Lenient):
-    """An image of a message, as OpenAI's chat and vLLM write it."""
+    """An image of a message, in the format of OpenAI's chat and vLLM."""
 
     type: Literal["image_url"]
     image_url: Url | Text
 
 
 class ImagePart(Lenient):
-    """An image of a message, the short way."""
+    """An image of a message, in the short format."""
 
     type: Literal["image"]
     image: Url | Text
@@ -60,14 +60,14 @@ Part = Annotated[TextPart | ImageUrlPart | ImagePart, Field(discriminator="type"
 
 
 class Message(Lenient):
-    """One turn. System turns are the instruction."""
+    """One turn of a chat. System turns are the instruction; empty assistant turns are ignored."""
 
     role: Literal["system", "developer", "user"]
     content: Text | list[Part]
 
 
 class InputObject(Strict):
-    """One input of text, images or both together, as Jina writes it."""
+    """One input with text, images or both, in Jina's format."""
 
     text: Text | None = None
     image: Url | Text | None = None
@@ -76,7 +76,7 @@ class InputObject(Strict):
 
 
 Input = Text | list[TokenId] | InputObject
-# An image of one red pixel, for examples.
+# A PNG of one red pixel, for examples.
 DOT = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )
@@ -94,11 +94,11 @@ ABOUT: dict[str, Any] = {
 
 
 class EmbeddingRequest(Lenient):
-    """`input` (text, token ids, objects) gives a vector each; `messages` give one vector of the whole chat."""
+    """`input` (text, token ids, objects) gives one vector per entry; `messages` give one vector for the whole chat."""
 
     model_config = ConfigDict(json_schema_extra=ABOUT)
 
-    model: str = Field("", description="One of /v1/models; empty: the only one.")
+    model: str = Field("", description="A name of /v1/models; empty or null: the model of this server.")
     input: (
         Text
         | InputObject
@@ -109,10 +109,12 @@ class EmbeddingRequest(Lenient):
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
-    instruction: Text | None = Field(None, description="What the vectors are for; of inputs that have none.")
-    modality: Literal["text", "image"] = Field("text", description="`image`: strings are pictures (as Infinity).")
-    task: str | None = Field(None, description="`query` or `document` in it: the model's own instruction for that.")
-    partial: StrictBool = Field(False, description="Refused inputs are listed in `errors`; the others succeed.")
+    instruction: Text | None = Field(None, description="Task instruction of inputs without their own.")
+    modality: Literal["text", "image"] = Field("text", description="`image`: strings are images (as in Infinity).")
+    task: str | None = Field(
+        None, description="A name that contains `query` or `document`: use the model's own instruction for it."
+    )
+    partial: StrictBool = Field(False, description="Embed the valid inputs and list the refused ones in `errors`.")
     user: str | None = None
 
     @model_validator(mode="after")
@@ -123,14 +125,14 @@ class EmbeddingRequest(Lenient):
 
 
 class Usage(BaseModel):
-    """Tokens as the model counts them, visual ones included."""
+    """Tokens that the model reads, image tokens included."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingItem(BaseModel):
-    """One vector: numbers, or base64 of little-endian float32."""
+    """One vector: a list of numbers, or base64 of little-endian float32."""
 
     object: Literal["embedding"]
     index: int
@@ -146,7 +148,7 @@ class InputError(BaseModel):
 
 
 class EmbeddingResponse(BaseModel):
-    """OpenAI's list; `errors` only where `partial` was asked for."""
+    """OpenAI's list of vectors, with `errors` if the request has `partial`."""
 
     object: Literal["list"]
     data: list[EmbeddingItem]
@@ -156,7 +158,7 @@ class EmbeddingResponse(BaseModel):
 
 
 class RerankRequest(Lenient):
-    """Documents in the order of their similarity to a query."""
+    """Rank documents by their similarity to a query."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -169,11 +171,13 @@ class RerankRequest(Lenient):
     documents: Annotated[list[Input], Field(min_length=1)]
     top_n: Annotated[StrictInt, Field(ge=1)] | None = None
     return_documents: StrictBool = False
-    instruction: Text | None = Field(None, description="Of the query; default: the model's own for queries.")
+    instruction: Text | None = Field(
+        None, description="Instruction of the query; default: the model's own for queries."
+    )
 
 
 class RerankResult(BaseModel):
-    """A document's place in the request and its cosine."""
+    """The position of a document in the request, and its cosine."""
 
     index: int
     relevance_score: float
@@ -181,7 +185,7 @@ class RerankResult(BaseModel):
 
 
 class RerankResponse(BaseModel):
-    """Best first."""
+    """The results, best first."""
 
     id: str
     model: str
@@ -190,7 +194,7 @@ class RerankResponse(BaseModel):
 
 
 class SimilarityRequest(Lenient):
-    """Cosines of all pairs."""
+    """Compute the cosines of all pairs of queries and targets."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"queries": ["a red car"], "targets": ["a dog", {"image": DOT}]}]}
@@ -199,11 +203,13 @@ class SimilarityRequest(Lenient):
     model: str = ""
     queries: Annotated[list[Input], Field(min_length=1)]
     targets: Annotated[list[Input], Field(min_length=1)]
-    instruction: Text | None = Field(None, description="Of the queries; default: the model's own for queries.")
+    instruction: Text | None = Field(
+        None, description="Instruction of the queries; default: the model's own for queries."
+    )
 
 
 class SimilarityResponse(BaseModel):
-    """A row for each query."""
+    """One row of cosines per query."""
 
     model: str
     similarities: list[list[float]]
@@ -211,19 +217,21 @@ class SimilarityResponse(BaseModel):
 
 
 class SearchRequest(Lenient):
-    """The nearest rows of the store."""
+    """Find the nearest rows of the vector store."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "a red car", "k": 3}]})
 
     model: str = ""
     query: Input
     k: Annotated[StrictInt, Field(ge=1, le=1000)] = 10
-    where: Text | None = Field(None, description="A filter of the rows, such as `width > 600`.")
-    instruction: Text | None = Field(None, description="Of the query; default: the model's own for queries.")
+    where: Text | None = Field(None, description="Filter on the rows, such as `width > 600`.")
+    instruction: Text | None = Field(
+        None, description="Instruction of the query; default: the model's own for queries."
+    )
 
 
 class SearchResult(BaseModel):
-    """A row, its cosine and its metadata."""
+    """A row of the store with its cosine and metadata."""
 
     key: str
     score: float
@@ -231,7 +239,7 @@ class SearchResult(BaseModel):
 
 
 class SearchResponse(BaseModel):
-    """Best first."""
+    """The results, best first."""
 
     model: str
     results: list[SearchResult]
@@ -239,7 +247,7 @@ class SearchResponse(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that requests may name."""
+    """A model name that requests may use."""
 
     id: str
     object: Literal["model"]
@@ -249,20 +257,20 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The models of this server."""
+    """The model names of this server."""
 
     object: Literal["list"]
     data: list[ModelCard]
 
 
 class Health(BaseModel):
-    """What was asked for, in one word."""
+    """The state of the server."""
 
     status: Literal["ok", "unavailable"]
 
 
 class ErrorContent(BaseModel):
-    """Why a request was refused."""
+    """The reason why a request was refused."""
 
     message: str
     type: str
@@ -272,6 +280,6 @@ class ErrorContent(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Errors of every path have this shape."""
+    """The error format of every path."""
 
     error: ErrorContent

@@ -1,4 +1,4 @@
-"""What a server may be told: one validated object, which worker processes read from the environment."""
+"""Settings of the server: one validated object, which worker processes read from the environment."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ MIB = 1 << 20
 
 
 class ServeSettings(BaseModel):
-    """All settings of a server; the defaults are safe and suit one small machine.
+    """All settings of the server; the defaults are safe and suit one small machine.
 
     Attributes:
-        model: Folder, hub id or built-in of the embedder.
-        model_options: Passed to `Embedder.from_pretrained`.
-        served_names: Names that requests may give the model; the first is listed.
-        store: Address of a vector store for `/v1/search`.
-        host: Loopback unless told.
+        model: Folder, hub id or built-in name of the model.
+        model_options: Arguments of `Embedder.from_pretrained`.
+        served_names: Names that requests may give the model; responses use the first.
+        store: Address of a vector store for `/v1/search`; None: `/v1/search` answers 404.
+        host: Address to bind to; loopback by default.
         port: TCP port.
-        workers: Processes; each loads the model, on its own GPU where there are several.
-        slots: Folder in which workers claim their number; set by the starter.
-        device: Of the model; None: a GPU of its own for each worker, else the CPU.
-        dtype: Of the model's weights; auto: the store's, else bfloat16 where the device computes in it natively.
-        threads: Of preprocessing in each worker; 0: one a processor.
-        max_batch_tokens: Token budget of one forward pass, padding included.
-        max_batch_inputs: Inputs of one forward pass at most.
-        max_padding: Share of a forward pass's tokens that may be padding.
-        max_queue: Inputs that may wait in a worker; more get 429.
-        max_inputs: Inputs of one request.
-        max_chars: Characters of one text.
-        max_tokens: Tokens of one input, visual ones included.
-        max_images: Images of one input.
-        max_pixels: Pixels of one image.
-        max_image_bytes: Of one encoded image.
-        max_body_bytes: Of one request.
-        timeout: Seconds that a request may take; then 408.
-        drain: Seconds that accepted requests may take after SIGTERM.
-        result_cache_bytes: Memory of kept vectors; 0 keeps none.
-        image_cache_bytes: Memory of kept image features, where the family can keep them.
-        allow_urls: Hosts that images may be fetched from; `*.host` allows subdomains. Empty: no URL is fetched.
-        media_root: Folder that paths of images are relative to; None: no path is read.
-        api_key_file: One key a line; None: no key is asked for.
-        rate_limit: Requests a minute for each key (or address, without keys); 0: no limit.
-        cors_origins: Web pages that may call this server; empty: none.
+        workers: Number of processes. Each loads the model, on its own GPU if there are several.
+        slots: Folder in which workers claim their number; set by the parent process.
+        device: Device of the model; None: one GPU per worker, or the CPU.
+        dtype: Precision of the weights; auto: that of the store, else bfloat16 if the device supports it natively.
+        threads: Preprocessing threads per worker; 0: one per CPU core.
+        max_batch_tokens: Maximum number of tokens in a forward pass, padding included.
+        max_batch_inputs: Maximum number of inputs in a forward pass.
+        max_padding: Maximum share of padding among the tokens of a forward pass.
+        max_queue: Maximum number of inputs in the queue of a worker; requests beyond it get 429.
+        max_inputs: Maximum number of inputs in a request. More than `max_queue` pass through the queue in slices.
+        max_chars: Maximum number of characters in a text.
+        max_tokens: Maximum number of tokens in an input, image tokens included.
+        max_images: Maximum number of images in an input.
+        max_pixels: Maximum number of pixels in an image.
+        max_image_bytes: Maximum size of an image file in bytes.
+        max_body_bytes: Maximum size of a request in bytes.
+        timeout: Maximum duration of a request in seconds; then 408.
+        drain: Maximum seconds for accepted requests after SIGTERM.
+        result_cache_bytes: Memory for cached vectors; 0: no cache.
+        image_cache_bytes: Memory for cached image features, if the model family supports it; 0: no cache.
+        allow_urls: Hosts from which images may be fetched; `*.host` allows subdomains. Empty: no URL is fetched.
+        media_root: Folder to which image paths are relative; None: no path is read.
+        api_key_file: File with one key per line; None: no key is required.
+        rate_limit: Requests per minute for each key (or address, without keys); 0: no limit.
+        cors_origins: Origins of web pages that may call this server from a browser; empty: none.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -84,10 +84,10 @@ class ServeSettings(BaseModel):
     cors_origins: tuple[str, ...] = ()
 
     def to_environment(self) -> None:
-        """Leaves these settings for worker processes."""
+        """Store the settings in the environment, for worker processes."""
         os.environ[ENVIRONMENT] = self.model_dump_json()
 
     @classmethod
     def from_environment(cls) -> ServeSettings:
-        """The settings that the starter left."""
+        """Read the settings that the parent process stored."""
         return cls.model_validate_json(os.environ[ENVIRONMENT])

@@ -1,4 +1,4 @@
-"""What operators ask: models, health, metrics."""
+"""Routes for operators: models, health, metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STARTED = int(time.time())
 
 @router.get("/v1/models", responses={200: {"model": ModelList}, **GUARDED}, tags=["status"])
 async def models(request: Request) -> Response:
-    """The model and the names that requests may give it."""
+    """List the names that requests may give the model."""
     serving = serving_of(request)
     dim = serving.engine.embedder.embedding_dim
     about = {"object": "model", "created": STARTED, "owned_by": "vlm2vec", "embedding_dim": dim}
@@ -28,7 +28,7 @@ async def models(request: Request) -> Response:
 
 @router.get("/health/live", responses={200: {"model": Health}, 413: REFUSALS[413]}, tags=["status"])
 async def live() -> Response:
-    """The process answers; restart it if it does not."""
+    """Liveness: the process answers. Restart it if it does not."""
     return answer({"status": "ok"})
 
 
@@ -37,7 +37,7 @@ async def live() -> Response:
 )
 @router.get("/health", responses={200: {"model": Health}, 503: {"model": Health}, 413: REFUSALS[413]}, tags=["status"])
 async def ready(request: Request) -> Response:
-    """A forward pass of the model went well within the last seconds, or does now; send no traffic if not."""
+    """Readiness: a forward pass succeeded in the last seconds or succeeds now. Otherwise send no traffic."""
     well = await serving_of(request).engine.ready()
     response = answer({"status": "ok" if well else "unavailable"})
     response.status_code = 200 if well else 503
@@ -51,5 +51,5 @@ async def ready(request: Request) -> Response:
     tags=["status"],
 )
 async def metrics(request: Request) -> Response:
-    """Requests, times, batches, caches and refusals, for Prometheus."""
+    """Metrics of requests, batches, caches and refusals, for Prometheus."""
     return PlainTextResponse(request.app.state.metrics.text())

@@ -1,5 +1,5 @@
-"""The search page in the browser: a form and results, by Gradio. Nothing leaves this machine: no fonts or scripts from
-elsewhere, no counting of visits, no link to share.
+"""The search page in the browser, built with Gradio: a form and results. The page loads no external fonts or scripts,
+sends no analytics, and creates no public link.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from vlm2vec.serving.ui_parts import Answer, SearchPage, fields_line, model_card
 TEMPLATES = Path(__file__).with_name("templates")
 RESULTS = 24
 MOST_RESULTS = 96
-FILE_LIFE = 3600  # seconds that an image given to the page is kept
+FILE_LIFE = 3600  # seconds after which uploaded images are deleted
 FONT = ["system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
-# "/" goes to the text from anywhere, Escape closes a result in full.
+# "/" focuses the text field, Escape closes the detail view.
 KEYS = """<script>document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, [contenteditable]");
   if (event.key === "/" && !typing) {
@@ -33,12 +33,12 @@ KEYS = """<script>document.addEventListener("keydown", (event) => {
 
 
 def build_page(searcher: Searcher, title: str, note: str = "") -> gr.Blocks:
-    """The page of a store.
+    """Build the search page of a store.
 
     Args:
         searcher: The store and its model.
-        title: Names the store.
-        note: A line beside the title.
+        title: Name of the store.
+        note: Line beside the title.
     """
     answers = SearchPage(searcher)
     script = (TEMPLATES / "ui.js").read_text()
@@ -60,7 +60,7 @@ def build_page(searcher: Searcher, title: str, note: str = "") -> gr.Blocks:
         text, image, _, where, number = asked
 
         def search(words: str, file: str | None, task: str | None, where: str, number: float) -> list[Any]:
-            image = ImageRef(path=file, origin="the picture that was given") if file else None
+            image = ImageRef(path=file, origin="the uploaded image") if file else None
             return _changes(answers.search(Query(words, image, task), int(number), where.strip()))
 
         def act(event: gr.EventData, where: str, number: float) -> list[Any]:
@@ -75,15 +75,15 @@ def build_page(searcher: Searcher, title: str, note: str = "") -> gr.Blocks:
 
 
 def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -> str:
-    """Serves the page from threads of this process; returns its address.
+    """Serve the page from threads of this process and return its address.
 
     Args:
-        page: Of `build_page`.
-        host: Address to listen at.
-        port: None: 7860, or the next that is free.
+        page: A page from `build_page`.
+        host: Address to bind to.
+        port: TCP port; None: the first free port from 7860 on.
 
     Raises:
-        UserError: if the port is taken.
+        UserError: if the port is in use.
     """
     try:
         _, address, _ = page.launch(
@@ -102,25 +102,27 @@ def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = Non
             head=KEYS,
         )
     except OSError as error:
-        raise UserError(f"--host {host} --port {port or 7860}: cannot listen there ({error})") from error
+        raise UserError(
+            f"--host {host} --port {port or 7860}: cannot bind to this address ({error}); choose another"
+        ) from error
     return str(address)
 
 
 def _form(answers: SearchPage) -> tuple[list[Any], gr.Button]:
-    """What a visitor can set, in the order of the keyboard's focus."""
+    """The form fields in keyboard order, and the search button."""
     text = gr.Textbox(
-        label="Look for", placeholder="a dog on the beach", lines=1, max_lines=1, autofocus=True, elem_id="text"
+        label="Search for", placeholder="a dog on the beach", lines=1, max_lines=1, autofocus=True, elem_id="text"
     )
     go = gr.Button("Search", variant="primary", elem_id="go")
     image = gr.Image(
-        label="Picture (drop, paste or choose)", type="filepath", sources=["upload", "clipboard"], height=190,
-        elem_id="picture", buttons=[],
+        label="Image (drop, paste or choose)", type="filepath", sources=["upload", "clipboard"], height=190,
+        elem_id="image", buttons=[],
     )  # fmt: skip
     task = gr.Dropdown(
-        tasks(), value="", label="Task", info="Or a sentence of your own", allow_custom_value=True, elem_id="task"
+        tasks(), value="", label="Task", info="Or your own instruction", allow_custom_value=True, elem_id="task"
     )
     where = gr.Textbox(
-        label="Filter", placeholder="width > 600 AND kind = 'picture'", lines=1, max_lines=1, elem_id="where",
+        label="Filter", placeholder="width > 600 AND path LIKE '%beach%'", lines=1, max_lines=1, elem_id="where",
         info=f"Fields: {fields_line(answers.store)}",
     )  # fmt: skip
     number = gr.Slider(4, MOST_RESULTS, RESULTS, step=4, label="Results", elem_id="number")
@@ -128,7 +130,7 @@ def _form(answers: SearchPage) -> tuple[list[Any], gr.Button]:
 
 
 def _theme() -> gr.themes.Base:
-    """The machine's own fonts, and colours of which every pair is legible in the light and in the dark."""
+    """System fonts, and colors with enough contrast in light and dark mode."""
     theme = gr.themes.Default(
         primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=["ui-monospace", "monospace"]
     )
@@ -146,5 +148,5 @@ def _head(title: str, note: str) -> str:
 
 
 def _changes(answer: Answer) -> list[Any]:
-    """Values of the three parts; a part without a new one stays."""
+    """New values of the three parts; a part that is None stays unchanged."""
     return [gr.skip() if part is None else part for part in (answer.status, answer.detail, answer.results)]

@@ -1,4 +1,4 @@
-"""What the search page shows, as HTML: results, one result in full, the model's card. Knows no Gradio."""
+"""The HTML of the search page: results, details of a result, the model card. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from vlm2vec.retrieval.vector_store import IMAGE, Hit, VectorStore
 
 TEMPLATE = Path(__file__).with_name("templates") / "ui.html.j2"
 LARGE = 960
-MOST_README = 20_000
+MAX_README = 20_000
 HIDDEN = (*STATE, IMAGE)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What becomes of the three changing parts of the page; None leaves one as it is."""
+    """New content of the three changing parts of the page; None leaves a part unchanged."""
 
     status: str | None = None
     detail: str | None = None
@@ -36,41 +36,45 @@ class Answer:
 
 
 class SearchPage:
-    """The answers to everything that a visitor can do.
+    """Answers the actions of a visitor.
 
     Args:
-        searcher: A store and its model.
+        searcher: The store and its model.
     """
 
     def __init__(self, searcher: Searcher) -> None:
         self.searcher, self.store = searcher, searcher.store
 
     def first(self, k: int) -> Answer:
-        """What is shown before anything was asked: some rows of the store."""
+        """The page before the first search: the first rows of the store."""
         rows = next(self.store.scan(), None)
         hits = (
             [Hit(key, float("nan"), one) for key, one in list(zip(rows.keys, rows.metadata, strict=True))[:k]]
             if rows
             else []
         )
-        said = f"{self.store.count():,} rows in this store; the first {len(hits)}" if hits else "This store is empty"
+        said = (
+            f"{self.store.count():,} rows in this store; showing the first {len(hits)}"
+            if hits
+            else "This store is empty"
+        )
         return Answer(_status(said), "", self._results(hits))
 
     def search(self, query: Query, k: int, where: str | None) -> Answer:
-        """Answers a question; a mistake is a line, and the results stay."""
+        """Search; an error is shown as one line and the results stay."""
         if query.image is None and not (query.text or "").strip():
-            return Answer(_status("Type a text, drop a picture, or both", wrong=True))
+            return Answer(_status("Enter a text, add an image, or both", wrong=True))
         return self._timed(lambda: self.searcher.search(query, k, where or None), "", "")
 
     def similar(self, key: str, k: int, where: str | None) -> Answer:
-        """The rows nearest to one of the store, which is shown above them."""
+        """Find the rows nearest to a row of the store, with that row shown above them."""
         hit = self._row(key)
         if hit is None:
             return _gone(key)
         return self._timed(lambda: self.searcher.similar(key, k, where or None), f" to {name_of(hit)}", _full(hit))
 
     def detail(self, key: str) -> Answer:
-        """One row in full."""
+        """Show one row with all fields."""
         hit = self._row(key)
         return _gone(key) if hit is None else Answer(detail=_full(hit))
 
@@ -84,43 +88,43 @@ class SearchPage:
             hits = find()
         except UserError as error:
             return Answer(_status(str(error), wrong=True))
-        said = f"{len(hits)} nearest{of}" if hits else "Nothing was found"
+        said = f"{len(hits)} nearest{of}" if hits else "No results"
         return Answer(_status(f"{said} · {1000 * (time.perf_counter() - since):.0f} ms"), detail, self._results(hits))
 
     def _results(self, hits: Sequence[Hit]) -> str:
-        with ThreadPoolExecutor(4) as pool:  # decoding images is most of the time, and PIL lets others run
+        with ThreadPoolExecutor(4) as pool:  # decoding images takes most of the time and releases the GIL
             cards = list(pool.map(card_of, with_images(self.store, list(hits))))
         return _render("results", cards=cards)
 
 
 def fields_line(store: VectorStore) -> str:
-    """The fields that a filter may name."""
+    """The fields that a filter may use."""
     return ", ".join(f"{name} ({kind})" for name, kind in store.fields().items() if name not in HIDDEN) or "none"
 
 
 def model_card(store: VectorStore) -> str:
-    """What made the store's vectors, and what the model's folder says of itself."""
+    """The model and settings of the store's vectors, and the README of the model folder."""
     facts = store.facts
     rows: dict[str, Any] = {
         "model": facts.model,
         "dimensions": facts.dim,
-        "vectors kept in": facts.precision,
-        "weights in": facts.dtype or "this machine's default",
-        "instruction of the documents": facts.instruction or "none",
+        "storage precision": facts.precision,
+        "dtype of the weights": facts.dtype or "default of this machine",
+        "instruction for documents": facts.instruction or "none",
         **{f"setting {name}": value for name, value in facts.options.items()},
         "fingerprint": facts.fingerprint,
-        "made from": " · ".join(f"{name} {value}" for name, value in facts.about.items() if value) or "nothing said",
+        "created with": " · ".join(f"{name} {value}" for name, value in facts.about.items() if value) or "not recorded",
         "store": store.uri,
         "rows": f"{store.count():,}",
     }
     readme = Path(facts.model) / "README.md"
-    text = readme.read_text(encoding="utf-8", errors="replace")[:MOST_README] if readme.is_file() else ""
+    text = readme.read_text(encoding="utf-8", errors="replace")[:MAX_README] if readme.is_file() else ""
     return _render("card", rows=rows, readme=text)
 
 
 def tasks() -> list[tuple[str, str]]:
-    """What a query may be for: (what is shown, what `Query.instruction` takes)."""
-    return [("the model's own", ""), *((f"{name}: {sentence}", name) for name, sentence in PRESETS.items())]
+    """The tasks of a query as (label, value of `Query.instruction`)."""
+    return [("model default", ""), *((f"{name}: {sentence}", name) for name, sentence in PRESETS.items())]
 
 
 def _status(text: str, wrong: bool = False) -> str:
@@ -128,7 +132,7 @@ def _status(text: str, wrong: bool = False) -> str:
 
 
 def _gone(key: str) -> Answer:
-    return Answer(_status(f"{key}: no longer in the store", wrong=True))
+    return Answer(_status(f"{key}: the row is no longer in the store", wrong=True))
 
 
 def _full(hit: Hit) -> str:
@@ -139,7 +143,7 @@ def _full(hit: Hit) -> str:
 
 
 def _image(image: ImageRef | None) -> tuple[str | None, str]:
-    """An image as a data URI; or why there is none."""
+    """The image as a data URI, or the reason why it cannot be shown."""
     if image is None:
         return None, ""
     try:

@@ -1,11 +1,11 @@
-// Clicks on a result or in its full view go to the server by key; closing needs no server.
+// Send clicks on a result or in the detail view to the server, with the key of the row; closing needs no server.
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-act]");
   if (!button) return;
   if (button.dataset.act === "close") props.value = "";
   else trigger("click", { act: button.dataset.act, key: button.dataset.key });
 });
-// What has come is brought into view: a result in full always, results where they stand below the form.
+// Scroll new content into view: the detail view always, results only if they are below the form.
 watch("value", () => {
   const detail = element.querySelector(".detail");
   if (detail) {
