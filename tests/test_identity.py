@@ -21,7 +21,7 @@ from vlm2vec.media.videos import VideoRef
 from vlm2vec.models.encode import EncodeSettings, Pipeline
 from vlm2vec.models.vision.frozen_vision import row_keys
 from vlm2vec.retrieval.embedding_cache import InputKeys
-from vlm2vec.serving.batching import Engine
+from vlm2vec.serving.engine import Engine
 from vlm2vec.types import Batch, TrainExample, by_content, by_reference, content_key
 
 RED, BLUE = (ImageRef.of(draw_image(8, 8, seed)) for seed in (1, 2))

@@ -245,7 +245,7 @@ def test_an_internal_error_reveals_no_details(
     def broken(self: Any, items: Any) -> Any:
         raise RuntimeError("inside")
 
-    monkeypatch.setattr("vlm2vec.serving.batching.Engine.embed", broken)
+    monkeypatch.setattr("vlm2vec.serving.engine.Engine.embed", broken)
     answer = post(client, input="x")
     assert answer.status_code == 500 and answer.json()["error"]["code"] == "server_error"
     assert not any(word in answer.text for word in ("inside", "Traceback", "RuntimeError", ".py"))

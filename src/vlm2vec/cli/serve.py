@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlm2vec.cli.options import OptionsOption, PickleOption, settings_of
+
+if TYPE_CHECKING:
+    from vlm2vec.serving.settings import ServeSettings
 
 
 def serve(
@@ -48,12 +51,8 @@ def serve(
 
     Example: vlm2vec serve runs/photos --store photos.lance --api-key-file keys.txt
     """
-    from pydantic import ValidationError
-
     from vlm2vec.cli.options import key_value
-    from vlm2vec.errors import UserError
     from vlm2vec.serving.run import serve as run_server
-    from vlm2vec.serving.settings import ServeSettings
 
     values = {
         "model": model,
@@ -74,10 +73,28 @@ def serve(
         "max_queue": max_queue,
         "timeout": timeout,
     }
-    more = dict(key_value(text, "--limit", "max_chars=20000") for text in limit or [])
+    values |= dict(key_value(text, "--limit", "max_chars=20000") for text in limit or [])
+    run_server(_settings(values))
+
+
+def _settings(values: dict[str, Any]) -> ServeSettings:
+    """Validate the settings of a server.
+
+    Raises:
+        UserError: naming the first setting that is unknown, out of range or contradicts another.
+    """
+    from pydantic import ValidationError
+
+    from vlm2vec.errors import UserError, did_you_mean
+    from vlm2vec.serving.settings import ServeSettings
+
     try:
-        settings = ServeSettings.model_validate(values | more)
+        return ServeSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    run_server(settings)
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(name, ServeSettings.model_fields)
+            raise UserError(f"setting {name}: unknown setting{hint}") from error
+        reason = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+        raise UserError(f"setting {name}: {reason}" if name else f"settings: {reason}") from error

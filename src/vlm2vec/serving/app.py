@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 
 from vlm2vec import __version__
 from vlm2vec.serving import routes, status
-from vlm2vec.serving.batching import Engine
 from vlm2vec.serving.context import Serving
+from vlm2vec.serving.engine import Engine
 from vlm2vec.serving.gate import Gate
 from vlm2vec.serving.inputs import InputReader
 from vlm2vec.serving.metrics import Metrics

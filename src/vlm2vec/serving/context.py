@@ -11,7 +11,8 @@ import numpy as np
 import orjson
 from fastapi import Request, Response
 
-from vlm2vec.serving.batching import Embedded, Engine, Outcome
+from vlm2vec.serving.batching import Embedded, Outcome
+from vlm2vec.serving.engine import Engine
 from vlm2vec.serving.inputs import InputReader, Item
 from vlm2vec.serving.refusals import Refusal, refuse_request
 from vlm2vec.serving.settings import ServeSettings

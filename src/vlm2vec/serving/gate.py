@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from vlm2vec.serving.access import Keys, RateLimit
-from vlm2vec.serving.batching import log_failure
-from vlm2vec.serving.logs import log_request
+from vlm2vec.serving.logs import log_failure, log_request
 from vlm2vec.serving.metrics import Metrics
 from vlm2vec.serving.refusals import Refusal
 from vlm2vec.serving.settings import ServeSettings

@@ -43,3 +43,13 @@ def log_request(
     """Log one request."""
     about = {"id": identity, "method": method, "path": path, "status": status, "ms": round(seconds * 1000, 1)}
     logger.info("request", extra={"fields": about | ({"caller": caller} if caller else {}) | facts})
+
+
+def log_failure(what: str, error: BaseException) -> None:
+    """Log the type of an error and its stack frames. The message is omitted because it may quote an input."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        frames.append(f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    logger.error(what, extra={"fields": {"error": type(error).__name__, "frames": frames[-6:]}})
