@@ -94,10 +94,8 @@ def worker_app() -> FastAPI:
     except UserError as error:
         if settings.slots is None:
             raise
-        (settings.slots / REFUSED).write_text(
-            str(error)
-        )  # the parent reports it; with this status it starts no new worker
-        sys.exit(STARTUP_FAILURE)
+        (settings.slots / REFUSED).write_text(str(error))  # the parent reports it
+        sys.exit(STARTUP_FAILURE)  # with this status the parent starts no new worker
     logging.getLogger("vlm2vec.serving").info(
         "model loaded", extra={"fields": {"model": settings.model, "device": str(embedder.device)}}
     )
@@ -112,13 +110,11 @@ def load(settings: ServeSettings) -> tuple[Embedder, VectorStore | None]:
     """
     import torch
 
+    from vlm2vec.models.device import process_device
     from vlm2vec.models.embedder import Embedder
 
-    chosen = dict(settings.model_options)
-    slot = 0 if settings.slots is None else claim_slot(settings.slots, settings.workers)
-    from vlm2vec.models.device import process_device
-
-    chosen["device"] = process_device(settings.device, slot if settings.slots is not None else None)
+    slot = None if settings.slots is None else claim_slot(settings.slots, settings.workers)
+    chosen = {**settings.model_options, "device": process_device(settings.device, slot)}
     if settings.dtype != "auto":
         chosen["dtype"] = getattr(torch, settings.dtype)
     if settings.store is None:
