@@ -86,7 +86,7 @@ def test_a_store_of_a_pickled_model_is_served_if_pickle_is_allowed(
     _, store = load(served[0])
     assert store is not None
     store.close()
-    assert seen == [{**SMALL, "dtype": torch.float32, "allow_pickle": True, "device": "cpu"}]
+    assert seen == [{**SMALL, "dtype": torch.float32, "allow_pickle": True, "device": torch.device("cpu")}]
 
 
 def test_an_invalid_setting_is_one_line(tmp_path: Path) -> None:

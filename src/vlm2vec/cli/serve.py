@@ -54,7 +54,7 @@ def serve(
     from vlm2vec.cli.options import key_value
     from vlm2vec.serving.run import serve as run_server
 
-    values = {
+    values: dict[str, Any] = {
         "model": model,
         "model_options": settings_of(option, allow_pickle),
         "served_names": tuple(name or ("vlm2vec", Path(model).name)),
