@@ -35,7 +35,7 @@ class EvalTask(BaseModel):
     num_queries: int | None = None
     num_candidates: int | None = None
     """The most of a query; None: not stated or not the same in all versions."""
-    reader: Literal["mmeb", "video", "visdoc", "records", "corpus"] | None = "mmeb"
+    reader: str | None = "mmeb"
     kind: Kind | None = None
     """Which reference loader's prompts the set has, for the layout with instructions apart."""
     language: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from vlm2vec.data.mmeb.corpora import read_corpus_set
@@ -14,6 +14,16 @@ from vlm2vec.data.records import read_eval_records
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
 from vlm2vec.types import EmbeddingInput, EvalQuery
+
+Reader = Callable[[EvalTask, Path, Quirks], list[EvalQuery]]
+READERS: dict[str, Reader] = {
+    "mmeb": lambda task, folder, quirks: read_eval_set(folder, task.name, task.kind, quirks),
+    "video": lambda task, folder, quirks: read_video_set(folder, task.name, quirks, task.hub_split),
+    "visdoc": lambda task, folder, quirks: read_visdoc_set(folder, task.name, task.language, quirks),
+    "corpus": lambda task, folder, quirks: read_corpus_set(folder, task.name, task.files or {}),
+    "records": lambda task, folder, quirks: read_eval_records(folder / task.name),
+}
+"""Functions that read one task's queries from a data folder, by the name under `reader` in a benchmark file."""
 
 
 class TaskReader(Mapping[str, list[EvalQuery]]):
@@ -41,20 +51,13 @@ def read_task(task: EvalTask, folder: Path, quirks: Quirks) -> list[EvalQuery]:
     """Queries of one task; in global scope all share one candidate tuple.
 
     Raises:
-        UserError: for a set that is missing, cannot be read, or has no reader yet.
+        UserError: for a set that is missing or cannot be read, or whose reader is missing or unknown.
     """
     if task.reader is None:
         raise UserError(f"{task.name}: has no reader yet; name the others with --task")
-    if task.reader == "visdoc":
-        queries = read_visdoc_set(folder, task.name, task.language, quirks)
-    elif task.reader == "video":
-        queries = read_video_set(folder, task.name, quirks, task.hub_split)
-    elif task.reader == "corpus":
-        queries = read_corpus_set(folder, task.name, task.files or {})
-    elif task.reader == "records":
-        queries = read_eval_records(folder / task.name)
-    else:
-        queries = read_eval_set(folder, task.name, task.kind, quirks)
+    if task.reader not in READERS:
+        raise UserError(f"{task.name}: unknown reader {task.reader!r}; expected one of {', '.join(READERS)}")
+    queries = READERS[task.reader](task, folder, quirks)
     return _shared(queries) if task.scope == "global" else queries
 
 
