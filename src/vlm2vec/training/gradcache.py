@@ -89,15 +89,15 @@ def cached_backward(
         states.append(RandomState(device))
         with torch.set_grad_enabled(keep.next(i)):
             first_pass.append(forward(i))
-    value, gradient_UD = _loss_by_vector(loss, first_pass[num_idle:], chunks[num_idle:])
+    value, gradients = _loss_by_vector(loss, first_pass[num_idle:], chunks[num_idle:])
+    gradients = [torch.zeros_like(vectors) for vectors in first_pass[:num_idle]] + gradients
     for i in sorted(range(len(chunks)), key=lambda i: i not in keep.kept):  # graphs that are held are freed first
         if i in keep.kept:
             vectors = first_pass[i]
         else:
             with states[i]:
                 vectors = forward(i)
-        rows = torch.tensor(chunks[i], dtype=torch.long, device=gradient_UD.device)
-        vectors.backward(gradient_UD[rows] * (i >= num_idle))  # type: ignore[no-untyped-call]
+        vectors.backward(gradients[i])  # type: ignore[no-untyped-call]
         first_pass[i] = vectors.detach()  # frees the graph
         del vectors
     return value
@@ -105,15 +105,19 @@ def cached_backward(
 
 def _loss_by_vector(
     loss: Loss, first_pass: Sequence[torch.Tensor], chunks: Sequence[Sequence[int]]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The detached loss and its gradient by each vector, in the batch's order; the loss's own parameters get theirs."""
-    order = torch.argsort(torch.tensor([row for chunk in chunks for row in chunk]))
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The detached loss and its gradient by the vectors of each chunk; the loss's own parameters get theirs.
+
+    Rows are ordered here for all chunks: an index made on the CPU in the loop over chunks would wait for the device.
+    """
+    rows_U = torch.tensor([row for chunk in chunks for row in chunk])
     vectors = torch.cat([part.detach() for part in first_pass])
-    leaf_UD = vectors[order.to(vectors.device)].requires_grad_()
+    leaf_UD = vectors[torch.argsort(rows_U).to(vectors.device)].requires_grad_()
     value = loss(leaf_UD)
     value.backward()  # type: ignore[no-untyped-call]
     assert leaf_UD.grad is not None
-    return value.detach(), leaf_UD.grad
+    by_chunk = leaf_UD.grad[rows_U.to(vectors.device)].split([len(chunk) for chunk in chunks])
+    return value.detach(), list(by_chunk)
 
 
 class _Keeping:

@@ -1,0 +1,67 @@
+"""The code's CUDA paths on a CPU: pretended GPUs check devices and count synchronizations. One device and two."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled device guard; compiling takes about 5 s."""
+    compiler = shutil.which("c++")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C++ compiler on Linux to build tests/pretend_cuda/guard.cpp")
+    library = tmp_path_factory.mktemp("guard") / "pretend.so"
+    root = Path(torch.__file__).parent
+    include = [f"-I{root / place}" for place in ("include", "include/torch/csrc/api/include")]
+    link = [f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}", "-o", str(library)]
+    source = str(HERE / "pretend_cuda/guard.cpp")
+    subprocess.run([compiler, "-std=c++20", "-O0", "-shared", "-fPIC", source, *include, *link], check=True)
+    return library
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "llava_next"])
+def found(request: pytest.FixtureRequest, guard: Path, tiny_vlm: Callable[[str], Path]) -> dict[str, Any]:
+    """What `pretend_cuda.steps` saw, by device."""
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
+    environment = {**os.environ, "LD_PRELOAD": str(guard), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pretend_cuda.steps", str(tiny_vlm(request.param))]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return result
+
+
+def test_a_step_on_each_of_two_devices_has_the_gradient_of_the_cpu(found: dict[str, Any]) -> None:
+    assert list(found) == ["cuda:0", "cuda:1"]
+    for seen in found.values():
+        assert seen["names"] and seen["loss"] < 1e-6 and seen["gradient"] < 1e-4
+
+
+def test_encoding_on_each_device_gives_the_vectors_of_the_cpu(found: dict[str, Any]) -> None:
+    assert min(seen["cosine"] for seen in found.values()) > 0.9999
+
+
+def test_no_mini_batch_waits_for_the_device_by_code_of_this_package(found: dict[str, Any]) -> None:
+    for seen in found.values():
+        own = {place: number for place, number in seen["waits"].items() if place.startswith("vlm2vec/")}
+        assert sum(own.values()) <= 1, own  # the mean cosine, once a step
+        encoding = {place: number for place, number in seen["encode waits"].items() if place.startswith("vlm2vec/")}
+        assert sum(encoding.values()) <= 1, encoding  # the vectors themselves, once a batch
+
+
+def test_a_mismatch_and_a_synchronization_are_seen(found: dict[str, Any]) -> None:
+    assert "same device" in found["cuda:1"]["mismatch"]
+    assert all(seen["seeded"] >= 4 for seen in found.values())
