@@ -51,13 +51,13 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.elem if isinstance(tensor, cuda.Pretend) else tensor
 
 
-def step_of(embedder: Embedder, in_half: bool = False) -> tuple[float, dict[str, torch.Tensor]]:
+def step_of(embedder: Embedder, in_half: bool = False, chunk_size: int = 3) -> tuple[float, dict[str, torch.Tensor]]:
     """One whole contrastive step in several mini-batches, in float32 or in bfloat16 by autocast."""
     device = embedder.device
     step = ContrastiveStep(
         embedder,
         Objective(LossSettings(), 0.1).to(device),
-        TrainSettings(steps=1, chunk_size=3, kept_chunks=1),
+        TrainSettings(steps=1, chunk_size=chunk_size, kept_chunks=1),
         device,
         FrozenVision(embedder.backbone.model),
         lambda: torch.autocast(device.type, torch.bfloat16, enabled=in_half),
@@ -112,6 +112,8 @@ def main(folder: str) -> None:
             device = process_device()
             moved = moved.to(device)
             other_loss, other = step_of(moved)
+            step_of(moved, in_half=True, chunk_size=1)
+            of_many = by_place()
             step_of(moved, in_half=True)
             seen = by_place()
             cuda.SYNCHRONIZATIONS.clear()
@@ -126,6 +128,7 @@ def main(folder: str) -> None:
                 "gradient": worst,
                 "cosine": float((encoded * vectors).sum(1).min()),
                 "waits": seen,
+                "waits of many": of_many,
                 "encode waits": encode_waits,
                 "mismatch": mismatch(moved) if rank else "",
                 "seeded": seeded(moved),

@@ -116,7 +116,7 @@ def _loss_by_vector(
     value = loss(leaf_UD)
     value.backward()  # type: ignore[no-untyped-call]
     assert leaf_UD.grad is not None
-    by_chunk = leaf_UD.grad[rows_U.to(vectors.device)].split([len(chunk) for chunk in chunks])
+    by_chunk = torch.split(leaf_UD.grad[rows_U.to(vectors.device)], [len(chunk) for chunk in chunks])
     return value.detach(), list(by_chunk)
 
 
