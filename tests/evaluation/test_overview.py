@@ -14,7 +14,7 @@ import pytest
 
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import read_benchmark
-from vlm2vec.evaluation.overview import as_csv, overview, published_rows, read_run, write_overview
+from vlm2vec.evaluation.overview import SOURCES, as_csv, overview, published_rows, read_run, write_overview
 from vlm2vec.evaluation.plots import Point, against, by_size, grouped_bars
 from vlm2vec.evaluation.upstream import RENAMED, UPSTREAM_NAMES, leaderboard_means, read_upstream
 
@@ -154,7 +154,8 @@ def test_a_report_has_all_four_files_with_published_rows_and_tasks(tmp_path: Pat
 
 def test_published_rows_have_sources_and_their_means_fit_their_parts() -> None:
     first, second = published_rows("mmeb-v1"), published_rows("mmeb-v2")
-    assert len(first) == 24 and len(second) == 21
+    assert len(first) == 31 and len(second) == 23
+    assert {row.source for row in (*first, *second)} <= set(SOURCES)
     for row in first:
         parts = [row.scores[group] for group in ("classification", "vqa", "retrieval", "grounding")]
         if None not in parts and row.model not in ODD:

@@ -126,7 +126,10 @@ class DualEncoder(Backbone):
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token ids [B, L], which rows have a text, and the tensors of all images, packed."""
         texts = [self.words(item) for item in inputs]
-        if any(not item.text and not item.images for item in inputs):
+        # A blank stands for the empty candidate texts of published benchmarks: the start and end tokens alone.
+        if any(
+            not (text or item.images or (item.text or "").isspace()) for text, item in zip(texts, inputs, strict=True)
+        ):
             raise UserError("input has an empty text and no picture: nothing to encode")
         padding = "max_length" if self.config.model_type in FIXED_LENGTH else True
         encoded = self.tokenizer(
