@@ -89,7 +89,7 @@ class Embedder(nn.Module):
             UserError: if `source` is no checkpoint, or its tensors do not fit the base.
         """
         where = process_device(device)
-        settings = LoadSettings(dtype or best_dtype(where), base, revision, like, options)
+        settings = LoadSettings(dtype or best_dtype(where), base, revision, like, options, where)
         loaded = loading.load(str(source), settings)
         embedder = cls(loaded.backbone, loaded.base, loaded.revision)
         embedder.prompts = loaded.prompts

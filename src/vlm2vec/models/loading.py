@@ -7,6 +7,7 @@ A source is the name of a built-in, a folder or a hub id. A hub id whose reposit
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from vlm2vec.models.vision import resolution
 from vlm2vec.models.vision.patch_embed import use_matrix_products
 
 logger = logging.getLogger(__name__)
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class LoadSettings:
         revision: Hub revision of the base.
         like: Hub id of the known checkpoint whose template, pooling and settings are used.
         options: Settings of the family.
+        device: Where the weights go. A GPU is filled while files are read.
     """
 
     dtype: torch.dtype
@@ -45,6 +48,7 @@ class LoadSettings:
     revision: str | None = None
     like: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    device: torch.device = CPU
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Loaded:
     """What an `Embedder` is made of, with the names that its saved folder records.
 
     Attributes:
-        backbone: On the CPU.
+        backbone: On the device of the settings, or still on the CPU.
         base: Built-in name, folder or hub id of the base weights.
         revision: Hub revision of `base`.
         prompts: Instructions of `encode_query` and `encode_document`.
@@ -101,7 +105,8 @@ def load_saved(folder: Path, settings: LoadSettings) -> Loaded:
     options = resolution.merged(saved.options, settings.options)
     whole = not saved.adapter and (folder / checkpoint.CONFIG_FILE).is_file()
     base, revision = (settings.base, None) if settings.base else (saved.base, saved.revision)
-    backbone = load_base(str(folder) if whole else base, settings.dtype, None if whole else revision, options)
+    source, revision_there = (str(folder), None) if whole else (base, revision)
+    backbone = load_base(source, settings.dtype, revision_there, options, settings.device)
     backbone.template = PromptTemplate(**saved.template)
     backbone.pooling = saved.pooling
     if saved.adapter:
@@ -147,17 +152,38 @@ def load_adapter_or_base(source: str, settings: LoadSettings) -> Loaded:
     """A PEFT adapter that another library saved, on its base; or the base of a model family."""
     adapter = adapters.find_adapter(source, settings.revision)
     if adapter is None:
-        backbone = load_base(source, settings.dtype, settings.revision, settings.options)
+        backbone = load_base(source, settings.dtype, settings.revision, settings.options, settings.device)
         return Loaded(backbone, source, settings.revision)
     base, revision = (settings.base, None) if settings.base else adapters.base_of(adapter)
-    backbone = load_base(base, settings.dtype, revision, settings.options)
+    backbone = load_base(base, settings.dtype, revision, settings.options, settings.device)
     checkpoint.load_adapter(backbone, adapter)
     return Loaded(backbone, base, revision)
 
 
-def load_base(base: str, dtype: torch.dtype, revision: str | None, options: dict[str, Any]) -> Backbone:
+def family_of(source: str, revision: str | None = None) -> type[Backbone]:
+    """The class of the base model behind any kind of source; no weights are read.
+
+    Raises:
+        UserError: as `backbone_class`.
+    """
+    shipped = shipped_folder(source)
+    folder = hub.local_folder(source, revision) if shipped is None else shipped
+    if (folder / EMBEDDER_FILE).is_file():
+        saved = checkpoint.read_embedder_file(folder)
+        if saved.adapter or not (folder / checkpoint.CONFIG_FILE).is_file():
+            return family_of(saved.base, saved.revision)
+    if source not in BUILT_IN and (adapter := adapters.find_adapter(source, revision)):
+        return family_of(*adapters.base_of(adapter))
+    return backbone_class(source, revision)
+
+
+def load_base(
+    base: str, dtype: torch.dtype, revision: str | None, options: dict[str, Any], device: torch.device = CPU
+) -> Backbone:
     """Weights and processor of a model family: a built-in name, a folder or a hub id."""
     pinned = {"revision": revision} if revision else {}
-    backbone = backbone_class(base, revision).load(base, dtype, **pinned, **options)
+    # transformers reads safetensors straight to the device of this context, without a copy in host memory.
+    with torch.device(device) if device.type == "cuda" else nullcontext():
+        backbone = backbone_class(base, revision).load(base, dtype, **pinned, **options)
     use_matrix_products(backbone)
     return backbone

@@ -18,13 +18,14 @@ from vlm2vec.data.streams import StreamedSet, streamed_sets
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints import folder as checkpoint
-from vlm2vec.models.device import idle_gpus
+from vlm2vec.models.device import idle_gpus, process_device
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.golden import write_golden
 from vlm2vec.progress import progress_bar
 from vlm2vec.training.check_images import read_images
 from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
+from vlm2vec.training.precision import base_dtype, train_in_float32
 from vlm2vec.training.report import write_report
 from vlm2vec.training.trainer import ContrastiveTrainer, step_checkpoints
 from vlm2vec.types import TrainExample
@@ -40,15 +41,16 @@ def build_embedder(recipe: Recipe) -> Embedder:
     """The recipe's model with adapters in place; new weights depend on the recipe's seed only."""
     torch.manual_seed(recipe.train.seed)
     settings = recipe.model
-    # Weights that are trained stay in float32; autocast computes in bfloat16 where that is native.
+    device = process_device()
     embedder = Embedder.from_pretrained(
-        settings.base, dtype=torch.float32, revision=settings.revision, **settings.options
+        settings.base, dtype=base_dtype(recipe, device), device=device, revision=settings.revision, **settings.options
     )
     embedder.backbone.pooling = settings.pooling
     towers, lora = settings.towers, recipe.lora
     if lora:
         targets = lora.targets or (linear_layers(embedder.backbone, towers) if towers else None)
         checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, targets, lora.dora)
+        train_in_float32(embedder)
     elif checkpoint.has_adapter(embedder.backbone):
         raise UserError(f"model.base: {settings.base} brings an adapter: merge it first (vlm2vec export --to merged)")
     elif towers:

@@ -27,16 +27,18 @@ from vlm2vec.data.sampler import BatchSampler
 from vlm2vec.data.streams import StreamedSet
 from vlm2vec.errors import UserError
 from vlm2vec.models.checkpoints import folder as checkpoint
-from vlm2vec.models.embedder import Embedder, best_dtype
+from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.vision.frozen_vision import FrozenVision, vision_fingerprint
 from vlm2vec.models.vision.vision_cache import FeatureStore
 from vlm2vec.training import sharding
 from vlm2vec.training.config import Recipe, SetSettings
+from vlm2vec.training.dora import norms_once
 from vlm2vec.training.ema import MovingAverage
 from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.gather import barrier, sum_over_ranks, world_size
 from vlm2vec.training.guard import Guard
 from vlm2vec.training.objective import Objective
+from vlm2vec.training.precision import uses_bf16
 from vlm2vec.training.step import ContrastiveStep, StepResult
 from vlm2vec.types import TrainExample
 
@@ -131,7 +133,7 @@ class ContrastiveTrainer(transformers.Trainer):
         model.train()
         # Without DDP's own hooks: it waits for gradients of every parameter, and a text-only chunk has none of some.
         unsynced = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
-        with unsynced, self._frozen.in_place():
+        with unsynced, self._frozen.in_place(), norms_once(self.embedder):
             step = ContrastiveStep(
                 model,
                 self.objective,
@@ -313,11 +315,6 @@ def keep_vision(embedder: Embedder, recipe: Recipe) -> FrozenVision | None:
     precision = str(torch.bfloat16 if uses_bf16(recipe, embedder.device) else embedder.dtype)
     folder = cache_folder() / "vision"
     return FrozenVision(model, FeatureStore(folder, vision_fingerprint(model, backbone.language_parts(), precision)))
-
-
-def uses_bf16(recipe: Recipe, device: torch.device) -> bool:
-    """Whether forward passes compute in bfloat16: as the recipe says, else where the processor does natively."""
-    return best_dtype(device) is torch.bfloat16 if recipe.train.bf16 is None else recipe.train.bf16
 
 
 def _arguments(recipe: Recipe, folder: Path, device: torch.device) -> TrainingArguments:

@@ -194,6 +194,10 @@ class Backbone(nn.Module, ABC):
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes activations in the backward pass: less memory, about a third more time.
 
+        Where nothing outside the language model is trained, the rest is left as it is. Its outputs then need no
+        gradient, so a frozen vision encoder runs once per image and keeps no activations. Call it after adapters are
+        added and parameters frozen.
+
         Raises:
             UserError: if the family's network does not support it.
         """
@@ -201,6 +205,18 @@ class Backbone(nn.Module, ABC):
         if enable is None:
             raise UserError(f"{self.name}: gradient_checkpointing is not supported; set it to false")
         enable()
+        for module in self.model.modules():  # these hooks would make image features require a gradient, too
+            for hook in getattr(module, "_require_grads_hooks", []):
+                hook.remove()
+        try:
+            language = {id(module) for part in self.language_parts() for module in part.modules()}
+            outside = [module for module in self.model.modules() if id(module) not in language]
+        except UserError:  # the network does not say which part is its language model
+            return
+        if not any(p.requires_grad for module in outside for p in module.parameters(recurse=False)):
+            for module in outside:
+                if hasattr(module, "gradient_checkpointing"):
+                    module.gradient_checkpointing = False
 
     def _with_frames(self, inputs: Sequence[EmbeddingInput]) -> Sequence[EmbeddingInput]:
         """The inputs with their videos as images, unless the family reads videos."""

@@ -97,8 +97,7 @@ class ImageEmbedding(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
         """From the tiles of all images [T, 3, 336, 336] and their [H, W] to the vectors of all their tokens."""
-        vision = self.img_processor["vision_model"]
-        features = vision(pixel_values, output_hidden_states=True).hidden_states[self.layer][:, 1:]  # no class token
+        features = self._patches(pixel_values)
         parts, first = [], 0
         for down, across in image_sizes.tolist():
             end = first + 1 + down * across
@@ -107,6 +106,15 @@ class ImageEmbedding(nn.Module):
             first = end
         vectors: torch.Tensor = self.img_projection(torch.cat(parts))
         return vectors
+
+    def _patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """States [T, P, C] of the patches after the layer that the config names; the layers after it are not run."""
+        vision: Any = self.img_processor["vision_model"]
+        layers = vision.encoder.layers
+        states = vision.pre_layrnorm(vision.embeddings(pixel_values))
+        for layer in layers[: self.layer if self.layer >= 0 else len(layers) + 1 + self.layer]:
+            states = layer(states, None)
+        return states[:, 1:]  # type: ignore[no-any-return]  # no class token
 
     def _rows(self, tiles_TPC: torch.Tensor, down: int, across: int) -> torch.Tensor:
         """2x2 patches side by side in one vector, the tiles' rows joined, a separator after each row."""
@@ -139,7 +147,7 @@ class Phi3V(Phi3Model):  # type: ignore[misc]
         is_image_BL = input_ids == IMAGE_TOKEN_ID
         embeds_BLD = self.embed_tokens(input_ids.masked_fill(is_image_BL, 0))
         if pixel_values is not None:
-            vectors = self.vision_embed_tokens(pixel_values, image_sizes)
+            vectors = self.get_image_features(pixel_values, image_sizes)
             embeds_BLD = embeds_BLD.masked_scatter(is_image_BL.unsqueeze(-1), vectors.to(embeds_BLD.dtype))
         is_long_B = attention_mask.sum(dim=1) > self.config.original_max_position_embeddings
         states = torch.empty_like(embeds_BLD)
@@ -147,6 +155,11 @@ class Phi3V(Phi3Model):  # type: ignore[misc]
             if rows_B.any():
                 states = self._decode(states, rows_B, embeds_BLD, attention_mask, kwargs)
         return BaseModelOutputWithPast(last_hidden_state=states)
+
+    def get_image_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
+        """Vectors of the image tokens [N, D]; a method of the network, so that a frozen encoder's can be reused."""
+        vectors: torch.Tensor = self.vision_embed_tokens(pixel_values, image_sizes)
+        return vectors
 
     def _decode(
         self,

@@ -1,0 +1,51 @@
+"""DoRA's norms once a step instead of once a layer, mini-batch and forward pass.
+
+DoRA divides by the norm of each row of W + s B A (arXiv 2402.09353, section 4.3, where it has no gradient). PEFT builds
+B A from an identity matrix and takes the norm in every forward pass. Weights do not change within a step, so one norm
+serves all its mini-batches, with bit-equal results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def norms_once(model: nn.Module) -> Iterator[None]:
+    """Around a step: each DoRA layer of linear layers computes its norm at its first forward pass only."""
+    from peft.tuners.lora.dora import DoraLinearLayer
+
+    layers = [module for module in model.modules() if type(module) is DoraLinearLayer]
+    for layer in layers:
+        _remember(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            for name in ("get_lora_weight", "get_weight_norm"):
+                object.__delattr__(layer, name)
+
+
+def _remember(layer: Any) -> None:
+    """Puts functions that remember before the layer's own two."""
+    get_lora_weight, get_weight_norm = layer.get_lora_weight, layer.get_weight_norm
+    norm: torch.Tensor | None = None
+
+    def lora_weight(lora_A: nn.Module, lora_B: nn.Module, adapter_name: str | None = None) -> Any:
+        if norm is not None:
+            return lora_A.weight  # used by the norm alone
+        return get_lora_weight(lora_A=lora_A, lora_B=lora_B, adapter_name=adapter_name)
+
+    def weight_norm(weight: torch.Tensor, **rest: Any) -> torch.Tensor:
+        nonlocal norm
+        if norm is None:
+            norm = get_weight_norm(weight=weight, **rest).detach()
+        return norm
+
+    object.__setattr__(layer, "get_lora_weight", lora_weight)
+    object.__setattr__(layer, "get_weight_norm", weight_norm)
