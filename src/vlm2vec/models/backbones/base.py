@@ -210,7 +210,7 @@ class Backbone(nn.Module, ABC):
                 hook.remove()
         try:
             language = {id(module) for part in self.language_parts() for module in part.modules()}
-            outside = [module for module in self.model.modules() if id(module) not in language]
+            outside: list[Any] = [module for module in self.model.modules() if id(module) not in language]
         except UserError:  # the network does not say which part is its language model
             return
         if not any(p.requires_grad for module in outside for p in module.parameters(recurse=False)):

@@ -156,7 +156,7 @@ class Phi3V(Phi3Model):  # type: ignore[misc]
                 states = self._decode(states, rows_B, embeds_BLD, attention_mask, kwargs)
         return BaseModelOutputWithPast(last_hidden_state=states)
 
-    def get_image_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
+    def get_image_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None) -> torch.Tensor:
         """Vectors of the image tokens [N, D]; a method of the network, so that a frozen encoder's can be reused."""
         vectors: torch.Tensor = self.vision_embed_tokens(pixel_values, image_sizes)
         return vectors
