@@ -72,7 +72,7 @@ def test_train_verify_and_eval_go_from_a_recipe_to_results(recipe: Path, benchma
     assert f"Next: vlm2vec eval {run}" in done.stdout.replace("\n", " ")
     done = vlm2vec("verify", run)
     assert done.returncode == 0 and "lowest 1.0000" in done.stdout.replace("\n", " ")
-    evaluation = ["eval", run, "--benchmark", benchmark, "--store", tmp_path / "store"]
+    evaluation = ["eval", run, "--benchmark", benchmark, "--cache", tmp_path / "cache"]
     done = vlm2vec(*evaluation, "--output", tmp_path / "scores")
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "scores/results.json").read_text())
@@ -85,9 +85,9 @@ def test_train_verify_and_eval_go_from_a_recipe_to_results(recipe: Path, benchma
     assert "- num encoded: 8" in (tmp_path / "scores/results.md").read_text()
     assert "report.html" in in_process("report", tmp_path / "scores", "--output", tmp_path / "report")
     assert "data revision" in (tmp_path / "report/report.html").read_text()
-    assert " 8 " in in_process("store", "ls", "--store", tmp_path / "store")
-    assert "freed" in in_process("store", "clean", "--all", "--store", tmp_path / "store")
-    assert list((tmp_path / "store").iterdir()) == []
+    assert " 8 " in in_process("cache", "ls", "--cache", tmp_path / "cache")
+    assert "freed" in in_process("store", "clean", "--all", "--store", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_training_on_a_missing_image_names_file_and_row(recipe: Path, train_root: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class Bench:
     def score(self, model: str, output: Path, held: Path | None = None, **options: Any) -> Scores:
         benchmark = (held or self.data) / "benchmark.yaml"
         vectors = output / "vectors"
-        score_model(model, benchmark, output, options=options, store=vectors, names=() if held else self.tasks)
+        score_model(model, benchmark, output, options=options, cache=vectors, names=() if held else self.tasks)
         shutil.rmtree(vectors)
         results = json.loads((output / "results.json").read_text())
         return {name: task["score"] for name, task in results["tasks"].items()} | results["groups"]

@@ -14,7 +14,7 @@ from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.tasks import TaskReader
 from vlm2vec.models.checkpoints.folder import write_json
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.retrieval.embedding_cache import EmbeddingStore
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache
 from vlm2vec.training.config import Recipe
 from vlm2vec.types import EvalQuery
 
@@ -25,7 +25,7 @@ BEST_FOLDER = "best"
 class Monitor:
     """Scores the model while it trains; give it to `training.run.train`.
 
-    Every process encodes its share of the inputs into a store beside the checkpoints, which is removed afterwards; the
+    Every process encodes its share of the inputs into a cache beside the checkpoints, which is removed afterwards; the
     first process scores, appends to `evaluations.json`, and writes `best/` when the chosen mean is higher than ever.
     Nothing random is drawn, so the training is the one that it would be without.
 
@@ -59,8 +59,8 @@ class Monitor:
             return
         folder = self.output / "checkpoints" / "vectors"
         with joined_processes() as share:
-            store = EmbeddingStore(folder, {"model": "training", "step": str(step)})
-            results = evaluate(embedder, self.benchmark, self.tasks, store=store, share=share)
+            cache = EmbeddingCache(folder, {"model": "training", "step": str(step)})
+            results = evaluate(embedder, self.benchmark, self.tasks, cache=cache, share=share)
             if share.rank == 0:
                 self._record(embedder, step, results_json(f"step {step}", self.benchmark, results))
                 shutil.rmtree(folder, ignore_errors=True)

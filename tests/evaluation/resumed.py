@@ -14,7 +14,7 @@ from vlm2vec.evaluation import evaluate as evaluation
 from vlm2vec.evaluation.benchmark import load_benchmark
 from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.report import write_evaluation
-from vlm2vec.retrieval import embedding_cache as stores
+from vlm2vec.retrieval import embedding_cache as caches
 from vlm2vec.types import EmbeddingInput
 
 PART = 8
@@ -27,7 +27,7 @@ class FussyEncoder:
 
     def encode(self, inputs: Sequence[EmbeddingInput]) -> np.ndarray:
         self.num_encoded += len(inputs)
-        seeds = [int.from_bytes(stores.InputKeys()(item)[:4], "big") for item in inputs]
+        seeds = [int.from_bytes(caches.InputKeys()(item)[:4], "big") for item in inputs]
         vectors = np.stack([np.random.default_rng(seed).normal(size=3) for seed in seeds])
         vectors += np.random.default_rng(sum(seeds)).normal(size=3)
         return vectors.astype(np.float32)
@@ -35,7 +35,7 @@ class FussyEncoder:
 
 def kill_before(number: int) -> None:
     """SIGKILL when the vectors of a part are written and its keys are not."""
-    write, count = stores._write, 0
+    write, count = caches._write, 0
 
     def counted(path: Path, content: bytes) -> None:
         nonlocal count
@@ -45,11 +45,11 @@ def kill_before(number: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         write(path, content)
 
-    stores._write = counted
+    caches._write = counted
 
 
 def main() -> None:
-    benchmark_file, store, output, kill_at = sys.argv[1:]
+    benchmark_file, cache, output, kill_at = sys.argv[1:]
     evaluation.PART = PART
     kill_before(int(kill_at))
     benchmark, folder = load_benchmark(benchmark_file)
@@ -58,7 +58,7 @@ def main() -> None:
     about = {"model": "fussy"}
     with joined_processes() as share:
         results = evaluation.evaluate(
-            encoder, benchmark, tasks, store=stores.EmbeddingStore(Path(store), about), share=share
+            encoder, benchmark, tasks, cache=caches.EmbeddingCache(Path(cache), about), share=share
         )
     if share.rank == 0:
         write_evaluation(Path(output), "fussy", benchmark, results, about)

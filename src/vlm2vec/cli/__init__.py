@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from vlm2vec import __version__
-from vlm2vec.cli import data, embed, models, score, search, serve, store, train, ui
+from vlm2vec.cli import cache, data, embed, models, score, search, serve, train, ui
 from vlm2vec.cli.failures import explain
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
@@ -36,11 +36,10 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "Prepare, check and download benchmark data.",
         {"demo": data.data_demo, "check": data.data_check, "fetch": data.data_fetch},
     ),
-    "store": (
-        "List and delete the embeddings that evaluations cache.",
-        {"ls": store.store_ls, "clean": store.store_clean},
-    ),
+    "cache": ("List and delete cached embeddings.", {"ls": cache.cache_ls, "clean": cache.cache_clean}),
+    "store": ("Deprecated: use vlm2vec cache.", {"ls": cache.store_ls, "clean": cache.store_clean}),
 }
+DEPRECATED = ("store",)
 DEBUG = "--debug"
 NOISY = ("torchao", "torch.utils._pytree")  # on import, torchao logs which GPU kernels it lacks
 
@@ -76,7 +75,7 @@ for _name, (_help, _commands) in GROUPS.items():
     _group = typer.Typer(help=_help)
     for _command_name, _command in _commands.items():
         _group.command(_command_name)(_command)
-    app.add_typer(_group, name=_name, rich_help_panel="Data and caches")
+    app.add_typer(_group, name=_name, hidden=_name in DEPRECATED, rich_help_panel="Data and caches")
 
 
 def run(arguments: Sequence[str]) -> int:

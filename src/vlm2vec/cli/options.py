@@ -22,9 +22,11 @@ OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for t
 OptionsOption = Annotated[
     list[str] | None, typer.Option("--option", help="Setting of the model's family, key=value; may be repeated.")
 ]
-StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="Folder of kept vectors; default: in the user's cache folder.")
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="Folder of the embedding cache; default: in the user's cache folder.")
 ]
+OldCacheOption = Annotated[Path | None, typer.Option("--store", hidden=True)]
+"""The spelling of `CacheOption` in version 0.1; see `renamed`."""
 TasksOption = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the evaluation sets.")]
 WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Of Ray; each loads the model once.")]
@@ -34,6 +36,19 @@ GpusOption = Annotated[
 ]
 AddressOption = Annotated[str | None, typer.Option("--address", help="Of a Ray cluster; default: one on this machine.")]
 PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights; they can run code.")]
+
+
+def renamed[Value](value: Value, old_value: Value, option: str, old_option: str) -> Value:
+    """The value of an option that may have been given by its deprecated name, which is reported in one line."""
+    if not old_value:
+        return value
+    warn(f"{old_option} is deprecated; use {option}")
+    return old_value
+
+
+def warn(notice: str) -> None:
+    """Prints a one-line notice to standard error, where it does not mix with results."""
+    typer.echo(f"note: {notice}", err=True)
 
 
 def settings_of(option: list[str] | None, allow_pickle: bool) -> dict[str, object]:

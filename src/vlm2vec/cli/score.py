@@ -9,15 +9,17 @@ import typer
 
 from vlm2vec.cli.options import (
     AddressOption,
+    CacheOption,
     GpusOption,
+    OldCacheOption,
     OptionsOption,
     OutputOption,
     PickleOption,
-    StoreOption,
     TasksOption,
     WorkersOption,
     check_engine,
     key_value,
+    renamed,
     settings_of,
 )
 from vlm2vec.progress import say
@@ -29,7 +31,8 @@ def evaluate(
     output: OutputOption,
     data: Annotated[Path | None, typer.Option(help="Folder of the evaluation sets, if not as the file says.")] = None,
     option: OptionsOption = None,
-    store: StoreOption = None,
+    cache: CacheOption = None,
+    store: OldCacheOption = None,
     task: TasksOption = None,
     engine: Annotated[
         str, typer.Option(help="local, or ray: inputs are encoded by the workers of a Ray cluster.")
@@ -52,12 +55,13 @@ def evaluate(
     from vlm2vec.evaluation.evaluate import results_json
     from vlm2vec.evaluation.run import score_model
 
+    cache = renamed(cache, store, "--cache", "--store")
     settings = settings_of(option, allow_pickle)
     switches = dict(key_value(text, "--switch", "identity=content") for text in switch or [])
     pool = RayPool(model, workers, address, gpus, settings)
     opens = partial(ray_engine, pool) if check_engine(engine) else None
     facts, results = score_model(
-        model, benchmark, output, data, settings, store=store, names=task or [], switches=switches, engine=opens
+        model, benchmark, output, data, settings, cache=cache, names=task or [], switches=switches, engine=opens
     )
     if not results:  # another process of torchrun reports
         return

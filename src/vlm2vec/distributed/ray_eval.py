@@ -17,7 +17,7 @@ from typing import Any
 from vlm2vec.distributed.cluster import MAX_RESTARTS, RayPool, joined_cluster
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.run import Engine, LocalEngine
-from vlm2vec.retrieval.embedding_cache import EmbeddingStore, VectorStore, fill
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache, VectorCache, fill
 from vlm2vec.types import EmbeddingInput
 
 Items = dict[bytes, EmbeddingInput]
@@ -28,7 +28,7 @@ class EvalWorker:
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self.model, self.options = model, options
-        self.store: EmbeddingStore | None = None
+        self.cache: EmbeddingCache | None = None
 
     @cached_property
     def engine(self) -> LocalEngine:
@@ -41,10 +41,10 @@ class EvalWorker:
 
     def fill(self, root: str, part: Items) -> int:
         """Encode the inputs of a part that are missing in the cache; return their number."""
-        if self.store is None or str(self.store.folder.parent) != root:
-            self.store = EmbeddingStore(Path(root), self.engine.about)
-        self.store.refresh()  # an earlier worker of this part may have written vectors before it died
-        return fill(self.store, part, self.engine.encode, part_size=len(part))
+        if self.cache is None or str(self.cache.folder.parent) != root:
+            self.cache = EmbeddingCache(Path(root), self.engine.about)
+        self.cache.refresh()  # an earlier worker of this part may have written vectors before it died
+        return fill(self.cache, part, self.engine.encode, part_size=len(part))
 
 
 class RayEngine:
@@ -72,7 +72,7 @@ class RayEngine:
 
     def fill(
         self,
-        store: VectorStore,
+        cache: VectorCache,
         items: Mapping[bytes, EmbeddingInput],
         *,
         part_size: int,
@@ -82,12 +82,12 @@ class RayEngine:
         """Encode the inputs that are missing in the cache, one part per worker at a time; `share` is ignored."""
         from ray.util import ActorPool
 
-        assert isinstance(store, EmbeddingStore)  # the workers open it, too
-        root, keys = str(store.folder.parent.resolve()), list(items)
+        assert isinstance(cache, EmbeddingCache)  # the workers open it, too
+        root, keys = str(cache.folder.parent.resolve()), list(items)
         missing: list[Items] = []
         for start in range(0, len(keys), part_size):
             part = keys[start : start + part_size]
-            lacking = {key: items[key] for key in part if key not in store}
+            lacking = {key: items[key] for key in part if key not in cache}
             progress(len(part) - len(lacking))
             missing += [lacking] if lacking else []
 

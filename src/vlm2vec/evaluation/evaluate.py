@@ -16,7 +16,7 @@ from vlm2vec.evaluation.metrics import group_means
 from vlm2vec.evaluation.score import Sample, TaskResult, score_task
 from vlm2vec.evaluation.tasks import TaskReader
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.embedding_cache import InputKeys, MemoryStore, StoreRows, VectorStore, fill
+from vlm2vec.retrieval.embedding_cache import InputKeys, MemoryCache, CachedRows, VectorCache, fill
 from vlm2vec.types import EmbeddingInput, Encoder, EvalQuery
 
 __all__ = ["Sample", "TaskReader", "TaskResult", "evaluate", "read_results", "read_tasks", "results_json"]
@@ -97,12 +97,12 @@ class Share:
     wait: Callable[[], None] = lambda: None
 
 
-class FillStore(Protocol):
-    """Encodes what a store lacks of some inputs; as `vlm2vec.retrieval.embedding_cache.fill` without its encoder."""
+class FillCache(Protocol):
+    """Encodes the inputs that an embedding cache lacks; as `vlm2vec.retrieval.embedding_cache.fill` without its encoder."""
 
     def __call__(
         self,
-        store: VectorStore,
+        cache: VectorCache,
         items: Mapping[bytes, EmbeddingInput],
         *,
         part_size: int,
@@ -111,47 +111,47 @@ class FillStore(Protocol):
     ) -> Any: ...
 
 
-def filling(encoder: Encoder) -> FillStore:
+def filling(encoder: Encoder) -> FillCache:
     """Encodes here, part after part."""
 
-    def fill_here(store: VectorStore, items: Mapping[bytes, EmbeddingInput], **options: Any) -> int:
-        return fill(store, items, encoder.encode, **options)
+    def fill_here(cache: VectorCache, items: Mapping[bytes, EmbeddingInput], **options: Any) -> int:
+        return fill(cache, items, encoder.encode, **options)
 
     return fill_here
 
 
 def evaluate(
-    encoder: Encoder | FillStore,
+    encoder: Encoder | FillCache,
     benchmark: Benchmark,
     tasks: Tasks,
     progress: Callable[[int], None] = lambda done: None,
-    store: VectorStore | None = None,
+    cache: VectorCache | None = None,
     share: Share = Share(),
 ) -> list[TaskResult]:
     """Scores an encoder on every task.
 
     Args:
-        encoder: Anything with `encode`, or a function that encodes what a store lacks.
+        encoder: Anything with `encode`, or a function that encodes what an embedding cache lacks.
         benchmark: The tasks' facts.
         tasks: Their queries, from `read_tasks` or a `TaskReader`.
         progress: Called with the number of inputs done since the last call, per task; found ones included.
-        store: Where vectors are kept and looked for; None: for the length of this job. Several processes need one
+        cache: Embedding cache; None: in memory, for the length of this job. Several processes need one
             that they all see.
         share: This process's part of the encoding.
 
     Returns:
         One result a task, in the benchmark's order; none on processes other than rank 0.
     """
-    store = MemoryStore() if store is None else store
-    fill_store = filling(encoder) if isinstance(encoder, Encoder) else encoder
+    cache = MemoryCache() if cache is None else cache
+    fill_cache = filling(encoder) if isinstance(encoder, Encoder) else encoder
     key_of = InputKeys()
     results = []
     for task in benchmark.tasks:
         since = time.perf_counter()
         queries = tasks[task.name]
         by_key = {key_of(item): _encodable(item) for item in distinct_inputs(queries)}
-        fill_store(
-            store,
+        fill_cache(
+            cache,
             by_key,
             part_size=PART,
             share=(share.rank, share.world_size),
@@ -160,9 +160,9 @@ def evaluate(
         share.wait()
         if share.rank:
             continue
-        store.refresh()
+        cache.refresh()
         seconds, merged = time.perf_counter() - since, benchmark.quirks.duplicates == "merged"
-        results.append(score_task(task, queries, _Table(store, list(by_key)), key_of, seconds, merged))
+        results.append(score_task(task, queries, _Table(cache, list(by_key)), key_of, seconds, merged))
     return results
 
 
@@ -175,13 +175,13 @@ def _encodable(item: EmbeddingInput) -> EmbeddingInput:
 class _Table:
     """A task's vectors by input."""
 
-    def __init__(self, store: VectorStore, keys: list[bytes]) -> None:
-        self._rows = store.rows(keys)
+    def __init__(self, cache: VectorCache, keys: list[bytes]) -> None:
+        self._rows = cache.rows(keys)
         self._place = {key: i for i, key in enumerate(keys)}
 
     def __call__(self, keys: Sequence[bytes]) -> Any:
         places = [self._place[key] for key in keys]
-        if len(places) <= READ_AT_ONCE or not isinstance(self._rows, StoreRows):
+        if len(places) <= READ_AT_ONCE or not isinstance(self._rows, CachedRows):
             return self._rows[places]
         return self._rows.view(places)
 

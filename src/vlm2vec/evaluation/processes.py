@@ -13,7 +13,7 @@ from vlm2vec.evaluation.evaluate import Share
 def joined_processes() -> Iterator[Share]:
     """The share of this process while the block runs; a single process without `torchrun` has all of it.
 
-    Only waiting goes over the network (gloo): vectors meet in the store, on a disk that all processes see.
+    Only waiting goes over the network (gloo): vectors meet in the embedding cache, on a disk that all processes see.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:

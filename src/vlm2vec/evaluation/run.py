@@ -13,7 +13,7 @@ import numpy as np
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.evaluation.benchmark import Benchmark, load_benchmark
-from vlm2vec.evaluation.evaluate import FillStore, TaskResult, check_tasks, evaluate, filling
+from vlm2vec.evaluation.evaluate import FillCache, TaskResult, check_tasks, evaluate, filling
 from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.report import write_evaluation
 from vlm2vec.evaluation.tasks import TaskReader
@@ -21,7 +21,7 @@ from vlm2vec.models.checkpoints.folder import provenance
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.fingerprint import describe
 from vlm2vec.progress import progress_bar
-from vlm2vec.retrieval.embedding_cache import EmbeddingStore, default_store
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache, default_cache
 from vlm2vec.types import EmbeddingInput
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ class Engine(Protocol):
     num_encoded: int
 
     @property
-    def fill(self) -> FillStore:
-        """Encodes what a store lacks."""
+    def fill(self) -> FillCache:
+        """Encodes what an embedding cache lacks."""
         ...
 
 
@@ -74,8 +74,8 @@ class LocalEngine:
         return vectors
 
     @property
-    def fill(self) -> FillStore:
-        """Encodes what a store lacks, part after part."""
+    def fill(self) -> FillCache:
+        """Encodes what an embedding cache lacks, part after part."""
         return filling(self)
 
 
@@ -85,14 +85,14 @@ def score_model(
     output: Path,
     data: Path | None = None,
     options: dict[str, Any] | None = None,
-    store: Path | None = None,
+    cache: Path | None = None,
     names: Sequence[str] = (),
     switches: dict[str, Any] | None = None,
     engine: Callable[[], AbstractContextManager[Engine]] | None = None,
 ) -> tuple[Benchmark, list[TaskResult]]:
     """Scores a model on a benchmark and writes the results.
 
-    Under `torchrun` every process encodes its share into the common store, and the first one scores and writes.
+    Under `torchrun` every process encodes its share into the common embedding cache, and the first one scores and writes.
 
     Args:
         model: What `Embedder.from_pretrained` takes.
@@ -100,7 +100,7 @@ def score_model(
         output: Folder for `results.json` and the reports.
         data: Folder of the evaluation sets; None: as the benchmark says.
         options: Settings of the model's family.
-        store: Folder of kept vectors; None: in the user's cache.
+        cache: Folder of the embedding cache; None: in the user's cache folder.
         names: Tasks; none: all that have a reader.
         switches: Changes to the benchmark's `quirks`.
         engine: Opens what encodes with this model and these options; None: the model in this process.
@@ -124,7 +124,7 @@ def score_model(
         if share.rank == 0:
             share.wait()
         with opened as encoder:
-            vectors = EmbeddingStore(store or default_store(), encoder.about)
+            vectors = EmbeddingCache(cache or default_cache(), encoder.about)
             for notice in vectors.notices:
                 logger.warning(notice)
             with progress_bar(f"scoring {Path(model).name}", total) as advance:

@@ -1,9 +1,12 @@
-"""Vectors made before, by content: a killed job goes on where it stopped, and a second one encodes nothing.
+"""Embedding cache: vectors by input content, so a killed job resumes and a second job encodes nothing.
 
-A store is a folder with one folder a fingerprint (what made the vectors: weights, adapter, template, processor,
-precision, versions), so vectors of another model are never mistaken for this one's. In it lie shards: `NAME.npy` with
-vectors and, written last, `NAME.keys` with the SHA-256 of each input. A shard is there whole or not at all, and every
-process writes shards of its own, so several may share a store and any may be killed.
+The cache is a folder with one subfolder per fingerprint. A fingerprint covers everything that made the vectors
+(weights, adapter, template, processor, precision, versions), so vectors of two models never mix. A subfolder holds
+shards: `NAME.npy` with vectors and, written last, `NAME.keys` with the SHA-256 of each input. A shard is complete or
+absent. Each process writes its own shards, so several processes may share a cache and any of them may be killed.
+
+The number of shards grows with the number of vectors, the number of open files does not: at most `MAX_OPEN_SHARDS`
+shards are memory-mapped at a time.
 
 Shapes: N inputs, D embedding dim.
 """
@@ -12,9 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import shutil
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +30,7 @@ import numpy as np
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
+from vlm2vec.files import TEMPORARY, replacing, write_json
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import VideoRef
 from vlm2vec.types import EmbeddingInput, by_content, content_key
@@ -31,21 +38,22 @@ from vlm2vec.types import EmbeddingInput, by_content, content_key
 ABOUT_FILE = "about.json"
 KEY_BYTES = 32
 RECENT = 1 << 18
-PARTIAL = ".tmp"
+ABANDONED_SECONDS = 3600
+MAX_OPEN_SHARDS = 64
 
 
-def default_store() -> Path:
-    """Where vectors are kept between jobs."""
+def default_cache() -> Path:
+    """Folder of the embedding cache, inside the user's cache folder."""
     return cache_folder() / "embeddings"
 
 
 def fingerprint(about: Mapping[str, str]) -> str:
-    """What names a folder of vectors: a hash of everything that they depend on besides the input."""
+    """Name of a folder of vectors: a hash of everything they depend on besides the input."""
     return hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class InputKeys:
-    """Keys of inputs: a hash of text, instruction and the content (not the place) of images and video."""
+    """Keys of inputs: a hash of text, instruction and the content (not the path) of images and video."""
 
     def __init__(self) -> None:
         self._digests: dict[ImageRef | VideoRef, bytes] = {}
@@ -57,7 +65,7 @@ class InputKeys:
         Raises:
             UserError: if one of its images is missing.
         """
-        # Readers share one object among equal candidates; holding it keeps its identity from being used again.
+        # Readers share one object among equal candidates. Keeping a reference prevents its id from being reused.
         if id(item) in self._recent:
             return self._recent[id(item)][1]
         if len(self._recent) >= RECENT:
@@ -72,29 +80,32 @@ class InputKeys:
         return self._digests[image]
 
 
-class EmbeddingStore:
-    """The vectors of one fingerprint.
+class EmbeddingCache:
+    """The cached vectors of one fingerprint.
 
     Args:
-        root: Folder of all stores, made if absent.
-        about: What the vectors depend on besides the input, by name; its entry "model" is what people call it.
+        root: Folder of the embedding cache; created if absent.
+        about: What the vectors depend on besides the input, by name. The entry "model" is the name shown to the user.
 
     Attributes:
-        folder: Where this fingerprint's shards are.
-        notices: Plain sentences for the user: why earlier vectors cannot be used, and which files were damaged.
+        folder: Folder of this fingerprint's shards.
+        notices: Sentences for the user: why earlier vectors cannot be used, and which files were damaged.
+
+    Raises:
+        OSError: if a file exists and cannot be read. Such a file is never taken for a damaged one.
     """
 
     def __init__(self, root: Path, about: Mapping[str, str]) -> None:
         self.folder = root / fingerprint(about)
         self.notices: list[str] = []
         self._place: dict[bytes, tuple[Path, int]] = {}
-        self._shards: set[Path] = set()
-        self._open: dict[Path, np.ndarray] = {}
+        self._shards: set[str] = set()
+        self._open = _OpenShards()
         if not self.folder.is_dir():
             self.notices += _differences(root, about)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / ABOUT_FILE).is_file():
-            _write(self.folder / ABOUT_FILE, json.dumps(dict(about), indent=2).encode())
+            write_json(self.folder / ABOUT_FILE, dict(about))
         self.refresh()
 
     def __contains__(self, key: bytes) -> bool:
@@ -104,45 +115,38 @@ class EmbeddingStore:
         return len(self._place)
 
     def refresh(self) -> None:
-        """Looks for shards that other processes wrote since."""
-        for file in sorted(self.folder.glob("*.keys")):
-            if file not in self._shards:
-                self._shards.add(file)
-                self._register(file)
+        """Registers shards that other processes have written since the last call."""
+        names = {entry.name for entry in os.scandir(self.folder) if _is_keys_file(entry.name)}
+        for name in sorted(names - self._shards):
+            self._shards.add(name)
+            self._register(self.folder / name)
 
     def put(self, keys: Sequence[bytes], vectors_ND: np.ndarray) -> None:
-        """Keeps vectors; once it returns, a kill cannot lose them."""
+        """Writes vectors to a new shard. Once it returns, a kill cannot lose them."""
         if not keys:
             return
         shard = self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.npy"
-        beside = shard.with_name(shard.name + PARTIAL)
-        with beside.open("wb") as file:
-            np.save(file, np.ascontiguousarray(vectors_ND, dtype=np.float32))
-        beside.replace(shard)
+        with replacing(shard) as beside:
+            np.save(beside, np.ascontiguousarray(vectors_ND, dtype=np.float32))
         names = shard.with_suffix(".keys")
         _write(names, b"".join(keys))
-        self._shards.add(names)
+        self._shards.add(names.name)
         self._register(names)
 
-    def rows(self, keys: Sequence[bytes]) -> StoreRows:
-        """A view of the vectors of these keys, in order; all must be there. Nothing is read yet."""
+    def rows(self, keys: Sequence[bytes]) -> CachedRows:
+        """A view of the vectors of these keys, in order; all must be cached. Vectors are read on access."""
         shards: dict[Path, int] = {}
         places = [self._place[key] for key in keys]
         shard_of = np.array([shards.setdefault(shard, len(shards)) for shard, _ in places])
-        return StoreRows([self._vectors(shard) for shard in shards], shard_of, np.array([row for _, row in places]))
-
-    def _vectors(self, shard: Path) -> np.ndarray:
-        if shard not in self._open:
-            self._open[shard] = np.load(shard, mmap_mode="r", allow_pickle=False)
-        return self._open[shard]
+        return CachedRows(self._open, list(shards), shard_of, np.array([row for _, row in places]))
 
     def _register(self, names: Path) -> None:
-        """Adds a shard's keys; one that is damaged is told, passed over and so computed again."""
+        """Adds a shard's keys; a damaged shard is reported and skipped, so its vectors are computed again."""
         shard = names.with_suffix(".npy")
         try:
             content = names.read_bytes()
-            rows = len(self._vectors(shard))
-        except (OSError, ValueError, EOFError) as error:
+            rows = _num_rows(shard)
+        except (FileNotFoundError, ValueError, EOFError) as error:
             self.notices.append(f"{shard}: damaged ({error}); its vectors are computed again")
             return
         if len(content) != rows * KEY_BYTES:
@@ -152,51 +156,71 @@ class EmbeddingStore:
             self._place.setdefault(content[row * KEY_BYTES : (row + 1) * KEY_BYTES], (shard, row))
 
 
-class StoreRows:
-    """Vectors [N, D] that are read from the shards when they are asked for."""
+class _OpenShards:
+    """Memory maps of shards, the `MAX_OPEN_SHARDS` used last; a map holds one file descriptor."""
 
-    def __init__(self, shards: list[np.ndarray], shard_of: np.ndarray, row_of: np.ndarray) -> None:
-        self._shards, self._shard_of, self._row_of = shards, shard_of, row_of
+    def __init__(self) -> None:
+        self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def __call__(self, shard: Path) -> np.ndarray:
+        """The vectors of a shard, [rows, D]."""
+        if shard not in self._maps:
+            while len(self._maps) >= MAX_OPEN_SHARDS:
+                self._maps.popitem(last=False)
+            self._maps[shard] = np.load(shard, mmap_mode="r", allow_pickle=False)
+        self._maps.move_to_end(shard)
+        return self._maps[shard]
+
+
+class CachedRows:
+    """Vectors [N, D] that are read from the shards on access."""
+
+    def __init__(self, opened: _OpenShards, shards: list[Path], shard_of: np.ndarray, row_of: np.ndarray) -> None:
+        self._opened, self._shards, self._shard_of, self._row_of = opened, shards, shard_of, row_of
 
     def __len__(self) -> int:
         return len(self._row_of)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """The vectors of a slice, a list of positions or one position."""
+        """The vectors of a slice, a list of positions or one position; each shard is opened once per call."""
         shard_of, row_of = self._shard_of[rows], self._row_of[rows]
         if not np.ndim(row_of):
-            return np.array(self._shards[shard_of][row_of])
-        vectors = np.empty((len(row_of), self._shards[0].shape[1]), np.float32)
-        for shard in np.unique(shard_of):
-            mine = shard_of == shard
-            vectors[mine] = self._shards[shard][row_of[mine]]
+            return np.array(self._opened(self._shards[shard_of])[row_of])
+        vectors = np.empty((len(row_of), self._opened(self._shards[0]).shape[1]), np.float32)
+        order = np.argsort(shard_of, kind="stable")
+        shards, begins = np.unique(shard_of[order], return_index=True)
+        for shard, mine in zip(shards, np.split(order, begins[1:]), strict=True) if len(shards) else ():
+            vectors[mine] = self._opened(self._shards[shard])[row_of[mine]]
         return vectors
 
-    def view(self, positions: Sequence[int]) -> StoreRows:
+    def view(self, positions: Sequence[int]) -> CachedRows:
         """These rows in this order; nothing is read yet."""
-        return StoreRows(self._shards, self._shard_of[positions], self._row_of[positions])
+        return CachedRows(self._opened, self._shards, self._shard_of[positions], self._row_of[positions])
 
 
-class VectorStore(Protocol):
-    """What `fill` and scoring need of a store."""
+class VectorCache(Protocol):
+    """What `fill` and scoring need of an embedding cache."""
 
     def __contains__(self, key: bytes) -> bool: ...
 
     def refresh(self) -> None:
-        """Looks for what others wrote since."""
+        """Registers vectors that other processes have written."""
         ...
 
     def put(self, keys: Sequence[bytes], vectors_ND: np.ndarray) -> None:
-        """Keeps vectors."""
+        """Adds vectors."""
         ...
 
     def rows(self, keys: Sequence[bytes]) -> Any:
-        """Vectors that can be cut by slice or list of positions."""
+        """Vectors [N, D], indexed by slice or list of positions."""
         ...
 
 
-class MemoryStore:
-    """Vectors for the length of a job."""
+class MemoryCache:
+    """An embedding cache in memory, for the length of a job."""
 
     def __init__(self) -> None:
         self._vectors: dict[bytes, np.ndarray] = {}
@@ -205,10 +229,10 @@ class MemoryStore:
         return key in self._vectors
 
     def refresh(self) -> None:
-        """Nobody else writes here."""
+        """Does nothing: no other process writes here."""
 
     def put(self, keys: Sequence[bytes], vectors_ND: np.ndarray) -> None:
-        """Keeps vectors."""
+        """Adds vectors."""
         self._vectors.update(zip(keys, vectors_ND, strict=True))
 
     def rows(self, keys: Sequence[bytes]) -> np.ndarray:
@@ -217,7 +241,7 @@ class MemoryStore:
 
 
 def fill(
-    store: VectorStore,
+    cache: VectorCache,
     items: Mapping[bytes, EmbeddingInput],
     encode: Callable[[list[EmbeddingInput]], np.ndarray],
     *,
@@ -225,21 +249,21 @@ def fill(
     share: tuple[int, int] = (0, 1),
     progress: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Encodes what a store lacks, part by part; each part is kept before the next begins.
+    """Encodes the inputs that a cache lacks, part by part; each part is written before the next one starts.
 
-    Parts are cut from the full list, so they (and so the vectors to the bit) do not depend on where an earlier run
+    Parts are cut from the full list, so the parts (and the vectors, bit for bit) depend neither on where an earlier run
     was killed nor on the number of processes.
 
     Args:
-        store: Gets the vectors.
-        items: Inputs by key, distinct.
-        encode: Vectors [N, D] of inputs.
-        part_size: Inputs a part: what a kill can lose.
+        cache: Receives the vectors.
+        items: Distinct inputs by key.
+        encode: Returns the vectors [N, D] of inputs.
+        part_size: Inputs per part: the most that a kill can lose.
         share: (i, n): this process takes parts i, i + n, i + 2n, …
-        progress: Called with the number of inputs done since the last call, found ones included.
+        progress: Called with the number of inputs done since the last call, cached inputs included.
 
     Returns:
-        How many inputs were encoded.
+        Number of inputs encoded.
     """
     keys = list(items)
     num_encoded = 0
@@ -247,19 +271,19 @@ def fill(
         if number % share[1] != share[0]:
             continue
         part = keys[start : start + part_size]
-        if any(key not in store for key in part):
-            store.refresh()
-        missing = [key for key in part if key not in store]
+        if any(key not in cache for key in part):
+            cache.refresh()
+        missing = [key for key in part if key not in cache]
         if missing:
-            store.put(missing, encode([items[key] for key in missing]))
+            cache.put(missing, encode([items[key] for key in missing]))
             num_encoded += len(missing)
         progress(len(part))
     return num_encoded
 
 
 @dataclass(frozen=True)
-class StoreEntry:
-    """What one fingerprint holds."""
+class CacheEntry:
+    """Summary of one fingerprint's vectors."""
 
     fingerprint: str
     model: str
@@ -269,60 +293,81 @@ class StoreEntry:
     about: dict[str, str]
 
 
-def list_store(root: Path) -> list[StoreEntry]:
-    """Every fingerprint of a store, the latest first."""
+def list_cache(root: Path) -> list[CacheEntry]:
+    """Every fingerprint in an embedding cache, the one used last first."""
     entries = []
     for file in root.glob(f"*/{ABOUT_FILE}"):
-        sizes = [(path.stat().st_size, path.stat().st_mtime, path.suffix) for path in file.parent.iterdir()]
+        found = [(path.name, path.stat()) for path in file.parent.iterdir()]
         about = json.loads(file.read_text())
         entries.append(
-            StoreEntry(
+            CacheEntry(
                 file.parent.name,
                 about.get("model", "?"),
-                sum(size // KEY_BYTES for size, _, suffix in sizes if suffix == ".keys"),
-                sum(size for size, _, _ in sizes),
-                max(time for _, time, _ in sizes),
+                sum(stat.st_size // KEY_BYTES for name, stat in found if _is_keys_file(name)),
+                sum(stat.st_size for _, stat in found),
+                max(stat.st_mtime for _, stat in found),
                 about,
             )
         )
     return sorted(entries, key=lambda entry: -entry.last_used)
 
 
-def clean_store(root: Path, fingerprints: Iterable[str]) -> int:
-    """Removes fingerprints, and what killed processes left half-written an hour ago or earlier; returns the bytes.
+def clean_cache(root: Path, fingerprints: Iterable[str]) -> int:
+    """Removes fingerprints and temporary files that killed processes left over an hour ago; returns the bytes freed.
 
     Raises:
-        UserError: for a fingerprint that is not there; nothing is removed then.
+        UserError: for an unknown fingerprint; nothing is removed then.
     """
     chosen = [root / name for name in fingerprints]
     for folder in chosen:
         if not (folder / ABOUT_FILE).is_file():
-            known = ", ".join(entry.fingerprint for entry in list_store(root)) or "none"
-            raise UserError(f"{folder.name}: no such fingerprint in {root}; there are: {known}")
+            known = ", ".join(entry.fingerprint for entry in list_cache(root)) or "none"
+            raise UserError(f"{folder.name}: no such fingerprint in {root}; expected one of: {known}")
     freed = 0
     for folder in chosen:
         freed += sum(path.stat().st_size for path in folder.iterdir())
         shutil.rmtree(folder)
-    for path in root.glob(f"*/*{PARTIAL}"):
-        if path.stat().st_mtime < time.time() - 3600:
+    for path in root.glob(f"*/.*{TEMPORARY}*"):
+        if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
             freed += path.stat().st_size
             path.unlink()
     return freed
 
 
 def _differences(root: Path, about: Mapping[str, str]) -> list[str]:
-    """Why the vectors of the model's latest other fingerprint are not this one's."""
-    for entry in list_store(root) if root.is_dir() else []:
+    """Explains why the vectors of the same model's latest fingerprint cannot be used."""
+    for entry in list_cache(root) if root.is_dir() else []:
         if entry.model == about.get("model") and entry.num_vectors:
             names = [name for name in sorted({*about, *entry.about}) if about.get(name) != entry.about.get(name)]
             return [
-                f"{entry.num_vectors} stored vectors of {entry.model} were made with another {', '.join(names)}: "
+                f"{entry.num_vectors} cached vectors of {entry.model} were made with another {', '.join(names)}; "
                 "all are computed again"
             ]
     return []
 
 
+def _is_keys_file(name: str) -> bool:
+    """Whether a file is a complete shard's list of keys; names of temporary files begin with a dot."""
+    return name.endswith(".keys") and not name.startswith(".")
+
+
+def _num_rows(shard: Path) -> int:
+    """Number of vectors in a .npy file, from its header and size.
+
+    Raises:
+        ValueError: if the file is no array of vectors, or is truncated.
+    """
+    with shard.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = read_header[version](file)
+        expected = file.tell() + dtype.itemsize * math.prod(shape)
+        size = os.fstat(file.fileno()).st_size
+    if len(shape) != 2 or size != expected:
+        raise ValueError(f"{size} bytes, expected {expected} for an array of shape {shape}")
+    return int(shape[0])
+
+
 def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-    beside.write_bytes(content)
-    beside.replace(path)
+    with replacing(path) as beside:
+        beside.write_bytes(content)

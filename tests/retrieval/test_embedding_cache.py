@@ -1,4 +1,4 @@
-"""The store of vectors: what it takes for the same, what it survives, and who may share it."""
+"""The cache of vectors: what it takes for the same, what it survives, and who may share it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.embedding_cache import EmbeddingStore, InputKeys, clean_store, fill, fingerprint, list_store
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, clean_cache, fill, fingerprint, list_cache
 from vlm2vec.types import EmbeddingInput
 
 ABOUT = {"model": "toy", "weights": "w1", "template": "t1"}
@@ -29,10 +29,10 @@ def numbers(inputs: list[EmbeddingInput]) -> np.ndarray:
 
 def test_vectors_come_back_in_the_order_asked_for_and_after_reopening(tmp_path: Path) -> None:
     wanted = items(10)
-    store = EmbeddingStore(tmp_path, ABOUT)
-    assert fill(store, wanted, numbers, part_size=3) == 10
+    cache = EmbeddingCache(tmp_path, ABOUT)
+    assert fill(cache, wanted, numbers, part_size=3) == 10
     keys = list(wanted)[::-1]
-    for again in (store, EmbeddingStore(tmp_path, ABOUT)):
+    for again in (cache, EmbeddingCache(tmp_path, ABOUT)):
         rows = again.rows(keys)
         assert rows[:][:, 0].tolist() == list(range(9, -1, -1))
         assert rows[[2, 0]][:, 0].tolist() == [7, 9]
@@ -42,18 +42,18 @@ def test_vectors_come_back_in_the_order_asked_for_and_after_reopening(tmp_path: 
 
 
 def test_a_second_run_encodes_nothing_and_a_longer_one_only_what_is_new(tmp_path: Path) -> None:
-    fill(EmbeddingStore(tmp_path, ABOUT), items(10), numbers, part_size=3)
-    assert fill(EmbeddingStore(tmp_path, ABOUT), items(10), numbers, part_size=3) == 0
-    assert fill(EmbeddingStore(tmp_path, ABOUT), items(14), numbers, part_size=3) == 4
+    fill(EmbeddingCache(tmp_path, ABOUT), items(10), numbers, part_size=3)
+    assert fill(EmbeddingCache(tmp_path, ABOUT), items(10), numbers, part_size=3) == 0
+    assert fill(EmbeddingCache(tmp_path, ABOUT), items(14), numbers, part_size=3) == 4
 
 
 @pytest.mark.parametrize("part", ["weights", "template"])
 def test_vectors_of_another_fingerprint_are_not_used_and_that_is_said(tmp_path: Path, part: str) -> None:
-    fill(EmbeddingStore(tmp_path, ABOUT), items(5), numbers)
-    changed = EmbeddingStore(tmp_path, {**ABOUT, part: "other"})
-    assert changed.notices == [f"5 stored vectors of toy were made with another {part}: all are computed again"]
+    fill(EmbeddingCache(tmp_path, ABOUT), items(5), numbers)
+    changed = EmbeddingCache(tmp_path, {**ABOUT, part: "other"})
+    assert changed.notices == [f"5 cached vectors of toy were made with another {part}; all are computed again"]
     assert fill(changed, items(5), numbers) == 5
-    assert EmbeddingStore(tmp_path, {**ABOUT, "model": "another"}).notices == []
+    assert EmbeddingCache(tmp_path, {**ABOUT, "model": "another"}).notices == []
 
 
 def test_equal_content_has_one_key_and_every_difference_another(tmp_path: Path) -> None:
@@ -78,13 +78,13 @@ def test_equal_content_has_one_key_and_every_difference_another(tmp_path: Path) 
 
 
 def test_a_shard_without_its_keys_or_cut_short_is_computed_again(tmp_path: Path) -> None:
-    store = EmbeddingStore(tmp_path, ABOUT)
-    fill(store, items(9), numbers, part_size=3)
-    first, second, third = sorted(store.folder.glob("*.keys"))
+    cache = EmbeddingCache(tmp_path, ABOUT)
+    fill(cache, items(9), numbers, part_size=3)
+    first, second, third = sorted(cache.folder.glob("*.keys"))
     first.unlink()  # killed between the two files
     second.with_suffix(".npy").write_bytes(second.with_suffix(".npy").read_bytes()[:40])
     third.write_bytes(third.read_bytes()[:-5])
-    again = EmbeddingStore(tmp_path, ABOUT)
+    again = EmbeddingCache(tmp_path, ABOUT)
     assert len(again) == 0
     assert len(again.notices) == 2 and all("computed again" in notice for notice in again.notices)
     assert fill(again, items(9), numbers, part_size=3) == 9
@@ -92,7 +92,7 @@ def test_a_shard_without_its_keys_or_cut_short_is_computed_again(tmp_path: Path)
 
 
 def _fill_share(root: Path, rank: int, world_size: int) -> None:
-    fill(EmbeddingStore(root, ABOUT), items(200), numbers, part_size=7, share=(rank, world_size))
+    fill(EmbeddingCache(root, ABOUT), items(200), numbers, part_size=7, share=(rank, world_size))
 
 
 def test_processes_that_share_a_store_write_the_whole_together(tmp_path: Path) -> None:
@@ -104,20 +104,20 @@ def test_processes_that_share_a_store_write_the_whole_together(tmp_path: Path) -
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    store = EmbeddingStore(tmp_path, ABOUT)
-    assert store.rows(list(items(200)))[:][:, 0].tolist() == list(range(200))
-    assert fill(store, items(200), numbers) == 0
+    cache = EmbeddingCache(tmp_path, ABOUT)
+    assert cache.rows(list(items(200)))[:][:, 0].tolist() == list(range(200))
+    assert fill(cache, items(200), numbers) == 0
 
 
 def test_a_store_can_be_listed_and_cleaned(tmp_path: Path) -> None:
-    fill(EmbeddingStore(tmp_path, ABOUT), items(5), numbers)
+    fill(EmbeddingCache(tmp_path, ABOUT), items(5), numbers)
     other = {**ABOUT, "model": "b"}
-    fill(EmbeddingStore(tmp_path, other), items(3), numbers)
-    found = {entry.model: entry for entry in list_store(tmp_path)}
+    fill(EmbeddingCache(tmp_path, other), items(3), numbers)
+    found = {entry.model: entry for entry in list_cache(tmp_path)}
     assert {name: entry.num_vectors for name, entry in found.items()} == {"toy": 5, "b": 3}
     assert found["b"].fingerprint == fingerprint(other)
     with pytest.raises(UserError, match=f"nothing: no such.*{fingerprint(other)}"):
-        clean_store(tmp_path, ["nothing"])
-    freed = clean_store(tmp_path, [fingerprint(other)])
+        clean_cache(tmp_path, ["nothing"])
+    freed = clean_cache(tmp_path, [fingerprint(other)])
     assert freed == found["b"].num_bytes
-    assert [entry.model for entry in list_store(tmp_path)] == ["toy"]
+    assert [entry.model for entry in list_cache(tmp_path)] == ["toy"]
