@@ -30,7 +30,8 @@ def cli_page() -> str:
 
     command = typer.main.get_command(app)
     lines = ["# Command line", "", command.help or "", ""]
-    for name, sub in sorted(command.commands.items()):  # type: ignore[attr-defined]
+    commands = command.commands.items()  # type: ignore[attr-defined]
+    for name, sub in sorted(item for item in commands if not item[1].hidden):
         nested = getattr(sub, "commands", None)
         for path, each in [(name, sub)] if nested is None else [(f"{name} {n}", c) for n, c in sorted(nested.items())]:
             lines += _command(f"vlm2vec {path}", each)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from vlm2vec.cli import app
 from vlm2vec.evaluation.benchmark import load_benchmark
 from vlm2vec.evaluation.evaluate import distinct_inputs, read_tasks
-from vlm2vec.retrieval.embedding_cache import EmbeddingStore, InputKeys
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys
 from vlm2vec.types import EmbeddingInput
 
 SIZE = [56, 84]  # a multiple of the merged patch: no resizing
@@ -53,12 +53,12 @@ def by_hand(folder: Path, item: EmbeddingInput) -> np.ndarray:
 
 
 def test_vectors_equal_a_direct_forward_with_pixel_values_videos(benchmark: Path, tiny_vlm, tmp_path: Path) -> None:  # noqa: F811
-    model, store = tiny_vlm("qwen2_vl"), tmp_path / "store"
-    command = ["eval", str(model), "--benchmark", str(benchmark), "-o", str(tmp_path / "out"), "--store", str(store)]
+    model, cache = tiny_vlm("qwen2_vl"), tmp_path / "cache"
+    command = ["eval", str(model), "--benchmark", str(benchmark), "-o", str(tmp_path / "out"), "--cache", str(cache)]
     result = CliRunner().invoke(app, [*command, "--option", "num_frames=3", "--option", "dtype=float32"])
     assert result.exit_code == 0, result.output
-    (folder,) = store.iterdir()
-    vectors = EmbeddingStore(store, json.loads((folder / "about.json").read_text()))
+    (folder,) = cache.iterdir()
+    vectors = EmbeddingCache(cache, json.loads((folder / "about.json").read_text()))
     tasks, key_of = read_tasks(*load_benchmark(benchmark)), InputKeys()
     inputs = distinct_inputs([*tasks["MSVD"], *tasks["NExTQA"]])
     videos = [item for item in inputs if item.video is not None and len(item.video.frames) % 2 == 0]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +125,62 @@ def test_a_store_can_be_listed_and_cleaned(tmp_path: Path) -> None:
     freed = clean_cache(tmp_path, [fingerprint(other)])
     assert freed == found["b"].num_bytes
     assert [entry.model for entry in list_cache(tmp_path)] == ["toy"]
+
+
+UNDER_A_LIMIT = """
+import os, resource, sys
+from pathlib import Path
+import numpy as np
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache
+keys = [number.to_bytes(32, "big") for number in range(600)]
+cache = EmbeddingCache(Path(sys.argv[1]), {"model": "toy"})
+for number, key in enumerate(keys):
+    cache.put([key], np.full((1, 4), number, np.float32))
+cache = EmbeddingCache(Path(sys.argv[1]), {"model": "toy"})
+before = len(os.listdir("/proc/self/fd"))
+rows = cache.rows(keys)
+assert cache.notices == [] and len(cache) == 600
+assert [int(row[0]) for row in rows[:]] == list(range(600))
+assert [int(rows[number][0]) for number in range(0, 600, 7)] == list(range(0, 600, 7))
+print(len(os.listdir("/proc/self/fd")) - before)
+"""
+
+
+def test_a_cache_of_600_shards_holds_at_most_100_descriptors_under_a_limit_of_256(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", UNDER_A_LIMIT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0 < int(done.stdout) <= 100
+
+
+@pytest.mark.parametrize("method", ["read_bytes", "open"])
+def test_a_file_that_cannot_be_read_is_an_error_and_not_a_damaged_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    cache = EmbeddingCache(tmp_path, ABOUT)
+    fill(cache, items(3), numbers)
+    real = getattr(Path, method)
+
+    def failing(path: Path, *arguments: object, **options: object) -> object:
+        if path.suffix in (".keys", ".npy"):
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, method, failing)
+        with pytest.raises(OSError, match="Too many open files"):
+            EmbeddingCache(tmp_path, ABOUT)
+    assert fill(EmbeddingCache(tmp_path, ABOUT), items(3), numbers) == 0
+
+
+def test_a_temporary_file_of_a_killed_process_is_no_shard_and_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path, ABOUT)
+    fill(cache, items(3), numbers)
+    left = cache.folder / ".1-abc.0badcafe.tmp.keys"
+    left.write_bytes(b"half")
+    again = EmbeddingCache(tmp_path, ABOUT)
+    assert len(again) == 3 and again.notices == [] and list_cache(tmp_path)[0].num_vectors == 3
+    assert clean_cache(tmp_path, []) == 0
+    os.utime(left, (1, 1))
+    assert clean_cache(tmp_path, []) == 4 and not left.exists()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from vlm2vec.errors import UserError, shown
 
+Value = TypeVar("Value")
 DEFAULT_MODEL = "compact-embed"
 """Of the verbs that work without a model's name."""
 
@@ -38,7 +39,7 @@ AddressOption = Annotated[str | None, typer.Option("--address", help="Of a Ray c
 PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights; they can run code.")]
 
 
-def renamed[Value](value: Value, old_value: Value, option: str, old_option: str) -> Value:
+def renamed(value: Value, old_value: Value, option: str, old_option: str) -> Value:
     """The value of an option that may have been given by its deprecated name, which is reported in one line."""
     if not old_value:
         return value

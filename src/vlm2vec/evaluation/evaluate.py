@@ -16,7 +16,7 @@ from vlm2vec.evaluation.metrics import group_means
 from vlm2vec.evaluation.score import Sample, TaskResult, score_task
 from vlm2vec.evaluation.tasks import TaskReader
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.embedding_cache import InputKeys, MemoryCache, CachedRows, VectorCache, fill
+from vlm2vec.retrieval.embedding_cache import CachedRows, InputKeys, MemoryCache, VectorCache, fill
 from vlm2vec.types import EmbeddingInput, Encoder, EvalQuery
 
 __all__ = ["Sample", "TaskReader", "TaskResult", "evaluate", "read_results", "read_tasks", "results_json"]
@@ -98,7 +98,7 @@ class Share:
 
 
 class FillCache(Protocol):
-    """Encodes the inputs that an embedding cache lacks; as `vlm2vec.retrieval.embedding_cache.fill` without its encoder."""
+    """Encodes inputs that a cache lacks; as `vlm2vec.retrieval.embedding_cache.fill` without its encoder."""
 
     def __call__(
         self,

@@ -92,7 +92,7 @@ def score_model(
 ) -> tuple[Benchmark, list[TaskResult]]:
     """Scores a model on a benchmark and writes the results.
 
-    Under `torchrun` every process encodes its share into the common embedding cache, and the first one scores and writes.
+    Under `torchrun` every process encodes its share into one embedding cache, and the first one scores and writes.
 
     Args:
         model: What `Embedder.from_pretrained` takes.
