@@ -153,6 +153,17 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(llava, inputs, alone_llav
     np.testing.assert_allclose(llava.encode(inputs), alone_llava, atol=2e-6)
 
 
+def test_a_broken_device_ends_the_job_with_its_reason(llava, inputs, monkeypatch) -> None:
+    def broken(self: Pipeline, batch: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Pipeline, "_vectors", broken)
+    bad: list[int] = []
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        llava.encode(inputs, on_error=lambda position, error: bad.append(position))
+    assert bad == [], "no input was recorded as failed"
+
+
 def test_a_stream_takes_its_inputs_a_window_at_a_time_and_gives_them_in_order(llava, small_steps) -> None:
     taken = 0
 

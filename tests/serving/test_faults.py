@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 from starlette.testclient import TestClient
 from tiny.models import draw_image
@@ -176,3 +178,18 @@ def test_readiness_follows_whether_the_model_works(
     broken = False
     assert client.get("/health/ready").status_code == 200
     assert post(client, input="a").status_code == 200
+
+
+def test_a_broken_device_ends_the_process_after_the_answer(
+    embedder: Any, serving: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(batch: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(embedder.backbone, "forward", broken)
+    monkeypatch.setattr("vlm2vec.serving.engine.ANSWER_SECONDS", 0.0)
+    ended = threading.Event()
+    monkeypatch.setattr("vlm2vec.serving.engine.exit_now", ended.set)
+    client = serving(result_cache_bytes=0)
+    assert post(client, input="a").status_code == 503
+    assert ended.wait(5)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.device import is_device_broken, is_fault_of_input
 from vlm2vec.types import Batch, EmbeddingInput, Media, by_content, content_key, cut_by_tokens
 
 T = TypeVar("T")
@@ -303,8 +304,10 @@ class Pipeline:
         keys = [key for key, _ in group]
         try:
             return list(zip(keys, self.embedder.backbone.process_each([item for _, item in group]), strict=True))
-        except Exception as error:  # noqa: BLE001 - foreign processors raise anything for images of strange shape
-            if len(group) == 1:
+        except Exception as error:
+            if is_device_broken(error):
+                raise
+            if len(group) == 1:  # foreign processors raise anything for images of strange shape
                 return [(keys[0], _as_user_error(group[0][1], error))]
         return [result for one in group for result in self._prepare([one])]
 
@@ -312,7 +315,9 @@ class Pipeline:
         """Vectors of a batch, still on the device; a list of halves where memory or a bad row forbade the whole."""
         try:
             return self._vectors(Batch.join([row.batch for row in rows]))
-        except (RuntimeError, ValueError, IndexError) as error:  # out of memory, or a row that the network refuses
+        except (RuntimeError, ValueError, IndexError) as error:
+            if not is_fault_of_input(error):  # a broken device would fail every later input, too
+                raise
             if len(rows) == 1:
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 return UserError(f"the model cannot encode an input of {rows[0].tokens} tokens: {reason[0]}")

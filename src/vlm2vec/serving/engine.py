@@ -9,6 +9,8 @@ batch to fill.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 
 from vlm2vec.errors import UserError
+from vlm2vec.models.device import is_device_broken
 from vlm2vec.serving.batching import Budget, Embedded, Job, Outcome, take_batch
 from vlm2vec.serving.caches import LRU, ImageFeatures
 from vlm2vec.serving.guards import InputLimits
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 FRESH_SECONDS = 5.0  # a successful forward pass within this time counts as a readiness check
 PROBE_SECONDS = 5.0
+ANSWER_SECONDS = 1.0  # from a broken device to the end of the process
+logger = logging.getLogger("vlm2vec.serving")
 PROBE = EmbeddingInput(text="ready?")
 
 
@@ -237,9 +242,17 @@ class Engine:
             self._vectors([probe])
         except Exception as error:  # noqa: BLE001 - any failure is the answer
             log_failure("the probe failed", error)
+            if is_device_broken(error):
+                self._end()
             return False
         self.last_good = time.monotonic()
         return True
+
+    def _end(self) -> None:
+        """End the process once the waiting requests have their answers: no later input can succeed on this device."""
+        logger.critical("the device is broken; the process ends")
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._loop.call_later, ANSWER_SECONDS, exit_now)
 
     @torch.inference_mode()
     def _vectors(self, jobs: list[Job]) -> list[Embedded]:
@@ -253,6 +266,11 @@ class Engine:
         """Hand results to the waiting requests, in the event loop's thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_resolve, outcomes)
+
+
+def exit_now() -> None:
+    """End the process without cleaning up, which a broken device could block; its supervisor starts another."""
+    os._exit(1)
 
 
 def _resolve(outcomes: list[tuple[Job, Outcome]]) -> None:
