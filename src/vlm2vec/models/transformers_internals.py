@@ -85,9 +85,10 @@ def build_processor(family: Any, parts: dict[str, Any], without: str, saved: dic
         without: Name of the part to leave out.
         saved: Settings, see `processor_settings`.
     """
-    kept = [name for name in family.get_attributes() if name != without]
+    names = family.get_attributes()  # its constructor takes every part by position; the one left out is None
+    kept = [name for name in names if name != without]
     smaller: Any = type(family.__name__, (family,), {"get_attributes": classmethod(lambda _: kept)})
-    return smaller.from_args_and_dict([parts.get(name) for name in kept], saved)
+    return smaller.from_args_and_dict([parts.get(name) for name in names], saved)
 
 
 def image_setting_names(image_processor: Any) -> set[str]:
