@@ -12,6 +12,7 @@ from vlm2vec.evaluation.comparison import comparison_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs/explain/results.md").read_text()
 
 
 def block(language: str) -> str:
@@ -37,20 +38,13 @@ def test_the_library_in_ten_lines_runs_as_written(tmp_path: Path) -> None:
 
 def test_the_table_is_the_one_that_the_demo_printed() -> None:
     results = json.loads((ROOT / "docs/assets/demo-results.json").read_text())
-    assert comparison_table(results["columns"]).markdown.strip() in README
+    assert comparison_table(results["columns"]).markdown.split("\n\n")[0].strip() in RESULTS
 
 
-def test_every_command_that_is_named_exists() -> None:
-    commands = set(re.findall(r"(?:^|`)vlm2vec ([a-z]+(?: demo)?)", README, re.MULTILINE))
-    assert {"data demo", "train", "eval", "verify"} <= commands
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "vlm2vec.cli", *command.split(), "--help"], capture_output=True, check=False
-        )
-        assert done.returncode == 0, command
-    targets = re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text()
-    assert {"demo", "test"} <= set(targets)
+    assert {"demo", "test", "docs"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
