@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,9 @@ from starlette.testclient import TestClient
 from tiny.models import draw_image
 from wire import data_uri, encoded, post
 
-from vlm2vec.serving.caches import LRU
+from vlm2vec.serving.batching import Embedded
+from vlm2vec.serving.caches import LRU, result_cache
+from vlm2vec.types import EmbeddingInput, content_key
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40)), max_size=60), st.integers(0, 100))
@@ -32,6 +36,40 @@ def test_a_cache_stays_within_its_budget_and_evicts_the_least_recently_used(
         assert cache.num_bytes == sum(size for _, size in kept) <= budget and len(cache) == len(kept)
     for key, size in kept:
         assert cache.get(key) == size
+
+
+@pytest.mark.parametrize("dim", [64, 768, 4096])
+def test_cached_vectors_are_counted_at_their_real_size(dim: int) -> None:
+    count = 3000
+    cache: LRU[Embedded] = result_cache(1 << 30)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(count):
+            key = content_key(EmbeddingInput(text=f"text {number}"))
+            cache.put(key, Embedded(np.zeros((4, dim), np.float32)[0].copy(), 1000 + number))
+        used = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.8 * cache.num_bytes <= used <= cache.num_bytes
+
+
+def test_memory_is_flat_once_the_caches_are_full(serving: Callable[..., TestClient]) -> None:
+    client = serving(result_cache_bytes=200_000)
+
+    def traced(start: int) -> int:
+        for begin in range(start, start + 600, 100):
+            assert post(client, input=[f"text {number}" for number in range(begin, begin + 100)]).status_code == 200
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        traced(0)  # fills the cache
+        first = traced(1000)
+        assert traced(2000) - first < 50_000
+    finally:
+        tracemalloc.stop()
 
 
 def vectors_of(answer: Any) -> np.ndarray:

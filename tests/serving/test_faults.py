@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import struct
-import threading
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ def png_with_text_of(size: int, png: bytes) -> bytes:
     return png[:33] + chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size), 9)) + png[33:]
 
 
+LUCK = RuntimeError("out of luck")
 SVG = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
 BAD: dict[str, Callable[[bytes], Any]] = {
     "truncated": lambda png: {"image": data_uri(png[: len(png) // 2])},
@@ -138,14 +140,14 @@ def test_base64_that_is_no_image_fails_as_an_image(client: TestClient) -> None:
 
 
 @pytest.fixture
-def fails_on(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], bool]], None]:
-    """`fails_on(condition)`: forward passes raise for batches that meet the condition."""
+def fails_on(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`fails_on(condition, error)`: forward passes raise the error for batches that meet the condition."""
     usual = embedder.backbone.forward
 
-    def put(condition: Callable[[Any], bool]) -> None:
+    def put(condition: Callable[[Any], bool], error: Exception = LUCK) -> None:
         def forward(batch: Any) -> Any:
             if condition(batch):
-                raise RuntimeError("out of luck")
+                raise error
             return usual(batch)
 
         monkeypatch.setattr(embedder.backbone, "forward", forward)
@@ -165,6 +167,48 @@ def test_a_failed_batch_is_retried_input_by_input(
     assert client.get("/health/ready").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("error", "is_input"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (ValueError("bad shape"), True),
+        (IndexError("index 5 is out of range"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), True),  # the device still computes
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with ..."), False),
+    ],
+)
+def test_a_broken_device_is_never_a_bad_input(
+    embedder: Any,
+    serving: Callable[..., TestClient],
+    fails_on: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    is_input: bool,
+) -> None:
+    culprit = embedder.backbone.tokenizer("poison poison poison")["input_ids"][0]
+    fails_on(lambda batch: bool((batch["input_ids"] == culprit).any()), error)
+    reasons: list[str] = []
+    monkeypatch.setattr("vlm2vec.serving.engine.ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("vlm2vec.serving.engine.exit_now", reasons.append)
+    client = serving(result_cache_bytes=0)
+    answer = post(client, input=["a", "poison", "b"], partial=True).json()
+    codes = {one["index"]: one["code"] for one in answer["errors"]}
+    if is_input:
+        assert codes == {1: "model_failed"} and not reasons
+        assert client.get("/health/ready").status_code == 200
+        return
+    assert codes.get(1) == "model_unavailable" and "model_failed" not in codes.values()
+    assert post(client, input="c").status_code == client.get("/health/ready").status_code == 503
+    assert reasons == ["CUDA error: an illegal memory access was encountered"]  # once, in one line
+
+
+def test_the_process_of_a_broken_device_ends_with_its_reason() -> None:
+    script = "from vlm2vec.serving.engine import exit_now; exit_now('CUDA error: unspecified launch failure')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: the device failed (CUDA error: unspecified launch failure); start the server again\n"
+
+
 def test_readiness_follows_whether_the_model_works(
     serving: Callable[..., TestClient], fails_on: Callable[..., None]
 ) -> None:
@@ -178,18 +222,3 @@ def test_readiness_follows_whether_the_model_works(
     broken = False
     assert client.get("/health/ready").status_code == 200
     assert post(client, input="a").status_code == 200
-
-
-def test_a_broken_device_ends_the_process_after_the_answer(
-    embedder: Any, serving: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(batch: Any) -> Any:
-        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
-
-    monkeypatch.setattr(embedder.backbone, "forward", broken)
-    monkeypatch.setattr("vlm2vec.serving.engine.ANSWER_SECONDS", 0.0)
-    ended = threading.Event()
-    monkeypatch.setattr("vlm2vec.serving.engine.exit_now", ended.set)
-    client = serving(result_cache_bytes=0)
-    assert post(client, input="a").status_code == 503
-    assert ended.wait(5)

@@ -7,22 +7,16 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 from wire import data_uri, post
 
 from vlm2vec.serving.app import create_app
 from vlm2vec.serving.settings import ServeSettings
-
-
-def test_a_full_queue_answers_429_with_retry_after(serving: Callable[..., TestClient]) -> None:
-    client = serving(max_queue=2)
-    full = post(client, input=["a", "b", "c"])
-    assert full.status_code == 429 and full.json()["error"]["code"] == "queue_full"
-    assert int(full.headers["Retry-After"]) >= 1
-    assert post(client, input=["a", "b"]).status_code == 200
 
 
 def test_a_body_that_is_too_large_gets_413_with_and_without_content_length(serving: Callable[..., TestClient]) -> None:
@@ -70,6 +64,56 @@ def held(
     monkeypatch.setattr(embedder.backbone, "forward", forward)
     yield begun, go_on, sizes
     go_on.set()
+
+
+def test_a_full_queue_answers_429_with_retry_after(serving: Callable[..., TestClient], held: Any) -> None:
+    started, release, _ = held
+    client = serving(max_queue=3, max_batch_inputs=1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, client, input=["a", "b"])
+        started.wait(20)
+        full = post(client, input=["c", "d"])
+        assert full.status_code == 429 and full.json()["error"]["code"] == "queue_full"
+        assert int(full.headers["Retry-After"]) >= 1
+        release.set()
+        assert first.result().status_code == 200
+    assert post(client, input=["c", "d"]).status_code == 200
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 9])
+def test_a_request_larger_than_the_queue_passes_in_slices(
+    serving: Callable[..., TestClient], embedder: Any, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    client, waiting = serving(max_queue=4), []
+    engine: Any = client.app.state.serving.engine  # type: ignore[attr-defined]
+    usual = engine.observer.waiting
+    monkeypatch.setattr(engine.observer, "waiting", lambda number: (waiting.append(number), usual(number)))
+    texts = [f"text {number}" for number in range(count)] * 2
+    answer = post(client, input=texts)
+    assert answer.status_code == 200, answer.text
+    made = np.array([item["embedding"] for item in answer.json()["data"]])
+    assert (made * embedder.encode(texts)).sum(axis=1) == pytest.approx(1.0, abs=1e-4)
+    assert max(waiting) == (count if count <= 4 else 2) and waiting[-1] == 0  # half of the queue stays free
+
+
+def test_the_largest_request_is_accepted_by_default_settings(serving: Callable[..., TestClient]) -> None:
+    texts = [f"text {number}" for number in range(ServeSettings(model="compact").max_inputs)]
+    assert len(texts) > ServeSettings(model="compact").max_queue
+    answer = post(serving(), input=texts)
+    assert answer.status_code == 200 and len(answer.json()["data"]) == len(texts)
+
+
+def test_a_large_request_waits_for_the_queue_while_small_ones_hold_it(
+    serving: Callable[..., TestClient], held: Any
+) -> None:
+    started, release, _ = held
+    client = serving(max_queue=4, max_batch_inputs=1)
+    with ThreadPoolExecutor(2) as pool:
+        small = pool.submit(post, client, input=["a", "b", "c"])
+        started.wait(20)
+        large = pool.submit(post, client, input=[f"text {number}" for number in range(9)])
+        release.set()
+        assert small.result().status_code == large.result().status_code == 200
 
 
 def test_a_request_past_its_timeout_gets_408_and_the_next_one_succeeds(

@@ -101,6 +101,31 @@ def test_an_invalid_setting_is_one_line(tmp_path: Path) -> None:
         assert isinstance(failed.exception, UserError) and message in str(failed.exception)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_batch_inputs": 64, "max_queue": 32}, "max_batch_inputs is larger than max_queue"),
+        ({"max_image_bytes": 2000, "max_body_bytes": 1000}, "max_image_bytes is larger than max_body_bytes"),
+        ({"max_chars": 2000, "max_body_bytes": 1000}, "max_chars is larger than max_body_bytes"),
+        ({"max_images": 0, "allow_urls": ("example.org",)}, "max_images is 0"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_at_start(settings: dict[str, Any], message: str) -> None:
+    words = [f"--limit={name}={value}" for name, value in settings.items() if name != "allow_urls"]
+    words += [f"--allow-urls={host}" for host in settings.get("allow_urls", ())]
+    failed = CliRunner().invoke(app, ["serve", "compact", *words])
+    assert isinstance(failed.exception, UserError) and message in str(failed.exception)
+    for name, value in settings.items():  # each alone is fine: the default of the other gives way
+        ServeSettings.model_validate({"model": "compact", name: value})
+
+
+def test_settings_reach_worker_processes_as_they_were_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "")
+    settings = ServeSettings(model="compact", max_queue=8, cors_origins=("https://a.example",))
+    settings.to_environment()
+    assert ServeSettings.from_environment() == settings
+
+
 def test_an_address_that_cannot_be_bound_is_refused_before_the_model_is_loaded() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

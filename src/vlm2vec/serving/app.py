@@ -20,6 +20,7 @@ from vlm2vec.serving.inputs import InputReader
 from vlm2vec.serving.metrics import Metrics
 from vlm2vec.serving.refusals import Refusal
 from vlm2vec.serving.settings import ServeSettings
+from vlm2vec.serving.validation import invalid_request
 
 if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder
@@ -70,8 +71,9 @@ def create_app(embedder: Embedder, settings: ServeSettings, store: Any = None) -
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends headers of its own
+            expose_headers=["Retry-After", "X-Request-ID"],
         )
     return app
 
@@ -84,15 +86,13 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     """Name the fields that are wrong without repeating their values."""
     assert isinstance(error, RequestValidationError)
-    found = []
-    for one in error.errors()[:3]:
-        place = ".".join(str(part) for part in one["loc"] if part != "body")
-        found.append(f"{place}: {one['msg']}" if place else str(one["msg"]))
-    return JSONResponse(Refusal(400, "invalid_request", "; ".join(found)[:500]).body(), 400)
+    return await _refused(request, invalid_request(error.errors(), error.body, request.headers.get("content-type", "")))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = CODES.get(error.status_code, "invalid_request")
-    body: dict[str, Any] = Refusal(error.status_code, code, str(error.detail)).body()
+    unreadable = error.status_code == 400  # of a body that is not text
+    message = "the body is not valid JSON" if unreadable else str(error.detail)
+    body: dict[str, Any] = Refusal(error.status_code, code, message).body()
     return JSONResponse(body, error.status_code, error.headers)

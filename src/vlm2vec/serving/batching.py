@@ -9,20 +9,23 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vlm2vec.serving.refusals import Refusal
+from vlm2vec.serving.truncation import REFUSE, Truncation
 from vlm2vec.types import Batch, EmbeddingInput
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Embedded:
     """The result of one input.
 
     Attributes:
         vector: Unit norm, float32 [D].
         num_tokens: Tokens that the model reads, image tokens included.
+        dropped: Text tokens that were cut, as the request asked.
     """
 
     vector: np.ndarray
     num_tokens: int
+    dropped: int = 0
 
 
 Outcome = Embedded | Refusal
@@ -34,9 +37,11 @@ class Job:
 
     item: EmbeddingInput
     future: asyncio.Future[Outcome]
+    truncation: Truncation = REFUSE
     arrived: float = field(default_factory=time.monotonic)
     batch: Batch | None = None
     num_tokens: int = 0
+    dropped: int = 0
 
     @property
     def gone(self) -> bool:

@@ -11,8 +11,10 @@ import torch
 
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.vision.vision_cache import VisionCache, chunks
+from vlm2vec.serving.batching import Embedded
 
 ENCODE_BATCH = 8
+ENTRY_BYTES = 460  # of a cached vector beside its components, as tracemalloc counts them
 V = TypeVar("V")
 
 
@@ -55,6 +57,11 @@ class LRU(Generic[V]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def result_cache(max_bytes: int) -> LRU[Embedded]:
+    """A cache of results whose entries are counted at their real size: components, key, objects and map entry."""
+    return LRU(max_bytes, lambda value: value.vector.nbytes + ENTRY_BYTES)
 
 
 class ImageFeatures(VisionCache):

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
-from vlm2vec.serving.schemas import DOT, Lenient, Part, Text
+from vlm2vec.serving.schema_base import Lenient, Text
+from vlm2vec.serving.schemas import DOT, Part
+from vlm2vec.serving.truncation import MODEL_LIMIT, REFUSE, Truncation
 
 ABOUT: dict[str, Any] = {
     "anyOf": [{"required": [name]} for name in ("texts", "images", "inputs")],
@@ -43,6 +45,16 @@ class CohereRequest(Lenient):
     inputs: Annotated[list[CohereInput], Field(min_length=1)] | None = None
     embedding_types: Annotated[tuple[EmbeddingType, ...], Field(min_length=1)] = ("float",)
     output_dimension: Annotated[StrictInt, Field(ge=1)] | None = None
+    truncate: Literal["NONE", "START", "END"] = Field(
+        "NONE", description="The side from which long texts are cut. Default: refuse them (400)."
+    )
+
+    @property
+    def truncation(self) -> Truncation:
+        """What the request wants for long inputs."""
+        if self.truncate == "NONE":
+            return REFUSE
+        return Truncation(MODEL_LIMIT, "left" if self.truncate == "START" else "right")
 
     @model_validator(mode="after")
     def _one_of_three(self) -> CohereRequest:

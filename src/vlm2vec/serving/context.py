@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from vlm2vec.serving.engine import Engine
 from vlm2vec.serving.inputs import InputReader, Item
 from vlm2vec.serving.refusals import Refusal, refuse_request
 from vlm2vec.serving.settings import ServeSettings
+from vlm2vec.serving.truncation import REFUSE, Truncation
 
 
 @dataclass
@@ -42,8 +43,13 @@ class Serving:
         """
         names = self.settings.served_names
         if name and name not in names:
-            raise Refusal(404, "model_not_found", f"no model of this name; expected one of: {', '.join(names)}")
+            raise self.unknown_model()
         return name or names[0]
+
+    def unknown_model(self) -> Refusal:
+        """The refusal of a model name that the server does not have."""
+        names = ", ".join(self.settings.served_names)
+        return Refusal(404, "model_not_found", f"no model of this name; expected one of: {names}", param="model")
 
     def check_dimensions(self, dimensions: int | None) -> int:
         """Return the number of vector components for the response.
@@ -63,7 +69,7 @@ class Serving:
                 413, "too_many_inputs", f"{len(values)} inputs; at most {self.settings.max_inputs} are accepted"
             )
 
-    async def outcomes(self, items: Sequence[Item]) -> list[Outcome]:
+    async def outcomes(self, items: Sequence[Item], truncation: Truncation = REFUSE) -> list[Outcome]:
         """Return a vector or a refusal for each input.
 
         Raises:
@@ -71,27 +77,29 @@ class Serving:
         """
         try:
             async with asyncio.timeout(self.settings.timeout):
-                return await self.engine.embed(items)
+                return await self.engine.embed(items, truncation)
         except TimeoutError:
             raise Refusal(
                 408, "timeout", f"not finished within {self.settings.timeout:g} seconds", retry_after=1
             ) from None
 
-    async def vectors(self, items: Sequence[Item], dimensions: int | None = None) -> tuple[np.ndarray, int]:
-        """Return the vectors [N, D] and the token count of inputs that must all succeed.
+    async def vectors(
+        self, items: Sequence[Item], truncation: Truncation = REFUSE, dimensions: int | None = None
+    ) -> tuple[np.ndarray, list[Embedded]]:
+        """Return the vectors [N, D] and the results of inputs that must all succeed.
 
         Raises:
             Refusal: if any input is refused; it lists all of them.
         """
         size = self.check_dimensions(dimensions)
-        outcomes = await self.outcomes(items)
+        outcomes = await self.outcomes(items, truncation)
         if refused := {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Refusal)}:
             raise refuse_request(refused)
         made = [outcome for outcome in outcomes if isinstance(outcome, Embedded)]
-        return truncated(np.stack([one.vector for one in made]), size), sum(one.num_tokens for one in made)
+        return shortened(np.stack([one.vector for one in made]), size), made
 
 
-def truncated(vectors_ND: np.ndarray, size: int) -> np.ndarray:
+def shortened(vectors_ND: np.ndarray, size: int) -> np.ndarray:
     """Keep the first `size` components and normalize again."""
     if size == vectors_ND.shape[1]:
         return vectors_ND
@@ -111,6 +119,9 @@ def answer(content: dict[str, Any]) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
-def usage(num_tokens: int) -> dict[str, int]:
-    """Token counts in OpenAI's format."""
-    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+def usage(made: Mapping[int, Embedded]) -> dict[str, Any]:
+    """Token counts in OpenAI's format, and the inputs that were cut if there are any; `made` by position."""
+    num_tokens = sum(one.num_tokens for one in made.values())
+    cut = [{"index": i, "tokens": one.num_tokens, "dropped": one.dropped} for i, one in made.items() if one.dropped]
+    counts = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    return {"usage": counts, "truncated": cut} if cut else {"usage": counts}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ import torch
 from vlm2vec.errors import UserError
 from vlm2vec.models.device import is_device_broken
 from vlm2vec.serving.batching import Budget, Embedded, Job, Outcome, take_batch
-from vlm2vec.serving.caches import LRU, ImageFeatures
+from vlm2vec.serving.caches import ImageFeatures, result_cache
 from vlm2vec.serving.guards import InputLimits
 from vlm2vec.serving.logs import log_failure
 from vlm2vec.serving.refusals import Refusal
+from vlm2vec.serving.truncation import REFUSE, TextLimits, Truncation
 from vlm2vec.types import Batch, EmbeddingInput, content_key
 
 if TYPE_CHECKING:
@@ -68,8 +70,9 @@ class Engine:
     def __init__(self, embedder: Embedder, settings: ServeSettings, observer: Observer) -> None:
         self.embedder, self.settings, self.observer = embedder, settings, observer
         self.limits = InputLimits.of(settings)
+        self.text_limits = TextLimits(embedder.backbone, settings.max_tokens)
         self.budget = Budget(settings.max_batch_tokens, settings.max_batch_inputs, settings.max_padding)
-        self.results: LRU[Embedded] = LRU(settings.result_cache_bytes, lambda value: value.vector.nbytes + 200)
+        self.results = result_cache(settings.result_cache_bytes)
         backbone = embedder.backbone
         if settings.image_cache_bytes and backbone.cache_images() and backbone.vision_cache is not None:
             backbone.vision_cache = ImageFeatures(backbone.vision_cache, settings.image_cache_bytes)
@@ -79,6 +82,8 @@ class Engine:
         self._ready: list[Job] = []
         self._turn = threading.Condition()
         self._closing = False
+        self._freed = asyncio.Event()
+        self._broken = False
         self._pool = ThreadPoolExecutor(settings.threads or torch.get_num_threads(), "prepare")
         self._forwarder = threading.Thread(target=self._forward_loop, name="forward", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -97,11 +102,11 @@ class Engine:
         if self._forwarder.is_alive():
             self._forwarder.join()
 
-    async def embed(self, items: Sequence[EmbeddingInput | Refusal]) -> list[Outcome]:
+    async def embed(self, items: Sequence[EmbeddingInput | Refusal], truncation: Truncation = REFUSE) -> list[Outcome]:
         """Return a vector or a refusal for each input, in order; equal inputs are embedded once.
 
         Raises:
-            Refusal: 429 if the queue has no place for all of them.
+            Refusal: 429 if the queue is full, 503 if the device failed.
         """
         outcomes: dict[int, Outcome] = {}
         places: dict[bytes, list[int]] = {}
@@ -112,6 +117,7 @@ class Engine:
             if isinstance(item, Refusal):
                 outcomes[index] = item
                 continue
+            key += b"" if truncation == REFUSE else f"{truncation.tokens} {truncation.side}".encode()
             kept = self.results.get(key)
             self.observer.cache(kept is not None)
             if kept is not None:
@@ -119,7 +125,7 @@ class Engine:
             else:
                 places.setdefault(key, []).append(index)
                 wanted[key] = item
-        made = await self._embed_all(list(wanted.values())) if wanted else []
+        made = await self._embed_all(list(wanted.values()), truncation) if wanted else []
         for (key, indices), outcome in zip(places.items(), made, strict=True):
             if isinstance(outcome, Embedded):
                 self.results.put(key, outcome)
@@ -141,6 +147,8 @@ class Engine:
 
     async def ready(self) -> bool:
         """Whether the model works: a recent forward pass succeeded, or a new one does."""
+        if self._broken:
+            return False
         if time.monotonic() - self.last_good < FRESH_SECONDS:
             return True
         job = self._submit(PROBE)
@@ -150,12 +158,27 @@ class Engine:
         except TimeoutError:
             return False
 
-    async def _embed_all(self, items: list[EmbeddingInput]) -> list[Outcome]:
-        if self.num_waiting + len(items) > self.settings.max_queue:
+    async def _embed_all(self, items: list[EmbeddingInput], truncation: Truncation) -> list[Outcome]:
+        """Embed distinct inputs: at once if the queue can hold them, else in slices, for which they wait here."""
+        if self._broken:
+            raise unavailable()
+        size = self.settings.max_queue
+        if self.num_waiting + (len(items) if len(items) <= size else 1) > size:
             seconds = max(1, min(60, round(self.num_waiting / self._rate)))
-            raise Refusal(429, "queue_full", "too many inputs wait; try again later", retry_after=seconds)
+            raise Refusal(429, "queue_full", "the queue is full; try again later", retry_after=seconds)
+        largest = size if len(items) <= size else max(1, size // 2)  # half of the queue stays free for other requests
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(items):
+            while self.num_waiting >= size:
+                self._freed.clear()
+                await self._freed.wait()
+            room = min(largest, size - self.num_waiting)
+            outcomes += await self._embed_slice(items[len(outcomes) : len(outcomes) + room], truncation)
+        return outcomes
+
+    async def _embed_slice(self, items: list[EmbeddingInput], truncation: Truncation) -> list[Outcome]:
         self._count_waiting(len(items))
-        jobs = [self._submit(item) for item in items]
+        jobs = [self._submit(item, truncation) for item in items]
         try:
             return await asyncio.gather(*(job.future for job in jobs))
         finally:
@@ -165,11 +188,13 @@ class Engine:
 
     def _count_waiting(self, more: int) -> None:
         self.num_waiting += more
+        if more < 0:
+            self._freed.set()
         self.observer.waiting(self.num_waiting)
 
-    def _submit(self, item: EmbeddingInput) -> Job:
+    def _submit(self, item: EmbeddingInput, truncation: Truncation = REFUSE) -> Job:
         assert self._loop is not None
-        job = Job(item, self._loop.create_future())
+        job = Job(item, self._loop.create_future(), truncation)
         self._pool.submit(self._prepare, job)
         return job
 
@@ -179,18 +204,18 @@ class Engine:
             return
         outcome: Outcome | None = None
         try:
-            with torch.inference_mode():
-                job.batch = self.embedder.backbone.process([job.item])
-            job.num_tokens = self.embedder.backbone.costs(job.batch)[0]
-            if job.num_tokens > self.limits.max_tokens:
-                outcome = Refusal(
-                    413, "too_many_tokens", f"{job.num_tokens} tokens; at most {self.limits.max_tokens} are accepted"
-                )
+            prepared = self.text_limits.prepare(job.item, job.truncation)
+            job.batch, job.num_tokens, job.dropped = prepared.batch, prepared.num_tokens, prepared.dropped
+        except Refusal as refusal:
+            outcome = refusal
         except UserError as error:
             outcome = Refusal(400, "bad_input", str(error))
         except Exception as error:  # noqa: BLE001 - decoders, tokenizers and chat templates raise any type
             log_failure("an input could not be prepared", error)
-            outcome = Refusal(400, "bad_input", "the input cannot be processed")
+            if self._check_device(error):
+                outcome = unavailable()
+            else:
+                outcome = Refusal(400, "bad_input", "the input cannot be processed")
         if outcome is not None:
             self._deliver([(job, outcome)])
             return
@@ -215,7 +240,8 @@ class Engine:
             outcomes: list[Outcome] = list(self._vectors(jobs))
         except Exception as error:  # noqa: BLE001 - whatever a kernel raises for one input must not end the others
             log_failure(f"a forward pass of {len(jobs)} failed", error)
-            outcomes = [self._alone(job) for job in jobs]
+            broken = self._check_device(error)
+            outcomes = [unavailable() if broken else self._alone(job) for job in jobs]
         seconds = time.monotonic() - since
         if any(isinstance(outcome, Embedded) for outcome in outcomes):
             self.last_good = time.monotonic()
@@ -228,12 +254,24 @@ class Engine:
             return self._vectors([job])[0]
         except Exception as error:  # noqa: BLE001 - as above
             log_failure("a forward pass of one failed", error)
+            self._check_device(error)
         self.last_good = 0.0  # the next readiness check runs the model
-        if job.item is not PROBE and self._works():
+        if not self._broken and job.item is not PROBE and self._works():
             return Refusal(422, "model_failed", "the model fails on this input, but works on others")
-        return Refusal(
-            503, "model_unavailable", "the model is not working at the moment; try again later", retry_after=10
-        )
+        return unavailable()
+
+    def _check_device(self, error: Exception) -> bool:
+        """Whether the device is broken: no later input can succeed, so the process ends after its last answers.
+
+        A supervisor, such as the parent of several workers, then starts another process.
+        """
+        if is_device_broken(error) and not self._broken:
+            self._broken = True
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            logger.critical("the device is broken; the process ends", extra={"fields": {"reason": reason}})
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._loop.call_later, ANSWER_SECONDS, exit_now, reason)
+        return self._broken
 
     def _works(self) -> bool:
         """Whether the model embeds an input that is known to be valid."""
@@ -242,17 +280,10 @@ class Engine:
             self._vectors([probe])
         except Exception as error:  # noqa: BLE001 - any failure is the answer
             log_failure("the probe failed", error)
-            if is_device_broken(error):
-                self._end()
+            self._check_device(error)
             return False
         self.last_good = time.monotonic()
         return True
-
-    def _end(self) -> None:
-        """End the process once the waiting requests have their answers: no later input can succeed on this device."""
-        logger.critical("the device is broken; the process ends")
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.call_later, ANSWER_SECONDS, exit_now)
 
     @torch.inference_mode()
     def _vectors(self, jobs: list[Job]) -> list[Embedded]:
@@ -260,7 +291,9 @@ class Engine:
         vectors_BD = self.embedder(batch.to(self.embedder.device)).cpu().numpy()
         if not np.isfinite(vectors_BD).all():
             raise ArithmeticError("the vector contains NaN or Inf")
-        return [Embedded(vector.copy(), job.num_tokens) for vector, job in zip(vectors_BD, jobs, strict=True)]
+        return [
+            Embedded(vector.copy(), job.num_tokens, job.dropped) for vector, job in zip(vectors_BD, jobs, strict=True)
+        ]
 
     def _deliver(self, outcomes: list[tuple[Job, Outcome]]) -> None:
         """Hand results to the waiting requests, in the event loop's thread."""
@@ -268,8 +301,14 @@ class Engine:
             self._loop.call_soon_threadsafe(_resolve, outcomes)
 
 
-def exit_now() -> None:
-    """End the process without cleaning up, which a broken device could block; its supervisor starts another."""
+def unavailable() -> Refusal:
+    """The refusal of an input while the model does not work."""
+    return Refusal(503, "model_unavailable", "the model is not working at the moment; try again later", retry_after=10)
+
+
+def exit_now(reason: str) -> None:
+    """End the process with its reason, without cleaning up, which a broken device could block."""
+    sys.stderr.write(f"error: the device failed ({reason}); start the server again\n")
     os._exit(1)
 
 

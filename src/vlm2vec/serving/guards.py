@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, UnidentifiedImageError
 
 from vlm2vec.media.images import ImageRef
+from vlm2vec.serving.data_uris import is_data_uri
 from vlm2vec.serving.refusals import Refusal
 from vlm2vec.types import EmbeddingInput
 
@@ -55,6 +56,8 @@ class InputLimits:
             return Refusal(
                 413, "text_too_long", f"the text has {len(text)} characters; at most {self.max_chars} are allowed"
             )
+        if is_data_uri(text):
+            return Refusal(400, "bad_text", "the text begins like a data URI; send it as an image")
         try:
             text.encode()
         except UnicodeEncodeError:

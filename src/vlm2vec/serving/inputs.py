@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
+from vlm2vec.serving.data_uris import base64_bytes, data_uri_bytes, is_data_uri
 from vlm2vec.serving.fetch import Fetcher
 from vlm2vec.serving.guards import read_below
 from vlm2vec.serving.refusals import Refusal
@@ -49,7 +47,7 @@ class InputReader:
             return await self._object(value, instruction)
         if isinstance(value, list):
             return self._tokens(value, instruction)
-        if image or (value.startswith("data:image/") and ";base64," in value[:80]):
+        if image or is_data_uri(value):
             return await self._with_images(None, [value], instruction)
         return EmbeddingInput(text=value, instruction=instruction)
 
@@ -64,7 +62,8 @@ class InputReader:
             )
             for part in parts:
                 if isinstance(part, TextPart):
-                    (texts if message.role == "user" else told).append(part.text)
+                    if part.text:  # an assistant turn has no text
+                        (texts if message.role == "user" else told).append(part.text)
                 else:
                     images.append(image_of(part))
         text = "\n".join(texts) or None
@@ -114,20 +113,20 @@ class InputReader:
 
     async def _image(self, name: str) -> ImageRef | Refusal:
         """Read an image: a data URI, a URL, bare base64, or a path below the media root."""
-        scheme, separator, _ = name[:32].partition(":")
+        scheme, separator, _ = name[:32].strip().partition(":")
         if scheme.lower() == "data" and separator:
-            try:
-                return ImageRef.of("data:" + name[5:])
-            except (UserError, ValueError):
-                return Refusal(400, "bad_data_uri", "expected data:image/...;base64,...")
+            data = await asyncio.to_thread(data_uri_bytes, name)
+            if data is None:
+                return Refusal(400, "bad_data_uri", "not a valid data URI; expected data:image/...;base64,...")
+            return ImageRef(data=data)
         if scheme.lower() in ("http", "https") and separator:
-            return await self.fetcher.image(name)
+            return await self.fetcher.image(name.strip())
         if "://" in name[:32]:
             return Refusal(
                 403, "scheme_not_allowed", "unsupported URL scheme of an image; expected data:, http: or https:"
             )
         if (
-            len(name) > 64 and (decoded := _decoded(name)) is not None
+            len(name) > 64 and (decoded := await asyncio.to_thread(base64_bytes, name)) is not None
         ):  # images are longer than 64 characters; paths rarely are, and rarely parse as base64
             return ImageRef(data=decoded)
         return await asyncio.to_thread(read_below, self.settings.media_root, name, self.settings.max_image_bytes)
@@ -137,10 +136,3 @@ def image_of(part: ImageUrlPart | ImagePart) -> str:
     """The data URI, URL or path in a content part."""
     where = part.image_url if isinstance(part, ImageUrlPart) else part.image
     return where if isinstance(where, str) else where.url
-
-
-def _decoded(text: str) -> bytes | None:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return None

@@ -12,6 +12,7 @@ STATUS_TYPES = {
     404: "not_found_error",
     408: "timeout_error",
     413: "too_large_error",
+    415: "invalid_request_error",
     422: "unprocessable_error",
     429: "rate_limit_error",
     503: "unavailable_error",

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from vlm2vec.errors import UserError
 from vlm2vec.serving.batching import Embedded
 from vlm2vec.serving.cohere import CohereRequest, CohereResponse, as_base64, by_type
-from vlm2vec.serving.context import Serving, answer, serving_of, truncated, usage
+from vlm2vec.serving.context import Serving, answer, serving_of, shortened, usage
 from vlm2vec.serving.inputs import Item
 from vlm2vec.serving.refusals import Refusal, refuse_request
 from vlm2vec.serving.schemas import (
@@ -37,6 +37,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         404: "The model or path does not exist.",
         408: "The request exceeded the timeout.",
         413: "The request or one of its inputs is too large.",
+        415: "The Content-Type header is not that of JSON.",
         422: "The model fails on an input.",
         429: "The queue is full or the rate limit is exceeded; see Retry-After.",
         500: "Internal server error.",
@@ -53,12 +54,12 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     name = serving.check_model(body.model)
     items = await _items(body, serving)
     size = serving.check_dimensions(body.dimensions)
-    outcomes = await serving.outcomes(items)
+    outcomes = await serving.outcomes(items, body.truncation)
     refused = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Refusal)}
     if refused and not body.partial:
         raise refuse_request(refused)
     made = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Embedded)}
-    vectors_ND = truncated(np.stack([one.vector for one in made.values()]), size) if made else ()
+    vectors_ND = shortened(np.stack([one.vector for one in made.values()]), size) if made else ()
     data = [
         {
             "object": "embedding",
@@ -67,10 +68,10 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         }
         for index, vector in zip(made, vectors_ND, strict=True)
     ]
-    tokens = sum(one.num_tokens for one in made.values())
+    used = usage(made)
     errors = {"errors": [refusal.detail(index) for index, refusal in refused.items()]} if body.partial else {}
-    request.state.facts = {"inputs": len(items), "tokens": tokens}
-    return answer({"object": "list", "data": data, "model": name, "usage": usage(tokens), **errors})
+    _log(request, len(items), used)
+    return answer({"object": "list", "data": data, "model": name, **used, **errors})
 
 
 async def _items(body: EmbeddingRequest, serving: Serving) -> list[Item]:
@@ -98,17 +99,20 @@ async def cohere_embed(body: CohereRequest, request: Request) -> Response:
         items = [await serving.reader.parts(one.content, instruction) for one in body.inputs]
     else:
         items = await serving.reader.all(values, instruction, body.images is not None)
-    vectors_ND, tokens = await serving.vectors(items, size)
-    request.state.facts = {"inputs": len(items), "tokens": tokens}
+    vectors_ND, made = await serving.vectors(items, body.truncation, size)
+    used = usage(dict(enumerate(made)))
+    _log(request, len(items), used)
     images = sum(len(item.images) for item in items if not isinstance(item, Refusal))
-    billed = {"input_tokens": tokens, "images": images}
+    billed = {"input_tokens": used["usage"]["prompt_tokens"], "images": images}
+    warnings = [f"input {one['index']}: {one['dropped']} tokens were cut" for one in used.get("truncated", ())]
     return answer(
         {
             "id": str(uuid.uuid4()),
             "response_type": "embeddings_by_type",
             "embeddings": by_type(vectors_ND, body.embedding_types),
             "texts": body.texts or [],
-            "meta": {"api_version": {"version": "2"}, "billed_units": billed},
+            "meta": {"api_version": {"version": "2"}, "billed_units": billed}
+            | ({"warnings": warnings} if warnings else {}),
         }
     )
 
@@ -120,8 +124,8 @@ async def rerank(body: RerankRequest, request: Request) -> Response:
     serving = serving_of(request)
     name = serving.check_model(body.model)
     serving.check_count(body.documents)
-    queries_1D, targets_ND, tokens = await _two_sides(serving, [body.query], body.documents, body.instruction)
-    request.state.facts = {"inputs": 1 + len(body.documents), "tokens": tokens}
+    queries_1D, targets_ND, used = await _two_sides(serving, [body.query], body.documents, body)
+    _log(request, 1 + len(body.documents), used)
     scores = (targets_ND @ queries_1D[0]).astype(np.float32)
     order = np.argsort(-scores, kind="stable")[: body.top_n]
     results = [{"index": int(place), "relevance_score": float(scores[place])} for place in order]
@@ -129,7 +133,7 @@ async def rerank(body: RerankRequest, request: Request) -> Response:
         for result in results:
             document = body.documents[int(result["index"])]
             result["document"] = {"text": document} if isinstance(document, str) else _plain(document)  # type: ignore[assignment]
-    return answer({"id": str(uuid.uuid4()), "model": name, "results": results, "usage": usage(tokens)})
+    return answer({"id": str(uuid.uuid4()), "model": name, "results": results, **used})
 
 
 @router.post("/v1/similarity", responses={200: {"model": SimilarityResponse}}, tags=["compare"])
@@ -138,9 +142,9 @@ async def similarity(body: SimilarityRequest, request: Request) -> Response:
     serving = serving_of(request)
     name = serving.check_model(body.model)
     serving.check_count([*body.queries, *body.targets])
-    queries_MD, targets_ND, tokens = await _two_sides(serving, body.queries, body.targets, body.instruction)
-    request.state.facts = {"inputs": len(body.queries) + len(body.targets), "tokens": tokens}
-    return answer({"model": name, "similarities": list(queries_MD @ targets_ND.T), "usage": usage(tokens)})
+    queries_MD, targets_ND, used = await _two_sides(serving, body.queries, body.targets, body)
+    _log(request, len(body.queries) + len(body.targets), used)
+    return answer({"model": name, "similarities": list(queries_MD @ targets_ND.T), **used})
 
 
 @router.post("/v1/search", responses={200: {"model": SearchResponse}}, tags=["search"])
@@ -151,7 +155,7 @@ async def search(body: SearchRequest, request: Request) -> Response:
     if serving.store is None:
         raise Refusal(404, "no_store", "this server has no vector store; start it with --store STORE")
     instruction = body.instruction or serving.reader.task_instruction("query")
-    vectors_1D, tokens = await serving.vectors([await serving.reader.one(body.query, instruction)])
+    vectors_1D, made = await serving.vectors([await serving.reader.one(body.query, instruction)], body.truncation)
     try:
         hits = await asyncio.to_thread(serving.store.search, vectors_1D[0], body.k, body.where)
     except UserError as error:  # the filter is wrong
@@ -164,18 +168,25 @@ async def search(body: SearchRequest, request: Request) -> Response:
         }
         for hit in hits
     ]
-    return answer({"model": name, "results": results, "usage": usage(tokens)})
+    return answer({"model": name, "results": results, **usage(dict(enumerate(made)))})
 
 
 async def _two_sides(
-    serving: Serving, queries: list[Any], targets: list[Any], instruction: str | None
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the vectors of queries and targets, each with the model's own instruction, and the token count."""
+    serving: Serving, queries: list[Any], targets: list[Any], body: RerankRequest | SimilarityRequest
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Return the vectors of queries and targets, each with the model's own instruction, and the token counts.
+
+    Positions in the counts are those of the queries followed by the targets.
+    """
     reader = serving.reader
-    items = await reader.all(queries, instruction or reader.task_instruction("query"))
+    items = await reader.all(queries, body.instruction or reader.task_instruction("query"))
     items += await reader.all(targets, reader.task_instruction("document"))
-    vectors_ND, tokens = await serving.vectors(items)
-    return vectors_ND[: len(queries)], vectors_ND[len(queries) :], tokens
+    vectors_ND, made = await serving.vectors(items, body.truncation)
+    return vectors_ND[: len(queries)], vectors_ND[len(queries) :], usage(dict(enumerate(made)))
+
+
+def _log(request: Request, num_inputs: int, used: dict[str, Any]) -> None:
+    request.state.facts = {"inputs": num_inputs, "tokens": used["usage"]["prompt_tokens"]}
 
 
 def _plain(document: Any) -> Any:

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
-
-def _any_string(value: Any, usual: Callable[[Any], str]) -> str:
-    """Accept any string: lone surrogates are refused for one input, not for the whole request."""
-    return value if isinstance(value, str) else usual(value)
-
-
-Text = Annotated[str, WrapValidator(_any_string)]
-TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
-
-
-class Lenient(BaseModel):
-    """A request: unknown fields are ignored, because clients send many."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-
-class Strict(BaseModel):
-    """A part of an input: an unknown field is an error, because it would change the vector."""
-
-    model_config = ConfigDict(extra="forbid")
+from vlm2vec.serving.schema_base import Lenient, Strict, Text, TokenId, Truncatable
 
 
 class Url(Lenient):
@@ -62,8 +42,16 @@ Part = Annotated[TextPart | ImageUrlPart | ImagePart, Field(discriminator="type"
 class Message(Lenient):
     """One turn of a chat. System turns are the instruction; empty assistant turns are ignored."""
 
-    role: Literal["system", "developer", "user"]
-    content: Text | list[Part]
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[Part] = ""
+
+    @model_validator(mode="after")
+    def _no_answer(self) -> Message:
+        parts = self.content if isinstance(self.content, list) else []
+        said = self.content if isinstance(self.content, str) else "".join(getattr(part, "text", "x") for part in parts)
+        if self.role == "assistant" and said:
+            raise ValueError("the content of an assistant turn must be empty; the vector is that of the other turns")
+        return self
 
 
 class InputObject(Strict):
@@ -93,7 +81,7 @@ ABOUT: dict[str, Any] = {
 }
 
 
-class EmbeddingRequest(Lenient):
+class EmbeddingRequest(Truncatable):
     """`input` (text, token ids, objects) gives one vector per entry; `messages` give one vector for the whole chat."""
 
     model_config = ConfigDict(json_schema_extra=ABOUT)
@@ -131,6 +119,14 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class TruncatedInput(BaseModel):
+    """An input whose text was cut, as the request asked: tokens that were read, and text tokens that were dropped."""
+
+    index: int
+    tokens: int
+    dropped: int
+
+
 class EmbeddingItem(BaseModel):
     """One vector: a list of numbers, or base64 of little-endian float32."""
 
@@ -154,10 +150,11 @@ class EmbeddingResponse(BaseModel):
     data: list[EmbeddingItem]
     model: str
     usage: Usage
+    truncated: list[TruncatedInput] | None = None
     errors: list[InputError] | None = None
 
 
-class RerankRequest(Lenient):
+class RerankRequest(Truncatable):
     """Rank documents by their similarity to a query."""
 
     model_config = ConfigDict(
@@ -191,9 +188,10 @@ class RerankResponse(BaseModel):
     model: str
     results: list[RerankResult]
     usage: Usage
+    truncated: list[TruncatedInput] | None = None
 
 
-class SimilarityRequest(Lenient):
+class SimilarityRequest(Truncatable):
     """Compute the cosines of all pairs of queries and targets."""
 
     model_config = ConfigDict(
@@ -214,9 +212,10 @@ class SimilarityResponse(BaseModel):
     model: str
     similarities: list[list[float]]
     usage: Usage
+    truncated: list[TruncatedInput] | None = None
 
 
-class SearchRequest(Lenient):
+class SearchRequest(Truncatable):
     """Find the nearest rows of the vector store."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "a red car", "k": 3}]})
@@ -244,6 +243,7 @@ class SearchResponse(BaseModel):
     model: str
     results: list[SearchResult]
     usage: Usage
+    truncated: list[TruncatedInput] | None = None
 
 
 class ModelCard(BaseModel):

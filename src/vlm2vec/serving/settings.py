@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ENVIRONMENT = "VLM2VEC_SERVE"
 MIB = 1 << 20
@@ -83,9 +83,25 @@ class ServeSettings(BaseModel):
     rate_limit: float = Field(0.0, ge=0)
     cors_origins: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> ServeSettings:
+        """Refuse settings that make each other impossible; a default gives way to what is set."""
+        pairs = (
+            ("max_batch_inputs", "max_queue"),
+            ("max_image_bytes", "max_body_bytes"),
+            ("max_chars", "max_body_bytes"),
+        )
+        for inner, outer in pairs:
+            both_set = {inner, outer} <= self.model_fields_set
+            if both_set and getattr(self, inner) > getattr(self, outer):
+                raise ValueError(f"{inner} is larger than {outer}, so it has no effect; lower {inner} or raise {outer}")
+        if not self.max_images and (self.allow_urls or self.media_root):
+            raise ValueError("max_images is 0, so allow_urls and media_root have no effect; remove one of them")
+        return self
+
     def to_environment(self) -> None:
         """Store the settings in the environment, for worker processes."""
-        os.environ[ENVIRONMENT] = self.model_dump_json()
+        os.environ[ENVIRONMENT] = self.model_dump_json(exclude_unset=True)
 
     @classmethod
     def from_environment(cls) -> ServeSettings:
