@@ -14,7 +14,7 @@ LAYERS = [
     {"errors"},
     {"media", "cache", "progress", "files"},
     {"types", "losses", "quantize"},
-    {"data", "models", "retrieval"},
+    {"data", "models", "planning", "retrieval"},
     {"training", "evaluation", "jobs"},
     {"demo", "monitor", "distributed", "serving"},
     {"cli"},

@@ -15,11 +15,17 @@ from typing import Annotated
 import typer
 
 from vlm2vec import __version__
-from vlm2vec.cli import cache, data, embed, models, score, search, serve, train, ui
+from vlm2vec.cli import cache, data, embed, models, plan, score, search, serve, train, ui
 from vlm2vec.cli.failures import explain
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Train": {"demo": train.demo, "train": train.train, "recipes": train.recipes, "mine": train.mine},
+    "Train": {
+        "demo": train.demo,
+        "train": train.train,
+        "plan": plan.plan,
+        "recipes": train.recipes,
+        "mine": train.mine,
+    },
     "Evaluate": {"eval": score.evaluate, "report": score.report},
     "Embed and search": {
         "embed": embed.embed,

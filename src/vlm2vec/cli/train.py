@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from vlm2vec.cli.options import OutputOption
+from vlm2vec.cli.plan import verdict_for
+from vlm2vec.errors import UserError
 from vlm2vec.progress import say
 
 
@@ -26,6 +28,9 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes, such as train.steps=100.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last step checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Two steps on a tiny random model of the same family.")] = False,
+    anyway: Annotated[
+        bool, typer.Option(help="Start even if the plan says that the GPU's memory is too small.")
+    ] = False,
 ) -> None:
     """Train an embedding model by a recipe."""
     from vlm2vec.training.config import dump_recipe, load_recipe
@@ -40,6 +45,10 @@ def train(
         losses = ", ".join(f"{entry['loss']:.3f}" for entry in run_dry(settings))
         say(f"Dry run: losses {losses}; the recipe builds. Next: vlm2vec train {recipe}")
         return
+    if found := verdict_for(settings):
+        say(found[0])
+        if not (found[1] or anyway):
+            raise UserError(f"{recipe}: the GPU's memory is too small; change a setting above, or add --anyway")
     monitor = None
     if settings.evaluate is not None:
         from vlm2vec.monitor import Monitor

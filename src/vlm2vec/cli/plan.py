@@ -1,0 +1,122 @@
+"""The verb that says what a job costs before anything is rented: plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlm2vec.errors import UserError
+from vlm2vec.progress import say
+
+if TYPE_CHECKING:
+    from vlm2vec.planning.cost import Inputs, Training
+    from vlm2vec.training.config import Recipe
+
+ASSUMED = "Assumed: {texts} text tokens per pair (query and target), one {size} image per pair"
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A YAML recipe or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes, such as train.chunk_tokens=4096.")] = None,
+    gpu: Annotated[str, typer.Option(help="h100, a100, l40s, 4090, or GiB,TFLOP/s such as 79,989.")] = "h100",
+    count: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
+    utilization: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of the peak FLOP/s that the job is assumed to reach.")
+    ] = 0.4,
+    image: Annotated[str, typer.Option(help="Size of an average image in pixels.")] = "640x480",
+    encode: Annotated[
+        int | None, typer.Option(min=1, help="Plan encoding this many inputs instead of training.")
+    ] = None,
+    evaluate: Annotated[
+        str | None, typer.Option("--eval", help="Plan an evaluation on this benchmark instead of training.")
+    ] = None,
+) -> None:
+    """Compute parameters, memory, FLOPs and time of a recipe from its model's configuration; offline.
+
+    Example: vlm2vec plan vlm2vec-v2-qwen2vl --gpu 4090
+    """
+    from vlm2vec.planning.geometry import geometry_of
+    from vlm2vec.planning.plan import gpu_of, plan_encoding, plan_training, report
+    from vlm2vec.training.config import load_recipe
+    from vlm2vec.training.recipes import find_recipe
+
+    settings = load_recipe(find_recipe(recipe), overrides or [])
+    model = geometry_of(settings.model.base, settings.model.options)
+    inputs = inputs_of(image)
+    about = ASSUMED.format(texts="+".join(map(str, inputs.texts)), size=image)
+    if encode or evaluate:
+        num_inputs = encode or num_inputs_of(str(evaluate))
+        made = plan_encoding(model, num_inputs, inputs, gpu_of(gpu), count, utilization)
+        about += f"; {num_inputs:,} inputs"
+    else:
+        training = training_of(settings)
+        made = plan_training(model, training, inputs, gpu_of(gpu), count, utilization)
+        about += f"; mini-batches of {training.chunk_tokens} tokens"
+    say(report(made, about))
+
+
+def inputs_of(image: str) -> Inputs:
+    """An average pair with an image of this size.
+
+    Raises:
+        UserError: for a size that is not WIDTHxHEIGHT.
+    """
+    from vlm2vec.planning.cost import Inputs
+
+    width, _, height = image.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise UserError(f"--image {image}: expected WIDTHxHEIGHT, such as 640x480")
+    return Inputs(size=(int(width), int(height)))
+
+
+def training_of(recipe: Recipe) -> Training:
+    """The settings of a recipe that decide its cost."""
+    from vlm2vec.planning.cost import Training
+
+    train, lora = recipe.train, recipe.lora
+    return Training(
+        pairs=train.batch_size,
+        steps=train.steps,
+        chunk_tokens=train.chunk_tokens or 8192,
+        rank=lora.rank if lora else 0,
+        dropout=lora.dropout if lora else 0.0,
+        dora=bool(lora and lora.dora),
+        checkpointing=recipe.model.gradient_checkpointing,
+        reuses_vision=train.reuse_vision != "no",
+        sharded=train.sharding == "full",
+    )
+
+
+def num_inputs_of(benchmark: str) -> int:
+    """Queries and candidates of a benchmark's tasks, equal candidates of different queries counted once."""
+    from vlm2vec.evaluation.benchmark import read_benchmark
+
+    return sum((task.num_queries or 0) + (task.num_candidates or 0) for task in read_benchmark(benchmark)[0].tasks)
+
+
+def verdict_for(recipe: Recipe) -> tuple[str, bool] | None:
+    """What `train` says before it loads a model: the verdict for this machine's GPU, and whether the run can start.
+
+    None without a GPU, and for models whose sizes are not known to the planner.
+    """
+    import os
+
+    import torch
+
+    from vlm2vec.planning.cost import GIB
+    from vlm2vec.planning.geometry import geometry_of
+    from vlm2vec.planning.plan import Gpu, plan_training, verdict
+
+    if not torch.cuda.is_available():
+        return None
+    try:
+        model = geometry_of(recipe.model.base, recipe.model.options)
+    except UserError:
+        return None
+    memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    gpu = Gpu(torch.cuda.get_device_name(0), memory, 1.0)
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    made = plan_training(model, training_of(recipe), inputs_of("640x480"), gpu, count)
+    # The closed forms are within about 15 %; only what exceeds the memory by more is refused.
+    return verdict(made), made.memory.total <= 1.15 * memory * GIB

@@ -1,0 +1,1 @@
+"""What a job costs, from a model's configuration alone: parameters, memory, FLOPs, time. Needs no weights."""

@@ -1,0 +1,244 @@
+"""A plan: what a job costs on given GPUs, whether it fits, and what to change if it does not, cheapest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from vlm2vec.errors import UserError
+from vlm2vec.planning.cost import (
+    GIB,
+    Inputs,
+    Memory,
+    Training,
+    encoding_memory,
+    forward_flops,
+    lengths,
+    parameters,
+    step_flops,
+    training_memory,
+)
+from vlm2vec.planning.geometry import Geometry
+
+UTILIZATION = 0.4
+"""Share of the peak FLOP/s that a job is assumed to reach; not measured."""
+LEAST_CHUNK, MOST_CHUNK = 512, 32768
+ENCODE_TOKENS = 32768
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: For reports.
+        memory_gib: That a process can use; a little below the nominal size.
+        tflops: Dense bfloat16 peak, in TFLOP/s, from the maker's data sheet.
+    """
+
+    name: str
+    memory_gib: float
+    tflops: float
+
+
+GPUS = {
+    "h100": Gpu("H100 80 GB", 79.1, 989),
+    "a100": Gpu("A100 80 GB", 79.1, 312),
+    "l40s": Gpu("L40S 48 GB", 44.4, 362),
+    "4090": Gpu("RTX 4090 24 GB", 23.5, 165),
+}
+
+
+def gpu_of(text: str) -> Gpu:
+    """A GPU by name, or as "GiB,TFLOP/s".
+
+    Raises:
+        UserError: for anything else.
+    """
+    if text.lower() in GPUS:
+        return GPUS[text.lower()]
+    try:
+        memory, tflops = (float(part) for part in text.split(","))
+        if memory > 0 and tflops > 0:
+            return Gpu(f"GPU with {memory:g} GiB", memory, tflops)
+    except ValueError:
+        pass
+    raise UserError(f"--gpu {text}: unknown; expected {', '.join(GPUS)}, or GiB,TFLOP/s such as 79,989")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change that saves memory.
+
+    Attributes:
+        setting: As an override of a recipe.
+        memory_gib: The peak with it and those before it.
+        hours: The run's time with it and those before it.
+    """
+
+    setting: str
+    memory_gib: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job costs.
+
+    Attributes:
+        model: The model's sizes.
+        gpu: What it runs on.
+        count: GPUs.
+        memory: The peak of one GPU, by part.
+        flops: Of the whole job, by part.
+        utilization: Share of the peak FLOP/s that is assumed.
+        changes: What makes it fit; empty where it fits, or nothing does.
+    """
+
+    model: Geometry
+    gpu: Gpu
+    count: int
+    memory: Memory
+    flops: dict[str, float]
+    utilization: float
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the GPU's memory."""
+        return self.memory.total <= self.gpu.memory_gib * GIB
+
+    @property
+    def hours(self) -> float:
+        """Of the whole job, on all GPUs together."""
+        return _hours(sum(self.flops.values()), self.gpu, self.count, self.utilization)
+
+
+def _hours(flops: float, gpu: Gpu, count: int, utilization: float) -> float:
+    return flops / (gpu.tflops * 1e12 * utilization * count) / 3600
+
+
+def plan_training(
+    model: Geometry,
+    training: Training,
+    inputs: Inputs,
+    gpu: Gpu,
+    count: int = 1,
+    utilization: float = UTILIZATION,
+) -> Plan:
+    """The plan of a run. Its settings are those of `Training`; `count` GPUs share each batch."""
+    step = step_flops(model, training, inputs)
+    flops = {
+        "vision": float(training.steps * step.vision),
+        "language model, forward": float(training.steps * step.language_forward),
+        "language model, backward": float(training.steps * step.language_backward),
+    }
+    memory = training_memory(model, training, inputs, count)
+    plan = Plan(model, gpu, count, memory, flops, utilization)
+    return plan if plan.fits else replace(plan, changes=_changes(plan, training, inputs))
+
+
+def plan_encoding(
+    model: Geometry, num_inputs: int, inputs: Inputs, gpu: Gpu, count: int = 1, utilization: float = UTILIZATION
+) -> Plan:
+    """The plan of encoding so many inputs, each as an average input of a pair."""
+    per_input = forward_flops(model, inputs) / len(inputs.texts)
+    memory = encoding_memory(model, ENCODE_TOKENS, inputs)
+    return Plan(model, gpu, count, memory, {"encoding": num_inputs * per_input}, utilization)
+
+
+def chunk_tokens_for(
+    model: Geometry, training: Training, inputs: Inputs, memory_gib: float, count: int = 1
+) -> int | None:
+    """The largest mini-batch in tokens, a power of two, that fits; None where the smallest does not.
+
+    Args:
+        model: The model's sizes.
+        training: Settings of the run; its `chunk_tokens` is not used.
+        inputs: An average pair.
+        memory_gib: Of one GPU.
+        count: GPUs.
+    """
+    tokens = MOST_CHUNK
+    while tokens >= LEAST_CHUNK:
+        memory = training_memory(model, replace(training, chunk_tokens=tokens), inputs, count)
+        if memory.total <= memory_gib * GIB:
+            return tokens
+        tokens //= 2
+    return None
+
+
+Step = Callable[[Training], tuple[str, Training] | None]
+
+
+def _changes(plan: Plan, training: Training, inputs: Inputs) -> tuple[Change, ...]:
+    """Changes in order of what they cost, one after another until the run fits; all of them where none suffices."""
+    found = []
+    for setting, changed in _cheaper(plan.model, training, inputs, plan.count):
+        memory = training_memory(plan.model, changed, inputs, plan.count).total
+        flops = changed.steps * step_flops(plan.model, changed, inputs).total
+        found.append(Change(setting, memory / GIB, _hours(flops, plan.gpu, plan.count, plan.utilization)))
+        if memory <= plan.gpu.memory_gib * GIB:
+            break
+    return tuple(found)
+
+
+def _cheaper(model: Geometry, training: Training, inputs: Inputs, count: int) -> Iterator[tuple[str, Training]]:
+    """Settings that need less and less memory: first those that also save time, then those that cost none."""
+    now = training
+    if now.dora:
+        now = replace(now, dora=False)
+        yield "lora.dora=false", now
+    longest = max(lengths(model, inputs))
+    while now.chunk_tokens // 2 >= max(LEAST_CHUNK, longest):
+        now = replace(now, chunk_tokens=now.chunk_tokens // 2)
+        yield f"train.chunk_tokens={now.chunk_tokens}", now
+    if not now.checkpointing:
+        now = replace(now, checkpointing=True, chunk_tokens=training.chunk_tokens)
+        yield f"model.gradient_checkpointing=true train.chunk_tokens={now.chunk_tokens}", now
+        while now.chunk_tokens // 2 >= max(LEAST_CHUNK, longest):
+            now = replace(now, chunk_tokens=now.chunk_tokens // 2)
+            yield f"train.chunk_tokens={now.chunk_tokens}", now
+    if count > 1 and not now.sharded:
+        now = replace(now, sharded=True)
+        yield "train.sharding=full", now
+    if now.rank == 0:
+        now = replace(now, rank=8)
+        yield "lora.rank=8", now
+
+
+def report(plan: Plan, assumed: str) -> str:
+    """The plan as text.
+
+    Args:
+        plan: What to report.
+        assumed: What an input is taken to hold.
+    """
+    lines = [f"{plan.model.name} on {plan.count} x {plan.gpu.name}; computed, not measured", assumed, ""]
+    sizes = parameters(plan.model)
+    lines += ["Parameters (millions)"]
+    lines += [f"  {name:26}{number / 1e6:10,.0f}" for name, number in {**sizes, "total": sum(sizes.values())}.items()]
+    lines += ["Memory of one GPU (GiB)"]
+    memory = {**vars(plan.memory), "peak": plan.memory.total, "available": plan.gpu.memory_gib * GIB}
+    lines += [f"  {name:26}{number / GIB:10.1f}" for name, number in memory.items()]
+    lines += ["FLOPs (PFLOP)"]
+    lines += [f"  {name:26}{number / 1e15:10,.1f}" for name, number in plan.flops.items()]
+    lines += [
+        f"Time: {plan.hours:,.1f} h, {plan.hours * plan.count:,.1f} GPU-hours at {plan.utilization:.0%} of "
+        f"{plan.gpu.tflops:g} TFLOP/s",
+        verdict(plan),
+    ]
+    return "\n".join(lines)
+
+
+def verdict(plan: Plan) -> str:
+    """Whether the job fits, and what to change if not."""
+    peak, available = plan.memory.total / GIB, plan.gpu.memory_gib
+    if plan.fits:
+        return f"It fits: a peak of {peak:.1f} GiB of {available:.1f} GiB."
+    text = f"It does not fit: a peak of {peak:.1f} GiB of {available:.1f} GiB."
+    for change in plan.changes:
+        text += f"\n  {change.setting}: {change.memory_gib:.1f} GiB, {change.hours:,.1f} h"
+    if not plan.changes or plan.changes[-1].memory_gib > available:
+        text += "\n  No setting suffices; choose a smaller model or a larger GPU."
+    return text
