@@ -41,8 +41,7 @@ class Monitor:
         self.settings = recipe.evaluate
         self.output, self.last_step = recipe.output, recipe.train.steps
         benchmark, folder = load_benchmark(self.settings.benchmark, self.settings.data)
-        names = self.settings.tasks or [task.name for task in benchmark.tasks if task.reader]
-        self.benchmark = benchmark.only(names)
+        self.benchmark = benchmark.to_score(self.settings.tasks)
         groups = {"overall", *(group for mine in groups_of(self.benchmark.tasks).values() for group in mine)}
         if self.settings.best_by not in groups:
             known = ", ".join(sorted(groups))

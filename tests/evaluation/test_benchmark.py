@@ -92,3 +92,53 @@ def test_switches_can_be_changed_and_a_wrong_one_is_named(toy_file: Path) -> Non
     for wrong in ({"identity": "none"}, {"frame": 4}, {"frames": 0}):
         with pytest.raises(UserError, match="there are: identity, duplicates, whitespace"):
             benchmark.with_switches(wrong)
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_set_of_records_needs_no_more_than_its_reader_and_is_scored(tmp_path: Path) -> None:
+    (tmp_path / "Beach.jsonl").write_text('{"query": "red", "candidates": ["red", "blue"]}\n')
+    for tasks in ({"Beach": {"reader": "records"}}, [{"name": "Beach", "reader": "records"}]):
+        file = write(tmp_path / "mine.yaml", {"name": "mine", "source": {"eval": "."}, "tasks": tasks})
+        benchmark, folder = load_benchmark(file)
+        task = benchmark.to_score().tasks[0]
+        assert (task.metric, task.meta_task) == ("hit@1", "retrieval")
+        assert len(read_tasks(benchmark, folder)["Beach"]) == 1
+
+
+def test_a_benchmark_without_a_task_to_score_is_refused(tmp_path: Path) -> None:
+    tasks = {"Beach": {"reader": None}, "Lake": {"reader": None}}
+    file = write(tmp_path / "mine.yaml", {"name": "mine", "source": {"eval": "."}, "tasks": tasks})
+    with pytest.raises(UserError, match="nothing to score: Beach, Lake"):
+        load_benchmark(file)[0].to_score()
+    with pytest.raises(UserError, match="nothing to score: Lake"):
+        load_benchmark(file)[0].to_score(["Lake"])
+
+
+def test_a_set_without_queries_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "Beach.jsonl").write_text("\n")
+    content = {"name": "mine", "source": {"eval": "."}, "tasks": {"Beach": {"reader": "records"}}}
+    assert "Beach: no queries there" in message_of(write(tmp_path / "mine.yaml", content))
+
+
+def test_all_missing_fields_are_in_one_message_with_an_example(tmp_path: Path) -> None:
+    message = message_of(write(tmp_path / "mine.yaml", {"tasks": [{"reader": "records"}, {"reader": "records"}]}))
+    for field in ("name", "tasks.0.name", "tasks.1.name"):
+        assert f"{field}: Field required" in message
+    example = message.partition("the smallest benchmark: ")[2]
+    assert load_benchmark(write(tmp_path / "example.yaml", yaml.safe_load(example)), tmp_path)[0].name == "mine"
+
+
+def test_near_misses_of_names_and_keys_are_suggested(tmp_path: Path, toy_file: Path) -> None:
+    assert "did you mean mmeb-v1?" in message_of(Path("mmeb_v1"))
+    assert "did you mean num_queries?" in message_of(write_toy_benchmark(tmp_path, num_querys=60))
+    with pytest.raises(UserError, match="no such task in .*; did you mean Find"):
+        load_benchmark(toy_file)[0].only(["find"])
+
+
+def test_a_shipped_benchmark_without_its_data_names_the_command_that_fetches_it() -> None:
+    with pytest.raises(UserError, match="vlm2vec data fetch mmeb-v1 --data FOLDER .--task NAME"):
+        load_benchmark("mmeb-v1")

@@ -24,6 +24,7 @@ from vlm2vec.media import archives
 from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput, EvalQuery, TrainExample
 
+ENDINGS = (".jsonl", ".parquet", ".tar")
 BLOCK = 256  # records that are read at once where the file says nothing
 SIDE_FIELDS = {"text", "image", "images", "instruction"}
 FIELDS = {"query", "target", "candidates", "negatives", "relevant", "gains"}
@@ -98,10 +99,15 @@ def read_eval_records(path: Path) -> list[EvalQuery]:
 
 
 def record_files(path: Path) -> list[Path]:
-    """The files of data that a path names: itself, or those in the folder."""
+    """The files of records that a path names: the file, the files in the folder, or the files of that name.
+
+    Args:
+        path: A file, a folder, or either without its ending: `data/Beach` also finds `data/Beach.jsonl`.
+    """
     if path.is_dir():
-        return sorted(file for ending in ("jsonl", "parquet", "tar") for file in path.glob(f"*.{ending}"))
-    return [path] if path.is_file() else []
+        return sorted(file for ending in ENDINGS for file in path.glob(f"*{ending}"))
+    named = [path, *(path.with_name(path.name + ending) for ending in ENDINGS)]
+    return [file for file in named if file.is_file()]
 
 
 def _records(path: Path) -> Iterator[Record]:

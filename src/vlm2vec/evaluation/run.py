@@ -113,8 +113,7 @@ def score_model(
     """
     since = time.perf_counter()
     benchmark, folder = load_benchmark(benchmark_file, data)
-    benchmark = benchmark.with_switches(switches or {})
-    benchmark = benchmark.only(list(names) or [task.name for task in benchmark.tasks if task.reader])
+    benchmark = benchmark.with_switches(switches or {}).to_score(names)
     tasks = TaskReader(benchmark, folder)
     total = check_tasks(tasks)
     with joined_processes() as share:

@@ -11,7 +11,7 @@ from vlm2vec.data.mmeb.images import read_eval_set
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.data.mmeb.videos import read_video_set
 from vlm2vec.data.records import read_eval_records
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
 from vlm2vec.types import EmbeddingInput, EvalQuery
 
@@ -56,8 +56,10 @@ def read_task(task: EvalTask, folder: Path, quirks: Quirks) -> list[EvalQuery]:
     if task.reader is None:
         raise UserError(f"{task.name}: has no reader yet; name the others with --task")
     if task.reader not in READERS:
-        raise UserError(f"{task.name}: unknown reader {task.reader!r}; expected one of {', '.join(READERS)}")
+        raise UserError(f"{task.name}: unknown reader {shown(task.reader)}{did_you_mean(task.reader, READERS)}; expected one of {', '.join(READERS)}")
     queries = READERS[task.reader](task, folder, quirks)
+    if not queries:
+        raise UserError(f"{folder / task.name}: no queries there; expected at least one record")
     return _shared(queries) if task.scope == "global" else queries
 
 
