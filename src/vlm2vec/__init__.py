@@ -1,20 +1,33 @@
-"""vlm2vec: any vision-language model as one embedding model for text, images and both."""
+"""vlm2vec: turn a vision-language model into an embedding model for text and images.
+
+    from vlm2vec import Embedder
+
+    embedder = Embedder.from_pretrained("compact-embed")
+    vectors = embedder.encode(["a red car", {"image": "car.jpg"}])
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm2vec.errors import UserError
 from vlm2vec.types import EmbeddingInput
+
+if TYPE_CHECKING:
+    from vlm2vec.models.embedder import Embedder
 
 __all__ = ["Embedder", "EmbeddingInput", "UserError", "__version__"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Embedder needs torch, which takes seconds to import: `vlm2vec --help` must not wait for it.
+    # Embedder needs torch, which takes seconds to import, and `vlm2vec --help` does not need it.
     if name == "Embedder":
         from vlm2vec.models.embedder import Embedder
 
         return Embedder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

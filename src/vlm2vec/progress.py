@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: lines on standard output, progress bars with remaining time on the other."""
+"""Output for the terminal: results on standard output, progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+MAX_PIPE_WIDTH = 10_000  # a table is as wide as its content; this only keeps rich from wrapping
 
 
 def say(content: Any) -> None:
-    """Prints a text or a rich table as it is: a path or command must not be wrapped, or it cannot be copied."""
-    Console().print(content, soft_wrap=isinstance(content, str), markup=False, highlight=False)
+    """Prints a text or a rich table to standard output.
+
+    A text is never wrapped, so that a path or a command can be copied. In a pipe or a file, a table has no frame and one
+    line for each row, with its cells aligned by spaces.
+    """
+    console = Console()
+    if isinstance(content, Table) and not console.is_terminal:
+        content.box, content.pad_edge = None, False
+        console = Console(width=MAX_PIPE_WIDTH)
+    console.print(content, soft_wrap=isinstance(content, str), markup=False, highlight=False)
 
 
 def rule(title: str) -> None:
@@ -25,8 +36,8 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int]
     """Shows a bar while the block runs; the yielded function advances it.
 
     Args:
-        description: What is going on.
-        total: Steps in all; None where unknown.
+        description: Label of the bar.
+        total: Number of steps; None if unknown.
     """
     with _bars() as bars:
         task = bars.add_task(description, total=total)

@@ -225,3 +225,18 @@ def test_a_step_in_bfloat16_moves_the_weights_and_the_vectors_stay_near_those_of
     assert torch.isfinite(head.weight).all() and not torch.equal(head.weight, before)
     assert all(torch.isfinite(p.grad).all() for p in embedder.parameters() if p.grad is not None)
     assert not any(p.requires_grad for p in embedder.backbone.vision.parameters())
+
+
+def test_an_embedder_prints_as_one_line(embedder: Embedder) -> None:
+    embedder.prompts = {"query": "q" * 100}
+    printed = repr(embedder)
+    assert "\n" not in printed and len(printed) < 250
+    for part in (embedder.base, f"embedding_dim={embedder.embedding_dim}", "dtype=float32", "device=cpu", "query: 'qq"):
+        assert part in printed
+    embedder.prompts = {}
+
+
+def test_the_public_names_are_listed_before_torch_is_imported() -> None:
+    import vlm2vec
+
+    assert set(vlm2vec.__all__) <= set(dir(vlm2vec))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm2vec.data.mmeb.video_rows import form_of, row_files
+from vlm2vec.data.records import record_files
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import REVISIONS_FILE, Benchmark, EvalTask, read_revisions
 from vlm2vec.evaluation.evaluate import distinct_inputs, images_of
@@ -114,6 +115,8 @@ def _row_files(task: EvalTask, folder: Path) -> list[Path]:
     """The files of a task's rows that are there."""
     if task.files is not None:
         return [folder / name for name in task.files.values() if (folder / name).is_file()]
+    if task.reader == "records":
+        return record_files(folder / task.name)
     if task.reader == "video":
         return row_files(folder / task.name, task.hub_split)
     return sorted(path for path in (folder / task.name).rglob("*.*") if path.suffix in (".parquet", ".jsonl", ".tar"))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.models import loading
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoints import folder as checkpoint
@@ -97,6 +97,13 @@ class Embedder(nn.Module):
         if quantize:
             checkpoint.quantize(embedder.backbone, quantize)
         return embedder
+
+    def __repr__(self) -> str:
+        """One line with what the vectors depend on; the network's layers are `repr(embedder.backbone)`."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        prompts = ", ".join(f"{name}: {shown(text)}" for name, text in self.prompts.items())
+        facts = f"embedding_dim={self.embedding_dim}, dtype={dtype}, device={self.device}, prompts={{{prompts}}}"
+        return f"{type(self).__name__}({self.base!r}, {facts})"
 
     @property
     def device(self) -> torch.device:
