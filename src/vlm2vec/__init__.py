@@ -1,9 +1,8 @@
 """vlm2vec: turn a vision-language model into an embedding model for text and images.
 
-    from vlm2vec import Embedder
-
-    embedder = Embedder.from_pretrained("compact-embed")
-    vectors = embedder.encode(["a red car", {"image": "car.jpg"}])
+>>> from vlm2vec import Embedder
+>>> embedder = Embedder.from_pretrained("compact-embed")
+>>> vectors = embedder.encode(["a red car", {"image": "car.jpg"}])
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ MAX_PIPE_WIDTH = 10_000  # a table is as wide as its content; this only keeps ri
 def say(content: Any) -> None:
     """Prints a text or a rich table to standard output.
 
-    A text is never wrapped, so that a path or a command can be copied. In a pipe or a file, a table has no frame and one
-    line for each row, with its cells aligned by spaces.
+    A text is never wrapped, so that a path or a command can be copied. In a pipe or a file, a table has no frame and
+    one line for each row, with its cells aligned by spaces.
     """
     console = Console()
     if isinstance(content, Table) and not console.is_terminal:

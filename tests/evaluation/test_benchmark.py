@@ -135,10 +135,10 @@ def test_all_missing_fields_are_in_one_message_with_an_example(tmp_path: Path) -
 def test_near_misses_of_names_and_keys_are_suggested(tmp_path: Path, toy_file: Path) -> None:
     assert "did you mean mmeb-v1?" in message_of(Path("mmeb_v1"))
     assert "did you mean num_queries?" in message_of(write_toy_benchmark(tmp_path, num_querys=60))
-    with pytest.raises(UserError, match="no such task in .*; did you mean Find"):
+    with pytest.raises(UserError, match=r"no such task in .*; did you mean Find"):
         load_benchmark(toy_file)[0].only(["find"])
 
 
 def test_a_shipped_benchmark_without_its_data_names_the_command_that_fetches_it() -> None:
-    with pytest.raises(UserError, match="vlm2vec data fetch mmeb-v1 --data FOLDER .--task NAME"):
+    with pytest.raises(UserError, match=r"vlm2vec data fetch mmeb-v1 --data FOLDER \(--task NAME"):
         load_benchmark("mmeb-v1")

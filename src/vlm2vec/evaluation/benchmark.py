@@ -72,7 +72,7 @@ class EvalTask(BaseModel):
     def _files_for_their_reader(self) -> EvalTask:
         if self.reader == "corpus" and not {"queries", "corpus"} <= set(self.files or {}):
             raise ValueError(
-                f"{self.name}: reader corpus needs files: {{queries, corpus}}, and qrels where they are in a file of their own"
+                f"{self.name}: reader corpus needs files: {{queries, corpus}}, and qrels if in a separate file"
             )
         return self
 
@@ -159,7 +159,9 @@ class Benchmark(BaseModel):
         chosen = self.only(names or [task.name for task in self.tasks if task.reader])
         if not any(task.reader for task in chosen.tasks):
             tasks = ", ".join(task.name for task in (chosen.tasks or self.tasks))
-            raise UserError(f"{self.name}: nothing to score: {tasks} have `reader: null`; set a reader, such as records")
+            raise UserError(
+                f"{self.name}: nothing to score: {tasks} have `reader: null`; set a reader, such as records"
+            )
         return chosen
 
 
