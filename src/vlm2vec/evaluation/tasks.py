@@ -56,9 +56,8 @@ def read_task(task: EvalTask, folder: Path, quirks: Quirks) -> list[EvalQuery]:
     if task.reader is None:
         raise UserError(f"{task.name}: has no reader yet; name the others with --task")
     if task.reader not in READERS:
-        raise UserError(
-            f"{task.name}: unknown reader {shown(task.reader)}{did_you_mean(task.reader, READERS)}; expected one of {', '.join(READERS)}"
-        )
+        near = did_you_mean(task.reader, READERS) or ";"
+        raise UserError(f"{task.name}: unknown reader {shown(task.reader)}{near} expected one of {', '.join(READERS)}")
     queries = READERS[task.reader](task, folder, quirks)
     if not queries:
         raise UserError(f"{folder / task.name}: no queries there; expected at least one record")
