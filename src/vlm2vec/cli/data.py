@@ -1,4 +1,4 @@
-"""Verbs on data: prepare, check and fetch benchmarks."""
+"""Commands on data: prepare, check and fetch benchmarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def data_demo(
         Path | None, typer.Option("--output", "-o", help="Parent folder; default: the user's cache folder.")
     ] = None,
 ) -> None:
-    """Prepare the demo benchmark: emoji of three vendors in the MMEB layout."""
+    """Prepare the demo benchmark: emoji of three vendors in the MMEB layout.
+
+    Example: vlm2vec data demo -o data
+    """
     from vlm2vec.cache import cache_folder
     from vlm2vec.data.emoji.prepare import prepare_demo
     from vlm2vec.progress import stage_bars
@@ -31,7 +34,10 @@ def data_check(
     data: DataOption = None,
     task: TasksOption = None,
 ) -> None:
-    """Say what of a benchmark's data is there, what is missing and how to get it; exits 1 if something is missing."""
+    """Check a benchmark's data: what is present, what is missing, and how to get it. Exit with 1 if data is missing.
+
+    Example: vlm2vec data check mmeb-v1 --data mmeb
+    """
     from rich.table import Table
 
     from vlm2vec.evaluation.benchmark import load_benchmark
@@ -60,11 +66,14 @@ def data_check(
 
 def data_fetch(
     benchmark: Annotated[str, typer.Argument(help="A shipped benchmark or a YAML file.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder of the evaluation sets, made if absent.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the evaluation sets; created if missing.")],
     task: TasksOption = None,
-    rows_only: Annotated[bool, typer.Option("--rows-only", help="Without the archives of pictures.")] = False,
+    rows_only: Annotated[bool, typer.Option("--rows-only", help="Skip the image archives.")] = False,
 ) -> None:
-    """Download a benchmark's data from the hub and record its revisions."""
+    """Download a benchmark's data from the hub and record its revisions.
+
+    Example: vlm2vec data fetch mmeb-v1 --data mmeb --task CIFAR-100
+    """
     from huggingface_hub import snapshot_download
 
     from vlm2vec.evaluation.benchmark import read_benchmark

@@ -1,4 +1,4 @@
-"""Verbs on a checkpoint: verify, export."""
+"""Commands on a checkpoint: verify, export."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ def verify(
     against: Annotated[
         str | None, typer.Option(help="Compare with another library: sentence-transformers, server or vllm.")
     ] = None,
-    url: Annotated[str, typer.Option(help="Of the server, up to /v1/embeddings.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="URL of the server, without /v1/embeddings.")] = "http://127.0.0.1:8000",
     model: Annotated[str, typer.Option(help="Name of the model on the server.")] = "vlm2vec",
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Recompute a checkpoint's golden vectors and compare: with the saved ones, or with another library's."""
+    """Recompute a checkpoint's golden vectors and compare them with the saved ones or with another library's.
+
+    Example: vlm2vec verify runs/mine --against sentence-transformers
+    """
     from vlm2vec.models.registry import shipped_folder
     from vlm2vec.models.verification.verify import report_against, report_saved
 
@@ -32,15 +35,16 @@ def verify(
 
 
 def export(
-    source: Annotated[
-        str, typer.Argument(help="A checkpoint folder, a hub id, or a built-in: compact, compact-embed.")
-    ],
-    to: Annotated[str, typer.Option(help="merged, sentence-transformers, onnx or openvino.")],
+    source: Annotated[str, typer.Argument(help="A checkpoint folder, a hub id or a built-in model.")],
+    to: Annotated[str, typer.Option(help="Format: merged, sentence-transformers, onnx or openvino.")],
     output: OutputOption,
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Write a checkpoint in another form and compare its vectors with the source's."""
+    """Write a checkpoint in another format and compare its vectors with the source's.
+
+    Example: vlm2vec export runs/mine --to sentence-transformers -o exported
+    """
     from vlm2vec.models.verification.export import export as run_export
 
     settings = settings_of(option, allow_pickle)

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how `key=value` is read."""
+"""Options that several commands share, and the parser of `key=value`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,38 @@ from vlm2vec.errors import UserError, shown
 
 Value = TypeVar("Value")
 DEFAULT_MODEL = "compact-embed"
-"""Of the verbs that work without a model's name."""
+"""The model of commands that are given none."""
 
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="MODEL", help=f"A run, a checkpoint folder, a hub id or a built-in; left out: {DEFAULT_MODEL}."
+        metavar="MODEL", help=f"A run, a checkpoint folder, a hub id or a built-in model; default: {DEFAULT_MODEL}."
     ),
 ]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 OptionsOption = Annotated[
-    list[str] | None, typer.Option("--option", help="Setting of the model's family, key=value; may be repeated.")
+    list[str] | None, typer.Option("--option", help="Setting of the model family, as key=value; may be repeated.")
 ]
 CacheOption = Annotated[
-    Path | None, typer.Option("--cache", help="Folder of the embedding cache; default: in the user's cache folder.")
+    Path | None, typer.Option("--cache", help="Folder of the embedding cache; default: inside the user's cache folder.")
 ]
 OldCacheOption = Annotated[Path | None, typer.Option("--store", hidden=True)]
 """The spelling of `CacheOption` in version 0.1; see `renamed`."""
-TasksOption = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the evaluation sets.")]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Of Ray; each loads the model once.")]
+TasksOption = Annotated[list[str] | None, typer.Option("--task", help="Use this task only; may be repeated.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder of the evaluation sets; default: the one in the benchmark file.")
+]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=1, help="Number of Ray actors; each loads its own copy of the model.")
+]
 GpusOption = Annotated[
     float | None,
     typer.Option("--gpus", min=0, help="GPUs of each Ray actor; default: the cluster's GPUs, at most one each."),
 ]
-AddressOption = Annotated[str | None, typer.Option("--address", help="Of a Ray cluster; default: one on this machine.")]
-PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights; they can run code.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Address of a Ray cluster; default: start one on this machine.")
+]
+PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code.")]
 
 
 def renamed(value: Value, old_value: Value, option: str, old_option: str) -> Value:
@@ -68,21 +74,21 @@ def key_value(text: str, option: str = "--option", example: str = "num_layers=4"
 
 
 def model_and_source(first: str | None, second: Path | None) -> tuple[str, Path]:
-    """What `[MODEL] INPUT` says: a single word is the input.
+    """The model and the input of `[MODEL] INPUT`; a single word is the input.
 
     Raises:
-        UserError: where there is none.
+        UserError: if both are missing.
     """
     if first is None:
-        raise UserError("INPUT is missing: a folder or file, such as photos/; before it may stand a model")
+        raise UserError("INPUT is missing: give a folder or file, such as photos/, optionally after a model")
     return (DEFAULT_MODEL, Path(first)) if second is None else (first, second)
 
 
 def check_engine(engine: str) -> bool:
-    """Whether the work is Ray's.
+    """Whether the engine is Ray.
 
     Raises:
-        UserError: for an engine that there is not.
+        UserError: for an unknown engine.
     """
     if engine not in ("local", "ray"):
         raise UserError(f"--engine {engine}: expected local or ray")

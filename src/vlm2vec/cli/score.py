@@ -1,4 +1,4 @@
-"""Verbs that measure a model: eval, report."""
+"""Commands that evaluate a model: eval, report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from vlm2vec.cli.options import (
     AddressOption,
     CacheOption,
+    DataOption,
     GpusOption,
     OldCacheOption,
     OptionsOption,
@@ -26,27 +27,28 @@ from vlm2vec.progress import say
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id, or the built-in compact.")],
-    benchmark: Annotated[str, typer.Option(help="A shipped benchmark (mmeb-v1, mmeb-v2) or a YAML file.")],
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id or a built-in model.")],
+    benchmark: Annotated[str, typer.Option(help="A shipped benchmark (mmeb-v1, mmeb-v2, mmeb-v3) or a YAML file.")],
     output: OutputOption,
-    data: Annotated[Path | None, typer.Option(help="Folder of the evaluation sets, if not as the file says.")] = None,
+    data: DataOption = None,
     option: OptionsOption = None,
     cache: CacheOption = None,
     store: OldCacheOption = None,
     task: TasksOption = None,
-    engine: Annotated[
-        str, typer.Option(help="local, or ray: inputs are encoded by the workers of a Ray cluster.")
-    ] = "local",
+    engine: Annotated[str, typer.Option(help="local, or ray: encode on the actors of a Ray cluster.")] = "local",
     workers: WorkersOption = 2,
     gpus: GpusOption = None,
     address: AddressOption = None,
     allow_pickle: PickleOption = False,
     switch: Annotated[
         list[str] | None,
-        typer.Option(help="How rows become inputs, such as identity=content; see docs/guides/mmeb.md."),
+        typer.Option(help="How rows become inputs, as key=value, such as identity=content; the MMEB guide lists them."),
     ] = None,
 ) -> None:
-    """Score a model on a benchmark; writes results.json, a Markdown table, a leaderboard file and an HTML report."""
+    """Score a model on a benchmark; write results.json, a Markdown table, a leaderboard file and an HTML report.
+
+    Example: vlm2vec eval runs/mine --benchmark mmeb-v1 --data mmeb --task CIFAR-100 -o runs/mine/eval
+    """
     from functools import partial
 
     from vlm2vec.distributed.cluster import RayPool
@@ -63,17 +65,20 @@ def evaluate(
     facts, results = score_model(
         model, benchmark, output, data, settings, cache=cache, names=task or [], switches=switches, engine=opens
     )
-    if not results:  # another process of torchrun reports
+    if not results:  # only rank 0 reports
         return
     say(comparison_table({model: results_json(model, facts, results)}).table)
     say(f"Results: {output}/results.json\nReport:  {output}/report.html")
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders that `vlm2vec eval` wrote, or leaderboard JSON files.")],
+    runs: Annotated[list[Path], typer.Argument(help="Output folders of `vlm2vec eval`, or leaderboard JSON files.")],
     output: OutputOption = Path("runs/report"),
 ) -> None:
-    """Set runs beside the published scores: Markdown, CSV, an HTML page with plots, leaderboard files."""
+    """Compare runs with the published scores: Markdown, CSV, an HTML page with plots, leaderboard files.
+
+    Example: vlm2vec report runs/mine/eval runs/base/eval -o runs/report
+    """
     from vlm2vec.evaluation.overview import read_run, write_overview
 
     seen = write_overview(output, [read_run(path) for path in runs])

@@ -1,4 +1,4 @@
-"""Verbs that make a model: demo, train, mine."""
+"""Commands that train: demo, train, recipes, mine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from vlm2vec.progress import say
 
 def demo(
     output: OutputOption = Path("runs/demo"),
-    fresh: Annotated[bool, typer.Option(help="Train again even where results are there.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Train again even if a finished run exists.")] = False,
 ) -> None:
-    """Prepare a benchmark, train the built-in model, score it beside a dual encoder, and report."""
+    """Prepare a benchmark, train the built-in model, score it beside a dual encoder, and report.
+
+    Example: vlm2vec demo -o runs/demo
+    """
     from vlm2vec.demo import run_demo
 
     run_demo(output, fresh=fresh)
@@ -72,20 +75,25 @@ def recipes() -> None:
 
 
 def mine(
-    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id, or the built-in compact.")],
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id or a built-in model.")],
     data: Annotated[Path, typer.Argument(help="A folder in the MMEB-train layout.")],
     output: OutputOption,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set; may be repeated.")] = None,
-    num: Annotated[int, typer.Option(min=1, help="Negatives a pair at most.")] = 1,
-    skip: Annotated[int, typer.Option(min=0, help="Pass over the nearest so many: often unmarked positives.")] = 0,
-    max_rank: Annotated[int, typer.Option(min=1, help="Not beyond this rank.")] = 100,
-    margin: Annotated[float, typer.Option(help="A negative's cosine is so far below the positive's at least.")] = 0.0,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Use this set only; may be repeated.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="At most this many negatives for each pair.")] = 1,
+    skip: Annotated[
+        int, typer.Option(min=0, help="Skip this many nearest targets, which are often unmarked positives.")
+    ] = 0,
+    max_rank: Annotated[int, typer.Option(min=1, help="Take no target beyond this rank.")] = 100,
+    margin: Annotated[float, typer.Option(help="A negative's cosine is at least this far below the positive's.")] = 0.0,
 ) -> None:
-    """Find hard negatives in training sets by a model; writes the sets again with them."""
+    """Find hard negatives in training sets with a model, and write the sets with them.
+
+    Example: vlm2vec mine compact-embed data/train -o data/mined --num 3
+    """
     from vlm2vec.training.mining import MiningRule
     from vlm2vec.training.mining import mine as run_mining
 
     rule = MiningRule(num, skip, max_rank, margin)
     for name, mean in run_mining(model, data, output, rule, sets or ()).items():
-        say(f"{name}: {mean:.2f} negatives a pair")
+        say(f"{name}: {mean:.2f} negatives for each pair")
     say(f"Sets with negatives: {output}\nNext: vlm2vec train RECIPE.yaml data.root={output}")
