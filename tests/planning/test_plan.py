@@ -34,7 +34,11 @@ from vlm2vec.planning.cost import (
 )
 from vlm2vec.planning.geometry import Geometry, geometry, geometry_of, known_configs
 from vlm2vec.planning.plan import GPUS, chunk_tokens_for, gpu_of, plan_training
+from vlm2vec.planning.sizing import sizing_table
+from vlm2vec.training.chunks import training_of
+from vlm2vec.training.config import load_recipe
 from vlm2vec.training.precision import train_in_float32
+from vlm2vec.training.recipes import find_recipe
 
 TINY = ["llava_next", "qwen2_vl", "qwen3_vl"]
 
@@ -213,3 +217,17 @@ def test_what_cannot_be_planned_is_named() -> None:
         geometry_of("someone/model")
     with pytest.raises(UserError, match="model_type 'mllama'"):
         geometry("m", {"model_type": "mllama"}, {})
+
+
+def test_the_table_of_the_docs_is_the_planners() -> None:
+    page = Path(__file__).parents[2] / "docs/guides/gpus.md"
+    assert sizing_table() in page.read_text(), "run sizing_table() again and put its text into the page"
+
+
+@pytest.mark.parametrize("name", ["qwen3vl", "vlm2vec-v2-qwen2vl", "vlm2vec-phi35v", "vlm2vec-llava16"])
+def test_every_shipped_recipe_fits_the_gpus_that_its_head_names(name: str) -> None:
+    recipe = load_recipe(find_recipe(name))
+    model = geometry_of(recipe.model.base, recipe.model.options)
+    tokens = chunk_tokens_for(model, training_of(recipe), Inputs(), GPUS["h100"].memory_gib, 8)
+    assert recipe.train.chunk_tokens == "auto" and tokens is not None and tokens >= 4096
+    assert plan_training(model, training_of(recipe, tokens), Inputs(), GPUS["h100"], 8).fits

@@ -10,7 +10,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.progress import say
 
 if TYPE_CHECKING:
-    from vlm2vec.planning.cost import Inputs, Training
+    from vlm2vec.planning.cost import Inputs
     from vlm2vec.training.config import Recipe
 
 ASSUMED = "Assumed: {texts} text tokens per pair (query and target), one {size} image per pair"
@@ -37,7 +37,8 @@ def plan(
     Example: vlm2vec plan vlm2vec-v2-qwen2vl --gpu 4090
     """
     from vlm2vec.planning.geometry import geometry_of
-    from vlm2vec.planning.plan import gpu_of, plan_encoding, plan_training, report
+    from vlm2vec.planning.plan import LEAST_CHUNK, chunk_tokens_for, gpu_of, plan_encoding, plan_training, report
+    from vlm2vec.training.chunks import training_of
     from vlm2vec.training.config import load_recipe
     from vlm2vec.training.recipes import find_recipe
 
@@ -50,7 +51,11 @@ def plan(
         made = plan_encoding(model, num_inputs, inputs, gpu_of(gpu), count, utilization)
         about += f"; {num_inputs:,} inputs"
     else:
+        wanted = gpu_of(gpu)
         training = training_of(settings)
+        if settings.train.chunk_tokens == "auto":
+            tokens = chunk_tokens_for(model, training, inputs, wanted.memory_gib, count)
+            training = training_of(settings, tokens or LEAST_CHUNK)
         made = plan_training(model, training, inputs, gpu_of(gpu), count, utilization)
         about += f"; mini-batches of {training.chunk_tokens} tokens"
     say(report(made, about))
@@ -68,24 +73,6 @@ def inputs_of(image: str) -> Inputs:
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise UserError(f"--image {image}: expected WIDTHxHEIGHT, such as 640x480")
     return Inputs(size=(int(width), int(height)))
-
-
-def training_of(recipe: Recipe) -> Training:
-    """The settings of a recipe that decide its cost."""
-    from vlm2vec.planning.cost import Training
-
-    train, lora = recipe.train, recipe.lora
-    return Training(
-        pairs=train.batch_size,
-        steps=train.steps,
-        chunk_tokens=train.chunk_tokens or 8192,
-        rank=lora.rank if lora else 0,
-        dropout=lora.dropout if lora else 0.0,
-        dora=bool(lora and lora.dora),
-        checkpointing=recipe.model.gradient_checkpointing,
-        reuses_vision=train.reuse_vision != "no",
-        sharded=train.sharding == "full",
-    )
 
 
 def num_inputs_of(benchmark: str) -> int:
@@ -107,6 +94,7 @@ def verdict_for(recipe: Recipe) -> tuple[str, bool] | None:
     from vlm2vec.planning.cost import GIB
     from vlm2vec.planning.geometry import geometry_of
     from vlm2vec.planning.plan import Gpu, plan_training, verdict
+    from vlm2vec.training.chunks import chunk_tokens_of, training_of
 
     if not torch.cuda.is_available():
         return None
@@ -117,6 +105,7 @@ def verdict_for(recipe: Recipe) -> tuple[str, bool] | None:
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
     gpu = Gpu(torch.cuda.get_device_name(0), memory, 1.0)
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    made = plan_training(model, training_of(recipe), inputs_of("640x480"), gpu, count)
+    chunk = chunk_tokens_of(recipe, torch.device("cuda", 0))
+    made = plan_training(model, training_of(recipe, chunk or 8192), inputs_of("640x480"), gpu, count)
     # The closed forms are within about 15 %; only what exceeds the memory by more is refused.
     return verdict(made), made.memory.total <= 1.15 * memory * GIB

@@ -100,8 +100,9 @@ class TrainSettings(Section):
     chunk_size: int | None = Field(default=32, ge=1)
     """Inputs a forward pass on each process (GradCache): a memory knob that does not change the gradient; null: as
     many as `chunk_tokens` lets in."""
-    chunk_tokens: int | None = Field(default=None, ge=1)
-    """Tokens a forward pass on each process, visual ones and padding included; null: no limit."""
+    chunk_tokens: PositiveInt | Literal["auto"] | None = None
+    """Tokens a forward pass on each process, visual ones and padding included; null: no limit. auto: on a GPU as many
+    as the plan finds to fit its memory, halved once if they do not; on a CPU 2,048."""
     kept_chunks: NonNegativeInt | Literal["auto"] = "auto"
     """So many chunks keep their graph and skip the second forward pass: faster, more memory, same gradient. auto: on
     a GPU as many as its memory takes; elsewhere one, which costs nothing at the peak."""

@@ -78,7 +78,9 @@ class ContrastiveStep:
             seen["mean_cosine"] = mean_cosine(vectors_UD.detach())
             return self.objective(vectors_UD[pairs.query_rows], vectors_UD[pairs.target_rows], pairs, gathered)  # type: ignore[no-any-return]
 
-        chunks = cut_by_tokens(pairs.inputs.lengths(), self.settings.chunk_size, self.settings.chunk_tokens)
+        tokens = self.settings.chunk_tokens
+        assert tokens != "auto", "vlm2vec.training.chunks puts a number in its place"
+        chunks = cut_by_tokens(pairs.inputs.lengths(), self.settings.chunk_size, tokens)
         with attention_for(pairs.inputs, self.device, self.in_half):
             value = cached_backward(
                 encode,

@@ -31,7 +31,8 @@ from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.vision.frozen_vision import FrozenVision, vision_fingerprint
 from vlm2vec.models.vision.vision_cache import FeatureStore
 from vlm2vec.training import sharding
-from vlm2vec.training.config import Recipe, SetSettings
+from vlm2vec.training.chunks import ChunkBudget
+from vlm2vec.training.config import Recipe, SetSettings, TrainSettings
 from vlm2vec.training.dora import norms_once
 from vlm2vec.training.ema import MovingAverage
 from vlm2vec.training.frozen_weights import FrozenCopies
@@ -74,6 +75,7 @@ class ContrastiveTrainer(transformers.Trainer):
         if self.objective.learns:
             embedder.objective = self.objective  # its parameters are the model's own to optimiser and checkpoints
         self.vision = keep_vision(embedder, recipe)
+        self.chunks = ChunkBudget(recipe, embedder.device)
         self.guard = Guard(recipe.guard, embedder.device)
         if recipe.data.num_workers:
             embedder.backbone.send_bytes()
@@ -133,18 +135,22 @@ class ContrastiveTrainer(transformers.Trainer):
         model.train()
         # Without DDP's own hooks: it waits for gradients of every parameter, and a text-only chunk has none of some.
         unsynced = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
-        with unsynced, self._frozen.in_place(), norms_once(self.embedder):
+
+        def backward(settings: TrainSettings) -> StepResult:
             step = ContrastiveStep(
                 model,
                 self.objective,
-                self.recipe.train,
+                settings,
                 self.embedder.device,
                 self.vision,
                 self.compute_loss_context_manager,
                 self.is_sharded,
                 self.args.bf16,
             )
-            result = step.backward(inputs["pairs"], self.embedder.parameters())
+            return step.backward(inputs["pairs"], self.embedder.parameters())
+
+        with unsynced, self._frozen.in_place(), norms_once(self.embedder):
+            result = self.chunks.run(backward, self.embedder.zero_grad)
         self._check(result, inputs["pairs"].origins)
         return result.loss
 

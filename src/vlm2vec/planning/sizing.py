@@ -1,0 +1,40 @@
+"""The table of docs/guides/gpus.md: each known model on three machines, by the planner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vlm2vec.planning.cost import Inputs, Training, lengths
+from vlm2vec.planning.geometry import Geometry, geometry_of, known_configs
+from vlm2vec.planning.plan import GPUS, Gpu, chunk_tokens_for, plan_training
+
+MACHINES = ((GPUS["4090"], 1), (GPUS["h100"], 1), (GPUS["h100"], 8))
+TRAINING = Training(pairs=1024, steps=1, chunk_tokens=0, rank=16, dropout=0.1)
+SMALL = 2048
+"""Mini-batches below this many tokens leave a GPU idle; checkpointing is chosen instead."""
+
+
+def sizing_table() -> str:
+    """Markdown: what fits, with which settings, at what peak, and the time of a step of 1,024 pairs."""
+    head = ["model", *(f"{count} x {gpu.name}" for gpu, count in MACHINES)]
+    rows = [head, ["---"] * len(head)]
+    for name in known_configs():
+        model = geometry_of(name)
+        rows.append([name, *(_cell(model, gpu, count) for gpu, count in MACHINES)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _cell(model: Geometry, gpu: Gpu, count: int) -> str:
+    inputs = Inputs()
+    for checkpointing in (False, True):
+        training = replace(TRAINING, checkpointing=checkpointing)
+        tokens = chunk_tokens_for(model, training, inputs, gpu.memory_gib, count)
+        if tokens and tokens >= max(SMALL, *lengths(model, inputs)):
+            plan = plan_training(model, replace(training, chunk_tokens=tokens), inputs, gpu, count)
+            how = f"{tokens:,} tokens" + (", checkpointing" if checkpointing else "")
+            return f"{how}: {plan.memory.total / 2**30:.0f} GiB, {_seconds(plan.hours * 3600)}"
+    return "does not fit"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f} s" if value >= 10 else f"{value:.1f} s"
