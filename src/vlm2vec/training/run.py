@@ -26,8 +26,9 @@ from vlm2vec.training.check_images import read_images
 from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
 from vlm2vec.training.precision import base_dtype, train_in_float32
+from vlm2vec.training.private_api import step_checkpoints
 from vlm2vec.training.report import write_report
-from vlm2vec.training.trainer import ContrastiveTrainer, step_checkpoints
+from vlm2vec.training.trainer import ContrastiveTrainer
 from vlm2vec.types import TrainExample
 
 CHECKPOINTS = "checkpoints"

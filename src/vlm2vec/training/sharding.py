@@ -80,17 +80,16 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
         name: {key: whole(value).cpu() if isinstance(value, torch.Tensor) else value for key, value in mine.items()}
         for name, mine in _states(model, optimizer)
     }
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    return {"state": state, "groups": groups}
+    return {"state": state}
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Puts a saved state in place, each process its part.
+    """Loads a saved state, each rank its shard. Settings such as the learning rate stay those of `optimizer`.
 
     Args:
-        model: Whose parameters are optimised.
-        optimizer: With as many groups as the saved one.
-        saved: From `optimizer_state`, of any layout.
+        model: Whose parameters are optimized.
+        optimizer: Gets the state.
+        saved: From `optimizer_state`, with any number of ranks.
     """
     for name, parameter in model.named_parameters():
         if name in saved["state"]:
@@ -98,8 +97,6 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sav
                 key: _like(parameter, value) if isinstance(value, torch.Tensor) else value
                 for key, value in saved["state"][name].items()
             }
-    for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
-        group.update(settings)
 
 
 def _states(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import TrainerCallback, TrainingArguments
@@ -26,29 +24,24 @@ from vlm2vec.data.mixture import set_weights
 from vlm2vec.data.sampler import BatchSampler
 from vlm2vec.data.streams import StreamedSet
 from vlm2vec.errors import UserError
-from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.vision.frozen_vision import FrozenVision, vision_fingerprint
 from vlm2vec.models.vision.vision_cache import FeatureStore
-from vlm2vec.training import sharding
 from vlm2vec.training.chunks import ChunkBudget
 from vlm2vec.training.config import Recipe, SetSettings, TrainSettings
 from vlm2vec.training.dora import norms_once
 from vlm2vec.training.ema import MovingAverage
 from vlm2vec.training.frozen_weights import FrozenCopies
-from vlm2vec.training.gather import barrier, sum_over_ranks, world_size
+from vlm2vec.training.gather import sum_over_ranks, world_size
 from vlm2vec.training.guard import Guard
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.precision import uses_bf16
+from vlm2vec.training.private_api import CheckpointingTrainer, on_one_gpu
 from vlm2vec.training.step import ContrastiveStep, StepResult
 from vlm2vec.types import TrainExample
 
-EXTRA_FILE = "training_state.safetensors"
-OPTIMIZER_NAME, SCHEDULER_NAME = STATES = "optimizer.pt", "scheduler.pt"
-WRITING = ".writing"  # where a step checkpoint lies until it is whole
 
-
-class ContrastiveTrainer(transformers.Trainer):
+class ContrastiveTrainer(CheckpointingTrainer):
     """Trains an `Embedder` with InfoNCE over the whole global batch.
 
     Args:
@@ -82,7 +75,6 @@ class ContrastiveTrainer(transformers.Trainer):
         decay = recipe.train.ema_decay
         self.average = MovingAverage(embedder.backbone.named_parameters(), decay) if decay else None
         self._seen: dict[str, float] = {}
-        self._is_writing = False
         super().__init__(
             model=embedder,
             args=_arguments(recipe, folder, embedder.device),
@@ -173,102 +165,6 @@ class ContrastiveTrainer(transformers.Trainer):
         """Adds what the guard saw to each entry with a loss."""
         super().log({**logs, **self._seen} if "loss" in logs else logs, start_time)
 
-    def _get_output_dir(self, trial: Any = None) -> str:
-        folder: str = super()._get_output_dir(trial=trial)
-        return str(Path(folder) / WRITING) if self._is_writing else folder
-
-    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        """Writes beside and renames: a checkpoint folder is whole, or it is not there, whenever the run is killed."""
-        final = Path(self.args.output_dir)
-        beside = final / WRITING
-        if self.args.should_save:
-            shutil.rmtree(beside, ignore_errors=True)
-        barrier()
-        self._is_writing = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._is_writing = False
-        barrier()
-        if self.args.should_save:
-            for folder in beside.iterdir():
-                shutil.rmtree(final / folder.name, ignore_errors=True)
-                folder.rename(final / folder.name)
-            beside.rmdir()
-            for old in step_checkpoints(final)[: -self.args.save_total_limit]:
-                shutil.rmtree(old)
-        barrier()
-
-    def whole_state(self) -> dict[str, torch.Tensor] | None:
-        """The backbone's weights where they are sharded, else None; every process must call it."""
-        return sharding.whole_state(self.embedder.backbone.model) if self.is_sharded else None
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the model whole, whatever the layout."""
-        state = self.whole_state()
-        if self.args.should_save:
-            self._save(output_dir, state)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        self.embedder.write_files(folder, state=state_dict)
-        if extra := self._extra_state():
-            save_file(extra, folder / EXTRA_FILE)
-
-    def _extra_state(self) -> dict[str, torch.Tensor]:
-        """What a step checkpoint needs beside the model: the loss's own parameters and the moving average."""
-        state = {f"objective.{name}": value.detach().clone() for name, value in self.objective.named_parameters()}
-        if self.average:
-            state |= {f"average.{name}": value.cpu().contiguous() for name, value in self.average.state.items()}
-        return state
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Writes them whole, by parameter name: another layout of processes can go on from there."""
-        state = sharding.optimizer_state(self.embedder, self._plain_optimizer())
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        saved, schedule = (
-            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True) for name in STATES
-        )
-        sharding.load_optimizer_state(self.embedder, self._plain_optimizer(), saved)
-        self.lr_scheduler.load_state_dict(schedule)
-
-    def _plain_optimizer(self) -> torch.optim.Optimizer:
-        wrapped: Any = self.optimizer
-        optimizer: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
-        return optimizer
-
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
-        """Trains; weights are loaded while they are whole, and sharded then."""
-        if resume_from_checkpoint is not None:
-            self._load_step(Path(resume_from_checkpoint))
-        if self.is_sharded:
-            sharding.shard(self.embedder, self.objective.parameters())
-            self.is_distributed_loading_by_transformers = True  # so it is neither wrapped nor moved
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Does nothing: `train` has done it."""
-
-    def _load_step(self, folder: Path) -> None:
-        load = checkpoint.load_adapter if self.recipe.lora else checkpoint.load_weights
-        load(self.embedder.backbone, folder)
-        present = self._extra_state()
-        if present:
-            saved = load_file(folder / EXTRA_FILE)
-            with torch.no_grad():
-                for name, parameter in self.objective.named_parameters():
-                    parameter.copy_(saved[f"objective.{name}"])
-            if self.average:
-                for name, value in self.average.state.items():
-                    value.copy_(saved[f"average.{name}"])
-
 
 class _StepCallback(TrainerCallback):
     def __init__(self, on_step: Callable[[int], None]) -> None:
@@ -283,11 +179,6 @@ def recipe_weights(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
     chosen = recipe.data.sets if isinstance(recipe.data.sets, dict) else {}
     given = {name: how.weight if isinstance(how, SetSettings) else how for name, how in chosen.items()}
     return set_weights(sizes, given, recipe.data.size_exponent)
-
-
-def step_checkpoints(folder: Path) -> list[Path]:
-    """The step checkpoints there, oldest first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
 def trackers(wanted: list[str] | None) -> list[str]:
@@ -345,6 +236,4 @@ def _arguments(recipe: Recipe, folder: Path, device: torch.device) -> TrainingAr
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    if arguments.n_gpu > 1:  # the Trainer would use nn.DataParallel, which cannot scatter a batch of this project
-        arguments._n_gpu = 1
-    return arguments
+    return on_one_gpu(arguments)

@@ -1,0 +1,170 @@
+"""Undocumented methods of `transformers.Trainer` that training overrides, and what they are overridden with.
+
+Everything here depends on transformers' internals. `PRIVATE` lists each name with its parameters, and
+tests/training/test_private_api.py names the ones that a new version has removed, changed or stopped calling.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from vlm2vec.files import write_text
+from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.embedder import Embedder
+from vlm2vec.training import sharding
+from vlm2vec.training.config import Recipe, dump_recipe
+from vlm2vec.training.ema import MovingAverage
+from vlm2vec.training.gather import barrier
+from vlm2vec.training.objective import Objective
+
+PRIVATE = {
+    "_get_output_dir": ("trial",),
+    "_save_checkpoint": ("model", "trial"),
+    "_save": ("output_dir", "state_dict"),
+    "_save_optimizer_and_scheduler": ("output_dir",),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+}
+"""Overridden methods of the Trainer with their parameters."""
+PRIVATE_ATTRIBUTES = ("is_distributed_loading_by_transformers",)
+"""Attributes of the Trainer that are set from outside."""
+
+EXTRA_FILE = "training_state.safetensors"
+RECIPE_FILE = "recipe.yaml"
+OPTIMIZER_NAME, SCHEDULER_NAME = STATES = "optimizer.pt", "scheduler.pt"
+WRITING = ".writing"
+"""Folder that holds a step checkpoint until it is complete."""
+
+
+def on_one_gpu(arguments: transformers.TrainingArguments) -> transformers.TrainingArguments:
+    """Keeps the Trainer from using nn.DataParallel on several GPUs, which cannot scatter a `PairBatch`."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def step_checkpoints(folder: Path) -> list[Path]:
+    """The step checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+class CheckpointingTrainer(transformers.Trainer):
+    """A Trainer whose step checkpoints are complete or absent and independent of the number of ranks.
+
+    A subclass sets the attributes before it calls `__init__`.
+    """
+
+    embedder: Embedder
+    recipe: Recipe
+    objective: Objective
+    average: MovingAverage | None
+    is_sharded: bool
+    _is_writing = False
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        folder: str = super()._get_output_dir(trial=trial)
+        return str(Path(folder) / WRITING) if self._is_writing else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Writes to a temporary folder and renames it, so that a kill never leaves an incomplete checkpoint."""
+        final = Path(self.args.output_dir)
+        beside = final / WRITING
+        if self.args.should_save:
+            shutil.rmtree(beside, ignore_errors=True)
+        barrier()
+        self._is_writing = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_writing = False
+        barrier()
+        if self.args.should_save:
+            for folder in beside.iterdir():
+                shutil.rmtree(final / folder.name, ignore_errors=True)
+                folder.rename(final / folder.name)
+            beside.rmdir()
+            for old in step_checkpoints(final)[: -self.args.save_total_limit]:
+                shutil.rmtree(old)
+        barrier()
+
+    def whole_state(self) -> dict[str, torch.Tensor] | None:
+        """The backbone's complete weights if they are sharded, else None; every rank must call it."""
+        return sharding.whole_state(self.embedder.backbone.model) if self.is_sharded else None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the complete model, sharded or not."""
+        state = self.whole_state()
+        if self.args.should_save:
+            self._save(output_dir, state)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.embedder.write_files(folder, state=state_dict)
+        if extra := self._extra_state():
+            save_file(extra, folder / EXTRA_FILE)
+        write_text(folder / RECIPE_FILE, dump_recipe(self.recipe))
+
+    def _extra_state(self) -> dict[str, torch.Tensor]:
+        """State of a step checkpoint beside the model: the loss's own parameters and the moving average."""
+        state = {f"objective.{name}": value.detach().clone() for name, value in self.objective.named_parameters()}
+        if self.average:
+            state |= {f"average.{name}": value.cpu().contiguous() for name, value in self.average.state.items()}
+        return state
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Writes the complete state by parameter name, so that another number of ranks can resume from it."""
+        state = sharding.optimizer_state(self.embedder, self._plain_optimizer())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        saved, schedule = (
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True) for name in STATES
+        )
+        optimizer = self._plain_optimizer()
+        sharding.load_optimizer_state(self.embedder, optimizer, saved)
+        # The step is the saved one; the learning rate and its schedule are those of the current recipe.
+        rates = list(self.lr_scheduler.base_lrs)
+        self.lr_scheduler.load_state_dict({**schedule, "base_lrs": rates})
+        for group, rate, factor in zip(optimizer.param_groups, rates, self.lr_scheduler.lr_lambdas, strict=True):
+            group["lr"] = rate * factor(self.lr_scheduler.last_epoch)
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        wrapped: Any = self.optimizer
+        optimizer: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
+        return optimizer
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Trains. Weights are loaded before they are sharded."""
+        if resume_from_checkpoint is not None:
+            self._load_step(Path(resume_from_checkpoint))
+        if self.is_sharded:
+            sharding.shard(self.embedder, self.objective.parameters())
+            self.is_distributed_loading_by_transformers = True  # the Trainer then neither wraps nor moves it
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Does nothing: `train` has already loaded the weights."""
+
+    def _load_step(self, folder: Path) -> None:
+        load = checkpoint.load_adapter if self.recipe.lora else checkpoint.load_weights
+        load(self.embedder.backbone, folder)
+        present = self._extra_state()
+        if present:
+            saved = load_file(folder / EXTRA_FILE)
+            with torch.no_grad():
+                for name, parameter in self.objective.named_parameters():
+                    parameter.copy_(saved[f"objective.{name}"])
+            if self.average:
+                for name, value in self.average.state.items():
+                    value.copy_(saved[f"average.{name}"])
