@@ -139,6 +139,8 @@ class TrainExample:
         target_id: The document that the target is, where the data names it: two targets of one id are never each
             other's negatives, whatever their content.
         origin: Where the pair comes from (`file, row 3`), for messages.
+        more_targets: Further positives, possibly none.
+        scores: A judge's score of each target, then of each negative; empty where there are none.
     """
 
     query: EmbeddingInput
@@ -147,6 +149,13 @@ class TrainExample:
     source: str = ""
     target_id: str | None = None
     origin: str = field(default="", compare=False)
+    more_targets: tuple[EmbeddingInput, ...] = ()
+    scores: tuple[float, ...] = ()
+
+    @property
+    def targets(self) -> tuple[EmbeddingInput, ...]:
+        """All positives."""
+        return (self.target, *self.more_targets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,3 +261,45 @@ def test_a_streamed_set_trains_as_the_same_pairs_in_the_mmeb_layout(
     np.testing.assert_allclose(logs[1], logs[0], rtol=1e-5)
     with pytest.raises(UserError, match="skip cannot be with sets that are streamed"):
         train(with_changes(recipe_values, data={"root": str(root), "on_bad_image": "skip"}))
+
+
+def test_resuming_says_what_changed_and_takes_the_new_learning_rate(
+    recipe_values: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(with_changes(recipe_values, train={"steps": 3}))
+    train(with_changes(recipe_values, train={"steps": 5, "learning_rate": 5e-4, "batch_size": 4}), resume=True)
+    assert "train.batch_size 8 -> 4" in caplog.text and "train.learning_rate 0.001 -> 0.0005" in caplog.text
+    assert "the order of the examples changes" in caplog.text
+    log = json.loads((run / "log.json").read_text())
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5]
+    assert log[3]["learning_rate"] == pytest.approx(5e-4 * 2 / 4)  # linear to zero, one step of warmup
+
+
+def test_resuming_with_equal_settings_says_nothing(
+    recipe_values: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = with_changes(recipe_values, train={"steps": 3})
+    train(recipe)
+    train(recipe, resume=True)
+    assert "resuming with other settings" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": {"rank": 2}}, r"checkpoint-2: cannot resume with lora.rank 4 -> 2; restore"),
+        ({"lora": None}, r"cannot resume with .*lora.rank 4 -> None"),
+        ({"model": {"pooling": "mean"}}, r"cannot resume with model.pooling last -> mean"),
+        ({"train": {"ema_decay": 0.9}}, r"cannot resume with train.ema_decay None -> 0.9"),
+        ({"train": {"steps": 1, "warmup_steps": 0}}, r"already trained for 2 steps, train.steps is 1; raise"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_line(
+    recipe_values: dict[str, object], changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "run/checkpoints/checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "recipe.yaml").write_text(dump_recipe(with_changes(recipe_values, train={"steps": 2})))
+    with pytest.raises(UserError, match=message) as caught:
+        train(with_changes(recipe_values, **{"train": {"steps": 4}, **changes}), resume=True)
+    assert "\n" not in str(caught.value)

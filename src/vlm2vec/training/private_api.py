@@ -134,10 +134,14 @@ class CheckpointingTrainer(transformers.Trainer):
         optimizer = self._plain_optimizer()
         sharding.load_optimizer_state(self.embedder, optimizer, saved)
         # The step is the saved one; the learning rate and its schedule are those of the current recipe.
-        rates = list(self.lr_scheduler.base_lrs)
-        self.lr_scheduler.load_state_dict({**schedule, "base_lrs": rates})
-        for group, rate, factor in zip(optimizer.param_groups, rates, self.lr_scheduler.lr_lambdas, strict=True):
-            group["lr"] = rate * factor(self.lr_scheduler.last_epoch)
+        scheduler = self.lr_scheduler
+        rates = [
+            rate * factor(schedule["last_epoch"])
+            for rate, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        scheduler.load_state_dict({**schedule, "base_lrs": scheduler.base_lrs, "_last_lr": rates})
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         wrapped: Any = self.optimizer

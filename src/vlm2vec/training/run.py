@@ -25,9 +25,11 @@ from vlm2vec.progress import progress_bar
 from vlm2vec.training.check_images import read_images
 from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
+from vlm2vec.training.negatives import check_negatives
 from vlm2vec.training.precision import base_dtype, train_in_float32
 from vlm2vec.training.private_api import step_checkpoints
 from vlm2vec.training.report import write_report
+from vlm2vec.training.resume import check_resume
 from vlm2vec.training.trainer import ContrastiveTrainer
 from vlm2vec.types import TrainExample
 
@@ -136,17 +138,20 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
 
     Args:
         recipe: Settings; saved with the run as resolved.
-        resume: Go on from the run's last step checkpoint.
-        monitor: Called on every process with the model and the number of steps done; see `vlm2vec.monitor`.
+        resume: Continue from the run's last step checkpoint.
+        monitor: Called on every rank with the model and the number of steps done; see `vlm2vec.monitor`.
 
     Raises:
         UserError: for bad input, or if the output folder already holds a run and `resume` is off.
     """
     output = recipe.output
-    first = os.environ.get("RANK", "0") == "0"  # of several processes one alone asks for the folder and makes it
-    if first and not resume and output.exists() and any(output.iterdir()):
-        raise UserError(f"{output}: already holds a run; choose another output, delete it, or go on with --resume")
+    is_first = os.environ.get("RANK", "0") == "0"  # only this rank checks for the folder and creates it
+    if is_first and not resume and output.exists() and any(output.iterdir()):
+        raise UserError(f"{output}: already holds a run; choose another output, delete it, or resume it with --resume")
     last = last_checkpoint(output) if resume else None
+    changes = check_resume(last, recipe) if last else []
+    if changes and is_first:
+        logger.warning("%s: resuming with other settings: %s", output, "; ".join(changes))
     if unused := idle_gpus():
         logger.warning(
             "%d of %d GPUs stay unused; to use all: torchrun --nproc-per-node %d -m vlm2vec.cli train RECIPE",
@@ -155,9 +160,10 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
             unused + 1,
         )
     sets = read_sets(recipe)
+    check_negatives(recipe, sets)
     embedder = build_embedder(recipe)
     sets = check_images(embedder, sets, recipe.data.on_bad_image)
-    if first:
+    if is_first:
         (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (output / CHECKPOINTS / "recipe.yaml").write_text(dump_recipe(recipe))
     with progress_bar("training", recipe.train.steps) as advance:

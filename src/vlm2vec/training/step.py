@@ -28,11 +28,13 @@ class StepResult:
 
     Attributes:
         loss: Of the whole batch, over all processes; a scalar.
-        mean_cosine: Of different inputs of this process: 1 means that all vectors are the same.
+        mean_cosine: Of different inputs of this rank; 1 means that all vectors are the same.
+        gathered: What is known about the targets of all ranks.
     """
 
     loss: torch.Tensor
     mean_cosine: float
+    gathered: GatheredTargets
 
 
 class ContrastiveStep:
@@ -95,7 +97,7 @@ class ContrastiveStep:
         if self.vision:
             self.vision.forget()
         sum_gradients(parameters)
-        return StepResult(sum_over_ranks(value), seen["mean_cosine"])
+        return StepResult(sum_over_ranks(value), seen["mean_cosine"], gathered)
 
 
 def mean_cosine(vectors_UD: torch.Tensor) -> float:

@@ -34,6 +34,7 @@ from vlm2vec.training.ema import MovingAverage
 from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.gather import sum_over_ranks, world_size
 from vlm2vec.training.guard import Guard
+from vlm2vec.training.negatives import NegativeWatch
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.precision import uses_bf16
 from vlm2vec.training.private_api import CheckpointingTrainer, on_one_gpu
@@ -69,6 +70,7 @@ class ContrastiveTrainer(CheckpointingTrainer):
             embedder.objective = self.objective  # its parameters are the model's own to optimiser and checkpoints
         self.vision = keep_vision(embedder, recipe)
         self.chunks = ChunkBudget(recipe, embedder.device)
+        self.negatives = NegativeWatch()
         self.guard = Guard(recipe.guard, embedder.device)
         if recipe.data.num_workers:
             embedder.backbone.send_bytes()
@@ -158,7 +160,9 @@ class ContrastiveTrainer(CheckpointingTrainer):
         squares = sum_over_ranks(torch.nn.utils.get_total_norm(gradients)) if gradients else torch.zeros(())
         finite = bool(torch.isfinite(squares))
         cosine = result.mean_cosine
-        self.guard.check(self.state.global_step + 1, float(result.loss), finite, cosine, origins)
+        step, loss = self.state.global_step + 1, float(result.loss)
+        self.guard.check(step, loss, finite, cosine, origins)
+        self.negatives.check(step, loss, result.gathered, origins)
         self._seen = {"mean_cosine": round(cosine, 6), "memory_mib": round(self.guard.memory_mib)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

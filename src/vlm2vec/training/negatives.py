@@ -1,0 +1,113 @@
+"""Whether there is anything to learn from: a query needs a target that is not its own as a negative."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+
+import torch
+
+from vlm2vec.data.collate import key_number
+from vlm2vec.errors import UserError
+from vlm2vec.training.config import Recipe
+from vlm2vec.training.gather import rank
+from vlm2vec.training.objective import GatheredTargets
+from vlm2vec.types import TrainExample
+
+logger = logging.getLogger(__name__)
+
+
+def check_negatives(recipe: Recipe, sets: Mapping[str, Sequence[TrainExample]]) -> None:
+    """Refuses data in which no query has a negative, however batches are drawn.
+
+    Examples are read until two are found that are negatives of each other, which mostly are the first two.
+
+    Args:
+        recipe: Its batching decides whether sets meet in a batch; its masks decide which targets are negatives.
+        sets: Examples by set name.
+
+    Raises:
+        UserError: naming the sets and what all their pairs share.
+    """
+    data = recipe.data
+    whole_batches = data.batching == "interleaved" and data.sub_batch_size >= recipe.train.batch_size
+    alone = data.batching == "single" or whole_batches
+    for names in [[name] for name in sets] if alone else [list(sets)]:
+        cause = _without_negatives(chain.from_iterable(sets[name] for name in names), recipe.loss.mask_equal_queries)
+        if cause:
+            raise UserError(
+                f"{', '.join(names)}: no query has a negative, because {cause}: the loss would be 0 in every step; add "
+                "pairs that differ, add negatives, or train together with other sets (data.batching: mixed)"
+            )
+
+
+def _without_negatives(examples: Iterable[TrainExample], mask_equal_queries: bool) -> str | None:
+    """Why no example has a negative; None if one has.
+
+    Two pairs are negatives of each other if both their queries and their targets differ. If neither all queries nor all
+    targets are equal, there are two such pairs.
+    """
+    queries: set[int] = set()
+    targets: set[int] = set()
+    ids: set[str] = set()
+    for number, example in enumerate(examples, start=1):
+        own = {key_number(target) for target in example.targets}
+        if any(key_number(negative) not in own for negative in example.negatives):
+            return None
+        queries.add(key_number(example.query))
+        targets |= own
+        ids.add(f"id {example.target_id}" if example.target_id else f"key {min(own)}")
+        if (len(queries) > 1 or (number > 1 and not mask_equal_queries)) and len(targets) > 1 and len(ids) > 1:
+            return None
+    if len(queries) == 1 and len(targets) == 1:
+        return "there is only one distinct pair"
+    return "all queries are equal" if len(queries) == 1 else "all targets are equal"
+
+
+class NegativeWatch:
+    """Warns about batches in which no query has a negative, once per cause."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def check(self, step: int, loss: float, gathered: GatheredTargets, origins: Sequence[str]) -> None:
+        """Logs a warning if the batch has no negative.
+
+        Args:
+            step: Number of the step, from 1.
+            loss: Of the whole batch.
+            gathered: What is known about the targets of all ranks.
+            origins: Where this rank's pairs come from.
+        """
+        cause = batch_without_negatives(gathered, loss)
+        if cause and cause not in self._warned and rank() == 0:
+            self._warned.add(cause)
+            logger.warning(
+                "step %d: no query of the batch has a negative, because %s; nothing is learned from it (%s, %d pairs). "
+                "Further batches of this kind are not reported.",
+                step,
+                cause,
+                origins[0],
+                gathered.num_queries,
+            )
+
+
+def batch_without_negatives(gathered: GatheredTargets, loss: float) -> str | None:
+    """Why no query of the batch has a negative; None if one has.
+
+    Args:
+        gathered: What is known about the targets of all ranks.
+        loss: Of the whole batch; exactly 0 where masks leave no negative.
+    """
+    if _all_equal(gathered.target_keys_M) or _all_equal(gathered.target_ids_M):
+        return "all targets are equal"
+    positives = gathered.query_keys_M[: gathered.num_queries]
+    if loss == 0.0:
+        equal = _all_equal(positives) and gathered.num_queries > 1
+        return "all queries are equal" if equal else "every other target is masked"
+    return None
+
+
+def _all_equal(values: torch.Tensor) -> bool:
+    return bool((values == values[0]).all())

@@ -1,0 +1,73 @@
+"""What a resumed run may change: settings that shape the trained weights stay, others may change and are reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.errors import UserError
+from vlm2vec.training.config import Recipe, load_recipe
+from vlm2vec.training.private_api import RECIPE_FILE
+
+FIXED = ("model", "lora", "loss.kind", "loss.learn_temperature", "loss.learn_bias", "train.ema_decay")
+"""Sections and keys whose change needs weights or state that the checkpoint does not have."""
+FREE = ("model.gradient_checkpointing", "lora.dropout")
+"""Keys below `FIXED` that may change all the same."""
+DATA_ORDER = ("data", "train.batch_size", "train.seed")
+"""Keys that decide which examples make the batch of a step."""
+IGNORED = ("output", "train.log_steps", "train.save_steps", "train.report_to")
+"""Keys whose change needs no notice."""
+
+
+def check_resume(checkpoint: Path, recipe: Recipe) -> list[str]:
+    """Compares a recipe with the one that a step checkpoint was made with.
+
+    Args:
+        checkpoint: Folder of the step checkpoint. One without a recipe (made by an earlier version) is not checked.
+        recipe: Of the resumed run.
+
+    Returns:
+        What changed, `key before -> after`, and what follows from it.
+
+    Raises:
+        UserError: if a setting changed that cannot change, or if the checkpoint has no steps left to do.
+    """
+    done = int(checkpoint.name.split("-")[1])
+    if done > recipe.train.steps:
+        raise UserError(
+            f"{checkpoint}: already trained for {done} steps, train.steps is {recipe.train.steps}; raise train.steps"
+        )
+    if not (checkpoint / RECIPE_FILE).is_file():
+        return []
+    before, after = (_flat(each.model_dump(mode="json")) for each in (load_recipe(checkpoint / RECIPE_FILE), recipe))
+    changed = sorted(
+        key for key in before.keys() | after.keys() if before.get(key) != after.get(key) and not _is_below(key, IGNORED)
+    )
+    lines = [f"{key} {before.get(key)} -> {after.get(key)}" for key in changed]
+    fixed = [line for key, line in zip(changed, lines, strict=True) if _is_fixed(key)]
+    if fixed:
+        raise UserError(
+            f"{checkpoint}: cannot resume with {', '.join(fixed)}; restore the earlier values, or train into another "
+            "output folder"
+        )
+    if any(_is_below(key, DATA_ORDER) for key in changed):
+        lines.append("the order of the examples changes with them: some may be seen twice, others not at all")
+    return lines
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _is_below(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def _is_fixed(key: str) -> bool:
+    return _is_below(key, FIXED) and not _is_below(key, FREE)
