@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
@@ -70,6 +73,37 @@ def test_memory_is_flat_once_the_caches_are_full(serving: Callable[..., TestClie
         assert traced(2000) - first < 50_000
     finally:
         tracemalloc.stop()
+
+
+SHAPES = """
+import os, psutil, sys, torch
+from vlm2vec.serving.memory import bound_kernel_caches
+if sys.argv[1] == "bounded":
+    bound_kernel_caches()
+torch.set_num_threads(1)
+layers = [torch.nn.Linear(m, n, dtype=torch.bfloat16) for m, n in ((576, 1536), (1536, 576), (576, 576))]
+process = psutil.Process()
+with torch.inference_mode():
+    def grow(begin, end):
+        for rows in range(begin, end):
+            for layer in layers:
+                layer(torch.zeros(rows, layer.in_features, dtype=torch.bfloat16))
+        return process.memory_info().rss
+    first = grow(10, 60)
+    print(grow(60, 260) - first)
+"""
+
+
+def test_kernels_of_new_shapes_are_not_kept_for_ever() -> None:
+    grown = {
+        mode: int(
+            subprocess.run([sys.executable, "-c", SHAPES, mode], capture_output=True, text=True, check=True).stdout
+        )
+        for mode in ("bounded", "default")
+    }
+    assert grown["bounded"] < 8 << 20
+    if torch.cpu.get_capabilities().get("avx512_bf16"):  # elsewhere other kernels compute, without such a cache
+        assert grown["default"] > 50 << 20
 
 
 def vectors_of(answer: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ from vlm2vec.models.vision.vision_cache import VisionCache, chunks
 from vlm2vec.serving.batching import Embedded
 
 ENCODE_BATCH = 8
-ENTRY_BYTES = 460  # of a cached vector beside its components, as tracemalloc counts them
+ENTRY_BYTES = 460  # of an entry beside its components: key, objects and map entry, as tracemalloc counts them
 V = TypeVar("V")
 
 
@@ -74,7 +74,7 @@ class ImageFeatures(VisionCache):
 
     def __init__(self, cache: VisionCache, max_bytes: int) -> None:
         super().__init__(cache.encode, cache.fingerprint)
-        self.kept: LRU[torch.Tensor] = LRU(max_bytes, lambda features: features.nbytes)
+        self.kept: LRU[torch.Tensor] = LRU(max_bytes, lambda features: features.nbytes + ENTRY_BYTES)
 
     def features(self, images: Sequence[ImageRef]) -> torch.Tensor:
         """Features of the images in order, [N, T, C] float16."""

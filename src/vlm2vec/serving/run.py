@@ -112,7 +112,9 @@ def load(settings: ServeSettings) -> tuple[Embedder, VectorStore | None]:
 
     from vlm2vec.models.device import process_device
     from vlm2vec.models.embedder import Embedder
+    from vlm2vec.serving.memory import bound_kernel_caches
 
+    bound_kernel_caches()
     slot = None if settings.slots is None else claim_slot(settings.slots, settings.workers)
     chosen = {**settings.model_options, "device": process_device(settings.device, slot)}
     if settings.dtype != "auto":
