@@ -1,0 +1,131 @@
+"""Rows of a table, whatever its format: JSON lines, JSON, CSV, TSV, parquet, or a folder of images with captions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm2vec.data.mmeb.media import IMAGE_ENDINGS
+from vlm2vec.errors import UserError, shown
+from vlm2vec.media.images import ImageRef
+from vlm2vec.media.text import decode, read_text
+
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+METADATA = "metadata"
+EXAMPLE = '{"text": "a red car", "image": "images/1.jpg"}'
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[str, Row]]
+
+
+def is_table(source: Path) -> bool:
+    """Whether a path names data: a folder, or a file with the ending of a table."""
+    return source.is_dir() or source.suffix.lower() in TABLES
+
+
+def read_rows(source: Path) -> Rows:
+    """Every row with its place, such as `line 7`. Cells of images in parquet are `ImageRef`s; nothing is decoded.
+
+    Raises:
+        UserError: naming file and row, for a file that is missing or cannot be read.
+    """
+    if source.is_dir():
+        return _folder_rows(source)
+    suffix = source.suffix.lower()
+    if not source.is_file():
+        raise UserError(f"{source}: no such file; expected a {', '.join(TABLES)} file or a folder of images")
+    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+    if suffix not in TABLES:
+        raise UserError(f"{source}: cannot read this format; expected {', '.join(TABLES)} or a folder of images")
+    return readers.get(suffix, _csv_rows)(source)
+
+
+def _jsonl_rows(source: Path) -> Rows:
+    with source.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            place = f"line {number}"
+            if line.strip():
+                yield place, _object(_parsed(decode(line, f"{source}, {place}"), f"{source}, {place}"), source, place)
+
+
+def _json_rows(source: Path) -> Rows:
+    content = _parsed(read_text(source), str(source))
+    if not isinstance(content, list):
+        raise UserError(f"{source}: expected a list of objects; for one object on each line, name it .jsonl")
+    for number, value in enumerate(content):
+        yield f"row {number}", _object(value, source, f"row {number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON ({error.msg} at character {error.pos + 1})") from error
+
+
+def _object(value: Any, source: Path, place: str) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(f"{source}, {place}: expected an object such as {EXAMPLE}, found {shown(value)}")
+    return value
+
+
+def _csv_rows(source: Path) -> Rows:
+    text = read_text(source)
+    head = text.partition("\n")[0]
+    delimiter = "\t" if source.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)):
+            if None in row:
+                more = "more cells than the header has columns; put quotes around a cell that contains"
+                raise UserError(f"{source}, row {number}: {more} {delimiter!r}")
+            yield f"row {number}", row
+    except csv.Error as error:
+        raise UserError(f"{source}: not a readable table ({error})") from error
+
+
+def _parquet_rows(source: Path) -> Rows:
+    try:
+        table = pq.ParquetFile(source)
+        kinds = {field.name: field.type for field in table.schema_arrow}
+        held = [name for name, kind in kinds.items() if _holds_bytes(kind)]
+        number = 0
+        for batch in table.iter_batches(columns=[name for name in kinds if name not in held]):
+            for values in batch.to_pylist() or [{}] * batch.num_rows:
+                place = f"row {number}"
+                cells = {
+                    name: ImageRef(path=str(source.absolute()), member=f"{name}[{number}]", origin=f"{source}, {place}")
+                    for name in held
+                }
+                yield place, {name: cells.get(name, values.get(name)) for name in kinds}
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{source}: not a readable parquet file ({error})") from error
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column's cells are images: bytes, or the struct of the hub's Image type."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind))
+
+
+def _folder_rows(source: Path) -> Rows:
+    tables = [path for ending in TABLES if (path := source / f"{METADATA}{ending}").is_file()]
+    if tables:
+        yield from read_rows(tables[0])
+        return
+    images = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    if not images:
+        raise UserError(f"{source}: no images there; expected images with captions, or give a file such as pairs.jsonl")
+    captioned = [path for path in images if path.with_suffix(".txt").is_file()]
+    if not captioned:
+        how = "put IMAGE.txt beside each image, or a metadata.csv with the columns file_name and text into the folder"
+        raise UserError(f"{source}: {len(images)} images without captions; {how}")
+    for path in captioned:
+        name = str(path.relative_to(source))
+        yield name, {"text": read_text(path.with_suffix(".txt")).strip(), "image": name}

@@ -1,0 +1,140 @@
+"""From pairs of one's own to a recipe: read, check, hold out, choose settings, and write all of it beside the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.data.pairs import BENCHMARK_FILE, SET_NAME, Pairs, describe, hold_out, read_pairs, write_pairs
+from vlm2vec.errors import UserError
+from vlm2vec.files import write_text
+from vlm2vec.models.checkpoints.adapters import CONFIG_FILE, find_adapter
+from vlm2vec.models.registry import BUILT_IN, shipped_folder
+from vlm2vec.planning.plan import config_of
+from vlm2vec.training.config import Recipe, dump_recipe
+
+MIN_PAIRS = 4
+MIN_TO_HOLD_OUT = 20  # below, a tenth is a single pair, and its score says nothing
+MIN_STEPS, MAX_STEPS, EPOCHS = 60, 2000, 3
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Prepared data.
+
+    Attributes:
+        recipe: Every setting.
+        file: The recipe's file.
+        lines: What was understood, for the terminal.
+    """
+
+    recipe: Recipe
+    file: Path
+    lines: list[str]
+
+
+def prepare(
+    source: Path,
+    base: str,
+    output: Path,
+    query: Sequence[str] = (),
+    target: Sequence[str] = (),
+    negatives: Sequence[str] = (),
+    holdout: float = 0.1,
+) -> OwnData:
+    """Reads pairs and writes `OUTPUT.data`: pairs to train on, held-out pairs with their benchmark, `recipe.yaml`.
+
+    Args:
+        source: See `vlm2vec.data.pairs.read_pairs`.
+        base: The model to train.
+        output: The run's folder, which is not created here.
+        query: Columns of the query; empty: found by name.
+        target: Columns of the target; empty: found by name.
+        negatives: Columns of the negatives; empty: found by name.
+        holdout: The share of the pairs to evaluate on, before and after training; 0: none.
+
+    Raises:
+        UserError: for a source that cannot be read, rows that are no pairs, or too few pairs.
+    """
+    if not 0 <= holdout < 1:
+        raise UserError(f"--holdout {holdout}: expected a share of the pairs from 0 to below 1, such as 0.1")
+    pairs = read_pairs(source, query, target, negatives)
+    train, held = hold_out(pairs, holdout if len(pairs.records) >= MIN_TO_HOLD_OUT else 0.0)
+    if len(train) < MIN_PAIRS:
+        raise UserError(f"{source}: {len(train)} pairs to train on; expected at least {MIN_PAIRS}")
+    folder = output.with_name(f"{output.name}.data")
+    write_pairs(folder, train, held)
+    recipe = Recipe.model_validate(_settings(base, len(train), folder, output, bool(held)))
+    file = folder / "recipe.yaml"
+    write_text(file, dump_recipe(recipe))
+    return OwnData(recipe, file, [*describe(pairs), _about_split(pairs, train, held), f"Recipe: {file}"])
+
+
+def _about_split(pairs: Pairs, train: Sequence[Any], held: Sequence[Any]) -> str:
+    if held:
+        return f"Held out: {len(held)} of {len(pairs.records)} pairs, scored before and after; training: {len(train)}"
+    return f"Nothing is held out; training: {len(train)} pairs"
+
+
+def _settings(base: str, num_pairs: int, folder: Path, output: Path, has_held_out: bool) -> dict[str, Any]:
+    settings = _by_family(base)
+    # Every other target of a batch is a negative, so a batch is as large as half the pairs allow.
+    batch = max(2, min(int(settings["train"]["batch_size"]), num_pairs // 2))
+    steps = min(MAX_STEPS, max(MIN_STEPS, EPOCHS * num_pairs // batch))
+    train = {**settings["train"], "batch_size": batch, "steps": steps, "warmup_steps": steps // 10, "save_steps": steps}
+    evaluate = {"benchmark": str(folder / BENCHMARK_FILE), "every_steps": steps, "at_start": True}
+    return {
+        "model": settings["model"],
+        "lora": adapter_settings(base) or settings["lora"],
+        "data": {"root": str(folder / "train"), "sets": [SET_NAME], "batching": "single"},
+        "train": train,
+        "evaluate": evaluate if has_held_out else None,
+        "output": str(output),
+    }
+
+
+def _by_family(base: str) -> dict[str, Any]:
+    """Model, LoRA and training settings for a base.
+
+    The built-in model: those of the recipes `photos` and `compact-embed`, whose temperature of 0.1 and learning rate of
+    1e-3 its small backbone needs. At 2e-5 and 0.02, the values for large models, it learns nothing in some hundred
+    steps. Any other model: those of VLM2Vec-V2 (arXiv 2507.04590, and the learning rate of its released script).
+    """
+    if base in BUILT_IN or shipped_folder(base):
+        return {
+            "model": {"base": base, "options": {"num_layers": 4, "visual_tokens": 9, "image_size": 192}},
+            "lora": {"rank": 16, "alpha": 32, "dropout": 0.0},
+            "train": {"batch_size": 32, "chunk_size": 16, "learning_rate": 1e-3, "temperature": 0.1, "log_steps": 5},
+        }
+    return {
+        "model": {"base": base, "family": _family(base)},
+        "lora": {"rank": 16, "alpha": 32, "dropout": 0.1},
+        "train": {
+            "batch_size": 64,
+            "chunk_size": None,
+            "chunk_tokens": 8192,
+            "learning_rate": 5e-5,
+            "temperature": 0.02,
+        },
+    }
+
+
+def _family(base: str) -> str | None:
+    """`model_type` of a base whose configuration is at hand; only a dry run needs it."""
+    try:
+        return str(config_of(base)["model_type"])
+    except (UserError, KeyError):
+        return None
+
+
+def adapter_settings(base: str) -> dict[str, Any] | None:
+    """The LoRA settings of a base that has an adapter, which is trained further; None for any other base."""
+    folder = find_adapter(str(shipped_folder(base) or base))
+    if folder is None:
+        return None
+    about = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    names = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "dora": "use_dora"}
+    return {key: about[name] for key, name in names.items() if name in about}
