@@ -53,8 +53,9 @@ class Monitor:
         }
 
     def __call__(self, embedder: Embedder, step: int) -> None:
-        """Scores the model if the step is one of those."""
-        if step % self.settings.every_steps and step != self.last_step:
+        """Scores the model if the step is one to evaluate at; step 0 is before the first one."""
+        wanted = step % self.settings.every_steps == 0 or step == self.last_step
+        if not (wanted if step else self.settings.at_start):
             return
         folder = self.output / "checkpoints" / "vectors"
         with joined_processes() as share:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from vlm2vec.cli.options import OutputOption
 from vlm2vec.cli.plan import verdict_for
 from vlm2vec.errors import UserError
 from vlm2vec.progress import say
+
+if TYPE_CHECKING:
+    from vlm2vec.training.config import Recipe
 
 
 def demo(
@@ -27,38 +30,118 @@ def demo(
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file or a shipped recipe; `vlm2vec recipes` lists them.")],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE|DATA",
+            help="A recipe (YAML file or name, see `vlm2vec recipes`), or your pairs: a .jsonl, .json, .csv, .tsv or "
+            ".parquet file, or a folder of images with captions.",
+        ),
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes, such as train.steps=100.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the run's last step checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Two steps on a tiny random model of the same family.")] = False,
+    base: Annotated[str | None, typer.Option(help="Model to train; default for pairs: compact.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")] = None,
+    query: Annotated[list[str] | None, typer.Option(help="Column of the query; twice for text and image.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Column of the target; twice for text and image.")] = None,
+    negative: Annotated[list[str] | None, typer.Option(help="Column of a negative; may be repeated.")] = None,
+    holdout: Annotated[float, typer.Option(help="Share of the pairs to evaluate on, before and after.")] = 0.1,
+    init: Annotated[Path | None, typer.Option(help="Write a commented recipe to this file and exit.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last step checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run two steps on a tiny random model of the same family.")
+    ] = False,
+    show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print every setting.")] = False,
     anyway: Annotated[
-        bool, typer.Option(help="Start even if the plan says that the GPU's memory is too small.")
+        bool, typer.Option("--anyway", help="Start even if the plan says that the GPU's memory is too small.")
     ] = False,
 ) -> None:
-    """Train an embedding model by a recipe."""
-    from vlm2vec.training.config import dump_recipe, load_recipe
-    from vlm2vec.training.recipes import find_recipe
-    from vlm2vec.training.run import train as run_train
+    """Train an embedding model by a recipe, or on your own pairs with settings chosen for the model.
 
-    settings = load_recipe(find_recipe(recipe), overrides or [])
-    say(dump_recipe(settings))
+    Example: vlm2vec train pairs.jsonl --base Qwen/Qwen2-VL-2B-Instruct -o runs/mine
+    """
+    if init is not None:
+        from vlm2vec.training.init_recipe import write_commented_recipe
+
+        write_commented_recipe(init)
+        say(f"Recipe: {init}\nNext: vlm2vec train {init} --dry-run")
+        return
+    if recipe is None:
+        raise UserError("RECIPE|DATA is missing: give a recipe such as photos, a file of pairs, or --init FILE")
+    settings, command = _settings_of(recipe, overrides or [], base, output, (query, target, negative), holdout, resume)
+    _say_settings(settings, show_recipe)
     if dry_run:
         from vlm2vec.training.dry_run import dry_run as run_dry
 
         losses = ", ".join(f"{entry['loss']:.3f}" for entry in run_dry(settings))
-        say(f"Dry run: losses {losses}; the recipe builds. Next: vlm2vec train {recipe}")
+        say(f"Dry run: losses {losses}; the recipe builds. Next: {command}")
         return
     if found := verdict_for(settings):
         say(found[0])
         if not (found[1] or anyway):
             raise UserError(f"{recipe}: the GPU's memory is too small; change a setting above, or add --anyway")
-    monitor = None
-    if settings.evaluate is not None:
-        from vlm2vec.monitor import Monitor
+    _run(settings, resume)
 
-        monitor = Monitor(settings)
-    folder = run_train(settings, resume=resume, monitor=monitor)
-    say(f"Trained model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
+
+def _settings_of(
+    name: str,
+    overrides: list[str],
+    base: str | None,
+    output: Path | None,
+    columns: tuple[list[str] | None, ...],
+    holdout: float,
+    resume: bool,
+) -> tuple[Recipe, str]:
+    """The recipe of a name or of pairs, and the command that trains by it."""
+    from vlm2vec.data.pair_tables import is_table
+    from vlm2vec.training.config import load_recipe
+    from vlm2vec.training.recipes import find_recipe, shipped_recipes
+
+    changes = [f"output={output}"] if output else []
+    if name in shipped_recipes() or not is_table(Path(name)):  # a folder of that name is ./NAME
+        if any(columns):
+            raise UserError(f"{name}: --query, --target and --negative are for files of pairs, not for recipes")
+        changes += [f"model.base={base}"] if base else []
+        return load_recipe(find_recipe(name), [*changes, *overrides]), " ".join(["vlm2vec train", name, *overrides])
+    from vlm2vec.training.own_data import prepare
+
+    if output is None:
+        raise UserError(f"{name}: --output is missing: the folder of the run, such as -o runs/mine")
+    query, target, negatives = (tuple(column or ()) for column in columns)
+    own = prepare(Path(name), base or "compact", output, query, target, negatives, holdout, resume=resume)
+    say("\n".join(own.lines))
+    return load_recipe(own.file, overrides), " ".join(["vlm2vec train", str(own.file), *overrides])
+
+
+def _say_settings(settings: Recipe, everything: bool) -> None:
+    from vlm2vec.training.config import dump_recipe
+
+    if everything:
+        say(dump_recipe(settings))
+        return
+    train, lora = settings.train, settings.lora
+    adapter = f"LoRA of rank {lora.rank}, alpha {lora.alpha}" if lora else "no LoRA"
+    say(f"Model: {settings.model.base}; {adapter}")
+    say(
+        f"Data: {settings.data.root}; {settings.data.batching} batches of {train.batch_size} pairs, {train.steps} steps"
+    )
+    say(f"Loss: {settings.loss.kind}, temperature {train.temperature}; learning rate {train.learning_rate}")
+    say(f"Run: {settings.output} (--show-recipe prints every setting)")
+
+
+def _run(settings: Recipe, resume: bool) -> None:
+    from vlm2vec.training.run import train as run_train
+
+    if settings.evaluate is None:
+        folder = run_train(settings, resume=resume)
+        say(f"Trained model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
+        return
+    from vlm2vec.monitor import Monitor, read_history
+
+    folder = run_train(settings, resume=resume, monitor=Monitor(settings))
+    history, group = read_history(folder), settings.evaluate.best_by
+    scores = ", ".join(f"{100 * entry['groups'][group]:.1f} at step {entry['step']}" for entry in history)
+    say(f"Evaluation ({group}, percent): {scores}\nTrained model: {folder}")
+    say(f"Next: vlm2vec eval {folder} --benchmark {settings.evaluate.benchmark} -o {folder}/eval")
 
 
 def recipes() -> None:

@@ -18,7 +18,7 @@ from vlm2vec.losses import LOSSES, Hardness
 class Section(BaseModel):
     """Settings whose unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class ModelSettings(Section):
@@ -216,6 +216,8 @@ class EvaluateSettings(Section):
     """So many first queries of each task; null: all."""
     every_steps: int = Field(default=100, ge=1)
     """And after the last step."""
+    at_start: bool = False
+    """Also before the first step, to compare with the untrained model."""
     best_by: str = "overall"
     """The group whose highest mean makes a checkpoint the one kept in `best/`."""
 

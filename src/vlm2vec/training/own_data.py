@@ -12,8 +12,9 @@ from vlm2vec.data.pairs import BENCHMARK_FILE, SET_NAME, Pairs, describe, hold_o
 from vlm2vec.errors import UserError
 from vlm2vec.files import write_text
 from vlm2vec.models.checkpoints.adapters import CONFIG_FILE, find_adapter
+from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
 from vlm2vec.models.registry import BUILT_IN, shipped_folder
-from vlm2vec.planning.plan import config_of
+from vlm2vec.planning.geometry import config_of
 from vlm2vec.training.config import Recipe, dump_recipe
 
 MIN_PAIRS = 4
@@ -44,6 +45,7 @@ def prepare(
     target: Sequence[str] = (),
     negatives: Sequence[str] = (),
     holdout: float = 0.1,
+    resume: bool = False,
 ) -> OwnData:
     """Reads pairs and writes `OUTPUT.data`: pairs to train on, held-out pairs with their benchmark, `recipe.yaml`.
 
@@ -55,12 +57,16 @@ def prepare(
         target: Columns of the target; empty: found by name.
         negatives: Columns of the negatives; empty: found by name.
         holdout: The share of the pairs to evaluate on, before and after training; 0: none.
+        resume: The run's folder may exist.
 
     Raises:
-        UserError: for a source that cannot be read, rows that are no pairs, or too few pairs.
+        UserError: for a source that cannot be read, rows that are no pairs, too few pairs, or if `output` holds a run
+            and `resume` is off.
     """
     if not 0 <= holdout < 1:
         raise UserError(f"--holdout {holdout}: expected a share of the pairs from 0 to below 1, such as 0.1")
+    if not resume and output.exists() and any(output.iterdir()):
+        raise UserError(f"{output}: already holds a run; choose another output, delete it, or continue with --resume")
     pairs = read_pairs(source, query, target, negatives)
     train, held = hold_out(pairs, holdout if len(pairs.records) >= MIN_TO_HOLD_OUT else 0.0)
     if len(train) < MIN_PAIRS:
@@ -103,9 +109,10 @@ def _by_family(base: str) -> dict[str, Any]:
     1e-3 its small backbone needs. At 2e-5 and 0.02, the values for large models, it learns nothing in some hundred
     steps. Any other model: those of VLM2Vec-V2 (arXiv 2507.04590, and the learning rate of its released script).
     """
-    if base in BUILT_IN or shipped_folder(base):
+    if _origin(base) in BUILT_IN:
+        options = {"num_layers": 4, "visual_tokens": 9, "image_size": 192} if base in BUILT_IN else {}
         return {
-            "model": {"base": base, "options": {"num_layers": 4, "visual_tokens": 9, "image_size": 192}},
+            "model": {"base": base, "options": options},
             "lora": {"rank": 16, "alpha": 32, "dropout": 0.0},
             "train": {"batch_size": 32, "chunk_size": 16, "learning_rate": 1e-3, "temperature": 0.1, "log_steps": 5},
         }
@@ -120,6 +127,12 @@ def _by_family(base: str) -> dict[str, Any]:
             "temperature": 0.02,
         },
     }
+
+
+def _origin(base: str) -> str:
+    """The model that a checkpoint folder was trained from; any other base itself."""
+    file = Path(shipped_folder(base) or base) / EMBEDDER_FILE
+    return str(json.loads(file.read_text(encoding="utf-8"))["base"]) if file.is_file() else base
 
 
 def _family(base: str) -> str | None:

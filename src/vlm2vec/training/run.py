@@ -177,6 +177,8 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
                 monitor(embedder, step)
 
         trainer = ContrastiveTrainer(embedder, recipe, sets, output / CHECKPOINTS, on_step)
+        if monitor is not None and last is None:
+            monitor(embedder, 0)
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.average:
         trainer.average.use()
