@@ -1,4 +1,4 @@
-"""The values that cross module borders. No file is opened here.
+"""The values that modules exchange. No file is opened here.
 
 Shapes: B examples, M targets, L tokens, D embedding dim.
 """
@@ -27,13 +27,13 @@ BARE_IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInput:
-    """What becomes one vector: text, images, or both, with an optional task instruction.
+    """One input, of which one vector is made: text, images, a video or several of them, with an optional instruction.
 
     Attributes:
-        text: Free text. If it holds the canonical placeholder `<|image_1|>`, it is the whole prompt, verbatim.
+        text: Free text. If it contains the canonical placeholder `<|image_1|>`, it is the whole prompt, verbatim.
         images: Images in the order of their placeholders, not decoded yet.
-        instruction: What the vector is for; ignored where `text` holds a placeholder (it is then part of the text).
-        video: A video, not decoded yet; it stands before the images, or where `text` holds `<|video_1|>`.
+        instruction: What the vector is for. Ignored if `text` contains a placeholder (it is then part of the text).
+        video: A video, not decoded yet. It comes before the images, or at `<|video_1|>` in `text`.
     """
 
     text: str | None = None
@@ -41,12 +41,27 @@ class EmbeddingInput:
     instruction: str | None = None
     video: VideoRef | None = None
 
+    def __post_init__(self) -> None:
+        """Checks the types, so that a missing or numeric text of a table is an error of its own input.
+
+        Raises:
+            UserError: naming the field and what it holds.
+        """
+        for name in ("text", "instruction"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"input: {name} is {_shown(value)}; expected a string, or None for no {name}")
+        for image in self.images:
+            if not isinstance(image, ImageRef):
+                raise UserError(f"input: images has {_shown(image)}; expected ImageRef, which EmbeddingInput.of makes")
+
     @staticmethod
     def of(value: Any, instruction: str | None = None) -> EmbeddingInput:
-        """Makes an input from what users pass: a string, a path to an image or video, a PIL image, or a dict.
+        """Makes an input from a string, a path to an image or video, a PIL image, or a dict.
 
-        A PIL image or a `pathlib.Path` is an image, or a video by its ending; a `str` is text. A dict has any of
-        `text`, `image` / `images`, `video` (a file, a folder of frames or a list of images), `instruction`.
+        A `str` is text. A PIL image or a `pathlib.Path` is an image, or a video if the path has a video's suffix. A
+        dict has any of `text`, `image` / `images`, `video` (a file, a folder of frames or a list of images) and
+        `instruction`.
 
         Raises:
             UserError: for an unknown dict key, an empty input or an unsupported type.
@@ -69,8 +84,12 @@ class EmbeddingInput:
         images = tuple(ImageRef.of(image) for image in images if image is not None)
         video = None if value.get("video") is None else VideoRef.of(value["video"])
         if value.get("text") is None and not images and video is None:
-            raise UserError("input is empty: give text, image, video or several of them")
+            raise UserError("input is empty; expected text, image or video")
         return EmbeddingInput(value.get("text"), images, value.get("instruction", instruction), video)
+
+
+def _shown(value: Any) -> str:
+    return f"{str(value)[:60]} of type {type(value).__name__}"
 
 
 Media = ImageRef | VideoRef
@@ -129,18 +148,18 @@ def _feed(key: Any, name: str, value: Any, digest: Callable[[Media], bytes]) -> 
 
 @dataclass(frozen=True, slots=True)
 class TrainExample:
-    """One contrastive pair and its explicit negatives.
+    """One contrastive pair and its hard negatives.
 
     Attributes:
-        query: The query side.
+        query: The query.
         target: The positive.
-        negatives: Hard negatives, possibly none.
+        negatives: Hard negatives, if any.
         source: Name of the training set, for batches of one source and for messages.
-        target_id: The document that the target is, where the data names it: two targets of one id are never each
-            other's negatives, whatever their content.
-        origin: Where the pair comes from (`file, row 3`), for messages.
-        more_targets: Further positives, possibly none.
-        scores: A judge's score of each target, then of each negative; empty where there are none.
+        target_id: Id of the target document, if the data has ids. Targets with equal ids are never negatives of each
+            other, whatever their content.
+        origin: File and row of the pair (`file, row 3`), for messages.
+        more_targets: Further positives, if any.
+        scores: A judge's score of each target, then of each negative. Empty: no scores.
     """
 
     query: EmbeddingInput
@@ -160,13 +179,13 @@ class TrainExample:
 
 @dataclass(frozen=True, slots=True)
 class EvalQuery:
-    """One query and what it is to be found among.
+    """One query and its candidates.
 
     Attributes:
-        query: The query side.
-        candidates: Its own (local scope), or the one tuple that all queries of a set share (global scope).
-        relevant: Positions in `candidates`; none: no ranking is right, and every metric is 0.
-        gains: How relevant each of them is; empty: all equally.
+        query: The query.
+        candidates: Its own candidates (local scope), or the tuple that all queries of a set share (global scope).
+        relevant: Positions of the relevant candidates, at least one.
+        gains: Relevance of each of them. Empty: all are equally relevant.
     """
 
     query: EmbeddingInput
@@ -177,16 +196,17 @@ class EvalQuery:
 
 @dataclass
 class Batch:
-    """Model inputs of B examples that can be cut, moved and gathered without knowing the backbone.
+    """Model inputs of B examples that can be split, moved and gathered without knowing the backbone.
 
     Attributes:
         tensors: By name. The first dimension is the example, unless the name is in `rows`.
-        rows: For a packed tensor (such as images of all examples, one after another): how many of its rows
+        rows: For each packed tensor (such as the images of all examples in sequence), the number of its rows that
             belong to each example, shape [B].
-        padded: Names of tensors [B, L, ...] that share the token dimension of `attention_mask`; columns that are
-            padding for all of a part's examples are dropped when the batch is cut.
-        fill: What stands in `input_ids` where there is padding; zeros in the other tensors.
-        left: Whether padding stands before the tokens.
+        padded: Names of tensors [B, L, ...] that share the token dimension of `attention_mask`. Columns that are
+            padding in every selected example are dropped when a batch is split.
+        fill: Padding value of `input_ids`. Other tensors are padded with zeros.
+        left: Whether padding comes before the tokens.
+        dropped: Text tokens of each example that exceeded the model's limit and were dropped, length B. Empty: none.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -194,20 +214,23 @@ class Batch:
     padded: tuple[str, ...] = ("input_ids", "attention_mask")
     fill: int = 0
     left: bool = False
+    dropped: tuple[int, ...] = ()
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
-        """One batch of the examples of several in order, padded to the longest; parts may lack images."""
+        """Concatenates batches in order and pads to the longest example. Some of them may have no images."""
         import torch
 
-        joined = dataclasses.replace(parts[0], tensors={}, rows={})
+        joined = dataclasses.replace(parts[0], tensors={}, rows={}, dropped=())
+        if any(part.dropped for part in parts):
+            joined.dropped = tuple(count for part in parts for count in part.dropped or (0,) * len(part))
         for name in dict.fromkeys(name for part in parts for name in part.tensors):
             packed = any(name in part.rows for part in parts)
             if packed:
                 counts = [part.rows.get(name, torch.zeros(len(part), dtype=torch.long)) for part in parts]
                 joined.rows[name] = torch.cat(counts)
             tensors = [part.tensors[name] for part in parts if name in part.tensors]
-            if not packed and len(tensors) < len(parts):  # a kind of token that only images have
+            if not packed and len(tensors) < len(parts):  # a token tensor that only examples with images have
                 like = next(iter(tensors))
                 tensors = [part.tensors.get(name, _blank(like, part)) for part in parts]
             left = joined.left and name in joined.padded
@@ -229,7 +252,7 @@ class Batch:
         return self.tensors.get(name)
 
     def slice(self, start: int, stop: int) -> Batch:
-        """Examples start to stop - 1, packed rows included, with the padding trimmed to these examples."""
+        """Examples `start` to `stop` - 1 with their packed rows. Padding that none of them needs is dropped."""
         tensors = {}
         for name, tensor in self.tensors.items():
             if name in self.rows:
@@ -238,10 +261,11 @@ class Batch:
             else:
                 tensors[name] = tensor[start:stop]
         rows = {name: counts[start:stop] for name, counts in self.rows.items()}
-        return dataclasses.replace(self, tensors=tensors, rows=rows)._trimmed()
+        dropped = self.dropped[start:stop]
+        return dataclasses.replace(self, tensors=tensors, rows=rows, dropped=dropped)._trimmed()
 
     def select(self, rows: Sequence[int]) -> Batch:
-        """These examples in this order, packed rows included, with the padding trimmed to them."""
+        """These examples in this order with their packed rows. Padding that none of them needs is dropped."""
         import torch
 
         index = torch.as_tensor(rows, dtype=torch.long)
@@ -255,15 +279,16 @@ class Batch:
             else:
                 tensors[name] = tensor[index.to(tensor.device)]
         counts = {name: numbers[index] for name, numbers in self.rows.items()}
-        return dataclasses.replace(self, tensors=tensors, rows=counts)._trimmed()
+        dropped = tuple(self.dropped[row] for row in rows) if self.dropped else ()
+        return dataclasses.replace(self, tensors=tensors, rows=counts, dropped=dropped)._trimmed()
 
     def lengths(self) -> list[int]:
-        """Real tokens of each example, visual tokens among them where they stand in the token ids."""
+        """Number of tokens of each example without padding. Visual tokens count if they are among the token ids."""
         mask = self.tensors.get("attention_mask")
         return [1] * len(self) if mask is None else [int(count) for count in mask.sum(dim=1)]
 
     def split(self, chunk_size: int) -> Iterator[Batch]:
-        """Parts of at most `chunk_size` examples in order; the last may be smaller."""
+        """Mini-batches of at most `chunk_size` examples in order. The last may be smaller."""
         for start in range(0, len(self), chunk_size):
             yield self.slice(start, min(start + chunk_size, len(self)))
 
@@ -285,17 +310,17 @@ class Batch:
 
 
 def _blank(like: torch.Tensor, part: Batch) -> torch.Tensor:
-    """Zeros for every token of a part, of the inner shape of `like` [B, L, ...]."""
+    """Zeros for every token of `part`, with the inner shape of `like` [B, L, ...]."""
     return like.new_zeros(*part["input_ids"].shape, *[0] * (like.ndim - 2))
 
 
 def _same_shape(tensors: Sequence[torch.Tensor], value: int, left: bool) -> list[torch.Tensor]:
-    """Tensors of equal shape but for the first dimension: what is smaller is padded at its ends.
+    """Pads tensors to a common shape, except in the first dimension.
 
     Args:
-        tensors: Of equally many dimensions.
-        value: Fills what is missing.
-        left: Puts it before the tokens, the second dimension, instead.
+        tensors: All with the same number of dimensions.
+        value: Padding value.
+        left: Whether the second dimension (tokens) is padded at its start.
     """
     from torch.nn.functional import pad
 
@@ -312,22 +337,25 @@ def _same_shape(tensors: Sequence[torch.Tensor], value: int, left: bool) -> list
 def cut_by_tokens(
     lengths: Sequence[int], max_rows: int | None, max_tokens: int | None, enough: int | None = None
 ) -> list[list[int]]:
-    """Chunks of rows of like length, the longest first, so that padding is small and a lack of memory shows at once.
+    """Groups rows of similar length, longest first: little padding, and a lack of memory shows at once.
 
     Args:
-        lengths: Tokens of each row, visual ones included.
-        max_rows: Rows a chunk at most; None: any number.
-        max_tokens: Tokens a chunk at most, padding included (rows times its longest); None: any number. A row longer
-            than that is a chunk of its own.
-        enough: A chunk of so many tokens ends where the next row is a quarter shorter than its longest; None: never.
+        lengths: Tokens of each row, visual tokens included.
+        max_rows: Maximum rows per chunk. None: no limit.
+        max_tokens: Maximum tokens per chunk, padding included (rows times its longest row). None: no limit. A row
+            longer than this is a chunk of its own.
+        enough: Tokens from which a chunk ends before a row that is a quarter shorter than its longest. None: never.
+
+    Returns:
+        Positions in `lengths`, one list per chunk.
     """
     chunks: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        room = chunks and (max_rows is None or len(chunks[-1]) < max_rows)
+        fits = chunks and (max_rows is None or len(chunks[-1]) < max_rows)
         longest = lengths[chunks[-1][0]] if chunks else 0
-        if room and enough is not None and len(chunks[-1]) * longest >= enough:
-            room = 4 * lengths[row] >= 3 * longest
-        if room and (max_tokens is None or (len(chunks[-1]) + 1) * longest <= max_tokens):
+        if fits and enough is not None and len(chunks[-1]) * longest >= enough:
+            fits = 4 * lengths[row] >= 3 * longest
+        if fits and (max_tokens is None or (len(chunks[-1]) + 1) * longest <= max_tokens):
             chunks[-1].append(row)
         else:
             chunks.append([row])
@@ -335,7 +363,7 @@ def cut_by_tokens(
 
 
 class Processor(Protocol):
-    """Turns inputs into the tensors of one backbone."""
+    """Turns inputs into the tensors of a backbone."""
 
     def __call__(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """The batch of these inputs, in order."""
@@ -344,7 +372,7 @@ class Processor(Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What evaluation and search need of a model; a ten-line class can be one."""
+    """What evaluation and search need of a model. A class of ten lines can implement it."""
 
     def encode(self, inputs: Sequence[EmbeddingInput]) -> np.ndarray:
         """Unit-norm vectors [N, D] in input order."""

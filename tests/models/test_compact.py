@@ -185,8 +185,8 @@ def test_encode_takes_what_users_pass_and_keeps_their_order(tmp_path: Path) -> N
     ("arguments", "message"),
     [
         ((["a"], {"precision": "int3"}), "precision 'int3'"),
-        ((["a"], {"truncate_dim": 0}), "truncate_dim 0"),
-        (("a", {}), "wrap the single one"),
+        ((["a"], {"truncate_dim": 0}), "truncate_dim=0"),
+        (("a", {}), "wrap a single input"),
         (([{"txt": "a"}], {}), "unknown keys"),
         (([{}], {}), "input is empty"),
         (([Path("absent.png")], {}), "absent.png: the picture is missing"),

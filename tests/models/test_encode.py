@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from vlm2vec import Embedder
 from vlm2vec.errors import UserError
 from vlm2vec.models import encode
 from vlm2vec.models.encode import EncodeSettings, Pipeline
+from vlm2vec.types import Batch
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen2_vl"])
@@ -214,8 +216,8 @@ def test_half_precision_and_fewer_dimensions_are_the_vectors_cut_and_rounded(lla
     ("options", "words"),
     [
         ({"precision": "int4"}, "int4"),
-        ({"truncate_dim": 33}, "truncate_dim 33"),
-        ({"batch_size": 0}, "batch_size 0"),
+        ({"truncate_dim": 33}, "truncate_dim=33"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"precision": "int8"}, "two vectors"),
         ({"precision": "int8", "ranges": np.zeros((2, 3))}, "ranges of shape"),
     ],
@@ -253,3 +255,43 @@ def test_with_a_cache_of_images_one_worker_prepares_and_the_bits_stay(inputs, tm
 
 def test_settings_and_options_are_the_same_names() -> None:
     assert set(EncodeSettings.__dataclass_fields__) == set(encode.EncodeOptions.__annotations__)
+
+
+BAD_INPUTS = [
+    ({"text": float("nan")}, "input: text is nan of type float; expected a string"),
+    ({"text": 5}, "input: text is 5 of type int; expected a string"),
+    ({"text": "a", "instruction": 3.5}, "input: instruction is 3.5 of type float"),
+    (float("nan"), "image of type float"),
+    (None, "image of type NoneType"),
+    ({"image": "no\0file.png"}, "null byte"),
+    ({"image": np.zeros((4, 4))}, "image of type ndarray"),
+    ({"video": 7}, "video of type int"),
+    ({"images": [Path("gone.png"), float("nan")]}, "image of type float"),
+]
+
+
+@pytest.mark.parametrize(("value", "words"), BAD_INPUTS, ids=[repr(value)[:30] for value, _ in BAD_INPUTS])
+def test_whatever_one_input_causes_is_an_error_of_that_input(llava, value, words) -> None:
+    errors: dict[int, UserError] = {}
+    vectors = llava.encode(["fine", value, "good"], on_error=errors.__setitem__)
+    assert list(errors) == [1] and words in str(errors[1])
+    assert not vectors[1].any() and np.allclose(np.linalg.norm(vectors[[0, 2]], axis=1), 1)
+    with pytest.raises(UserError, match=re.escape(words)):
+        llava.encode([value, "fine"])
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("x"), AssertionError(), RuntimeError("shapes differ")])
+def test_an_error_of_the_network_for_one_row_leaves_the_others_and_keeps_its_cause(llava, monkeypatch, error) -> None:
+    usual = Pipeline._vectors
+    poison = llava.backbone.tokenizer("q")["input_ids"][0]
+
+    def vectors(self: Pipeline, batch: Batch) -> torch.Tensor:
+        if poison in batch["input_ids"]:
+            raise error
+        return usual(self, batch)
+
+    monkeypatch.setattr(Pipeline, "_vectors", vectors)
+    errors: dict[int, UserError] = {}
+    made = llava.encode(["a", "q", "b", "c"], on_error=errors.__setitem__)
+    assert list(errors) == [1] and errors[1].__cause__ is error and "the model cannot encode" in str(errors[1])
+    assert made[[0, 2, 3]].any(axis=1).all() and not made[1].any()

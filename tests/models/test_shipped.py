@@ -34,5 +34,5 @@ def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with (tmp_path / "changed/adapter_model.safetensors").open("ab") as weights:
         weights.write(b"0")
     monkeypatch.setitem(registry.SHIPPED, "compact-embed", (tmp_path / "changed", DIGEST))
-    with pytest.raises(UserError, match="not the shipped weights"):
+    with pytest.raises(UserError, match="SHA-256 differs from the shipped weights"):
         shipped_folder("compact-embed")

@@ -62,15 +62,6 @@ def _parse(wanted: str | torch.device | None) -> torch.device:
         raise UserError(f"device {wanted}: unknown; expected such as cpu, cuda or cuda:1") from error
 
 
-def is_fault_of_input(error: Exception) -> bool:
-    """Whether a forward pass failed because of its inputs: too little memory for them, or refused values.
-
-    Any other error, such as a broken CUDA context, would fail for every later input, too.
-    """
-    out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    return out_of_memory or isinstance(error, ValueError | IndexError)
-
-
 def is_device_broken(error: BaseException) -> bool:
     """Whether the device cannot compute any more in this process, such as after an illegal memory access."""
     if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):

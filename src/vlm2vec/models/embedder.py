@@ -1,4 +1,4 @@
-"""`Embedder`: a backbone plus pooling and normalisation; the public verbs.
+"""`Embedder`: a backbone with pooling and normalization, and the public methods.
 
 Shapes: N inputs, B examples, D embedding dim.
 """
@@ -30,7 +30,7 @@ Inputs = Iterable[Any]
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor computes in it natively, else float32 (emulated bfloat16 is many times slower)."""
+    """bfloat16 if the device computes in it natively, else float32: emulated bfloat16 is many times slower."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     capabilities = torch.cpu.get_capabilities()
@@ -39,15 +39,15 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 
 class Embedder(nn.Module):
-    """One embedding model for text, images and both.
+    """An embedding model for text, images, videos and combinations of them.
 
     Args:
         backbone: The model family's network and processor.
-        base: Built-in name, folder or hub id that the backbone came from.
+        base: Built-in name, folder or hub id of the backbone's weights.
         revision: Hub revision of the base.
 
     Attributes:
-        prompts: Instructions of `encode_query` ("query") and `encode_document` ("document"), where none is given.
+        prompts: Default instructions of `encode_query` ("query") and `encode_document` ("document").
     """
 
     def __init__(self, backbone: Backbone, base: str, revision: str | None = None) -> None:
@@ -73,20 +73,20 @@ class Embedder(nn.Module):
         """Loads an embedding model.
 
         Args:
-            source: A folder that `save_pretrained`, `vlm2vec train` or sentence-transformers wrote, a base VLM's
-                folder or hub id, those of a PEFT adapter, or the built-in "compact" or "compact-embed".
-            base: For an adapter folder: a base other than the one it names.
-            device: Default: this process's own, see `vlm2vec.models.device.process_device`.
+            source: The built-in "compact" or "compact-embed"; a folder that `save_pretrained`, `vlm2vec train` or
+                sentence-transformers wrote; or a folder or hub id of a base VLM or of a PEFT adapter.
+            base: Base model for an adapter, instead of the one that the adapter names.
+            device: Default: CUDA if available, else the CPU.
             dtype: Of the base weights. Default: `best_dtype(device)`.
             revision: Hub revision of the base.
-            like: Hub id of a known published model of which `source` is a copy: its template, pooling and settings
+            like: Hub id of a known published model of which `source` is a copy. Its template, pooling and settings
                 are used. A known id as `source` needs no `like`.
-            quantize: "int8" keeps the linear layers' weights in 8 bits (torchao), an adapter merged.
+            quantize: "int8" stores the weights of linear layers in 8 bits (torchao). An adapter is merged first.
             **options: Settings of the family, such as `num_layers` of "compact"; `allow_pickle=True` and
-                `trust_remote_code=True`, both off unless said.
+                `trust_remote_code=True`, both off by default.
 
         Raises:
-            UserError: if `source` is no checkpoint, or its tensors do not fit the base.
+            UserError: if `source` is not a checkpoint, or its tensors do not fit the base.
         """
         where = process_device(device)
         settings = LoadSettings(dtype or best_dtype(where), base, revision, like, options, where)
@@ -107,18 +107,31 @@ class Embedder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the base weights."""
+        """Data type of the base weights."""
         return next(self.parameters()).dtype
 
     @property
     def embedding_dim(self) -> int:
         """Length of the vectors."""
         return self.backbone.embedding_dim
+
+    @property
+    def max_length(self) -> int | None:
+        """Maximum number of tokens read of a text; None: no limit.
+
+        Longer texts are truncated. The first one is logged as a warning, and `num_truncated` counts all of them.
+        """
+        return self.backbone.max_length
+
+    @property
+    def num_truncated(self) -> int:
+        """Number of inputs so far whose text was longer than `max_length`."""
+        return self.backbone.num_truncated
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Unit-norm vectors [B, D] in float32."""
@@ -132,27 +145,27 @@ class Embedder(nn.Module):
         ranges: np.ndarray | None = None,
         **options: Unpack[EncodeOptions],
     ) -> np.ndarray:
-        """Vectors of the inputs, in order; `encode_stream` where they or the inputs do not fit in memory.
+        """Vectors of the inputs, in order. Use `encode_stream` if inputs or vectors do not fit in memory.
 
-        Equal inputs are encoded once, and a vector does not depend on the inputs beside it.
+        Equal inputs are encoded once, and a vector does not depend on the other inputs.
 
         Args:
-            inputs: Strings, image paths (`pathlib.Path`), PIL images, dicts (`text`, `image` / `images`,
-                `instruction`) or `EmbeddingInput`s. A single string, dict or image is refused: give a list.
+            inputs: Strings, image paths (`pathlib.Path`), PIL images, dicts (`text`, `image` / `images`, `video`,
+                `instruction`) or `EmbeddingInput`s. A single string or dict is an error: pass a list.
             precision: "float32", "float16", "int8", "uint8", "binary" or "ubinary", see `vlm2vec.quantize`.
-            ranges: For int8 and uint8: smallest and largest value of each dimension. Default: of these vectors.
-            **options: `instruction` for inputs that have none of their own; `truncate_dim` keeps the first dimensions
-                only, normalised again; `on_error(position, error)` is called for each bad input, whose row is then
-                zeros (without it, the first bad input raises); `progress(done)` is called with the number of inputs
-                done since the last call; `batch_size` inputs and `batch_tokens` tokens (visual ones and padding
-                included) a forward pass at most, by default any number of inputs and tokens by device; `workers`
-                threads that prepare inputs.
+            ranges: For int8 and uint8: minimum and maximum of each dimension. Default: those of these vectors.
+            **options: `instruction` for inputs without one of their own. `truncate_dim` keeps the first dimensions
+                only and normalizes again. `on_error(position, error)` is called for each bad input, and its row is
+                zeros; without it, the first bad input raises. `progress(done)` is called with the number of inputs
+                done since the last call. `batch_size` and `batch_tokens` limit a forward pass (tokens include visual
+                tokens and padding); default: no limit of inputs, and a number of tokens that depends on the device.
+                `workers` is the number of threads that prepare inputs.
 
         Returns:
-            Array [N, D], of unit norm before it is quantised.
+            Array [N, D], of unit norm before quantization.
 
         Raises:
-            UserError: for an input that is empty or unreadable, or an unknown precision.
+            UserError: for an empty or unreadable input, or an unknown precision.
         """
         check_precision(precision)
         parts = list(self._pipeline(inputs, options).stream(inputs))
@@ -171,28 +184,30 @@ class Embedder(nn.Module):
         ranges: np.ndarray | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Iterator[np.ndarray]:
-        """`encode` of any number of inputs in flat memory: arrays [n, D] of consecutive inputs, in order.
+        """`encode` for any number of inputs in flat memory: arrays [n, D] of consecutive inputs, in order.
 
-        Inputs are taken from their iterator a window at a time. int8 and uint8 need `ranges`; the rest is as in
-        `encode`.
+        Inputs are taken from their iterator one window at a time. int8 and uint8 require `ranges`. Everything else is
+        as in `encode`.
         """
         check_precision(precision)
         if precision.endswith("int8") and ranges is None:
-            raise UserError(f"precision {precision}: give ranges=, vlm2vec.quantize.ranges_of a sample of the vectors")
+            raise UserError(
+                f"precision={precision}: ranges is missing; pass ranges=vlm2vec.quantize.ranges_of(sample of vectors)"
+            )
         parts = self._pipeline(inputs, options).stream(inputs)
         return (quantize_rows(part.vectors, precision, ranges, part.bad) for part in parts)
 
     def _pipeline(self, inputs: Inputs, options: EncodeOptions) -> Pipeline:
         if isinstance(inputs, str | dict | EmbeddingInput):
-            raise UserError("encode expects a list of inputs; wrap the single one: encode([...])")
+            raise UserError("encode expects a list of inputs; wrap a single input: encode([...])")
         return Pipeline(self, EncodeSettings(**options))
 
     def encode_query(self, inputs: Inputs, **kwargs: Any) -> np.ndarray:
-        """`encode`; where no instruction is given, with that of `prompts["query"]`."""
+        """`encode` with `prompts["query"]` as the default instruction."""
         return self.encode(inputs, **{"instruction": self.prompts.get("query"), **kwargs})
 
     def encode_document(self, inputs: Inputs, **kwargs: Any) -> np.ndarray:
-        """`encode`; where no instruction is given, with that of `prompts["document"]`."""
+        """`encode` with `prompts["document"]` as the default instruction."""
         return self.encode(inputs, **{"instruction": self.prompts.get("document"), **kwargs})
 
     @staticmethod
@@ -201,10 +216,10 @@ class Embedder(nn.Module):
         return np.asarray(a, dtype=np.float32) @ np.asarray(b, dtype=np.float32).T
 
     def save_pretrained(self, folder: str | Path, extra: Sequence[tuple[str, Any]] = ()) -> Path:
-        """Writes a checkpoint folder, whole or not at all.
+        """Writes a checkpoint folder. It is complete or absent, never half-written.
 
         Args:
-            folder: Replaced if it is there.
+            folder: Replaced if it exists.
             extra: Further JSON files as (name, content).
         """
         folder = Path(folder)
@@ -214,7 +229,13 @@ class Embedder(nn.Module):
     def write_files(
         self, folder: Path, extra: Sequence[tuple[str, Any]] = (), state: dict[str, torch.Tensor] | None = None
     ) -> None:
-        """Writes the checkpoint's files into an existing folder; `state`: the backbone's weights from elsewhere."""
+        """Writes the checkpoint's files into an existing folder.
+
+        Args:
+            folder: An existing one.
+            extra: Further JSON files as (name, content).
+            state: Weights of the backbone to write instead of those in memory.
+        """
         adapter = checkpoint.save_weights(self.backbone, folder, state)
         self.backbone.save_processor(folder)
         about = EmbedderFile(

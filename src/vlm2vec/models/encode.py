@@ -1,11 +1,11 @@
-"""The throughput pipeline behind `Embedder.encode`: many inputs -> vectors in input order, in flat memory.
+"""The throughput pipeline behind `Embedder.encode`: any number of inputs -> vectors in input order, in flat memory.
 
-The inputs are cut into windows. In each, equal inputs (by content) become one row; rows are ordered by an estimate of
-their tokens; workers read, decode and preprocess them in that order, a little ahead of the model; and from what they
-give, batches are cut by exact token counts, visual ones included, texts and images together. What is cut depends on
-the inputs alone and never on time, so a second run gives the same vectors to the bit.
+The inputs are processed in windows. In a window, equal inputs (by content) become one row, and rows are sorted by an
+estimate of their tokens. Workers read, decode and preprocess them in that order, a little ahead of the model. Batches
+are then cut by exact token counts, visual tokens included, texts and images together. Batches depend on the inputs
+alone, never on time, so encoding the same inputs again gives bitwise equal vectors.
 
-Workers are threads: decoders, resizing, hashes and tokenizers release the interpreter's lock.
+Workers are threads: decoders, resizing, hashes and tokenizers release the GIL.
 
 Shapes: N inputs, D embedding dim.
 """
@@ -26,23 +26,23 @@ import torch.nn.functional as F
 
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
-from vlm2vec.models.device import is_device_broken, is_fault_of_input
+from vlm2vec.models.device import is_device_broken
 from vlm2vec.types import Batch, EmbeddingInput, Media, by_content, content_key, cut_by_tokens
 
 T = TypeVar("T")
 R = TypeVar("R")
 WINDOW = 2048
-GROUP = 8  # inputs that a worker takes at once
+GROUP = 8  # inputs that a worker prepares at once
 GROUP_TOKENS = 2048
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-POOL_BATCHES = 4  # batches are cut from so much at once
+POOL_BATCHES = 4  # rows of this many batches wait before batches are cut from them
 POOL_BYTES = 256 << 20
 RECENT_BYTES = 64 << 20
-USUAL_TOKENS = (0.25, 256.0)  # of a character, of an image
+USUAL_TOKENS = (0.25, 256.0)  # per character, per image; until calibrated
 
 
 class EncodeOptions(TypedDict, total=False):
-    """Keyword arguments of `Embedder.encode`, explained there."""
+    """Keyword arguments of `Embedder.encode`, which explains them."""
 
     instruction: str | None
     batch_size: int | None
@@ -54,14 +54,14 @@ class EncodeOptions(TypedDict, total=False):
 
 
 class EncodingModel(Protocol):
-    """What the pipeline needs of a model; an `Embedder` is one."""
+    """What the pipeline needs of a model. An `Embedder` implements it."""
 
     backbone: Backbone
     training: bool
 
     @property
     def device(self) -> torch.device:
-        """Where batches go."""
+        """Device of the weights."""
         ...
 
     @property
@@ -70,21 +70,21 @@ class EncodingModel(Protocol):
         ...
 
     def train(self, mode: bool = True) -> Any:
-        """Switches dropout on or off."""
+        """Enables or disables dropout."""
         ...
 
     def eval(self) -> Any:
-        """Switches dropout off."""
+        """Disables dropout."""
         ...
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Unit vectors of a batch, [N, D]."""
+        """Unit-norm vectors of a batch, [N, D]."""
         ...
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """The same with their defaults."""
+    """`EncodeOptions` with their defaults."""
 
     instruction: str | None = None
     batch_size: int | None = None
@@ -98,7 +98,7 @@ class EncodeSettings:
         for name in ("batch_size", "batch_tokens", "truncate_dim", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name} {value}: expected 1 or more")
+                raise UserError(f"{name}={value}: expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Encoded:
     """Vectors of consecutive inputs.
 
     Attributes:
-        begin: Position of the first.
-        vectors: Of unit norm, [n, D]; zeros for inputs that failed.
+        begin: Position of the first input.
+        vectors: Unit-norm vectors [n, D]; zeros for inputs that failed.
         bad: Rows of inputs that failed.
     """
 
@@ -118,7 +118,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Row:
-    """One distinct input, ready for the model."""
+    """One distinct input as a batch of its own."""
 
     key: bytes
     batch: Batch
@@ -126,22 +126,22 @@ class _Row:
 
 
 class Pipeline:
-    """Encodes one sequence of inputs; a new one for each.
+    """Encodes one sequence of inputs. Make a new one for each sequence.
 
     Args:
-        embedder: Put into evaluation mode while it works.
+        embedder: Set to evaluation mode while it encodes.
         settings: See `Embedder.encode`.
     """
 
     def __init__(self, embedder: EncodingModel, settings: EncodeSettings) -> None:
         if settings.truncate_dim is not None and settings.truncate_dim > embedder.embedding_dim:
-            raise UserError(f"truncate_dim {settings.truncate_dim}: expected 1 to {embedder.embedding_dim}")
+            raise UserError(f"truncate_dim={settings.truncate_dim}: expected 1 to {embedder.embedding_dim}")
         self.embedder, self.settings = embedder, settings
         self.dim = settings.truncate_dim or embedder.embedding_dim
         self.budget = settings.batch_tokens or BATCH_TOKENS.get(embedder.device.type, BATCH_TOKENS["cuda"])
         self.workers = settings.workers or min(16, max(2, os.cpu_count() or 2))
         if embedder.backbone.vision_cache is not None:
-            self.workers = 1  # what images the cache encodes together must not depend on time
+            self.workers = 1  # which images the cache encodes together must not depend on time
         self._recent: dict[bytes, np.ndarray] = {}
         self._per_character, self._per_image = USUAL_TOKENS
         self._calibrated = False
@@ -150,14 +150,14 @@ class Pipeline:
         """Vectors of consecutive inputs, in order.
 
         Raises:
-            UserError: for the first bad input, where the settings have no `on_error`.
+            UserError: for the first bad input, if the settings have no `on_error`.
         """
         iterator, begin = iter(inputs), 0
         executor = ThreadPoolExecutor(self.workers, thread_name_prefix="vlm2vec-prepare")
         try:
             while part := list(islice(iterator, WINDOW)):
                 was_training = self.embedder.training
-                self.embedder.eval()  # workers run parts of the model, too
+                self.embedder.eval()  # workers run parts of the model as well
                 try:
                     encoded = self._window(part, begin, executor)
                 finally:
@@ -203,13 +203,13 @@ class Pipeline:
         return rows
 
     def _remember(self, key: bytes, vector: np.ndarray) -> None:
-        """Keeps a vector for equal inputs of later windows; the oldest make room."""
+        """Keeps a vector for equal inputs of later windows; the oldest are dropped beyond a budget of bytes."""
         if len(self._recent) * vector.nbytes >= RECENT_BYTES:
             del self._recent[next(iter(self._recent))]
         self._recent[key] = vector
 
     def _keyed(self, values: Sequence[Any], executor: ThreadPoolExecutor) -> Iterator[tuple[Any, bytes | UserError]]:
-        """Each value as an input, with its key or why it is none."""
+        """Each value as an input with its key, or with the error that it causes."""
         digests: dict[Media, bytes] = {}
 
         def digest(media: Media) -> bytes:
@@ -223,8 +223,8 @@ class Pipeline:
                 try:
                     item = EmbeddingInput.of(value, self.settings.instruction)
                     found.append((item, content_key(item, digest)))
-                except UserError as error:
-                    found.append((None, error))
+                except Exception as error:  # noqa: BLE001 - whatever one input causes is an error of that input
+                    found.append((None, _as_user_error(value, error)))
             return found
 
         parts = [values[start : start + GROUP] for start in range(0, len(values), GROUP)]
@@ -234,7 +234,7 @@ class Pipeline:
     def _encode(
         self, items: dict[bytes, EmbeddingInput], executor: ThreadPoolExecutor
     ) -> Iterator[tuple[bytes, np.ndarray | UserError]]:
-        """Vectors of distinct inputs as they are done."""
+        """Vectors of distinct inputs in the order of their batches."""
         groups = self._groups(items)
         waiting: list[_Row] = []
         launched: deque[tuple[list[_Row], Any]] = deque()
@@ -243,23 +243,24 @@ class Pipeline:
                 if isinstance(result, UserError):
                     yield key, result
                 else:
+                    self.embedder.backbone.note_truncated(result)
                     waiting.append(_Row(key, result, self.embedder.backbone.costs(result)[0]))
             last = number + 1 == len(groups)
             if last or _size(waiting) >= POOL_BYTES or sum(row.tokens for row in waiting) >= POOL_BATCHES * self.budget:
                 tokens = [row.tokens for row in waiting]
                 cuts = cut_by_tokens(tokens, self.settings.batch_size, self.budget, self.budget // 8)
-                # The last cut is the one that may not be full: it waits for rows of like length.
+                # The last chunk may not be full: it waits for rows of similar length.
                 for cut in cuts if last else cuts[:-1]:
                     rows = [waiting[i] for i in cut]
                     launched.append((rows, self._forward(rows)))
-                    while len(launched) > 1:  # a GPU computes the next batch while this one is fetched
+                    while len(launched) > 1:  # the GPU computes the next batch while this one is copied
                         yield from self._fetched(*launched.popleft())
                 waiting = [] if last or not cuts else [waiting[i] for i in cuts[-1]]
         while launched:
             yield from self._fetched(*launched.popleft())
 
     def _groups(self, items: dict[bytes, EmbeddingInput]) -> list[list[tuple[bytes, EmbeddingInput]]]:
-        """What workers take at once, the longest inputs first."""
+        """Inputs that a worker prepares at once, longest first."""
         if len(items) > GROUP:
             self._calibrate(list(items.values()))
         sizes = {key: self._estimate(item) for key, item in items.items()}
@@ -281,7 +282,7 @@ class Pipeline:
         return len(item.images) + (self.embedder.backbone.num_frames if item.video else 0)
 
     def _calibrate(self, items: Sequence[EmbeddingInput]) -> None:
-        """Learns from the first text and the first image how many tokens they have."""
+        """Sets the estimates of tokens per character and per image from the first text and the first image."""
         if self._calibrated:
             return
         self._calibrated = True
@@ -300,27 +301,28 @@ class Pipeline:
                 self._per_character = tokens / max(1, len(item.text) + len(item.instruction or ""))
 
     def _prepare(self, group: Sequence[tuple[bytes, EmbeddingInput]]) -> list[tuple[bytes, Batch | UserError]]:
-        """Runs in a worker: each input as a batch of its own, or why it cannot be one."""
+        """Runs in a worker: each input as a batch of its own, or the error that it causes."""
         keys = [key for key, _ in group]
         try:
             return list(zip(keys, self.embedder.backbone.process_each([item for _, item in group]), strict=True))
-        except Exception as error:
+        except Exception as error:  # processors raise anything for unusual images
             if is_device_broken(error):
                 raise
-            if len(group) == 1:  # foreign processors raise anything for images of strange shape
+            if len(group) == 1:
                 return [(keys[0], _as_user_error(group[0][1], error))]
         return [result for one in group for result in self._prepare([one])]
 
     def _forward(self, rows: Sequence[_Row]) -> Any:
-        """Vectors of a batch, still on the device; a list of halves where memory or a bad row forbade the whole."""
+        """Vectors of a batch, still on the device. If the pass fails, a list of halves, down to the row that fails."""
         try:
             return self._vectors(Batch.join([row.batch for row in rows]))
-        except (RuntimeError, ValueError, IndexError) as error:
-            if not is_fault_of_input(error):  # a broken device would fail every later input, too
+        except Exception as error:  # out of memory, or whatever a kernel raises for one row
+            if is_device_broken(error):  # every later input would fail as well
                 raise
             if len(rows) == 1:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                return UserError(f"the model cannot encode an input of {rows[0].tokens} tokens: {reason[0]}")
+                failed = UserError(f"the model cannot encode an input of {rows[0].tokens} tokens: {_reason(error)}")
+                failed.__cause__ = error
+                return failed
         half = len(rows) // 2
         return [(part, self._forward(part)) for part in (rows[:half], rows[half:])]
 
@@ -338,11 +340,11 @@ class Pipeline:
         else:
             for row, vector in zip(rows, output.cpu().numpy(), strict=True):
                 finite = bool(np.isfinite(vector).all())
-                yield row.key, vector if finite else UserError("the model gives numbers that are none (NaN) for it")
+                yield row.key, vector if finite else UserError("the model returned NaN or Inf for this input")
 
 
 def _ahead(executor: ThreadPoolExecutor, work: Callable[[T], R], parts: Sequence[T], most: int) -> Iterator[R]:
-    """Results in order, at most so many begun before they are asked for; a single part needs no worker."""
+    """Results in order, at most `most` parts submitted ahead. A single part needs no worker."""
     if len(parts) == 1:
         yield work(parts[0])
         return
@@ -359,11 +361,19 @@ def _size(rows: Sequence[_Row]) -> int:
     return sum(tensor.nbytes for row in rows for tensor in row.batch.tensors.values())
 
 
-def _as_user_error(item: EmbeddingInput, error: Exception) -> UserError:
+def _as_user_error(value: Any, error: Exception) -> UserError:
+    """The error of one input, with the input's text and media in one line; the cause keeps the traceback."""
     if isinstance(error, UserError):
         return error
-    about = ", ".join(
-        [repr((item.text or "")[:60]), *map(str, item.images), *([str(item.video)] if item.video else [])]
-    )
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return UserError(f"{about}: cannot be made an input of this model: {reason[0]}")
+    parts: list[str] = [type(value).__name__]
+    if isinstance(value, EmbeddingInput):
+        media = [*map(str, value.images), *([str(value.video)] if value.video else [])]
+        parts = [repr((value.text or "")[:60]), *media]
+    failed = UserError(f"{', '.join(parts)}: cannot be processed: {_reason(error)}")
+    failed.__cause__ = error
+    return failed
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]

@@ -1,9 +1,10 @@
-"""Where a vector is read from the last token, the last layer is computed at that token only.
+"""Computes the last layer at the last token only, if the vector is read there.
 
-A layer mixes tokens in its attention; whatever else it has (products before and after, feed-forward) works on each
-token by itself. After the last attention nobody reads the other tokens' states, so queries, output product and
-feed-forward of the last layer need one token a row: all of the layer but keys, values and their attention. Of the
-layers' products that is about a quarter in a 4-layer model and a thirtieth in a 28-layer one; the gradient is the same.
+In a layer only the attention mixes tokens. Its other parts (the products before and after, the feed-forward part)
+work on each token by itself. After the last attention no other token's state is read, so queries, output product and
+feed-forward part of the last layer need one token per row: everything but keys, values and their attention. That
+saves about a quarter of the matrix products of a 4-layer model and a thirtieth of a 28-layer one. The gradient is the
+same.
 
 Shapes: B examples, L tokens, D any width.
 """
@@ -24,33 +25,33 @@ BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
 
 
 def by_token(layer: nn.Module) -> list[nn.Module]:
-    """The parts of a layer that work on each token by itself and on nothing but linear layers.
+    """The modules of a layer that work on each token by itself and consist of linear layers only.
 
-    A feed-forward part with a router or experts is left out, and so is a part of another name.
+    A feed-forward part with a router or experts is left out, and so is a module of another name.
     """
-    if getattr(layer, "gradient_checkpointing", False):  # activations are computed again later, on their own
+    if getattr(layer, "gradient_checkpointing", False):  # activations are recomputed later, outside the context
         return []
     named = dict(layer.named_modules())
     return [named[path] for path in BY_TOKEN if path in named and _only_linear(named[path])]
 
 
 def _only_linear(part: nn.Module) -> bool:
-    """Whether every weight in it is a linear layer's."""
+    """Whether every parameter of the module belongs to a linear layer."""
     return all(isinstance(m, nn.Linear) for m in part.modules() if any(True for _ in m.parameters(recurse=False)))
 
 
 @contextmanager
 def last_token_only(parts: Sequence[nn.Module], mask_BL: torch.Tensor) -> Iterator[None]:
-    """Around a forward pass whose result is read at each row's last token only.
+    """Context of a forward pass whose result is read at each row's last token only.
 
-    A part that is called by keyword or with another number of rows or tokens than the mask has works as ever, and so
-    do calls of other threads. What the parts give for the other tokens is zero.
+    A module that is called by keyword, or with another number of rows or tokens than the mask has, works as usual.
+    So do calls from other threads. For all other tokens the modules return zeros.
 
     Args:
         parts: Modules that work on each token by itself.
-        mask_BL: 1 for real tokens, 0 for padding.
+        mask_BL: 1 for tokens, 0 for padding.
     """
-    if not parts or torch.compiler.is_compiling():  # a graph is for any number of rows, and places fix it
+    if not parts or torch.compiler.is_compiling():  # a graph must not fix the positions
         yield
         return
     places = _Places(mask_BL)
@@ -67,7 +68,7 @@ def last_token_only(parts: Sequence[nn.Module], mask_BL: torch.Tensor) -> Iterat
 
 
 class _Places:
-    """Takes the last tokens out of a part's input, and puts its output back among zeros."""
+    """Selects the last tokens of a module's input, and puts its output back among zeros."""
 
     def __init__(self, mask_BL: torch.Tensor) -> None:
         self.shape = mask_BL.shape

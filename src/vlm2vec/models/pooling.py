@@ -1,4 +1,4 @@
-"""From the final hidden states of L tokens to one vector. Shapes: B examples, L tokens, D embedding dim."""
+"""Pooling: hidden states of L tokens -> one vector. Shapes: B examples, L tokens, D embedding dim."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import torch
 
 
 def last_places(mask_BL: torch.Tensor) -> torch.Tensor:
-    """Where each row's last real token stands, shape [B]; 1 in the mask for real tokens."""
+    """Position of the last token of each row that is not padding, shape [B].
+
+    Args:
+        mask_BL: 1 for tokens, 0 for padding.
+    """
     positions_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
     return (mask_BL.bool() * (positions_L + 1)).amax(dim=1) - 1
 
 
 def last_token(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-    """The hidden state of each row's last real token, wherever the padding stands.
+    """The hidden state of each row's last token that is not padding, on either padding side.
 
     Args:
         hidden_BLD: Hidden states after the final norm, shape [B, L, D].
-        mask_BL: 1 for real tokens, 0 for padding, shape [B, L].
+        mask_BL: 1 for tokens, 0 for padding, shape [B, L].
 
     Returns:
         Shape [B, D].
@@ -25,7 +29,7 @@ def last_token(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
 
 
 def mean(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-    """The mean over each row's real tokens; arguments and result as `last_token`."""
+    """The mean over each row's tokens without padding. Arguments and result as `last_token`."""
     weights_BL1 = mask_BL.unsqueeze(-1).to(hidden_BLD.dtype)
     return (hidden_BLD * weights_BL1).sum(dim=1) / weights_BL1.sum(dim=1).clamp(min=1)
 

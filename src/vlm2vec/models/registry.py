@@ -1,4 +1,4 @@
-"""Which class loads which model: one line a family, keyed by the HF `model_type` or a built-in's name."""
+"""Which class loads which model: one line per family, keyed by the HF `model_type` or the name of a built-in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUILT_IN = {
     "compact": "vlm2vec.models.backbones.compact.model:Compact",
     "compact-dual": "vlm2vec.models.backbones.compact.dual:CompactDual",
 }
-# Checkpoint folders in the package, with the SHA-256 of their weights.
+# Checkpoint folders that ship with the package, with the SHA-256 of their weights.
 SHIPPED = {
     "compact-embed": (
         Path(__file__).parent / "backbones/compact/compact_embed",
@@ -36,7 +36,11 @@ GENERIC = "vlm2vec.models.backbones.generic:Generic"
 
 
 def backbone_class(source: str, revision: str | None = None) -> type[Backbone]:
-    """The class that loads `source`: a built-in's name, a folder, or a hub id.
+    """The class that loads `source`.
+
+    Args:
+        source: Name of a built-in, a folder, or a hub id.
+        revision: Hub revision.
 
     Raises:
         UserError: if `source` is none of these.
@@ -47,7 +51,7 @@ def backbone_class(source: str, revision: str | None = None) -> type[Backbone]:
 
 
 def shipped_folder(source: str) -> Path | None:
-    """The folder of a checkpoint that the package brings; None for any other source.
+    """The folder of a checkpoint that ships with the package; None for any other source.
 
     Raises:
         UserError: if its weights are not those that were shipped.
@@ -57,7 +61,7 @@ def shipped_folder(source: str) -> Path | None:
     folder, digest = SHIPPED[source]
     weights = folder / "adapter_model.safetensors"
     if hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
-        raise UserError(f"{weights}: not the shipped weights (SHA-256 differs); install the package again")
+        raise UserError(f"{weights}: SHA-256 differs from the shipped weights; reinstall vlm2vec")
     return folder
 
 
@@ -68,13 +72,15 @@ def _model_type(source: str, revision: str | None) -> str:
         if not config.is_file() and (folder / "open_clip_config.json").is_file():
             return "open_clip"
         if not config.is_file():
-            raise UserError(f"{folder}: not a checkpoint: no config.json or embedder.json in this folder")
+            raise UserError(f"{folder}: not a checkpoint; expected config.json or embedder.json in this folder")
         try:
             return str(json.loads(config.read_text()).get("model_type", ""))
         except json.JSONDecodeError as error:
             raise UserError(f"{config}: not valid JSON ({error})") from error
     if folder.exists() or source.startswith((".", "/", "~")):
-        raise UserError(f"{source}: not a checkpoint folder; give a folder, a hub id or one of {KNOWN}")
+        raise UserError(
+            f"{source}: no such checkpoint folder; expected a folder, a hub id or one of {', '.join(KNOWN)}"
+        )
     from vlm2vec.models.transformers_internals import model_type
 
     try:
@@ -82,7 +88,7 @@ def _model_type(source: str, revision: str | None) -> str:
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{source}: neither a folder, a built-in {KNOWN} nor a model that the hub gave ({first_line})"
+            f"{source}: not a folder, not a built-in ({', '.join(KNOWN)}), and the hub returned an error: {first_line}"
         ) from error
 
 

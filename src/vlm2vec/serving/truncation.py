@@ -113,7 +113,7 @@ class TextLimits:
 
     def _process(self, item: EmbeddingInput) -> Prepared:
         with torch.inference_mode():
-            batch = self.backbone.process([item])
+            batch = self.backbone.process_each([item])[0]  # does not count or log truncated texts, as process does
         return Prepared(batch, self.backbone.costs(batch)[0])
 
     def _tokens_read(self, item: EmbeddingInput, spans: list[tuple[int, int]]) -> int:

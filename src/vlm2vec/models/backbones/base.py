@@ -5,6 +5,8 @@ Shapes: B examples, L tokens, D embedding dim.
 
 from __future__ import annotations
 
+import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,8 @@ from vlm2vec.models.vision.vision_cache import VisionCache
 from vlm2vec.types import Batch, EmbeddingInput
 
 WEIGHTS_FILE = "model.safetensors"
+logger = logging.getLogger(__name__)
+_COUNTING = threading.Lock()  # of all backbones: an attribute could not be copied with its backbone
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -57,6 +61,7 @@ class Backbone(nn.Module, ABC):
         quantized: Storage format of the weights, if `Embedder.from_pretrained(quantize=...)` changed it.
         reads_videos: Whether the family has video inputs of its own. Others get the frames as images.
         vision_cache: Outputs of the frozen vision encoder by image content, see `cache_images`.
+        num_truncated: Inputs so far whose text was longer than `max_length`.
     """
 
     name: ClassVar[str]
@@ -72,6 +77,7 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.vision_cache: VisionCache | None = None
+        self.num_truncated = 0
 
     @classmethod
     @abstractmethod
@@ -137,11 +143,32 @@ class Backbone(nn.Module, ABC):
 
     def process(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token ids and pixel values of these inputs as tensors on the CPU. Frames of videos are sampled here."""
-        return self.collate(self._with_frames(inputs))
+        batch = self.collate(self._with_frames(inputs))
+        self.note_truncated(batch)
+        return batch
 
     def process_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
-        """`process` of each input as a batch of its own. `Batch.join` combines any of them."""
+        """`process` of each input as a batch of its own, without `note_truncated`. `Batch.join` combines them."""
         return self.collate_each(self._with_frames(inputs))
+
+    @property
+    def max_length(self) -> int | None:
+        """Maximum number of tokens that the model reads of a text; the rest is dropped. None: no limit."""
+        return None
+
+    def note_truncated(self, batch: Batch) -> None:
+        """Counts the examples of a batch whose text was truncated, and logs a warning for the first of all."""
+        if not any(batch.dropped):
+            return
+        with _COUNTING:
+            is_first = self.num_truncated == 0
+            self.num_truncated += sum(count > 0 for count in batch.dropped)
+        if is_first:
+            logger.warning(
+                "an input is %d text tokens too long: %s reads the first %s (Embedder.max_length) and drops the rest; "
+                "Embedder.num_truncated counts such inputs, which are not reported again",
+                max(batch.dropped), self.name, self.max_length,
+            )  # fmt: skip
 
     def collate_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
         """`collate` of each input as a batch of its own."""

@@ -48,7 +48,7 @@ class DualEncoder(Backbone):
         self.fusion = settings.get("fusion", "sum")
         self.num_frames = settings.get("num_frames", self.num_frames)
         words = config.qformer_config if self.name == "blip-2" else config.text_config
-        self.max_tokens = min(int(words.max_position_embeddings), int(tokenizer.model_max_length))
+        self._max_length = min(int(words.max_position_embeddings), int(tokenizer.model_max_length))
 
     @classmethod
     def load(
@@ -115,6 +115,11 @@ class DualEncoder(Backbone):
         projection = getattr(self.model, "text_projection", None)
         return [self.language_model] if projection is None else [self.language_model, projection]
 
+    @property
+    def max_length(self) -> int:
+        """Length of the text encoder's position embeddings, special tokens included."""
+        return self._max_length
+
     def options(self) -> dict[str, Any]:
         """The settings given to `load`."""
         return dict(self.settings)
@@ -133,12 +138,15 @@ class DualEncoder(Backbone):
             raise UserError("input has an empty text and no picture: nothing to encode")
         padding = "max_length" if self.config.model_type in FIXED_LENGTH else True
         encoded = self.tokenizer(
-            texts, padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            texts, padding=padding, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         mask = encoded.get("attention_mask", torch.ones_like(encoded["input_ids"]))
         has_text = torch.tensor([bool(text) or not item.images for text, item in zip(texts, inputs, strict=True)])
         mask[~has_text, :1] = 1  # a row without text still has a place, even of a tokenizer that adds no token
-        batch = Batch({"input_ids": encoded["input_ids"], "attention_mask": mask, "has_text": has_text})
+        rest = [row.overflowing for row in encoded.encodings or ()]  # a list of parts each; special tokens do not count
+        dropped = tuple(sum(part.special_tokens_mask.count(0) for part in parts) for parts in rest)
+        tensors = {"input_ids": encoded["input_ids"], "attention_mask": mask, "has_text": has_text}
+        batch = Batch(tensors, dropped=dropped if any(dropped) else ())
         images = [image.load() for item in inputs for image in item.images]
         if images:
             counts = torch.tensor([len(item.images) for item in inputs])
@@ -194,7 +202,7 @@ class DualEncoder(Backbone):
         """Text and image by its own modules; it has no sum of both and refuses such inputs."""
         methods = {"text": "get_text_features", "image": "get_image_features"}
         padding = "max_length" if self.config.model_type in FIXED_LENGTH else True
-        st_folder.write_two_towers(folder, methods, {"padding": padding, "max_length": self.max_tokens})
+        st_folder.write_two_towers(folder, methods, {"padding": padding, "max_length": self.max_length})
 
     def _scaled(self, features: torch.Tensor) -> torch.Tensor:
         return F.normalize(features.float(), dim=-1) if self.fusion == "unit" else features.float()

@@ -100,8 +100,9 @@ class CompactDual(CompactBackbone):
         visual = self.settings["visual_tokens"]
         return [tokens + visual * count for tokens, count in zip(batch.lengths(), counts, strict=True)]
 
-    def _token_ids(self, item: EmbeddingInput) -> list[int]:
+    def _token_ids(self, item: EmbeddingInput) -> tuple[list[int], int]:
         """The words of the prompt without its images, and the end token."""
         pieces = split_at_images(self.template.render(item))
         words = " ".join(piece.strip() for piece in pieces if isinstance(piece, str)).strip()
-        return [*self._text_ids(words), self.tokenizer.eos_token_id]
+        ids, dropped = self._text_ids(words)
+        return [*ids, self.tokenizer.eos_token_id], dropped

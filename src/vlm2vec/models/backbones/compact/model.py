@@ -148,15 +148,18 @@ class Compact(CompactBackbone, DecoderBackbone):
         model: Any = self.model
         return [*super().last_parts(), model.head]
 
-    def _token_ids(self, item: EmbeddingInput) -> list[int]:
+    def _token_ids(self, item: EmbeddingInput) -> tuple[list[int], int]:
         """Text ids, `visual_tokens` image ids per image, and the end token, whose state is the embedding."""
         ids: list[int] = []
+        dropped = 0
         for piece in split_at_images(self.template.render(item)):
             if isinstance(piece, int):
                 ids += [self.config.vocab_size] * self.settings["visual_tokens"]
             else:
-                ids += self._text_ids(piece)
-        return [*ids, self.tokenizer.eos_token_id]
+                text_ids, too_many = self._text_ids(piece)
+                ids += text_ids
+                dropped += too_many
+        return [*ids, self.tokenizer.eos_token_id], dropped
 
 
 def _load_pretrained(model: CompactModel, num_layers: int) -> None:

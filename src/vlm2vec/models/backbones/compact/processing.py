@@ -59,13 +59,19 @@ class CompactBackbone(Backbone):
         """576, the width of SmolLM2-135M."""
         return int(self.config.hidden_size)
 
+    @property
+    def max_length(self) -> int:
+        """512 tokens of each text, or of each part of a text between images."""
+        return MAX_TEXT_TOKENS
+
     def options(self) -> dict[str, Any]:
         """The settings given to `load`."""
         return dict(self.settings)
 
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token ids, padded on the right, and the packed visual features of all images."""
-        rows = [self._token_ids(item) for item in inputs]
+        numbered = [self._token_ids(item) for item in inputs]
+        rows = [ids for ids, _ in numbered]
         length = max(map(len, rows))
         input_ids = torch.zeros(len(rows), length, dtype=torch.long)
         mask = torch.zeros(len(rows), length, dtype=torch.long)
@@ -74,7 +80,8 @@ class CompactBackbone(Backbone):
             mask[i, : len(row)] = 1
         orders = [order_of_images(self.template.render(item)) for item in inputs]
         images = [item.images[place] for item, order in zip(inputs, orders, strict=True) for place in order]
-        batch = Batch({"input_ids": input_ids, "attention_mask": mask})
+        dropped = tuple(count for _, count in numbered)
+        batch = Batch({"input_ids": input_ids, "attention_mask": mask}, dropped=dropped if any(dropped) else ())
         if images:
             batch.tensors["image_features"] = self._features(images)
             batch.rows["image_features"] = torch.tensor(list(map(len, orders)))
@@ -98,10 +105,10 @@ class CompactBackbone(Backbone):
         return torch.cat(parts)
 
     @abstractmethod
-    def _token_ids(self, item: EmbeddingInput) -> list[int]:
-        """Token ids of one input, the end token last."""
+    def _token_ids(self, item: EmbeddingInput) -> tuple[list[int], int]:
+        """Token ids of one input, the end token last, and the number of text tokens that were dropped."""
 
-    def _text_ids(self, text: str) -> list[int]:
-        encoded = self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=MAX_TEXT_TOKENS)
-        ids: list[int] = encoded["input_ids"]
-        return ids
+    def _text_ids(self, text: str) -> tuple[list[int], int]:
+        """The first `max_length` tokens of a text, and the number of those dropped."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids[:MAX_TEXT_TOKENS], max(0, len(ids) - MAX_TEXT_TOKENS)
