@@ -72,7 +72,7 @@ def data_fetch(
 ) -> None:
     """Download a benchmark's data from the hub and record its revisions.
 
-    Example: vlm2vec data fetch mmeb-v1 --data mmeb --task CIFAR-100
+    Example: vlm2vec data fetch mmeb-v1 --data mmeb --task ImageNet-1K
     """
     from huggingface_hub import snapshot_download
 

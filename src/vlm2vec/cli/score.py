@@ -47,7 +47,7 @@ def evaluate(
 ) -> None:
     """Score a model on a benchmark; write results.json, a Markdown table, a leaderboard file and an HTML report.
 
-    Example: vlm2vec eval runs/mine --benchmark mmeb-v1 --data mmeb --task CIFAR-100 -o runs/mine/eval
+    Example: vlm2vec eval runs/mine --benchmark mmeb-v1 --data mmeb --task ImageNet-1K -o runs/mine/eval
     """
     from functools import partial
 

@@ -85,7 +85,9 @@ def read_run(path: Path) -> dict[str, Any]:
     if path.is_dir() and not file.is_file() and (path / "eval" / RESULTS_FILE).is_file():
         file = path / "eval" / RESULTS_FILE
     if not file.is_file():
-        raise UserError(f"{path}: no {RESULTS_FILE} there; expected an evaluation's folder or a leaderboard file")
+        raise UserError(
+            f"{path}: no {RESULTS_FILE} there; expected an output folder of `vlm2vec eval`, or a leaderboard file"
+        )
     try:
         content = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -273,7 +273,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if "=" not in override:
             raise UserError(f"override {shown(override)}: expected key=value, such as train.steps=100")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise ValueError("expected a mapping with data, train and output")
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         return Recipe.model_validate(OmegaConf.to_container(merged, resolve=True))
     except ValidationError as error:
         raise UserError(f"{path}: {_first_problem(error)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlm2vec.data.pair_tables import TABLES
 from vlm2vec.errors import UserError, did_you_mean
 
 _PACKAGE = Path(__file__).parents[1]
@@ -27,9 +28,11 @@ def find_recipe(name: str | Path) -> Path:
         name: A file that exists takes precedence over a shipped recipe of that name.
 
     Raises:
-        UserError: for neither; it lists the shipped recipes.
+        UserError: for neither, with the shipped recipes; or for a file that is not YAML by its ending.
     """
     if Path(name).is_file():
+        if Path(name).suffix.lower() not in (".yaml", ".yml"):
+            raise UserError(f"{name}: neither a recipe (.yaml) nor pairs ({', '.join(TABLES)})")
         return Path(name)
     shipped = recipes_folder() / f"{str(name).removesuffix('.yaml')}.yaml"
     if shipped.is_file() and Path(name).name == str(name):
