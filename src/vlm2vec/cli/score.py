@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,9 @@ from vlm2vec.progress import say
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run, a checkpoint folder, a hub id or a built-in model.")],
+    model: Annotated[
+        str, typer.Argument(help="A run, a checkpoint folder, a hub id, a built-in model, or the URL of an endpoint.")
+    ],
     benchmark: Annotated[str, typer.Option(help="A shipped benchmark (mmeb-v1, mmeb-v2, mmeb-v3) or a YAML file.")],
     output: OutputOption,
     data: DataOption = None,
@@ -39,6 +41,7 @@ def evaluate(
     workers: WorkersOption = 2,
     gpus: GpusOption = None,
     address: AddressOption = None,
+    name: Annotated[str | None, typer.Option("--model", help="For a URL: name of the model at the endpoint.")] = None,
     allow_pickle: PickleOption = False,
     switch: Annotated[
         list[str] | None,
@@ -49,11 +52,14 @@ def evaluate(
 
     Example: vlm2vec eval runs/mine --benchmark mmeb-v1 --data mmeb --task ImageNet-1K -o runs/mine/eval
     """
+    from contextlib import nullcontext
     from functools import partial
 
     from vlm2vec.distributed.cluster import RayPool
     from vlm2vec.distributed.ray_eval import ray_engine
+    from vlm2vec.errors import UserError
     from vlm2vec.evaluation.comparison import comparison_table
+    from vlm2vec.evaluation.endpoint import Endpoint, EndpointEngine
     from vlm2vec.evaluation.evaluate import results_json
     from vlm2vec.evaluation.run import score_model
 
@@ -61,7 +67,12 @@ def evaluate(
     settings = settings_of(option, allow_pickle)
     switches = dict(key_value(text, "--switch", "identity=content") for text in switch or [])
     pool = RayPool(model, workers, address, gpus, settings)
-    opens = partial(ray_engine, pool) if check_engine(engine) else None
+    opens: Any = partial(ray_engine, pool) if check_engine(engine) else None
+    if model.startswith(("http://", "https://")):
+        endpoint = Endpoint.of(model, name, settings)
+        model, opens = endpoint.model, lambda: nullcontext(EndpointEngine(endpoint))
+    elif name:
+        raise UserError(f"--model {name}: only for an endpoint's URL; leave it out, the model is {model}")
     facts, results = score_model(
         model, benchmark, output, data, settings, cache=cache, names=task or [], switches=switches, engine=opens
     )
