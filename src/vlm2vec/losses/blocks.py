@@ -111,20 +111,21 @@ class _Blocks(torch.autograd.Function):
         scalars = tuple(scalar.detach().requires_grad_(needs_gradient) for scalar in scalars)
         value = torch.zeros((), device=queries.device)
         gradients = [torch.zeros_like(tensor) for tensor in (queries, targets, *scalars)] if needs_gradient else []
-        for start in range(0, len(queries), num_rows):
-            rows = slice(start, min(start + num_rows, len(queries)))
-            cosines_bM = (queries[rows] @ targets.T).requires_grad_(needs_gradient)
-            with torch.set_grad_enabled(needs_gradient):
-                loss = block_loss(rows, cosines_bM, *scalars)
-            value += loss.detach()
-            if needs_gradient:
-                by_cosine_bM, *by_scalars = torch.autograd.grad(
-                    loss, (cosines_bM, *scalars), allow_unused=True, materialize_grads=True
-                )
-                torch.mm(by_cosine_bM, targets, out=gradients[0][rows])
-                gradients[1].addmm_(by_cosine_bM.T, queries[rows])
-                for total, part in zip(gradients[2:], by_scalars, strict=True):
-                    total += part
+        with torch.autocast(queries.device.type, enabled=False):  # cosines and their gradients stay in float32
+            for start in range(0, len(queries), num_rows):
+                rows = slice(start, min(start + num_rows, len(queries)))
+                cosines_bM = (queries[rows] @ targets.T).requires_grad_(needs_gradient)
+                with torch.set_grad_enabled(needs_gradient):
+                    loss = block_loss(rows, cosines_bM, *scalars)
+                value += loss.detach()
+                if needs_gradient:
+                    by_cosine_bM, *by_scalars = torch.autograd.grad(
+                        loss, (cosines_bM, *scalars), allow_unused=True, materialize_grads=True
+                    )
+                    torch.mm(by_cosine_bM, targets, out=gradients[0][rows])
+                    gradients[1].addmm_(by_cosine_bM.T, queries[rows])
+                    for total, part in zip(gradients[2:], by_scalars, strict=True):
+                        total += part
         ctx.save_for_backward(*[gradient.div_(len(queries)) for gradient in gradients])
         return value / len(queries)
 
