@@ -74,7 +74,7 @@ def kill_at(number: int, when: str, ending: str) -> None:
     if ending == ".lance":
         from vlm2vec.retrieval.lance_store import LanceStore
 
-        LanceStore.upsert = dying(LanceStore.upsert)  # type: ignore[method-assign]
+        LanceStore.add = dying(LanceStore.add)  # type: ignore[method-assign]
         shutil.rmtree = dying(shutil.rmtree)
 
 

@@ -14,17 +14,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from jobs.toys import ColourEncoder
 from samples import draw
 from typer.testing import CliRunner
 
 from vlm2vec import Embedder
 from vlm2vec.cli import app
 from vlm2vec.errors import UserError
+from vlm2vec.jobs import embed as embed_job
 from vlm2vec.jobs.embed import EmbedSettings, Job, check_output
-from vlm2vec.jobs.sources import open_source
+from vlm2vec.jobs.outputs import read_part
+from vlm2vec.jobs.sources import Source, open_source
 from vlm2vec.jobs.stores import facts_of
 from vlm2vec.quantize import quantize
 from vlm2vec.retrieval.open import open_store
+from vlm2vec.retrieval.vector_store import StoreFacts
 
 COLORS = ("red", "green", "blue", "yellow")
 
@@ -67,8 +71,8 @@ def test_parquet_has_every_good_input_once_and_errors_name_the_others(embedder, 
     for key, vector in zip(table["key"].to_pylist(), table["vector"].to_pylist(), strict=True):
         np.testing.assert_allclose(vector, expected[key], atol=2e-6)
     by_key = dict(zip(table["key"].to_pylist(), table.drop(["key", "vector"]).to_pylist(), strict=True))
-    assert by_key["note.txt"] == {"path": str(photos / "note.txt"), "kind": "text", "text": "a note"}
-    assert by_key["04.png"]["kind"] == "picture" and by_key["04.png"]["text"] is None
+    assert by_key["note.txt"] == {"v2v_path": str(photos / "note.txt"), "v2v_kind": "text", "v2v_text": "a note"}
+    assert by_key["04.png"]["v2v_kind"] == "image" and by_key["04.png"]["v2v_text"] is None
     errors = [json.loads(line) for line in (output.parent / "errors.jsonl").read_text().splitlines()]
     assert {error["key"] for error in errors} == {"03b.png", "07b.jpg"} == {key for key, _ in report.errors}
     assert all("not a readable image" in error["reason"] for error in errors)
@@ -83,7 +87,7 @@ def test_an_array_has_its_rows_beside_it_in_every_precision(embedder, photos, tm
     expected = expected_of(embedder, photos)
     vectors = np.stack([expected[row["key"]] for row in rows])
     found = np.load(output)
-    assert len(rows) == 11 and rows[0]["path"] == str(photos / "00.png")
+    assert len(rows) == 11 and rows[0]["v2v_path"] == str(photos / "00.png")
     assert found.dtype == quantize(vectors, precision).dtype and found.shape == quantize(vectors, precision).shape
     gap = 1 if precision == "int8" else 0 if precision == "ubinary" else 1e-3
     np.testing.assert_allclose(found.astype(float), quantize(vectors, precision).astype(float), atol=gap)
@@ -110,7 +114,7 @@ def test_metadata_of_tables_become_columns_of_one_type(embedder, tmp_path) -> No
     assert table["price"].to_pylist() == [1, 2.5, None, 4, 5, 6]
     assert table["note"].to_pylist() == [None] * 5 + ["only here"]
     assert table["mixed"].to_pylist() == [None] * 4 + ["1", "one"]
-    assert table["text"].to_pylist()[0] == "t0" and len(table["vector"][0]) == 8
+    assert table["v2v_text"].to_pylist()[0] == "t0" and len(table["vector"][0]) == 8
 
 
 def content(output: Path) -> object:
@@ -173,7 +177,7 @@ def test_a_file_that_changed_between_two_runs_is_embedded_again_and_one_that_is_
 def test_a_job_begun_with_other_settings_or_an_output_that_is_there_is_refused(embedder, photos, tmp_path) -> None:
     facts = facts_of(embedder, "tiny", dtype=torch.float32)
     Job(open_source(photos), tmp_path / "v.parquet", EmbedSettings(), facts)
-    with pytest.raises(UserError, match="begun with another part, truncate_dim"):
+    with pytest.raises(UserError, match="started with different settings \\(part, truncate_dim\\)"):
         Job(open_source(photos), tmp_path / "v.parquet", EmbedSettings(truncate_dim=8, part=3), facts)
     (tmp_path / "there.npy").touch()
     for output, settings, words in [
@@ -200,9 +204,36 @@ def test_the_command_says_what_it_made_and_what_it_could_not(photos, tmp_path, t
     command = ["embed", str(tiny_vlm("llava")), str(photos), "-o", str(tmp_path / "v.parquet"), "--part", "5"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    for words in ("13 inputs", "11 vectors", "2 inputs could not be embedded", "errors.jsonl", "no inputs: 1 .xyz"):
+    for words in (
+        "11 vectors",
+        "2 inputs could not be embedded",
+        "errors.jsonl",
+        "Skipped 1 file of other types: 1 .xyz",
+    ):
         assert words in done.stdout
     assert pq.read_metadata(tmp_path / "v.parquet").num_rows == 11
     again = CliRunner().invoke(app, command)
     assert isinstance(again.exception, UserError) and "--overwrite" in str(again.exception)
     assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
+
+
+def test_bad_inputs_cost_one_look_at_each_part_and_each_input_is_listed_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "note.txt").write_text("red")
+    for i in range(20):
+        (photos / f"{i:02d}x.png").write_bytes(b"bad")
+    source, reads, listed = open_source(photos), [], []
+    monkeypatch.setattr(
+        embed_job, "read_part", lambda file, columns: reads.append(file.name) or read_part(file, columns)
+    )
+    real = Source.records_of
+    monkeypatch.setattr(Source, "records_of", lambda self, file: listed.append(file) or real(self, file))
+    job = Job(source, tmp_path / "v.npy", EmbedSettings(part=3), StoreFacts("toy", "colours", 3))
+    job.run(ColourEncoder())
+    report = job.finish()
+    assert (report.num_vectors, len(report.errors)) == (11, 22)
+    assert len(listed) == len(set(listed)) == 33
+    assert len(reads) == len(set(reads)) == 11, "no part is read again after an error"
+    lines = (tmp_path / "errors.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == [key for key, _ in report.errors]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs.test_sources import write_pdf
 from jobs.toys import ColourEncoder
 from samples import COLORS, draw
 
@@ -87,9 +88,9 @@ def test_what_was_moved_copied_or_touched_is_not_encoded_again(store: VectorStor
 def test_rows_know_their_file_and_its_size(store: VectorStore, photos: Path) -> None:
     bring_up(store, photos)
     row = rows_of(store)[str(photos / "red/0.png")]
-    assert (row["width"], row["height"], row["kind"], row["modality"]) == (40, 40, "picture", "picture")
+    assert [row[f"v2v_{name}"] for name in ("width", "height", "kind", "modality")] == [40, 40, "image", "image"]
     assert image_ref(row) == ImageRef(path=str(photos / "red/0.png"))
-    assert store.count("width = 40 AND kind = 'picture'") == 12
+    assert store.count("width = 40 AND kind = 'image'") == 12
 
 
 def test_two_folders_share_a_store_and_each_removes_only_its_own(
@@ -235,3 +236,47 @@ def test_images_inside_a_parquet_are_kept_so_that_results_can_be_shown(store: Ve
     bring_up(store, tmp_path / "rows.parquet")
     hit = with_images(store, Searcher(ColourEncoder(), store).search(Query("red"), 1))[0]
     assert image_ref(hit.metadata).load().size == (40, 40)  # type: ignore[union-attr]
+
+
+def test_a_second_run_lists_the_folder_and_opens_the_changed_files_alone(
+    store: VectorStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pdf(photos / "doc.pdf", ["red", "blue"])
+    for name in ("a.txt", "b.md"):
+        (photos / name).write_text("red")
+    bring_up(store, photos)
+    draw(photos / "red/0.png", "blue", 98)
+    (photos / "a.txt").write_text("blue")
+    opened: list[str] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or real(path))
+    monkeypatch.setattr("vlm2vec.media.documents.Pdf", None)
+    report = bring_up(store, photos)
+    assert sorted(opened) == ["0.png", "a.txt"], "each is read once, digest and vector together"
+    assert (report.num_same, report.num_changed, report.num_encoded) == (14, 2, 2)
+
+
+def test_pages_that_a_kill_left_out_are_encoded_by_the_next_run(store: VectorStore, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_pdf(tmp_path / "in/doc.pdf", ["red", "blue", "red"])
+    bring_up(store, tmp_path / "in")
+    store.delete([f"{tmp_path}/in/doc.pdf#page-2"])
+    encoder = ColourEncoder()
+    report = bring_up(store, tmp_path / "in", encoder)
+    assert (report.num_same, report.num_new, report.num_encoded, store.count()) == (2, 1, 1, 3)
+
+
+def test_a_part_is_appended_without_a_join_and_changed_rows_alone_are_merged(
+    store: VectorStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged: list[int] = []
+    real = type(store).upsert
+    monkeypatch.setattr(
+        type(store), "upsert", lambda self, keys, *rest: merged.append(len(keys)) or real(self, keys, *rest)
+    )
+    bring_up(store, photos)
+    assert merged == []
+    draw(photos / "red/0.png", "blue", 98)
+    draw(photos / "new.png", "blue", 99)
+    bring_up(store, photos)
+    assert merged == [1] and store.count() == 13

@@ -47,7 +47,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_folder_of_photographs_is_indexed_and_searched_by_the_lines_of_the_readme(work: Path) -> None:
     index = line("README.md", "index", "runs/photos")
     distinct = len({image.read_bytes() for image in Path("photos").iterdir()})  # two of 5,000 are one image
-    assert f"{NUMBER} new, 0 changed, 0 as they were, 0 removed; {distinct} encoded" in typed(*index)
+    assert f"{NUMBER} new, 0 changed, 0 unchanged, 0 removed; {distinct} encoded" in typed(*index)
     assert open_store("photos.lance").count() == NUMBER
     hits = json.loads(typed(*line("README.md", "search", ""), "--json"))
     assert len(hits) == 10 and [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
@@ -58,4 +58,4 @@ def test_a_folder_of_photographs_is_indexed_and_searched_by_the_lines_of_the_rea
     assert Path("results.html").read_text().count("data:image/jpeg;base64,") == 11
     for image in sorted(Path("photos").iterdir())[:3]:
         image.unlink()
-    assert f"0 new, 0 changed, {NUMBER - 3} as they were, 3 removed; 0 encoded" in typed(*index)
+    assert f"0 new, 0 changed, {NUMBER - 3} unchanged, 3 removed; 0 encoded" in typed(*index)

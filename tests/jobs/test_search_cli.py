@@ -36,14 +36,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         color = list(COLORS)[i % 4]
         draw(work / f"photos/{color}_{i}.png", color, i)
     said = typed("index", "compact", work / "photos", "--store", work / "photos.lance", *SMALL)
-    assert "8 new, 0 changed, 0 as they were, 0 removed; 8 encoded" in said
+    assert "8 new, 0 changed, 0 unchanged, 0 removed; 8 encoded" in said
     assert "search is exact (8 rows, fewer than 100,000)" in said
     return work
 
 
 def test_a_second_index_encodes_nothing(work: Path) -> None:
     said = typed("index", "compact", work / "photos", "--store", work / "photos.lance", *SMALL)
-    assert "0 new, 0 changed, 8 as they were, 0 removed; 0 encoded" in said
+    assert "0 new, 0 changed, 8 unchanged, 0 removed; 0 encoded" in said
 
 
 def test_search_finds_a_image_by_itself_and_prints_table_json_and_page(work: Path) -> None:

@@ -23,15 +23,15 @@ from vlm2vec.jobs import indexing
 from vlm2vec.retrieval.lance_store import LanceStore
 
 indexing.PART = 20
-upsert, parts = LanceStore.upsert, []
+add, parts = LanceStore.add, []
 
 def killed(*arguments):
     parts.append(arguments)
     if len(parts) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    upsert(*arguments)
+    add(*arguments)
 
-LanceStore.upsert = killed
+LanceStore.add = killed
 app(sys.argv[1:])
 """
 
@@ -50,7 +50,7 @@ def test_a_killed_index_of_sixty_images_goes_on_and_ends_as_if_it_had_not_been(p
     command = [sys.executable, "-c", KILLED, "index", "compact", photos, "--store", store, *SMALL]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     said = typed("index", "compact", photos, "--store", store, *SMALL)
-    assert "20 new, 0 changed, 40 as they were, 0 removed; 20 encoded" in said
+    assert "20 new, 0 changed, 40 unchanged, 0 removed; 20 encoded" in said
     assert "60 new" in typed("index", "compact", photos, "--store", whole, *SMALL)
     keys = sorted(str(path) for path in photos.iterdir())
     found, expected = (open_store(str(one)).fetch(keys, vectors=True) for one in (store, whole))
@@ -68,4 +68,4 @@ def test_a_second_index_on_a_store_that_is_being_written_is_refused_in_one_line(
         said = refused("index", "compact", photos, "--store", store, *SMALL)
         assert f"{store}: another process is indexing into it" in said
         assert json.loads(typed("search", "red", "--store", store, "-k", 1, "--json"))
-    assert "60 as they were" in typed("index", "compact", photos, "--store", store, *SMALL)
+    assert "60 unchanged" in typed("index", "compact", photos, "--store", store, *SMALL)

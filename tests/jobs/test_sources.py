@@ -14,6 +14,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.jobs.records import Record, SourceSettings
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval.metadata import own
 from vlm2vec.types import EmbeddingInput
 
 
@@ -70,7 +71,7 @@ def test_a_folder_gives_an_input_for_every_file_and_page_and_an_error_for_what_c
     assert set(bad) == {"empty.txt", "broken.pdf", "broken.mp4"}
     assert all(str(mixed / key) in reason and found[key].item is None for key, reason in bad.items())
     assert found["note.md"].item == EmbeddingInput("a note")
-    assert found["doc.pdf#page-2"].metadata == {"path": str(mixed / "doc.pdf"), "kind": "page", "page": 2}
+    assert found["doc.pdf#page-2"].metadata == own(path=str(mixed / "doc.pdf"), kind="page", page=2, pages=2)
     red, blue = (found[f"doc.pdf#page-{n}"].item.images[0].load().getpixel((50, 50)) for n in (1, 2))
     assert red[0] > 200 > red[2] and blue[2] > 200 > blue[0]
     assert found["doc.pdf#page-1"].item.images[0].load().size == (120, 160)  # 144 dots an inch
@@ -79,8 +80,8 @@ def test_a_folder_gives_an_input_for_every_file_and_page_and_an_error_for_what_c
 def test_the_order_and_the_versions_stay_and_a_changed_file_has_another_version(mixed: Path) -> None:
     source = open_source(mixed)
     first, second = list(source), list(source)
-    assert first == second and source.count() == len(first)
-    assert source.passed_over == {".xyz": 1}
+    assert first == second and source.expected() == 8
+    assert source.skipped() == ["Skipped 1 file of other types: 1 .xyz."]
     draw(mixed / "b.png", "green", 5)
     changed = [now.key for before, now in zip(first, source, strict=True) if before.version != now.version]
     assert changed == ["b.png"]
@@ -89,7 +90,7 @@ def test_the_order_and_the_versions_stay_and_a_changed_file_has_another_version(
 def test_a_video_is_one_input_or_one_input_every_so_many_seconds(mixed: Path) -> None:
     film = mixed / "film.mp4"
     (whole,) = open_source(film)
-    assert whole.metadata["kind"] == "video" and whole.metadata["seconds"] == pytest.approx(4.0, abs=0.2)
+    assert whole.metadata["v2v_kind"] == "video" and whole.metadata["v2v_seconds"] == pytest.approx(4.0, abs=0.2)
     shades = [brightness(image) for image in whole.item.video.sample(4).images]
     assert shades == pytest.approx([20, 70, 120, 170], abs=8)
     each = by_key(film, every=2.0)
@@ -171,7 +172,7 @@ def test_what_is_no_source_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.xyz").write_text("")
     (tmp_path / "x.parquet").write_text("no")
-    for name, words in [("no", "no such"), ("empty", "neither pictures"), ("x.xyz", "kind"), ("x.parquet", "readable")]:
+    for name, words in [("no", "no such"), ("empty", "no images"), ("x.xyz", "kind"), ("x.parquet", "readable")]:
         with pytest.raises(UserError, match=words) as caught:
             list(open_source(tmp_path / name))
         assert "\n" not in str(caught.value)

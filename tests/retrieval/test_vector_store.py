@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2vec.errors import UserError
+from vlm2vec.retrieval.metadata import THUMBNAIL, column_name
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
 
@@ -145,10 +146,10 @@ def test_rows_are_replaced_by_key_removed_and_fetched_in_order(uri: str) -> None
 
 def test_kept_images_are_given_only_when_asked_for(uri: str) -> None:
     store = open_store(uri, FACTS)
-    store.upsert(["a"], VECTORS[:1], [{"picture": b"\x89PNG", "path": "a.png"}])
+    store.upsert(["a"], VECTORS[:1], [{THUMBNAIL: b"\x89PNG", "path": "a.png"}])
     assert store.search(VECTORS[0], 1)[0].metadata == {"path": "a.png"}
     assert [rows.metadata for rows in store.scan()] == [[{"path": "a.png"}]]
-    assert store.fetch(["a"], ["picture"]).metadata == [{"picture": b"\x89PNG"}]
+    assert store.fetch(["a"], [THUMBNAIL]).metadata == [{THUMBNAIL: b"\x89PNG"}]
     store.close()
 
 
@@ -156,7 +157,8 @@ def test_odd_names_and_values_are_kept_as_plain_ones(uri: str) -> None:
     store = open_store(uri, FACTS)
     odd = {"key": "k", "page no.": np.int64(3), "2nd": [1, "a"], "large": 2**60, "gone": float("nan")}
     store.upsert(["a"], VECTORS[:1], [odd])
-    plain = {"key_": "k", "page_no_": 3, "_2nd": '[1, "a"]', "large": str(2**60)}
+    names = {name: column_name(name) for name in odd}
+    plain = {names["key"]: "k", names["page no."]: 3, names["2nd"]: '[1, "a"]', "large": str(2**60)}
     assert store.search(VECTORS[0], 1)[0].metadata == plain
     assert store.count(f"large = '{2**60}'") == 1
     store.close()
@@ -250,6 +252,7 @@ def test_an_address_that_leads_nowhere_is_one_line_and_makes_nothing(uri: str, p
 KILLED = """
 import os, signal, sys
 import numpy as np
+from vlm2vec.retrieval.metadata import THUMBNAIL, column_name
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.retrieval.vector_store import StoreFacts
 store = open_store(sys.argv[1], StoreFacts("toy", "abc", 16))

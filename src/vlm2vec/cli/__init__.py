@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from vlm2vec import __version__
-from vlm2vec.cli import cache, data, embed, models, plan, score, search, serve, train, ui
+from vlm2vec.cli import cache, data, embed, index, models, plan, score, search, serve, train, ui
 from vlm2vec.cli.failures import explain
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
@@ -29,7 +29,9 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Evaluate": {"eval": score.evaluate, "report": score.report},
     "Embed and search": {
         "embed": embed.embed,
-        "index": search.index,
+        "index": index.index,
+        "forget": index.forget,
+        "relocate": index.relocate,
         "search": search.search,
         "classify": search.classify,
         "duplicates": search.duplicates,

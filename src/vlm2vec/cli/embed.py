@@ -1,4 +1,4 @@
-"""The verb that makes files of vectors: embed."""
+"""The command that makes files of vectors: embed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from vlm2vec.cli.options import (
     AddressOption,
+    EncodingOption,
     GpusOption,
     ModelArgument,
     OptionsOption,
@@ -16,8 +17,10 @@ from vlm2vec.cli.options import (
     WorkersOption,
     check_engine,
     model_and_source,
+    say_skipped,
     settings_of,
 )
+from vlm2vec.media.text import ENCODING
 from vlm2vec.progress import say
 
 
@@ -27,28 +30,36 @@ def embed(
         Path | None,
         typer.Argument(
             metavar="INPUT",
-            help="Folder of pictures, texts, PDFs, videos; or a .txt, .jsonl, .csv, .parquet, .zip, .tar file.",
+            help="Folder of images, texts, PDFs, videos; or a .txt, .jsonl, .csv, .parquet, .zip, .tar file.",
         ),
     ] = None,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="OUT.parquet, OUT.npy or OUT.lance.")],
-    instruction: Annotated[str | None, typer.Option(help="Default: the model's own for documents.")] = None,
-    precision: Annotated[str, typer.Option(help="float32, float16, int8, uint8, binary or ubinary.")] = "float32",
-    truncate_dim: Annotated[int | None, typer.Option(help="Keep the first dimensions only.")] = None,
-    every: Annotated[float | None, typer.Option(help="Of a video: a vector every so many seconds.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Of a table; default: found by name.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Of a table; default: found by name.")] = None,
-    key_column: Annotated[str | None, typer.Option(help="Of a table; default: found by name.")] = None,
-    part: Annotated[int, typer.Option(min=1, help="Inputs that are kept at a time: what a kill can lose.")] = 1024,
-    engine: Annotated[str, typer.Option(help="local, or ray: the parts on the workers of a Ray cluster.")] = "local",
+    instruction: Annotated[
+        str | None, typer.Option(help="Instruction; default: the model's own for documents.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Precision of the output: float32, float16, int8, uint8, binary or ubinary.")
+    ] = "float32",
+    truncate_dim: Annotated[int | None, typer.Option(help="Keep only the first dimensions.")] = None,
+    every: Annotated[float | None, typer.Option(help="Embed one video frame every N seconds.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Text column of a table; default: found by name.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Image column of a table; default: found by name.")] = None,
+    key_column: Annotated[str | None, typer.Option(help="Key column of a table; default: found by name.")] = None,
+    encoding: EncodingOption = ENCODING,
+    part: Annotated[int, typer.Option(min=1, help="Inputs per part: the most that a kill can lose.")] = 1024,
+    engine: Annotated[str, typer.Option(help="local, or ray to embed the parts on a Ray cluster.")] = "local",
     workers: WorkersOption = 2,
     gpus: GpusOption = None,
     address: AddressOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Make a file of vectors. Killed and started again, it goes on where it stopped; bad files go to errors.jsonl."""
+    """Embed a folder or file into a file of vectors; a killed run resumes, and unreadable inputs go to errors.jsonl.
+
+    Example: vlm2vec embed photos/ -o vectors.parquet
+    """
     from vlm2vec.distributed.cluster import RayPool
     from vlm2vec.distributed.ray_embed import run_on_ray
     from vlm2vec.jobs.embed import ERRORS_FILE, EmbedSettings, Job, check_output, was_finished
@@ -61,29 +72,26 @@ def embed(
     model, source = model_and_source(first, second)
     by_ray = check_engine(engine)
     settings = EmbedSettings(instruction, truncate_dim, precision, part)
-    columns = SourceSettings(every, text_column, image_column, key_column)
+    columns = SourceSettings(every, text_column, image_column, key_column, encoding)
     if was_finished(output):
-        say(f"{output}: an earlier run had finished it")
+        say(f"{output}: already finished by an earlier run")
         return
     check_output(output, settings, overwrite)
     records = open_source(source, columns)
-    total = records.count()
-    say(f"{source}: {total} inputs -> {output}")
+    say(f"{source} -> {output}")
     options: dict[str, Any] = settings_of(option, allow_pickle)
     embedder = Embedder.from_pretrained(model, **options)
     facts = facts_of(embedder, model, options=options, instruction=instruction)
     job = Job(records, output, settings, facts, overwrite)
-    with progress_bar(f"embedding {source.name or source}", total) as advance:
+    with progress_bar(f"embedding {source.name or source}", records.expected()) as advance:
         if by_ray:
             run_on_ray(job, RayPool(model, workers, address, gpus, {**options, "dtype": embedder.dtype}), advance)
         else:
             job.run(embedder, advance)
     done = job.finish()
-    if records.passed_over:
-        endings = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in records.passed_over.items())
-        say(f"Files that are no inputs: {endings}")
+    say_skipped(records)
     if done.num_kept:
-        say(f"{done.num_kept} of the inputs were embedded by an earlier run")
+        say(f"{done.num_kept} inputs were embedded by an earlier run")
     if done.errors:
         say(f"{len(done.errors)} inputs could not be embedded: {output.with_name(ERRORS_FILE)}")
     say(f"{done.num_vectors} vectors: {output}")

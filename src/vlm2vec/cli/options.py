@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from vlm2vec.errors import UserError, shown
+from vlm2vec.progress import say
+
+if TYPE_CHECKING:
+    from vlm2vec.jobs.sources import Source
+    from vlm2vec.retrieval.vector_store import VectorStore
 
 Value = TypeVar("Value")
 DEFAULT_MODEL = "compact-embed"
@@ -28,6 +33,10 @@ CacheOption = Annotated[
 ]
 OldCacheOption = Annotated[Path | None, typer.Option("--store", hidden=True)]
 """The spelling of `CacheOption` in version 0.1; see `renamed`."""
+EncodingOption = Annotated[str, typer.Option("--encoding", help="Encoding of text files and tables.")]
+STORE_HELP = "Vector store: photos.lance, or qdrant://host:port/collection."
+StoreUri = Annotated[str, typer.Option("--store", help=STORE_HELP)]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help=STORE_HELP)]
 TasksOption = Annotated[list[str] | None, typer.Option("--task", help="Use this task only; may be repeated.")]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder of the evaluation sets; default: the one in the benchmark file.")
@@ -56,6 +65,27 @@ def renamed(value: Value, old_value: Value, option: str, old_option: str) -> Val
 def warn(notice: str) -> None:
     """Prints a one-line notice to standard error, where it does not mix with results."""
     typer.echo(f"note: {notice}", err=True)
+
+
+def say_skipped(source: Source) -> None:
+    """Prints which files of a source were skipped, and which columns are kept under another name."""
+    for sentence in source.skipped():
+        say(sentence)
+    for name, column in source.renamed.items():
+        say(f"Column {shown(name)} is kept as {column}")
+
+
+def open_vector_store(uri: str) -> VectorStore:
+    """Opens a vector store.
+
+    Raises:
+        UserError: if the address is missing, or there is no store.
+    """
+    from vlm2vec.retrieval.open import open_store
+
+    if not uri:
+        raise UserError("--store is missing: photos.lance, or qdrant://host:port/collection")
+    return open_store(uri)
 
 
 def settings_of(option: list[str] | None, allow_pickle: bool) -> dict[str, object]:

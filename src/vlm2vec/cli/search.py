@@ -1,4 +1,4 @@
-"""Verbs on a store of vectors: index, search, classify, duplicates."""
+"""Commands that answer from a vector store: search, classify, duplicates."""
 
 from __future__ import annotations
 
@@ -8,96 +8,58 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm2vec.cli.options import DEFAULT_MODEL, ModelArgument, OptionsOption, PickleOption, model_and_source, settings_of
+from vlm2vec.cli.options import (
+    DEFAULT_MODEL,
+    OptionsOption,
+    PickleOption,
+    StoreUri,
+    open_vector_store,
+    settings_of,
+)
 from vlm2vec.errors import UserError
+from vlm2vec.files import write_text
 from vlm2vec.progress import progress_bar, say
 
 if TYPE_CHECKING:
     from vlm2vec.retrieval.vector_store import Hit
 
-StoreUri = Annotated[str, typer.Option("--store", help="photos.lance, or qdrant://host:port/collection.")]
 WhereOption = Annotated[
     str | None,
-    typer.Option("--where", help="Only rows of this SQL condition, such as \"width > 600 AND kind='page'\"."),
+    typer.Option("--where", help="Only rows that match this SQL condition, such as \"width > 600 AND kind='page'\"."),
 ]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Where the store's model lies now, if it is no longer where it was.")
-]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Path of the store's model, if it was moved.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write a page of the pictures to this file.")]
-
-
-def index(
-    first: ModelArgument = None,
-    second: Annotated[
-        Path | None,
-        typer.Argument(metavar="INPUT", help="A folder; or a JSONL, CSV, parquet, text, PDF, zip or tar file."),
-    ] = None,
-    *,
-    store: StoreUri,
-    instruction: Annotated[str | None, typer.Option(help="Of the documents; default: the model's own.")] = None,
-    precision: Annotated[str, typer.Option(help="In which vectors are kept: float32 or float16.")] = "float32",
-    keep_images: Annotated[
-        bool, typer.Option("--keep-pictures", help="Keep small copies in the store, to show results without the files.")
-    ] = False,
-    index: Annotated[
-        str | None, typer.Option("--index", help="exact, IVF_RQ, IVF_HNSW_SQ, IVF_PQ; default: by the number of rows.")
-    ] = None,
-    errors: Annotated[Path | None, typer.Option(help="List of unreadable inputs; default: beside the store.")] = None,
-    option: OptionsOption = None,
-    allow_pickle: PickleOption = False,
-) -> None:
-    """Bring a store up to date with a folder: encodes what is new or changed, removes what is gone."""
-    from vlm2vec.jobs.indexing import index_source, write_errors
-    from vlm2vec.jobs.sources import open_source
-    from vlm2vec.jobs.stores import facts_of, only_writer
-    from vlm2vec.models.embedder import Embedder
-    from vlm2vec.retrieval.open import open_store
-
-    model, source = model_and_source(first, second)
-    inputs = open_source(source)
-    total = inputs.count()
-    settings: dict[str, Any] = settings_of(option, allow_pickle)
-    embedder = Embedder.from_pretrained(model, **settings)
-    facts = facts_of(embedder, model, options=settings, instruction=instruction, precision=precision)
-    opened = open_store(store, create=facts)
-    with only_writer(opened), progress_bar(f"indexing {source}", total) as advance:
-        report = index_source(embedder, inputs, opened, keep_images=keep_images, index=index, progress=advance)
-    say(
-        f"{report.num_new} new, {report.num_changed} changed, {report.num_same} as they were, "
-        f"{report.num_removed} removed; {report.num_encoded} encoded"
-    )
-    place = errors or _errors_file(store)
-    write_errors(report, place)
-    if report.errors:
-        say(f"{len(report.errors)} could not be read, listed in {place}; the first: {report.errors[0][1]}")
-    say(f"Store: {store}, {opened.count()} rows, search is {report.index.kind} ({report.index.reason})")
-    say(f'Next: vlm2vec search "a dog on the beach" --store {store}')
-    opened.close()
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", help="Write the results with their images to this HTML file.")
+]
 
 
 def search(
-    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    text: Annotated[str | None, typer.Argument(help="Text to search for.")] = None,
     store: StoreUri = "",
-    image: Annotated[Path | None, typer.Option(help="A picture to look for; with a text: the two together.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image to search for; may be combined with a text.")] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="The query's task: retrieval, classification, vqa, grounding, or a sentence.")
+        str | None,
+        typer.Option(help="Instruction of the query: retrieval, classification, vqa, grounding, or a sentence."),
     ] = None,
     where: WhereOption = None,
-    k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="How many results.")] = 10,
+    k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Number of results.")] = 10,
     as_json: JsonOption = False,
     html: HtmlOption = None,
     model: ModelOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Search a store by text, by image, or by both."""
+    """Search a vector store by text, by image, or by both.
+
+    Example: vlm2vec search "a dog on the beach" --store photos.lance
+    """
     from vlm2vec.jobs.searching import Query, Searcher, with_images
     from vlm2vec.jobs.stores import load_model_of
     from vlm2vec.media.images import ImageRef
 
     query = Query(text, ImageRef(path=str(image)) if image else None, instruction)
     query.as_input()  # an empty query is refused before a model is loaded
-    opened = _open(store)
+    opened = open_vector_store(store)
     hits = Searcher(load_model_of(opened, model, _consent(allow_pickle)), opened).search(query, k, where)
     if html:
         from vlm2vec.jobs.sheet import write_sheet
@@ -110,12 +72,12 @@ def search(
 
 
 def classify(
-    source: Annotated[str, typer.Argument(help="A folder or file as for index, or a store.")],
-    labels: Annotated[str, typer.Option(help="Names, with commas between.")],
+    source: Annotated[str, typer.Argument(help="A folder or file as for index, or a vector store.")],
+    labels: Annotated[str, typer.Option(help="Labels, separated by commas.")],
     model: Annotated[str | None, typer.Option(help=f"Default: {DEFAULT_MODEL}, or the store's own.")] = None,
-    template: Annotated[str, typer.Option(help="A sentence for the labels, {} being the name.")] = "{}",
+    template: Annotated[str, typer.Option(help="Sentence for each label, with {} for the label.")] = "{}",
     instruction: Annotated[
-        str | None, typer.Option(help="Of a folder's inputs: a task by name, or a sentence.")
+        str | None, typer.Option(help="Instruction of a folder's inputs: a task by name, or a sentence.")
     ] = "classification",
     where: WhereOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON lines to this file.")] = None,
@@ -123,29 +85,32 @@ def classify(
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Give every image the label that is nearest: no training."""
+    """Label each image with the nearest of some labels, without training (zero-shot classification).
+
+    Example: vlm2vec classify photos/ --labels cat,dog --template "a photo of a {}"
+    """
     from vlm2vec.jobs.classifying import Labels, classify_source, classify_store
     from vlm2vec.jobs.sources import open_source
     from vlm2vec.jobs.stores import load_model_of
     from vlm2vec.models.embedder import Embedder
 
     if source.startswith("qdrant://") or source.rstrip("/").endswith(".lance"):
-        opened = _open(source)
+        opened = open_vector_store(source)
         embedder = load_model_of(opened, model, _consent(allow_pickle))
         verdicts = list(classify_store(opened, Labels(embedder, labels.split(","), template), where))
         opened.close()
     else:
         if where:
-            raise UserError("--where selects rows of a store; a folder has none: index it first")
+            raise UserError(f"--where selects rows of a vector store and {source} is none; index it first")
         inputs = open_source(source)
         settings: dict[str, Any] = settings_of(option, allow_pickle)
         embedder = Embedder.from_pretrained(model or DEFAULT_MODEL, **settings)
         names = Labels(embedder, labels.split(","), template)
-        with progress_bar(f"classifying {source}", inputs.count()) as advance:
+        with progress_bar(f"classifying {source}", inputs.expected()) as advance:
             verdicts = list(classify_source(embedder, inputs, names, instruction, advance))
     rows = [{name: value for name, value in vars(one).items() if value is not None} for one in verdicts]
     if output:
-        output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_text(output, "".join(json.dumps(row) + "\n" for row in rows))
     if as_json:
         say(json.dumps(rows, indent=2))
         return
@@ -156,16 +121,19 @@ def classify(
 
 def duplicates(
     store: StoreUri,
-    threshold: Annotated[float, typer.Option(help="Two rows are near from this cosine on.")] = 0.95,
+    threshold: Annotated[float, typer.Option(help="Cosine from which two rows are duplicates.")] = 0.95,
     where: WhereOption = None,
     as_json: JsonOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Find near-duplicates in a store; nothing is removed."""
+    """Find near-duplicates in a vector store; nothing is removed.
+
+    Example: vlm2vec duplicates --store photos.lance --threshold 0.95
+    """
     from vlm2vec.jobs.duplicates import find_duplicates
     from vlm2vec.jobs.searching import with_images
 
-    opened = _open(store)
+    opened = open_vector_store(store)
     with progress_bar("comparing", opened.count(where)) as advance:
         groups = find_duplicates(opened, threshold, where, advance)
     if html:
@@ -180,7 +148,8 @@ def duplicates(
     for group in groups:
         say(
             "\n".join(
-                f"{'' if number == 0 else '  '}{hit.score:.3f} {hit.key}" for number, hit in enumerate(group.hits)
+                f"{'' if number == 0 else '  '}{hit.score:.3f} {hit.key}{_gone(hit)}"
+                for number, hit in enumerate(group.hits)
             )
         )
     extra = sum(len(group.hits) - 1 for group in groups)
@@ -189,30 +158,25 @@ def duplicates(
         say(f"Page: {html}")
 
 
-def _open(store: str) -> Any:
-    from vlm2vec.retrieval.open import open_store
-
-    if not store:
-        raise UserError("--store is missing: photos.lance, or qdrant://host:port/collection")
-    return open_store(store)
-
-
 def _consent(allow_pickle: bool) -> dict[str, object]:
     return {"allow_pickle": True} if allow_pickle else {}
 
 
-def _errors_file(store: str) -> Path:
-    """Beside a local store; for one of a server, in the working folder."""
-    if "://" in store:
-        return Path(f"{store.rstrip('/').rpartition('/')[2]}.errors.jsonl")
-    return Path(f"{store.rstrip('/')}.errors.jsonl")
-
-
 def _plain(hit: Hit) -> dict[str, Any]:
-    return {"key": hit.key, "score": round(hit.score, 6), "metadata": hit.metadata}
+    from vlm2vec.jobs.searching import is_missing
+
+    missing = {"missing": True} if is_missing(hit.metadata) else {}
+    return {"key": hit.key, "score": round(hit.score, 6), **missing, "metadata": hit.metadata}
+
+
+def _gone(hit: Hit) -> str:
+    from vlm2vec.jobs.searching import is_missing
+
+    return " (file not found)" if is_missing(hit.metadata) else ""
 
 
 def _print_hits(hits: list[Hit], as_json: bool) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     if as_json:
@@ -223,7 +187,7 @@ def _print_hits(hits: list[Hit], as_json: bool) -> None:
     table.add_column("score", justify="right")
     table.add_column("what", overflow="fold")
     for number, hit in enumerate(hits, start=1):
-        table.add_row(str(number), f"{hit.score:.3f}", hit.key)
+        table.add_row(str(number), f"{hit.score:.3f}", escape(hit.key + _gone(hit)))
     say(table)
 
 

@@ -1,15 +1,14 @@
-"""From a source to a file of vectors, part by part: a kill at any moment loses the part in work and doubles nothing.
+"""Embeds a source into a file of vectors, part by part: a kill loses at most the current part and duplicates nothing.
 
-A job is a folder `OUTPUT.parts` beside the output: `job.json` (what the vectors depend on) and a parquet file a part,
-written beside and renamed. A part is consecutive records of the source; it is done where its file holds these keys in
-these versions. When all are done, they become the output in one rename, and the folder is removed. What an engine does
-is `Job.run` of the parts that are missing, wherever it runs.
+A job is a folder `OUTPUT.parts` beside the output: `job.json` (what the vectors depend on) and one parquet file per
+part, written atomically. A part is a run of consecutive records; it is done if its file has the same keys and versions.
+The source is listed once: an input is read when its part is encoded. When all parts are done, they become the output in
+one rename, and the folder is removed. An engine computes the missing parts as `Job.run` does, on any machine.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,9 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.errors import UserError
+from vlm2vec.files import replacing, write_json, write_text
 from vlm2vec.jobs.outputs import FORMATS, read_part, write_output
 from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.sources import Source
+from vlm2vec.media.text import printable
+from vlm2vec.retrieval.metadata import own
 from vlm2vec.retrieval.vector_store import StoreFacts
 from vlm2vec.types import EmbeddingInput
 
@@ -36,7 +38,7 @@ Progress = Callable[[int], None]
 
 
 class DocumentEncoder(Protocol):
-    """What makes the vectors."""
+    """Computes the vectors."""
 
     def encode_document(self, inputs: Sequence[EmbeddingInput], **kwargs: Any) -> np.ndarray:
         """Unit-norm vectors [N, D] in input order."""
@@ -45,13 +47,13 @@ class DocumentEncoder(Protocol):
 
 @dataclass(frozen=True)
 class EmbedSettings:
-    """How vectors are made and kept; another setting is another job.
+    """How vectors are computed and stored; a job cannot be resumed with other settings.
 
     Attributes:
-        instruction: For inputs that have none of their own; None: the model's own for documents.
-        truncate_dim: Keep the first dimensions only.
-        precision: Of the output, see `vlm2vec.quantize`.
-        part: Records a part: what a kill can lose.
+        instruction: For inputs without their own; None: the model's default for documents.
+        truncate_dim: Keep only the first dimensions.
+        precision: Precision of the output, see `vlm2vec.quantize`.
+        part: Records per part: the most that a kill can lose.
     """
 
     instruction: str | None = None
@@ -60,14 +62,14 @@ class EmbedSettings:
     part: int = PART
 
     def encode_options(self) -> dict[str, Any]:
-        """What `encode_document` is to be called with."""
+        """Arguments for `encode_document`."""
         given = {"instruction": self.instruction, "truncate_dim": self.truncate_dim}
         return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive records of a source, and the file that their vectors belong in."""
+    """Consecutive records of a source, and the file for their vectors."""
 
     number: int
     records: list[Record]
@@ -76,12 +78,12 @@ class Part:
 
 @dataclass
 class EmbedReport:
-    """What a job made.
+    """Result of a job.
 
     Attributes:
-        num_vectors: In the output.
-        num_kept: Records whose vectors an earlier run had made.
-        errors: (key, reason) of inputs that have no vector.
+        num_vectors: Vectors in the output.
+        num_kept: Records that an earlier run had embedded.
+        errors: (key, reason) of inputs without a vector.
     """
 
     num_vectors: int = 0
@@ -90,17 +92,18 @@ class EmbedReport:
 
 
 class Job:
-    """One output in the making.
+    """The work on one output.
 
     Args:
         source: The inputs.
-        output: `.parquet`, `.npy` (with `.rows.jsonl` beside it) or `.lance` (a store that can be searched).
-        settings: See there.
+        output: `.parquet`, `.npy` (with `.rows.jsonl` beside it) or `.lance` (a vector store).
+        settings: How vectors are computed and stored.
         facts: What the vectors depend on besides the input (`vlm2vec.jobs.stores.facts_of`).
-        overwrite: Replace an output that is there.
+        overwrite: Replace an existing output.
 
     Raises:
-        UserError: if the output is there, of another kind, or was begun with another model or other settings.
+        UserError: if the output exists or is of an unknown kind, or the job was started with another model or other
+            settings.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class Job:
         self._begin()
 
     def missing(self, progress: Progress = lambda done: None) -> Iterator[Part]:
-        """Parts that no earlier run has finished, in order; those that it has count as progress."""
+        """Parts that no earlier run has finished, in order; finished parts count as progress."""
         records, number = iter(self.source), 0
         while found := list(islice(records, self.settings.part)):
             part = Part(number, found, self.folder / f"part-{number:06d}.parquet")
@@ -124,26 +127,34 @@ class Job:
             else:
                 yield part
             number += 1
-        for file in self.folder.glob("part-*"):  # of a source that was longer, and what a killed run left half-written
-            if file.suffix != ".parquet" or int(file.stem.removeprefix("part-")) >= number:
+        for file in self.folder.glob("part-*.parquet"):  # of a source that was longer
+            if int(file.stem.removeprefix("part-")) >= number:
                 file.unlink()
 
     def run(self, encoder: DocumentEncoder, progress: Progress = lambda done: None) -> None:
-        """Embeds every part that is missing, one after another."""
+        """Embeds the missing parts, one after another; appends to `errors.jsonl` as errors occur."""
+        path = self.output.with_name(ERRORS_FILE)
+        path.unlink(missing_ok=True)
         for part in self.missing(progress):
-            embed_part(encoder, part, self.settings, progress)
-            if any(error for error in read_part(part.file, ["error"])["error"].to_pylist()):
-                self._write_errors()
+            reasons = embed_part(encoder, part, self.settings, progress)
+            if reasons:
+                with path.open("a", encoding="utf-8") as file:
+                    file.writelines(map(_error_line, reasons))
 
     def finish(self) -> EmbedReport:
-        """Makes the output of the parts, all of which are done, and removes them.
+        """Makes the output from the parts, all of which are done, and removes them; writes `errors.jsonl` in order.
 
         Raises:
-            UserError: if not a single input could be read.
+            UserError: if no input could be read.
         """
         files = sorted(self.folder.glob("part-*.parquet"))
-        self.report.errors = self._write_errors()
-        total = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
+        total = 0
+        for file in files:
+            table = read_part(file, ["key", "error"])
+            total += len(table)
+            bad = table.filter(table["error"].is_valid())
+            self.report.errors += zip(bad["key"].to_pylist(), bad["error"].to_pylist(), strict=True)
+        self._write_errors()
         self.report.num_vectors = total - len(self.report.errors)
         if not self.report.num_vectors:
             reason = f"; the first: {self.report.errors[0][1]}" if self.report.errors else ""
@@ -154,58 +165,52 @@ class Job:
         return self.report
 
     def _begin(self) -> None:
-        """Says what job this is, or refuses to go on with another one's parts."""
+        """Writes the settings of a new job, or refuses to resume a job with other settings."""
         facts = {**self.facts.about, "model": self.facts.model, "instruction": self.facts.instruction}
         columns = {name: value for name, value in asdict(self.source.settings).items() if value is not None}
         cut = {"truncate_dim": self.settings.truncate_dim, "part": self.settings.part}
-        mine = {**facts, "source": str(self.source.path.resolve()), **columns, **cut}
+        mine = {**facts, "source": printable(str(self.source.path.resolve())), **columns, **cut}
         file = self.folder / JOB_FILE
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(mine, indent=2))
+            write_json(file, mine)
             return
         before = json.loads(file.read_text())
         if names := [name for name in sorted({*before, *mine}) if before.get(name) != mine.get(name)]:
             raise UserError(
-                f"{self.folder}: was begun with another {', '.join(names)}; remove this folder to begin anew"
+                f"{self.folder}: was started with different settings ({', '.join(names)}); "
+                "delete the folder to start over"
             )
 
-    def _write_errors(self) -> list[tuple[str, str]]:
-        """Writes `errors.jsonl` beside the output from the parts that are done; removes an earlier run's where none."""
-        errors = []
-        for file in sorted(self.folder.glob("part-*.parquet")):
-            table = read_part(file, ["key", "error"])
-            pairs = zip(table["key"].to_pylist(), table["error"].to_pylist(), strict=True)
-            errors += [(key, reason) for key, reason in pairs if reason is not None]
+    def _write_errors(self) -> None:
+        """Writes all errors beside the output; removes the file of an earlier run if there are none."""
         path = self.output.with_name(ERRORS_FILE)
-        if errors:
-            lines = [json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n" for key, reason in errors]
-            write_whole(path, "".join(lines))
+        if self.report.errors:
+            write_text(path, "".join(map(_error_line, self.report.errors)))
         else:
             path.unlink(missing_ok=True)
-        return errors
 
 
 def check_output(output: Path, settings: EmbedSettings, overwrite: bool) -> None:
-    """Refuses an output that cannot be written, before a model is loaded.
+    """Checks that the output can be written, before a model is loaded.
 
     Raises:
-        UserError: for an unknown ending or precision, a folder that is absent, or an output that is there.
+        UserError: for an unknown ending or precision, or an output that exists.
     """
     if output.suffix not in FORMATS:
         raise UserError(f"{output}: expected a name that ends in {', '.join(FORMATS)}")
     if settings.precision not in FORMATS[output.suffix]:
         kept = ", ".join(FORMATS[output.suffix])
-        raise UserError(f"precision {settings.precision!r}: {output.suffix} keeps {kept}")
+        raise UserError(f"precision {settings.precision!r}: {output.suffix} supports {kept}")
     if output.suffix == ".lance" and settings.truncate_dim is not None:
-        raise UserError("truncate_dim: a .lance store keeps whole vectors; choose .parquet or .npy")
+        raise UserError("truncate_dim: a .lance store needs whole vectors; choose .parquet or .npy")
     if output.exists() and not overwrite:
-        raise UserError(f"{output}: is there already; choose another name, or replace it with --overwrite")
+        raise UserError(f"{output}: already exists; choose another name, or replace it with --overwrite")
     output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def was_finished(output: Path) -> bool:
-    """Whether a run was killed after its output was there; what it left beside it is removed."""
+    """Whether a run was killed after its output was complete; its leftover parts are removed."""
     last = _parts_folder(output) / LAST_FILE
     if not (output.exists() and last.is_file() and output.stat().st_mtime_ns >= last.stat().st_mtime_ns):
         return False
@@ -219,52 +224,51 @@ def _parts_folder(output: Path) -> Path:
 
 def embed_part(
     encoder: DocumentEncoder, part: Part, settings: EmbedSettings, progress: Progress = lambda done: None
-) -> None:
-    """Writes the file of a part, whole or not at all; an input that cannot be read is a row with its reason."""
-    reasons: dict[int, str] = {
-        i: record.error or "no input" for i, record in enumerate(part.records) if not record.item
-    }
-    places = [i for i in range(len(part.records)) if i not in reasons]
+) -> list[tuple[str, str]]:
+    """Writes the file of a part atomically; an input that cannot be read is a row with its reason.
+
+    Returns:
+        (key, reason) of the inputs that cannot be read.
+    """
+    records = part.records
+    reasons = {i: record.error or "no input" for i, record in enumerate(records) if not record.item}
+    places = [i for i in range(len(records)) if i not in reasons]
 
     def on_error(position: int, error: UserError) -> None:
-        reasons[places[position]] = " ".join(str(error).split())
+        reasons[places[position]] = printable(" ".join(str(error).split()))
 
     progress(len(reasons))
-    items = [record.item for record in part.records if record.item]
+    items = [record.item for record in records if record.item]
     vectors_ND = encoder.encode_document(items, on_error=on_error, progress=progress, **settings.encode_options())
-    rows_ND = np.zeros((len(part.records), vectors_ND.shape[1]), np.float32)
+    rows_ND = np.zeros((len(records), vectors_ND.shape[1]), np.float32)
     rows_ND[places] = vectors_ND
-    texts = [record.item.text if record.item else None for record in part.records]
     table = pa.table(
         {
-            "key": pa.array([record.key for record in part.records]),
-            "version": pa.array([record.version for record in part.records]),
+            "key": pa.array([record.key for record in records]),
+            "version": pa.array([record.version for record in records]),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(rows_ND.reshape(-1)), vectors_ND.shape[1]),
-            "error": pa.array([reasons.get(i) for i in range(len(part.records))], pa.string()),
-            "metadata": pa.array(
-                [
-                    json.dumps({**({"text": text} if text else {}), **record.metadata}, default=str)
-                    for record, text in zip(part.records, texts, strict=True)
-                ]
-            ),
+            "error": pa.array([reasons.get(i) for i in range(len(records))], pa.string()),
+            "metadata": pa.array([json.dumps(_metadata(record), default=str) for record in records]),
         }
     )
-    beside = part.file.with_name(f"{part.file.stem}.{os.getpid()}.tmp")
-    pq.write_table(table, beside)
-    beside.replace(part.file)
+    with replacing(part.file) as beside:
+        pq.write_table(table, beside)
+    return [(records[i].key, reason) for i, reason in sorted(reasons.items())]
+
+
+def _metadata(record: Record) -> dict[str, Any]:
+    text = record.item.text if record.item else None
+    return {**(own(text=text) if text else {}), **record.metadata}
+
+
+def _error_line(error: tuple[str, str]) -> str:
+    return json.dumps({"key": error[0], "reason": error[1]}, ensure_ascii=False) + "\n"
 
 
 def is_done(part: Part) -> bool:
-    """Whether the part's file holds these records in these versions."""
+    """Whether the part's file has these records in these versions."""
     if not part.file.is_file():
         return False
     table = read_part(part.file, ["key", "version"])
     found = zip(table["key"].to_pylist(), table["version"].to_pylist(), strict=True)
     return list(found) == [(record.key, record.version) for record in part.records]
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Writes a text file whole or not at all."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    beside.write_text(content, encoding="utf-8")
-    beside.replace(path)

@@ -1,55 +1,59 @@
-"""From a folder to a store: only what is new or changed is encoded, what is gone is removed.
+"""Brings a vector store up to date with a source: encodes new and changed inputs, removes rows whose input is gone.
 
-A row of the store is a record of the source (`vlm2vec.jobs.sources`). Its key is the source's path and the record's
-key. `version` (size and time of the file) says whether it may have changed; `digest` (of its content) whether it did:
-a file that was moved, copied or touched takes the vector that is there. Parts are written one by one, so a process that
-is killed loses one part at most, and the next run goes on from there.
+A row of the store is a record of the source (`vlm2vec.jobs.sources`); its key is the source's path and the record's
+key. The field `version` (size and time of the file) shows whether an input may have changed, `digest` (of its content)
+whether it did: a file that was moved, copied or touched takes the vector that the store has. A file whose version is
+known is not opened. Rows are written in parts, so a killed process loses at most one part and the next run resumes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import UnidentifiedImageError
 
 from vlm2vec.errors import UserError
+from vlm2vec.files import write_text
 from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.sources import Source
-from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.vector_store import IMAGE, IndexFacts, VectorStore
-from vlm2vec.types import EmbeddingInput, Media, by_content, content_key
+from vlm2vec.jobs.state import STATE, StoreState
+from vlm2vec.media.images import ImageRef, open_image
+from vlm2vec.media.text import actual_path, printable
+from vlm2vec.retrieval.metadata import PREFIX, THUMBNAIL, own
+from vlm2vec.retrieval.vector_store import IndexFacts, VectorStore
+from vlm2vec.types import EmbeddingInput, content_key
 
 PART = 512
+PART_BYTES = 256 << 20  # of encoded images that wait to be encoded
 TEXT_SHOWN = 1000
-THUMBNAIL = 512
-STATE = ("source", "version", "digest")  # fields that are ours and not the user's
-HASHED_KINDS = ("picture", "text", "row")  # pages and frames are rendered, which costs as much as encoding them
+THUMBNAIL_PIXELS = 512
 
 
 class DocumentEncoder(Protocol):
-    """What makes the vectors."""
+    """Computes the vectors."""
 
     def encode_document(self, inputs: Sequence[EmbeddingInput], **kwargs: Any) -> np.ndarray:
-        """Unit-norm vectors [N, D] in input order; `on_error(position, error)` for each that cannot be read."""
+        """Unit-norm vectors [N, D] in input order; `on_error(position, error)` is called for an unreadable input."""
         ...
 
 
 @dataclass
 class IndexReport:
-    """What a run did.
+    """The changes that a run made.
 
     Attributes:
-        num_new, num_changed: Rows written; `num_encoded` of them were encoded, the others' content was known.
-        num_same: Rows that were left alone.
-        num_removed: Rows whose file is gone or can no longer be read.
+        num_new, num_changed: Rows written. `num_encoded` of them were encoded; the content of the others was known.
+        num_same: Rows that were up to date.
+        num_removed: Rows whose input is gone or can no longer be read.
         errors: (key, reason) of inputs that could not be read.
+        gone: Other sources in the store whose path no longer exists, with the number of their rows.
         index: How the store is searched now.
     """
 
@@ -59,18 +63,23 @@ class IndexReport:
     num_same: int = 0
     num_removed: int = 0
     errors: list[tuple[str, str]] = field(default_factory=list)
-    index: IndexFacts = field(default_factory=lambda: IndexFacts("exact", "not looked at"))
+    gone: dict[str, int] = field(default_factory=dict)
+    index: IndexFacts = field(default_factory=lambda: IndexFacts("exact", "not determined"))
 
 
 @dataclass
 class _Row:
-    """A record on its way into the store."""
+    """A record on its way into the store; `item` holds the images' bytes, so that they are read once."""
 
     key: str
     item: EmbeddingInput
     metadata: dict[str, Any]
-    digest: str | None
+    digest: str
     vector_D: np.ndarray | None = None
+
+    def num_bytes(self) -> int:
+        """Bytes of images held."""
+        return sum(len(image.data) for image in self.item.images if image.data is not None)
 
 
 def index_source(
@@ -85,151 +94,197 @@ def index_source(
     """Brings a store up to date with a source.
 
     Args:
-        encoder: Of the store's model.
-        source: What is to be found in the store; rows of other sources are left alone.
-        store: Made with `create`, so that the model is known to be its own.
-        keep_images: Keep a small copy of each image in the store, so that results can be shown without the files.
-        index: Kind of the index; None: chosen by the number of rows.
-        progress: Called with the number of records done since the last call.
+        encoder: The store's model.
+        source: The inputs; rows of other sources are left unchanged.
+        store: Opened with `create`, which checks that its model is the encoder's.
+        keep_images: Keep a thumbnail of each image in the store, to show results without the files.
+        index: Kind of index; None: chosen by the number of rows.
+        progress: Called with the number of files (of a folder) or records done since the last call.
     """
-    root = str(source.path.resolve())
-    have = _state(store)
+    root = source_name(source.path)
+    state = StoreState(store)
     report = IndexReport()
-    gone = {key for key, one in have.items() if one.get("source") == root}
-    writer = _Writer(encoder, store, report, have)
+    writer = _Writer(encoder, store, report, state)
+    kept: set[str] = set()
     seen: set[str] = set()
-    for record in source:
-        key = f"{root}{'/' if source.path.is_dir() else '#'}{record.key}"
-        known = have.get(key)
+    for record in _changed(source, root, state, kept, progress):
+        key = _row_key(source, root, record.key)
+        known = state.rows.get(key)
         if key in seen:
             report.errors.append((key, "this key appears twice in the source; only its first input is kept"))
-        elif known and record.error is None and known.get("version") == record.version:
-            seen.add(key)
-            gone.discard(key)
-            report.num_same += 1
+        elif known and record.error is None and (known.source, known.version) == (root, record.version):
+            kept.add(key)
         elif row := _row_of(key, record, root, keep_images, report):
-            seen.add(key)
-            gone -= writer.add(row)
-        progress(1)
-    gone -= writer.flush()
+            writer.add(row)
+        seen.add(key)
+    writer.flush()
+    report.num_same = len(kept)
+    gone = {key for key, known in state.rows.items() if known.source == root} - kept - writer.written
     store.delete(sorted(gone))
     report.num_removed = len(gone)
+    report.gone = {name: count for name, count in state.by_source().items() if name != root and _is_gone(name)}
     report.index = store.build_index(index)
     return report
 
 
+def source_name(path: Path) -> str:
+    """How a source is called in a store: its absolute path."""
+    return printable(str(path.resolve()))
+
+
 def write_errors(report: IndexReport, path: Path) -> None:
-    """Writes the inputs that could not be read as JSON lines; removes the file of an earlier run where all could."""
-    if not report.errors:
+    """Writes the inputs that could not be read as JSON lines; removes the file of an earlier run if there are none."""
+    if report.errors:
+        lines = (json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in report.errors)
+        write_text(path, "".join(lines))
+    else:
         path.unlink(missing_ok=True)
-        return
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in report.errors))
-    beside.replace(path)
 
 
-def _state(store: VectorStore) -> dict[str, dict[str, Any]]:
-    """Source, version and digest of every row, by key."""
-    return {key: one for rows in store.scan(STATE) for key, one in zip(rows.keys, rows.metadata, strict=True)}
+def _row_key(source: Source, root: str, key: str) -> str:
+    return f"{root}{'/' if source.path.is_dir() else '#'}{key}"
+
+
+def _is_gone(name: str) -> bool:
+    """Whether a source is no longer on this machine; rows that another program wrote name none."""
+    return bool(name) and not os.path.lexists(actual_path(name))
+
+
+def _changed(
+    source: Source, root: str, state: StoreState, kept: set[str], progress: Callable[[int], None]
+) -> Iterator[Record]:
+    """Records of the files that may have changed; keys of files that did not go to `kept`, and nothing is opened."""
+    files = source.files()
+    for file in files:
+        file_key = _row_key(source, root, source.key_of(file))
+        if keys := state.complete(file_key, root, source.version_of(file)):
+            kept.update(keys)
+        else:
+            yield from source.records_of(file)
+        progress(1)
+    for record in source if not files else ():
+        yield record
+        progress(1)
 
 
 def _row_of(key: str, record: Record, root: str, keep_images: bool, report: IndexReport) -> _Row | None:
-    """A record with what is kept of it; None and a line in the report where it cannot be read."""
+    """A record with its metadata and digest; None and a line in the report if it cannot be read."""
     if record.item is None:
         report.errors.append((key, record.error or "no input"))
         return None
     item = record.item
-    metadata = {**record.metadata, "source": root, "version": record.version, "modality": _modality(item)}
+    metadata = record.metadata | own(source=root, version=record.version, modality=_modality(item))
     if item.text:
-        metadata.setdefault("text", item.text[:TEXT_SHOWN])
-    digest = None
+        metadata |= own(text=item.text[:TEXT_SHOWN])
     try:
-        if metadata.get("kind") in HASHED_KINDS:
-            digest = _look(item, metadata)
+        digest, held, size = _look(item)
+        metadata |= own(digest=digest, **size)
         if item.images:
             first = item.images[0]
-            metadata |= {"path": first.path or metadata.get("path"), "member": first.member}
+            place = first.path or actual_path(metadata.get(f"{PREFIX}path") or "")
+            metadata |= own(path=printable(str(Path(place).resolve())) if place else None)
+            metadata |= own(member=printable(first.member) if first.member else None)
             if keep_images or first.data is not None:
-                metadata[IMAGE] = thumbnail(first)
-        if metadata.get("path"):
-            metadata["path"] = str(Path(metadata["path"]).resolve())
+                metadata[THUMBNAIL] = thumbnail(held.images[0])
+        elif path := metadata.get(f"{PREFIX}path"):
+            metadata |= own(path=printable(str(Path(actual_path(path)).resolve())))
     except UserError as error:
-        report.errors.append((key, str(error)))
+        report.errors.append((key, printable(str(error))))
         return None
-    return _Row(key, item, metadata | {"digest": digest}, digest)
+    return _Row(key, held, metadata, digest)
 
 
 def _modality(item: EmbeddingInput) -> str:
     if item.video is not None:
         return "video"
-    return ("both" if item.text else "picture") if item.images else "text"
+    return ("both" if item.text else "image") if item.images else "text"
 
 
-def _look(item: EmbeddingInput, metadata: dict[str, Any]) -> str:
-    """Reads an input's content once: its digest, and width and height of its first image."""
+def _look(item: EmbeddingInput) -> tuple[str, EmbeddingInput, dict[str, int]]:
+    """Reads an input's images once: a digest of the content, the input with the bytes in it, its first image's size.
 
-    def digest(media: Media) -> bytes:
-        if not item.images or media is not item.images[0]:
-            return by_content(media)
-        raw = item.images[0].read()
-        try:
-            with Image.open(io.BytesIO(raw)) as opened:
-                metadata.update(width=opened.width, height=opened.height)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{media}: not a readable image ({error}); replace or remove it") from error
-        return hashlib.sha256(raw).digest()
+    A page, a frame and a video are identified by their file and place in it. They are not drawn here, so their bytes
+    are not held and their size is not known.
 
-    return content_key(item, digest).hex()[:32]
+    Raises:
+        UserError: if an image is missing or not readable.
+    """
+    images = tuple(image if image.is_rendered() else replace(image, data=image.read()) for image in item.images)
+    held = replace(item, images=images)
+    size = _size_of(images[0]) if images and not images[0].is_rendered() else {}
+    return content_key(held).hex()[:32], held, size
+
+
+def _size_of(image: ImageRef) -> dict[str, int]:
+    try:
+        with open_image(image.read(), str(image.path or "")) as opened:
+            return {"width": opened.width, "height": opened.height}
+    except UserError as error:
+        raise UserError(f"{image}: {error}") from error
+    except UnidentifiedImageError as error:  # its message names an object in memory
+        raise UserError(f"{image}: not a readable image (of no known format); replace or remove it") from error
+    except Exception as error:  # Pillow's parsers raise anything on a damaged file (struct.error, KeyError, …)
+        raise UserError(f"{image}: not a readable image ({error}); replace or remove it") from error
 
 
 class _Writer:
-    """Gathers rows into parts and writes them: with the vectors of known content, the others encoded."""
+    """Collects rows and writes them in parts: known content with the vectors of the store, the rest encoded."""
 
-    def __init__(
-        self, encoder: DocumentEncoder, store: VectorStore, report: IndexReport, have: dict[str, dict[str, Any]]
-    ) -> None:
-        self.encoder, self.store, self.report, self.have = encoder, store, report, have
-        self.by_digest = {one["digest"]: key for key, one in have.items() if one.get("digest")}
+    def __init__(self, encoder: DocumentEncoder, store: VectorStore, report: IndexReport, state: StoreState) -> None:
+        self.encoder, self.store, self.report, self.known = encoder, store, report, state.rows
+        self.by_digest = {row.digest: key for key, row in state.rows.items() if row.digest}
         self.waiting: list[_Row] = []
+        self.waiting_bytes = 0
+        self.written: set[str] = set()
 
-    def add(self, row: _Row) -> set[str]:
-        """Takes a row; returns the keys that were written."""
+    def add(self, row: _Row) -> None:
+        """Takes a row; writes a part when it is full."""
         self.waiting.append(row)
-        return self.flush() if len(self.waiting) >= PART else set()
+        self.waiting_bytes += row.num_bytes()
+        if len(self.waiting) >= PART or self.waiting_bytes >= PART_BYTES:
+            self.flush()
 
-    def flush(self) -> set[str]:
-        """Writes what waits, in one commit."""
-        part, self.waiting = self.waiting, []
+    def flush(self) -> None:
+        """Writes the rows that wait: new ones in one commit, changed ones in another."""
+        part, self.waiting, self.waiting_bytes = self.waiting, [], 0
         self._take_known(part)
         _encode([row for row in part if row.vector_D is None], self.encoder, self.report)
         ready = [row for row in part if row.vector_D is not None]
-        if ready:
-            vectors_ND = np.stack([row.vector_D for row in ready])  # type: ignore[misc]
-            self.store.upsert([row.key for row in ready], vectors_ND, [row.metadata for row in ready])
-        self.by_digest |= {row.digest: row.key for row in ready if row.digest}
-        written = {row.key for row in ready}
-        self.report.num_changed += len(written & self.have.keys())
-        self.report.num_new += len(written - self.have.keys())
-        return written
+        new = [row for row in ready if row.key not in self.known]
+        changed = [row for row in ready if row.key in self.known]
+        _write(self.store.add, new)
+        _write(self.store.upsert, changed)
+        self.by_digest |= {row.digest: row.key for row in ready}
+        self.report.num_changed += len(changed)
+        self.report.num_new += len(new)
+        self.written |= {row.key for row in ready}
 
     def _take_known(self, part: list[_Row]) -> None:
         keys = {self.by_digest[row.digest] for row in part if row.digest in self.by_digest}
+        if not keys:
+            return
         found = self.store.fetch(sorted(keys), STATE, vectors=True)
         rows = [] if found.vectors_ND is None else list(found.vectors_ND)
-        vectors = {one.get("digest"): vector for one, vector in zip(found.metadata, rows, strict=True)}
+        vectors = {one.get(f"{PREFIX}digest"): vector for one, vector in zip(found.metadata, rows, strict=True)}
         for row in part:
-            row.vector_D = vectors.get(row.digest) if row.digest else None
+            row.vector_D = vectors.get(row.digest)
+
+
+def _write(put: Callable[[list[str], np.ndarray, list[dict[str, Any]]], None], rows: list[_Row]) -> None:
+    if rows:
+        vectors_ND = np.stack([row.vector_D for row in rows])  # type: ignore[misc]
+        put([row.key for row in rows], vectors_ND, [row.metadata for row in rows])
 
 
 def _encode(rows: list[_Row], encoder: DocumentEncoder, report: IndexReport) -> None:
-    """Gives rows their vectors; those that cannot be read stay without, and are reported."""
+    """Computes the vectors of rows; rows that cannot be read stay without one and are reported."""
     if not rows:
         return
     bad: set[int] = set()
 
     def on_error(position: int, error: UserError) -> None:
         bad.add(position)
-        report.errors.append((rows[position].key, str(error)))
+        report.errors.append((rows[position].key, printable(str(error))))
 
     vectors_ND = encoder.encode_document([row.item for row in rows], on_error=on_error)
     for position, (row, vector) in enumerate(zip(rows, vectors_ND, strict=True)):
@@ -238,8 +293,8 @@ def _encode(rows: list[_Row], encoder: DocumentEncoder, report: IndexReport) -> 
             report.num_encoded += 1
 
 
-def thumbnail(image: ImageRef, size: int = THUMBNAIL) -> bytes:
-    """A small JPEG of an image."""
+def thumbnail(image: ImageRef, size: int = THUMBNAIL_PIXELS) -> bytes:
+    """A JPEG of an image, at most `size` pixels wide and high."""
     small = image.load()
     small.thumbnail((size, size))
     encoded = io.BytesIO()

@@ -1,8 +1,8 @@
-"""Files of vectors, made from the parts of an embedding job; each appears in one rename.
+"""Output files of an embedding job, made from its parts; each file appears in one rename.
 
     .parquet  key, vector (a list of fixed length), and a column for every field of metadata
     .npy      an array [N, D]; `NAME.rows.jsonl` beside it has key and metadata of each row
-    .lance    a store that `vlm2vec search` reads
+    .lance    a vector store for `vlm2vec search`
 
 Shapes: N vectors, D embedding dim.
 """
@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.quantize import PRECISIONS, dtype, quantize, width
+from vlm2vec.retrieval.metadata import as_text, clean_metadata
 from vlm2vec.retrieval.open import open_store
-from vlm2vec.retrieval.vector_store import StoreFacts, clean_metadata
+from vlm2vec.retrieval.vector_store import StoreFacts
 
 FORMATS: dict[str, tuple[str, ...]] = {".parquet": PRECISIONS, ".npy": PRECISIONS, ".lance": ("float32", "float16")}
-"""Endings, and the precisions that each keeps."""
+"""File endings, and the precisions that each supports."""
 
 Parts = Callable[[], Iterator[tuple[list[str], np.ndarray, list[dict[str, Any]]]]]
 
@@ -35,13 +36,13 @@ def read_part(file: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def write_output(output: Path, files: Sequence[Path], facts: StoreFacts, folder: Path) -> None:
-    """Puts the parts together.
+    """Joins the parts.
 
     Args:
-        output: Its ending says what is written; replaced if it is there.
-        files: Parts that are done, at least one vector among them.
-        facts: Dimension and precision of the vectors, and what they depend on; kept with them.
-        folder: On the same disk, for what is not whole yet.
+        output: The file; its ending selects the format. An existing file is replaced.
+        files: Finished parts with at least one vector.
+        facts: Dimension and precision of the vectors, and what they depend on; stored with them.
+        folder: Folder for temporary files, on the same disk.
     """
     ranges = _ranges(files, facts.dim) if facts.precision.endswith("int8") else None
 
@@ -116,7 +117,7 @@ def _write_store(output: Path, parts: Parts, facts: StoreFacts, folder: Path) ->
         shutil.rmtree(beside)
     store = open_store(str(beside), create=facts)
     for keys, vectors, metadata in parts():
-        store.upsert(keys, vectors, metadata)
+        store.add(keys, vectors, metadata)
     store.build_index()
     store.close()
     if output.exists():
@@ -125,7 +126,7 @@ def _write_store(output: Path, parts: Parts, facts: StoreFacts, folder: Path) ->
 
 
 def _column_types(parts: Parts) -> dict[str, pa.DataType]:
-    """A type that every value of a field has: what is not of one kind becomes text."""
+    """The type of each field; a field with values of several types is text."""
     kinds: dict[str, set[type]] = {}
     for _, _, metadata in parts():
         for row in metadata:
@@ -144,4 +145,4 @@ def _column_type(kinds: set[type]) -> pa.DataType:
 
 
 def _as(value: Any, kind: pa.DataType) -> Any:
-    return str(value) if value is not None and kind == pa.string() else value
+    return as_text(value) if value is not None and kind == pa.string() else value

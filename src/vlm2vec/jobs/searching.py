@@ -1,4 +1,4 @@
-"""A model and a store together: from a question to images.
+"""Searches a vector store with its model.
 
 A query is a text, an image, both ("this dress but in red"), or a row of the store ("more like this").
 """
@@ -6,16 +6,19 @@ A query is a text, an image, both ("this dress but in red"), or a row of the sto
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.vector_store import IMAGE, Hit, VectorStore
+from vlm2vec.media.text import actual_path
+from vlm2vec.retrieval.metadata import PREFIX, THUMBNAIL
+from vlm2vec.retrieval.vector_store import Hit, VectorStore
 from vlm2vec.types import EmbeddingInput
 
-# What a query is for, in the words of MMEB's four meta-tasks; offered by name.
+# Instructions of MMEB's four meta-tasks, which a query may give by name.
 PRESETS = {
     "retrieval": "Find an image that matches the given description.",
     "classification": "Represent the given image for classification.",
@@ -25,7 +28,7 @@ PRESETS = {
 
 
 class QueryEncoder(Protocol):
-    """What makes the vectors."""
+    """Computes the vectors."""
 
     def encode_query(self, inputs: list[EmbeddingInput], **kwargs: Any) -> np.ndarray:
         """Unit-norm vectors [N, D] in input order."""
@@ -34,10 +37,10 @@ class QueryEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for: at least one of text and image.
+    """A query: at least one of text and image.
 
     Attributes:
-        instruction: The query's task: one of `PRESETS` by name, or any sentence; None: the model's own.
+        instruction: The query's task: a name of `PRESETS`, or any sentence; None: the model's default.
     """
 
     text: str | None = None
@@ -45,14 +48,14 @@ class Query:
     instruction: str | None = None
 
     def as_input(self) -> EmbeddingInput:
-        """The query as a model takes it.
+        """The query as input of the model.
 
         Raises:
             UserError: if there is neither text nor image.
         """
         text = (self.text or "").strip() or None
         if text is None and self.image is None:
-            raise UserError("the query is empty: give a text, a picture or both")
+            raise UserError("the query is empty: give a text, an image or both")
         instruction = (self.instruction or "").strip() or None
         images = (self.image,) if self.image is not None else ()
         return EmbeddingInput(text, images, PRESETS.get(instruction or "", instruction))
@@ -63,7 +66,7 @@ class Query:
 
 
 class Searcher:
-    """Answers queries from one store by its own model."""
+    """Answers queries from one store with the model that made it."""
 
     def __init__(self, encoder: QueryEncoder, store: VectorStore) -> None:
         self.encoder = encoder
@@ -79,10 +82,10 @@ class Searcher:
         return self.store.search(vector_D, k, where)
 
     def similar(self, key: str, k: int = 10, where: str | None = None) -> list[Hit]:
-        """The k rows nearest to a row, without itself; no model is needed.
+        """The k rows nearest to a row, without the row itself; no model is needed.
 
         Raises:
-            UserError: if the row is not there.
+            UserError: if the store has no such row.
         """
         rows = self.store.fetch([key], [], vectors=True)
         if rows.vectors_ND is None:
@@ -92,18 +95,26 @@ class Searcher:
 
 
 def image_ref(metadata: dict[str, Any]) -> ImageRef | None:
-    """Where a row's image lies; None for a row without one."""
-    if isinstance(metadata.get(IMAGE), bytes):
-        return ImageRef(data=metadata[IMAGE])
-    if metadata.get("modality") in ("text", "video") or not metadata.get("path"):
+    """The image of a row: its thumbnail where the store has one, else its file; None for a row without an image."""
+    if isinstance(metadata.get(THUMBNAIL), bytes):
+        return ImageRef(data=metadata[THUMBNAIL])
+    path = metadata.get(f"{PREFIX}path")
+    if metadata.get(f"{PREFIX}modality") in ("text", "video") or not path:
         return None
-    return ImageRef(path=metadata["path"], member=metadata.get("member"))
+    member = metadata.get(f"{PREFIX}member")
+    return ImageRef(path=actual_path(path), member=actual_path(member) if member else None)
+
+
+def is_missing(metadata: dict[str, Any]) -> bool:
+    """Whether the file that a row was made from no longer exists; False for a row that names none."""
+    path = str(metadata.get(f"{PREFIX}path") or "")
+    return bool(path) and not Path(actual_path(path)).exists()
 
 
 def with_images(store: VectorStore, hits: list[Hit]) -> list[Hit]:
-    """Hits with the copies of their images, where the store keeps such."""
-    if IMAGE not in store.fields():
+    """Hits with their thumbnails, where the store keeps them."""
+    if THUMBNAIL not in store.fields():
         return hits
-    rows = store.fetch([hit.key for hit in hits], [IMAGE])
+    rows = store.fetch([hit.key for hit in hits], [THUMBNAIL])
     kept = dict(zip(rows.keys, rows.metadata, strict=True))
     return [Hit(hit.key, hit.score, hit.metadata | kept.get(hit.key, {})) for hit in hits]

@@ -1,4 +1,4 @@
-"""Results as one HTML page with small copies of the images inside: nothing to fetch, can be sent to someone."""
+"""Results as one HTML file with thumbnails inside, which can be sent to someone."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from vlm2vec.errors import UserError
-from vlm2vec.jobs.indexing import STATE, thumbnail
-from vlm2vec.jobs.searching import image_ref
+from vlm2vec.files import write_text
+from vlm2vec.jobs.indexing import thumbnail
+from vlm2vec.jobs.searching import image_ref, is_missing
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.vector_store import IMAGE, Hit
+from vlm2vec.retrieval.metadata import PREFIX, is_own
+from vlm2vec.retrieval.vector_store import Hit
 
 TEMPLATE = Path(__file__).with_name("templates") / "sheet.html.j2"
 PIXELS = 320
 MOST_TEXT = 280
-PLAIN = (*STATE, IMAGE, "path", "member", "text", "modality", "kind")
+SHOWN = tuple(f"{PREFIX}{name}" for name in ("width", "height", "page", "seconds", "line", "row"))
+"""Fields of this package that a card shows, beside the user's own."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A hit as the page shows it."""
+    """A search result on the page."""
 
     name: str
     place: str
@@ -39,10 +43,10 @@ def write_sheet(
     """Writes a page of images with scores.
 
     Args:
-        path: Of the HTML file; replaced whole.
-        title: What was looked for.
-        sections: Heading and hits; an empty heading is not shown.
-        query: The image that was looked for.
+        path: The HTML file; replaced atomically.
+        title: The query.
+        sections: Pairs of a heading and hits; an empty heading is not shown.
+        query: The image of the query.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text()).render(
@@ -50,28 +54,33 @@ def write_sheet(
         query=_data_uri(query) if query else None,
         sections=[(heading, [card_of(hit) for hit in hits]) for heading, hits in sections],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write_text(path, page)
 
 
 def card_of(hit: Hit) -> Card:
-    """What is shown of a hit; an image that is gone is left out and said."""
-    about = {name: value for name, value in hit.metadata.items() if name not in PLAIN}
-    text = str(hit.metadata.get("text", ""))[:MOST_TEXT]
+    """A hit as a card; an image that cannot be read is left out and its error shown."""
+    text = str(hit.metadata.get(f"{PREFIX}text", ""))[:MOST_TEXT]
     image = None
     if ref := image_ref(hit.metadata):
         try:
             image = _data_uri(ref)
         except UserError as error:
             text = str(error)
-    facts = " · ".join(f"{name} {value}" for name, value in about.items())
+    facts = " · ".join(f"{name} {value}" for name, value in shown_fields(hit).items())
+    if is_missing(hit.metadata):
+        facts = f"file not found · {facts}".removesuffix(" · ")
     return Card(name_of(hit), hit.key, f"{hit.score:.3f}", image, text, facts)
 
 
+def shown_fields(hit: Hit) -> dict[str, Any]:
+    """The fields of a hit that a person reads: the user's, and those of `SHOWN` without the prefix."""
+    fields = {name: value for name, value in hit.metadata.items() if not is_own(name)}
+    ours = {name.removeprefix(PREFIX): hit.metadata[name] for name in SHOWN if name in hit.metadata}
+    return {**ours, **fields}
+
+
 def name_of(hit: Hit) -> str:
-    """What a row is called: its own title or name, or the end of its key."""
+    """Title of a hit: its field `title` or `name`, or the last part of its key."""
     return str(hit.metadata.get("title") or hit.metadata.get("name") or hit.key.rpartition("/")[2])
 
 

@@ -1,9 +1,9 @@
 """Rows of JSON lines, CSV and parquet files as inputs.
 
-A row has `text`, an image, or both, and maybe `instruction`; every other column is metadata. Images are paths
-relative to the table, lists of such paths, or, in parquet, cells of bytes or of the hub's Image type. The columns are
-found by name: text among `TEXT_NAMES`, images among `IMAGE_NAMES`, the row's key among `KEY_NAMES` (without one, the
-row's number is its key).
+A row has a text, an image or both, and optionally `instruction`; every other column is metadata. Images are paths
+relative to the table, lists of such paths, or, in parquet, cells of bytes or of the hub's Image type. Columns are found
+by name: the text among `TEXT_NAMES`, the image among `IMAGE_NAMES`, the row's key among `KEY_NAMES`. A row without a
+key has its number as key.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.jobs.records import Record, SourceSettings, row_version
 from vlm2vec.media.images import ImageRef
+from vlm2vec.media.text import printable, read_lines, require_unicode
+from vlm2vec.retrieval.metadata import column_name, own, plain_value, renamed_columns
 from vlm2vec.types import EmbeddingInput
 
 TEXT_NAMES = ("text", "caption", "document", "query", "content", "title")
@@ -29,63 +31,81 @@ KEY_NAMES = ("key", "id", "_id")
 Row = tuple[int, dict[str, Any] | str]
 
 
-def read_table(path: Path, prefix: str, settings: SourceSettings) -> Iterator[Record]:
-    """Records of a table; a row that is no input is one with an error.
+def read_table(
+    path: Path, prefix: str, settings: SourceSettings, renamed: dict[str, str] | None = None
+) -> Iterator[Record]:
+    """Records of a table; a row that is not a valid input is a record with an error.
 
     Args:
         path: The file.
-        prefix: Put before the keys.
-        settings: Names of columns, where they are not to be found by name.
+        prefix: Prepended to the keys.
+        settings: Names of columns that are not to be found by name, and the encoding.
+        renamed: Receives the columns that are kept under another name.
 
     Raises:
-        UserError: if the file cannot be read as such a table, or has no column of texts or images.
+        UserError: if the file is not a table of its kind, or has no column of texts or images.
     """
-    read = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}[path.suffix.lower()]
+    ending = path.suffix.lower()
+    read = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}[ending]
     columns: _Columns | None = None
-    for number, row in read(path):
+    for number, row in read(path, settings.encoding):
         if isinstance(row, str):
-            yield Record(f"{prefix}{number}", None, {"path": str(path)}, "", f"{path}, row {number}: {row}")
+            where = own(path=printable(str(path)), kind="row", row=number)
+            yield Record(f"{prefix}{number}", None, where, "", printable(f"{path}, row {number}: {row}"))
             continue
-        if columns is None or path.suffix.lower() == ".jsonl":  # there, each row may have fields of its own
+        if columns is None or not columns.fit(row):  # rows of JSON lines may have fields of their own
             columns = _Columns(row, settings)
+            if renamed is not None:
+                renamed.update(renamed_columns(dict.fromkeys(columns.others)))
         yield columns.record(row, path, number, prefix)
 
 
 class _Columns:
-    """Which columns of a table are what."""
+    """The meaning of each column of a table."""
 
-    def __init__(self, names: Iterable[str], settings: SourceSettings) -> None:
-        self.text = _choose(names, settings.text_column, TEXT_NAMES)
-        self.image = _choose(names, settings.image_column, IMAGE_NAMES)
-        self.key = _choose(names, settings.key_column, KEY_NAMES)
+    def __init__(self, row: dict[str, Any], settings: SourceSettings) -> None:
+        self.names = set(row)
+        self.text = _choose(row, settings.text_column, TEXT_NAMES)
+        self.image = _choose(row, settings.image_column, IMAGE_NAMES)
+        self.key = _choose(row, settings.key_column, KEY_NAMES)
+        used = {self.text, self.image, self.key, "instruction"}
+        self.others = {name: column_name(name) for name in row if name not in used}
+
+    def fit(self, row: dict[str, Any]) -> bool:
+        """Whether a row has these columns."""
+        return row.keys() == self.names
 
     def record(self, row: dict[str, Any], path: Path, number: int, prefix: str) -> Record:
         """The record of a row."""
-        own = row.get(self.key) if self.key else None
-        key = f"{prefix}{number if own in (None, '') else own}"
-        used = {self.text, self.image, self.key, "instruction"}
-        others = {name: value for name, value in row.items() if name not in used}
-        about = {**others, "path": str(path), "kind": "row", "row": number}
+        own_key = row.get(self.key) if self.key else None
+        key = printable(f"{prefix}{number if own_key in (None, '') else own_key}")
+        others = {column: plain_value(row[name]) for name, column in self.others.items()}
+        about = others | own(path=printable(str(path)), kind="row", row=number)
         where = f"{path}, row {number}"
         try:
             item = self._input(row, path, where)
         except UserError as error:
-            return Record(key, None, about, "", f"{where}: {error}")
-        version = row_version(json.dumps([item.text, item.instruction, others], default=str), item.images)
+            return Record(key, None, about, "", printable(f"{where}: {error}"))
+        version = row_version(json.dumps([item.text, item.instruction, others]), item.images)
         return Record(key, item, about, version)
 
     def _input(self, row: dict[str, Any], path: Path, where: str) -> EmbeddingInput:
         text = row.get(self.text) if self.text else None
         if text is not None and not isinstance(text, str):
-            raise UserError(f"column {self.text}: expected a text, found {text!r}")
+            raise UserError(f"column {self.text}: expected a text, found {shown(text)}")
         value = row.get(self.image) if self.image else None
         cells = value if isinstance(value, list) else [value]
         images = tuple(_image(cell, path, where) for cell in cells if cell not in (None, ""))
         if not text and not images:
             tried = " or ".join(filter(None, (self.text, self.image)))
             sought = f"one of {', '.join(TEXT_NAMES)}, or of {', '.join(IMAGE_NAMES)}"
-            raise UserError(f"nothing in {tried}" if tried else f"no column of texts or pictures; expected {sought}")
-        return EmbeddingInput(text or None, images, row.get("instruction") or None)
+            raise UserError(f"nothing in {tried}" if tried else f"no column of texts or images; expected {sought}")
+        instruction = row.get("instruction") or None
+        if instruction is not None and not isinstance(instruction, str):
+            raise UserError(f"column instruction: expected a text, found {shown(instruction)}")
+        require_unicode(text, f"column {self.text}")
+        require_unicode(instruction, "column instruction")
+        return EmbeddingInput(text or None, images, instruction)
 
 
 def _choose(names: Iterable[str], wanted: str | None, usual: Sequence[str]) -> str | None:
@@ -99,37 +119,49 @@ def _image(cell: Any, path: Path, where: str) -> ImageRef:
     if isinstance(cell, ImageRef):
         return cell
     if not isinstance(cell, str):
-        raise UserError(f"expected the path of a picture, found {cell!r}")
+        raise UserError(f"expected the path of an image, found {shown(cell)}")
     if cell.startswith(("data:", "http://", "https://")):
         return ImageRef.of(cell)
     return ImageRef(path=str(path.parent / cell), origin=where)
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, f"not JSON ({error})"
-                continue
-            yield number, row if isinstance(row, dict) else f"expected an object, found {line.strip()[:60]}"
+def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
+    for number, line in read_lines(path, encoding):
+        if isinstance(line, UserError):
+            yield number, str(line)
+            continue
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield number, f"not JSON ({error})"
+            continue
+        yield number, row if isinstance(row, dict) else f"expected an object, found {shown(line.strip())}"
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path, encoding: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        rows = csv.DictReader(lines)
+    try:
+        rows = csv.DictReader(_csv_lines(path, encoding))
         for number, row in enumerate(rows, start=1):
             if None in row or None in row.values():  # more or fewer cells than the header has
                 yield number, f"expected {len(rows.fieldnames or ())} cells"
                 continue
             yield number, dict(row)
+    except csv.Error as error:
+        raise UserError(f"{path}: not a readable CSV file ({error})") from error
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _csv_lines(path: Path, encoding: str) -> Iterator[str]:
+    """Lines of a CSV file. A row may span lines, so a line that is not valid is an error of the file."""
+    for _, line in read_lines(path, encoding):
+        if isinstance(line, UserError):
+            raise line
+        yield line
+
+
+def _parquet(path: Path, encoding: str) -> Iterator[Row]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -141,7 +173,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         rows = batch.select(plain).to_pylist() if plain else [{} for _ in range(batch.num_rows)]
         gaps = {name: batch.column(name).is_null().to_pylist() for name in cells if name in batch.schema.names}
         for i, row in enumerate(rows):
-            # Cells are read when they are encoded; the archive that they lie in is the table.
+            # A cell is a reference into the table, which is read when the cell is encoded.
             images = {name: ImageRef(str(path), f"{name}[{number}]") for name in cells}
             images |= {name: None for name, empty in gaps.items() if empty[i]}
             yield number, {**row, **images}
@@ -149,7 +181,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def _with_gaps(file: pq.ParquetFile, cells: list[str]) -> list[str]:
-    """Columns of images that may have empty cells; only these are read to list the rows."""
+    """Image columns that may have empty cells; the other image columns are not read to list the rows."""
     full = set(cells)
     for group in range(file.num_row_groups):
         about = file.metadata.row_group(group)

@@ -20,6 +20,13 @@ from vlm2vec.errors import UserError
 from vlm2vec.media import archives, documents
 from vlm2vec.media.pixels import PixelRules, prepare, to_rgb
 
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".avif", ".jp2", ".j2k", ".jpf", ".jpx", ".heic", ".heif", ".ppm", ".pgm", ".pnm", ".tga",
+)  # fmt: skip
+"""Endings of image files that Pillow reads; HEIC needs the extra `heic`."""
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
@@ -88,13 +95,18 @@ class ImageRef:
         except UserError as error:
             raise UserError(f"{self.origin}: {error}" if self.origin else str(error)) from error
 
+    def is_rendered(self) -> bool:
+        """Whether this is a page of a PDF or a frame of a video, which costs as much to draw as to encode."""
+        return self.path is not None and self.member is not None and documents.is_document(self.path)
+
     def digest(self) -> str:
         """SHA-256 of the content (and of `rules`): equal images have equal digests wherever they lie.
 
         Raises:
             UserError: as `read`.
         """
-        if self.path is not None and self.member is not None and documents.is_document(self.path):
+        if self.is_rendered():
+            assert self.path is not None and self.member is not None
             found = documents.digest(self.path, self.member)  # drawing a page costs far more than its file's hash
         else:
             found = hashlib.sha256(self.read()).hexdigest()
@@ -110,7 +122,7 @@ class ImageRef:
         """
         raw = self.read()
         try:
-            with Image.open(io.BytesIO(raw)) as image:
+            with open_image(raw, str(self.path or "")) as image:
                 image.load()
                 return prepare(image, self.rules)
         except UserError as error:
@@ -123,6 +135,26 @@ class ImageRef:
     def __str__(self) -> str:
         place = f"{self.path}:{self.member}" if self.member else self.path or "picture given in memory"
         return f"{self.origin}: {place}" if self.origin else place
+
+
+def open_image(raw: bytes, name: str = "") -> Image.Image:
+    """Opens an encoded image with Pillow, HEIC included; only the header is decoded.
+
+    Args:
+        raw: The encoded file.
+        name: Its name, whose ending tells a damaged HEIC file from one of another format.
+
+    Raises:
+        UserError: for HEIC where pillow-heif is not installed.
+        UnidentifiedImageError, OSError and others: from Pillow, for a damaged file or an unknown format.
+    """
+    if (raw[4:8] == b"ftyp" and raw[8:12] in HEIF_BRANDS) or name.lower().endswith((".heic", ".heif")):
+        try:
+            import pillow_heif
+        except ImportError as error:
+            raise UserError("HEIC images need pillow-heif: pip install 'vlm2vec[heic]'") from error
+        pillow_heif.register_heif_opener()
+    return Image.open(io.BytesIO(raw))
 
 
 def _decode_data_uri(uri: str) -> bytes:

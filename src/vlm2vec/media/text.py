@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from vlm2vec.errors import UserError
 
 ENCODING = "utf-8-sig"
 """UTF-8, with or without a byte order mark."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -47,3 +51,49 @@ def read_text(path: Path, encoding: str = ENCODING) -> str:
     except OSError as error:
         raise UserError(f"{path}: not readable ({error.strerror or error})") from error
     return decode(content, str(path), encoding)
+
+
+def read_lines(path: Path, encoding: str = ENCODING) -> Iterator[tuple[int, str | UserError]]:
+    """Lines of a text file with their numbers, from 1, with their ends; a line that is not valid is its error.
+
+    Raises:
+        UserError: if the file is not readable, or not valid in an encoding whose lines do not end in a byte 10.
+    """
+    if encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32")):
+        yield from enumerate(read_text(path, encoding).splitlines(keepends=True), start=1)
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield number, decode(line, f"{path}, line {number}", encoding)
+            except UserError as error:
+                yield number, error
+
+
+def require_unicode(text: str | None, where: str) -> None:
+    r"""Refuses a text with half a surrogate pair, which no encoding can express (JSON's `\ud83d` alone).
+
+    Raises:
+        UserError: naming the place and the character.
+    """
+    found = SURROGATE.search(text or "")
+    if found:
+        raise UserError(
+            f"{where}: character {found.start() + 1} is half a character (U+{ord(found[0]):04X}, a lone surrogate); "
+            "replace it"
+        )
+
+
+def printable(text: str) -> str:
+    r"""A text that UTF-8 can encode: undecodable bytes of a file name as `\xe9`, lone surrogates as `\ud83d`."""
+    if not SURROGATE.search(text):
+        return text
+    escaped = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    return escaped.encode(errors="backslashreplace").decode()
+
+
+def actual_path(text: str) -> str:
+    """The path that `printable` wrote; a path that exists as written is itself."""
+    if "\\x" not in text or os.path.lexists(text):
+        return text
+    return re.sub(r"\\x([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)

@@ -1,11 +1,12 @@
-"""A store in LanceDB: one table, a folder on this machine or in an object store; no server.
+"""A vector store in LanceDB: one table in a folder on this machine or in an object store, without a server.
 
-The table's schema holds the facts, so a store moves as one folder. Every write is one commit of Lance: a process that
-is killed leaves the commits before it and nothing of its own.
+The table's schema holds the facts, so the folder can be moved as a whole. Each write is one commit of Lance: a killed
+process leaves the commits before its last write, and nothing of that write.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm2vec.errors import UserError
+from vlm2vec.retrieval.metadata import RESERVED, THUMBNAIL, as_text, clean_metadata, resolve_fields
 from vlm2vec.retrieval.vector_store import (
-    IMAGE,
     LANCE_ENDING,
-    RESERVED,
     SCAN_ROWS,
     Hit,
     IndexFacts,
@@ -27,13 +27,15 @@ from vlm2vec.retrieval.vector_store import (
     absent,
     best_first,
     choose_kind,
-    clean_metadata,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FACTS = b"vlm2vec"
+TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # names of tables that LanceDB allows
+ONLY_TABLE = "vectors"
+WIDENED = "v2v_widened"
 KEYS_AT_ONCE = 500
 KINDS = ("IVF_RQ", "IVF_HNSW_SQ", "IVF_PQ")  # the first that can keep the dimension is the choice for many rows
 RQ_DIVISOR = 8  # IVF_RQ keeps dimensions that are divisible by it
@@ -43,33 +45,47 @@ REFINE = 8  # an index's nearest 8 k are scored again by the kept vectors
 
 
 def open_lance(uri: str, create: StoreFacts | None) -> LanceStore:
-    """Opens the table at `uri`, or makes it where `create` is given.
+    """Opens the table at `uri`; creates it if it is absent and `create` is given.
 
     Raises:
-        UserError: if LanceDB is not installed, the store is absent, or the folder is no store of ours.
+        UserError: if LanceDB is not installed, the store is absent, or another program made the folder.
     """
     try:
         import lancedb
     except ImportError as error:
         raise UserError("a .lance store needs LanceDB: pip install 'vlm2vec[index]'") from error
-    parent, _, name = uri.rpartition("/")
-    name = name.removesuffix(LANCE_ENDING)
-    if not name:
-        raise UserError(f"store {uri!r}: expected a name before {LANCE_ENDING}")
+    folder, name = _place(uri)
     there = "://" in uri or Path(uri).exists()
+    empty = not there or (Path(uri).is_dir() and not any(Path(uri).iterdir()))
     if not there and create is None:
         raise absent(uri)
-    database = lancedb.connect(parent or ".")
+    database = lancedb.connect(folder)
     try:
         table = database.open_table(name)
     except (ValueError, RuntimeError, FileNotFoundError) as error:
-        if create is None or ("://" not in uri and Path(uri).exists()):
+        if create is None or ("://" not in uri and not empty):
             raise UserError(f"{uri}: not a LanceDB table ({_first_line(error)})") from error
         table = database.create_table(name, schema=_new_schema(create))
     about = (table.schema.metadata or {}).get(FACTS)
     if about is None:
         raise UserError(f"{uri}: a LanceDB table that vlm2vec index did not make; choose another --store")
     return LanceStore(uri, table, StoreFacts.from_json(about.decode()))
+
+
+def _place(uri: str) -> tuple[str, str]:
+    """Folder of a LanceDB database and the name of a table in it, which together are the store at `uri`.
+
+    A name that LanceDB allows is the table's own: `photos.lance` is the table `photos` of its parent folder. Any other
+    name, such as `my photos.lance`, is a folder with one table in it.
+
+    Raises:
+        UserError: if the address has no name.
+    """
+    parent, _, name = uri.rpartition("/")
+    name = name.removesuffix(LANCE_ENDING)
+    if not name:
+        raise UserError(f"store {uri!r}: expected a name before {LANCE_ENDING}")
+    return (parent or ".", name) if TABLE_NAME.fullmatch(name) else (uri, ONLY_TABLE)
 
 
 class LanceStore:
@@ -82,43 +98,54 @@ class LanceStore:
         self._indexed = any(index.name == INDEX_NAME for index in table.list_indices())
 
     def count(self, where: str | None = None) -> int:
-        """Rows, all or those of a filter."""
+        """Number of rows, or of the rows that match a filter."""
         with self._filter_errors(where):
-            return int(self._table.count_rows(where))
+            return int(self._table.count_rows(self._resolved(where)))
 
     def fields(self) -> dict[str, str]:
-        """Names of the metadata, and what each is."""
-        return {one.name: _kind(one.type) for one in self._table.schema if one.name not in RESERVED}
+        """Fields of the metadata with their types."""
+        return {one.name: _kind(one.type) for one in self._table.schema if not _internal(one.name)}
 
     def upsert(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> None:
-        """Adds rows, or replaces those whose key is there, in one commit."""
-        if not keys:
-            return
+        """Adds rows, or replaces rows of the same key, in one commit."""
+        if keys:
+            merge = self._table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(self._rows(keys, vectors_ND, metadata))
+
+    def add(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> None:
+        """Appends rows whose keys are not in the store yet, in one commit that reads nothing.
+
+        In an object store another process may have added the same rows meanwhile, so there this is `upsert`.
+        """
+        if "://" in self.uri:
+            self.upsert(keys, vectors_ND, metadata)
+        elif keys:
+            self._table.add(self._rows(keys, vectors_ND, metadata))
+
+    def _rows(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """Rows as a table with the store's columns, which are made where they are missing."""
         rows = [clean_metadata(one) for one in metadata]
         self._widen(rows)
-        schema = self._table.schema
-        table = _rows_table(keys, np.asarray(vectors_ND), rows, schema)
-        merge = self._table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
-        merge.execute(table)
+        return _rows_table(keys, np.asarray(vectors_ND), rows, self._table.schema)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Removes rows; absent keys are passed over."""
+        """Removes rows; absent keys are ignored."""
         for start in range(0, len(keys), KEYS_AT_ONCE):
             self._table.delete(_among(keys[start : start + KEYS_AT_ONCE]))
 
     def scan(
         self, fields: Sequence[str] | None = None, where: str | None = None, *, vectors: bool = False
     ) -> Iterator[Rows]:
-        """All rows, or those of a filter, in blocks."""
+        """All rows, or those that match a filter, in blocks."""
         query = self._table.search().select(self._columns(fields, vectors))
-        query = query.where(where) if where else query
+        query = query.where(self._resolved(where)) if where else query
         with self._filter_errors(where):
             for batch in query.to_batches(SCAN_ROWS):
                 if batch.num_rows:
                     yield _rows_of(batch)
 
     def fetch(self, keys: Sequence[str], fields: Sequence[str] | None = None, *, vectors: bool = False) -> Rows:
-        """The rows of these keys that are there, in the order of `keys`."""
+        """The rows with these keys, in the order of `keys`; absent keys are left out."""
         found: dict[str, tuple[dict[str, Any], np.ndarray | None]] = {}
         for start in range(0, len(keys), KEYS_AT_ONCE):
             for rows in self.scan(fields, _among(keys[start : start + KEYS_AT_ONCE]), vectors=vectors):
@@ -129,11 +156,11 @@ class LanceStore:
         return Rows(here, [found[key][0] for key in here], vectors_ND)
 
     def search(self, vector_D: np.ndarray, k: int, where: str | None = None, *, exact: bool = False) -> list[Hit]:
-        """The k nearest rows, best first; through the index where there is one, unless `exact`."""
+        """The k nearest rows, best first; through the index if there is one, unless `exact`."""
         vector = np.asarray(vector_D, dtype=self.facts.precision)
         query = self._table.search(vector, vector_column_name="vector").distance_type("cosine").limit(k)
         query = query.select([*self._columns(None, vectors=False), "_distance"])
-        query = query.where(where, prefilter=True) if where else query
+        query = query.where(self._resolved(where), prefilter=True) if where else query
         if self._indexed:
             query = query.bypass_vector_index() if exact else query.nprobes(PROBES).refine_factor(REFINE)
         with self._filter_errors(where):
@@ -141,10 +168,10 @@ class LanceStore:
         return best_first([Hit(row.pop("key"), 1.0 - row.pop("_distance"), _whole(row)) for row in rows])
 
     def build_index(self, kind: str | None = None) -> IndexFacts:
-        """Builds the index that suits the number of rows, and merges the small files that many writes leave.
+        """Builds the index that suits the number of rows, and merges the small files of many writes.
 
         Raises:
-            UserError: for a kind that there is not, or that cannot keep this dimension.
+            UserError: for an unknown kind, or one that does not support this dimension.
         """
         offered = KINDS if self.facts.dim % RQ_DIVISOR == 0 else KINDS[1:]
         chosen = choose_kind(self.count(), kind, above=offered[0], offered=offered)
@@ -158,36 +185,54 @@ class LanceStore:
         return chosen
 
     def close(self) -> None:
-        """Nothing is held open between calls."""
+        """Does nothing: no file is open between calls."""
 
     def _index_kind(self) -> str | None:
-        """The kind of the index that is there; rows that came later were added to it by `optimize`."""
+        """The kind of the existing index; `optimize` adds later rows to it."""
         stats = self._table.index_stats(INDEX_NAME) if self._indexed else None
         return str(stats.index_type).upper() if stats is not None else None
 
     def _columns(self, fields: Sequence[str] | None, vectors: bool) -> list[str]:
         known = self.fields()
-        chosen = [name for name in known if name != IMAGE] if fields is None else [f for f in fields if f in known]
+        chosen = [name for name in known if name != THUMBNAIL] if fields is None else [f for f in fields if f in known]
         return ["key", *chosen, *(["vector"] if vectors else [])]
 
-    def _widen(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Makes a column for every metadata name that is new.
+    def _resolved(self, where: str | None) -> str | None:
+        if not where:
+            return None
+        return resolve_fields(where, self.fields().__contains__, quote="`")
 
-        Raises:
-            UserError: for a value that does not fit the column that is there.
-        """
+    def _widen(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds a column for each new field, and makes a column text where a value of another type arrives."""
         import pyarrow as pa
 
+        self._finish_widening()
         there = {one.name: one.type for one in self._table.schema}
-        new: list[pa.Field] = []
-        for name, wanted in _types_of(rows).items():
-            have = there.get(name)
-            if have is None:
-                new.append(pa.field(name, wanted))
-            elif have not in (wanted, pa.string()):
-                raise UserError(f"{self.uri}: metadata {name!r} is {_kind(have)} there; a new row has {_kind(wanted)}")
+        wanted = _types_of(rows)
+        new = [pa.field(name, kind) for name, kind in wanted.items() if name not in there]
         if new:
             self._table.add_columns(new)
+        for name, kind in wanted.items():
+            if name in there and there[name] not in (kind, pa.string()):
+                self._make_text(name)
+
+    def _make_text(self, name: str) -> None:
+        """Replaces a column by its values as text, in three commits; see `_finish_widening`."""
+        text = f"CAST(`{name}` AS STRING)"
+        self._table.add_columns({f"{WIDENED}_{name}": f"regexp_replace({text}, '[.]0$', '')"})
+        self._table.drop_columns([name])
+        self._table.alter_columns({"path": f"{WIDENED}_{name}", "rename": name})
+
+    def _finish_widening(self) -> None:
+        """Completes or undoes a change of type that was interrupted."""
+        names = self._table.schema.names
+        for name in names:
+            if name.startswith(f"{WIDENED}_"):
+                before = name.removeprefix(f"{WIDENED}_")
+                if before in names:
+                    self._table.drop_columns([name])
+                else:
+                    self._table.alter_columns({"path": name, "rename": before})
 
     @contextmanager
     def _filter_errors(self, where: str | None) -> Iterator[None]:
@@ -200,6 +245,11 @@ class LanceStore:
             raise UserError(f"filter {where!r}: {_first_line(error)}; metadata of {self.uri}: {fields}") from error
 
 
+def _internal(name: str) -> bool:
+    """Whether a column is not metadata."""
+    return name in RESERVED or name.startswith(WIDENED)
+
+
 def _new_schema(facts: StoreFacts) -> pa.Schema:
     import pyarrow as pa
 
@@ -209,7 +259,7 @@ def _new_schema(facts: StoreFacts) -> pa.Schema:
 
 
 def _rows_table(keys: Sequence[str], vectors_ND: np.ndarray, rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """An Arrow table in the store's schema; absent metadata is null, anything in a text column is text."""
+    """An Arrow table in the store's schema; absent metadata is null."""
     import pyarrow as pa
 
     columns: dict[str, Any] = {}
@@ -222,20 +272,20 @@ def _rows_table(keys: Sequence[str], vectors_ND: np.ndarray, rows: list[dict[str
         else:
             values = [row.get(one.name) for row in rows]
             if one.type == pa.string():
-                values = [value if value is None else str(value) for value in values]
+                values = [value if value is None else as_text(value) for value in values]
             columns[one.name] = pa.array(values, one.type)
     return pa.table(columns, schema=schema.remove_metadata())
 
 
 def _types_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.DataType]:
-    """The column type of every metadata name; names whose values are all absent are left out."""
+    """The column type of each field; fields without a value are left out, fields of several types are text."""
     import pyarrow as pa
 
     kinds: dict[str, set[type]] = {}
     for row in rows:
         for name, value in row.items():
             if value is not None:
-                # Numbers are float64, whole or not: Lance cannot make a column of whole numbers one of others later.
+                # Numbers are float64, whole or not: Lance cannot change the type of a column of whole numbers later.
                 kinds.setdefault(name, set()).add(float if type(value) is int else type(value))
     arrow = {bool: pa.bool_(), float: pa.float64(), bytes: pa.large_binary()}
     return {
@@ -255,7 +305,7 @@ def _rows_of(batch: pa.RecordBatch) -> Rows:
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    """Whole numbers as such, as they came; what is absent is left out."""
+    """Metadata without absent fields; whole numbers are int."""
     there = {name: value for name, value in row.items() if value is not None}
     return {name: int(x) if isinstance(x, float) and x.is_integer() else x for name, x in there.items()}
 
@@ -283,7 +333,7 @@ def _among(keys: Sequence[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """What Lance says, without where in its own source it says it and without its own columns."""
+    """Lance's message, without the place in its source and its own columns."""
     line = str(error).splitlines()[0].split(", /")[0].split(". Valid fields")[0]
     for noise in ("lance error: ", "Invalid input, ", "Schema error: ", "Invalid user input: "):
         line = line.replace(noise, "")

@@ -18,8 +18,8 @@ import numpy as np
 
 from vlm2vec.errors import UserError
 from vlm2vec.retrieval.filters import absent_field, to_qdrant
+from vlm2vec.retrieval.metadata import THUMBNAIL, clean_metadata, resolve_fields
 from vlm2vec.retrieval.vector_store import (
-    IMAGE,
     SCAN_ROWS,
     Hit,
     IndexFacts,
@@ -28,7 +28,6 @@ from vlm2vec.retrieval.vector_store import (
     absent,
     best_first,
     choose_kind,
-    clean_metadata,
 )
 
 FACTS = "vlm2vec"
@@ -112,6 +111,10 @@ class QdrantStore:
         for start in range(0, len(points), POINTS_AT_ONCE):
             self._ask("upsert", points[start : start + POINTS_AT_ONCE], wait=True)
 
+    def add(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> None:
+        """Adds rows; Qdrant finds a point by its id, so this is `upsert`."""
+        self.upsert(keys, vectors_ND, metadata)
+
     def delete(self, keys: Sequence[str]) -> None:
         """Removes rows; absent keys are passed over."""
         if keys:
@@ -179,21 +182,27 @@ class QdrantStore:
             return getattr(self._client, method)(self._name, *arguments, **named)
 
     def _filter(self, where: str | None) -> Any:
-        """A SQL condition as Qdrant's; a field that no row has is a mistake, as it is in a database with a schema."""
+        """A SQL condition as Qdrant's filter; a field that no row has is an error, as in a database with a schema."""
         if not where:
             return None
-        condition, fields = to_qdrant(where)
-        for field in fields - self._known:
-            there = self._models.Filter(must_not=[absent_field(field)])
-            if not self._ask("count", count_filter=there, exact=True).count:
+        condition, fields = to_qdrant(resolve_fields(where, self._has, quote='"'))
+        for field in fields:
+            if field != KEY and not self._has(field):
                 known = ", ".join(self.fields()) or "none"
                 raise UserError(f"filter {where!r}: no row has {field!r}; metadata of {self.uri}: {known}")
-            self._known.add(field)
         return condition
+
+    def _has(self, field: str) -> bool:
+        """Whether a row has the field; a field found once is not counted again."""
+        if field not in self._known and field != KEY:
+            there = self._models.Filter(must_not=[absent_field(field)])
+            if self._ask("count", count_filter=there, exact=True).count:
+                self._known.add(field)
+        return field in self._known
 
     def _selector(self, fields: Sequence[str] | None) -> Any:
         if fields is None:
-            return self._models.PayloadSelectorExclude(exclude=[IMAGE])
+            return self._models.PayloadSelectorExclude(exclude=[THUMBNAIL])
         return self._models.PayloadSelectorInclude(include=[KEY, *fields])
 
 
@@ -242,8 +251,8 @@ def _server_errors(uri: str) -> Iterator[None]:
 def _payload(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata as JSON: a kept image as base64."""
     clean = {name: value for name, value in clean_metadata(metadata).items() if value is not None}
-    if isinstance(clean.get(IMAGE), bytes):
-        clean[IMAGE] = base64.b64encode(clean[IMAGE]).decode()
+    if isinstance(clean.get(THUMBNAIL), bytes):
+        clean[THUMBNAIL] = base64.b64encode(clean[THUMBNAIL]).decode()
     return clean
 
 
@@ -251,8 +260,8 @@ def _rows_of(points: Sequence[Any], vectors: bool) -> Rows:
     metadata = [dict(point.payload) for point in points]
     keys = [one.pop(KEY) for one in metadata]
     for one in metadata:
-        if one.get(IMAGE):
-            one[IMAGE] = base64.b64decode(one[IMAGE])
+        if one.get(THUMBNAIL):
+            one[THUMBNAIL] = base64.b64decode(one[THUMBNAIL])
     vectors_ND = np.array([point.vector for point in points], dtype=np.float32) if vectors and points else None
     return Rows(keys, metadata, vectors_ND)
 
@@ -262,6 +271,6 @@ def _point_id(key: str) -> str:
 
 
 def _kind(field: str, value: Any) -> str:
-    if field == IMAGE:
+    if field == THUMBNAIL:
         return "bytes"
     return "truth" if isinstance(value, bool) else "number" if isinstance(value, int | float) else "text"

@@ -1,4 +1,4 @@
-"""Vectors in a database, to be searched: what a store is, whichever database keeps it. Knows no model.
+"""Vector store: the interface to a database of vectors with metadata. Independent of any model.
 
     store = open_store("photos.lance")                     # LanceDB: a folder on this machine
     store = open_store("qdrant://localhost:6333/photos")   # Qdrant: a server
@@ -11,10 +11,9 @@ Shapes: N rows, D embedding dim. Vectors have unit norm; a score is a cosine.
 from __future__ import annotations
 
 import json
-import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import date, datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,25 +24,22 @@ LANCE_ENDING = ".lance"
 QDRANT_SCHEME = "qdrant://"
 PRECISIONS = ("float32", "float16")
 EXACT_BELOW = 100_000
-IMAGE = "picture"
-RESERVED = ("key", "vector")
 SCAN_ROWS = 4096
-MAX_WHOLE = 1 << 53  # larger ones are kept as text: a float64 would change them
 
 
 @dataclass(frozen=True)
 class StoreFacts:
-    """What made a store's vectors; written when the store is made.
+    """The model and settings that made a store's vectors; written when the store is created.
 
     Attributes:
         model: What loads the model: a folder, a hub id or a built-in name.
         fingerprint: Identifies weights, template and processor; vectors of another fingerprint are not comparable.
         dim: Length of the vectors.
-        precision: In which they are kept: float32 or float16.
-        instruction: Of the documents.
-        dtype: Precision of the model's weights, such as "bfloat16"; None: the machine's default.
+        precision: Storage precision of the vectors: float32 or float16.
+        instruction: Instruction of the documents; None: the documents were encoded without one.
+        dtype: Data type of the model's weights, such as "bfloat16"; None: the machine's default.
         options: Settings of the model's family.
-        about: What the fingerprint was made from, so that a refusal can say what differs.
+        about: The parts of the fingerprint, so that an error can name what differs.
     """
 
     model: str
@@ -56,19 +52,19 @@ class StoreFacts:
     about: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line that `from_json` reads."""
+        """The facts as one line of JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> StoreFacts:
-        """Reads what `to_json` wrote."""
+        """The facts from the output of `to_json`."""
         return StoreFacts(**json.loads(text))
 
     def require_same_model(self, other: StoreFacts, uri: str) -> None:
         """Refuses vectors of another model.
 
         Raises:
-            UserError: if fingerprint, dimension or the documents' precision differ; the message says in what.
+            UserError: if fingerprint, dimension, precision or instruction differ; the message names the difference.
         """
         if self.fingerprint != other.fingerprint:
             names = [name for name in sorted(self.about) if self.about[name] != other.about.get(name)]
@@ -99,7 +95,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a store, in order; `vectors_ND` is None where vectors were not asked for."""
+    """Rows of a store, in order; `vectors_ND` is None unless vectors were requested."""
 
     keys: list[str]
     metadata: list[dict[str, Any]]
@@ -108,99 +104,80 @@ class Rows:
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """How a store is searched, and why so: `kind` is "exact" or the index's name."""
+    """How a store is searched: `kind` is "exact" or the index's name; `reason` says why."""
 
     kind: str
     reason: str
 
 
 class VectorStore(Protocol):
-    """A database of vectors with metadata. Every write is kept whole or not at all."""
+    """A database of vectors with metadata (see `vlm2vec.retrieval.metadata`). Each write is complete or absent.
+
+    Filters (`where`) are SQL conditions on metadata, see `vlm2vec.retrieval.metadata.resolve_fields`.
+    """
 
     uri: str
     facts: StoreFacts
 
     def count(self, where: str | None = None) -> int:
-        """Rows, all or those of a filter."""
+        """Number of rows, or of the rows that match a filter."""
         ...
 
     def fields(self) -> dict[str, str]:
-        """Names of the metadata, and of each "text", "number", "truth" or "bytes"."""
+        """Fields of the metadata with their types: "text", "number", "truth" or "bytes"."""
         ...
 
     def upsert(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> None:
-        """Adds rows, or replaces those whose key is there. Once it returns, a kill cannot lose them."""
+        """Adds rows, or replaces rows of the same key. Once it returns, a kill cannot lose them."""
+        ...
+
+    def add(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> None:
+        """Adds rows whose keys are not in the store yet, at a cost that does not depend on its size."""
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Removes rows; absent keys are passed over."""
+        """Removes rows; absent keys are ignored."""
         ...
 
     def scan(
         self, fields: Sequence[str] | None = None, where: str | None = None, *, vectors: bool = False
     ) -> Iterator[Rows]:
-        """All rows, or those of a filter, in blocks; `fields` None: all metadata but kept images."""
+        """All rows, or those that match a filter, in blocks; `fields` None: all metadata except thumbnails."""
         ...
 
     def fetch(self, keys: Sequence[str], fields: Sequence[str] | None = None, *, vectors: bool = False) -> Rows:
-        """The rows of these keys that are there, in the order of `keys`."""
+        """The rows with these keys, in the order of `keys`; absent keys are left out."""
         ...
 
     def search(self, vector_D: np.ndarray, k: int, where: str | None = None, *, exact: bool = False) -> list[Hit]:
-        """The k nearest rows, best first; equal scores by key. `exact` passes an index by."""
+        """The k nearest rows, best first; equal scores by key. `exact` compares all vectors, without the index."""
         ...
 
     def build_index(self, kind: str | None = None) -> IndexFacts:
-        """Makes searching fast where there are many rows, and tidies up; `kind` None: chosen by their number."""
+        """Builds the index of a kind (None: chosen by the number of rows), and compacts the store."""
         ...
 
     def close(self) -> None:
-        """Lets the database go."""
+        """Closes the connection to the database."""
         ...
 
 
 def absent(uri: str) -> UserError:
-    """What to say of a store that is not there."""
-    return UserError(f"{uri}: no such store; make it with: vlm2vec index MODEL FOLDER --store {uri}")
-
-
-def clean_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata as every database keeps it: plain names, and texts, numbers or truth values; anything else as JSON.
-
-    Only the field `image` may be bytes.
-    """
-    clean = {}
-    for name, value in metadata.items():
-        name = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
-        name = f"_{name}" if name[0].isdigit() else name
-        clean[f"{name}_" if name in RESERVED else name] = value if name == IMAGE else _plain(value)
-    return clean
-
-
-def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if isinstance(value, int) and abs(value) > MAX_WHOLE:
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, date | datetime):
-        return value.isoformat()
-    return json.dumps(value, sort_keys=True, default=str)
+    """The error for a store that does not exist."""
+    return UserError(f"{uri}: no such store; make it with: vlm2vec index MODEL FOLDER --store {shlex.quote(uri)}")
 
 
 def choose_kind(num_rows: int, kind: str | None, above: str, offered: Sequence[str]) -> IndexFacts:
-    """Which index a store of so many rows gets.
+    """The kind of index for a number of rows.
 
     Args:
-        num_rows: In the store.
-        kind: What the user asked for; None: exact search where it is fast, else `above`.
-        above: The store's own choice for many rows.
-        offered: Every kind that the store has.
+        num_rows: Rows in the store.
+        kind: The kind that the user chose; None: exact search below `EXACT_BELOW` rows, else `above`.
+        above: The database's default index for many rows.
+        offered: All kinds that the database supports.
 
     Raises:
-        UserError: for a kind that the store does not have.
+        UserError: for an unsupported kind.
     """
     if kind is not None:
         if kind not in ("exact", *offered):
@@ -212,5 +189,5 @@ def choose_kind(num_rows: int, kind: str | None, above: str, offered: Sequence[s
 
 
 def best_first(hits: list[Hit]) -> list[Hit]:
-    """Hits in the order in which every store gives them."""
+    """Hits in the order that every store returns: by score, then by key."""
     return sorted(hits, key=lambda hit: (-hit.score, hit.key))

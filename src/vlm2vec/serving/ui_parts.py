@@ -14,16 +14,18 @@ from typing import Any
 import jinja2
 
 from vlm2vec.errors import UserError
-from vlm2vec.jobs.indexing import STATE, thumbnail
+from vlm2vec.jobs.indexing import thumbnail
 from vlm2vec.jobs.searching import PRESETS, Query, Searcher, image_ref, with_images
 from vlm2vec.jobs.sheet import card_of, name_of
+from vlm2vec.jobs.state import STATE
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.vector_store import IMAGE, Hit, VectorStore
+from vlm2vec.retrieval.metadata import PREFIX, THUMBNAIL
+from vlm2vec.retrieval.vector_store import Hit, VectorStore
 
 TEMPLATE = Path(__file__).with_name("templates") / "ui.html.j2"
 LARGE = 960
 MAX_README = 20_000
-HIDDEN = (*STATE, IMAGE)
+HIDDEN = (*STATE, THUMBNAIL)
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def _gone(key: str) -> Answer:
 
 def _full(hit: Hit) -> str:
     image, why = _image(image_ref(hit.metadata))
-    facts = {name: value for name, value in hit.metadata.items() if name not in (*HIDDEN, "text")}
-    text = str(hit.metadata.get("text", ""))
+    facts = {name: value for name, value in hit.metadata.items() if name not in (*HIDDEN, f"{PREFIX}text")}
+    text = str(hit.metadata.get(f"{PREFIX}text", ""))
     return _render("detail", key=hit.key, name=name_of(hit), image=image, why=why, text=text, facts=facts)
 
 

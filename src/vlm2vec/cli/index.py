@@ -1,0 +1,169 @@
+"""Commands that change a vector store: index, forget, relocate."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlm2vec.cli.options import (
+    EncodingOption,
+    ModelArgument,
+    OptionsOption,
+    PickleOption,
+    StoreArgument,
+    StoreUri,
+    model_and_source,
+    open_vector_store,
+    renamed,
+    say_skipped,
+    settings_of,
+)
+from vlm2vec.errors import UserError
+from vlm2vec.media.text import ENCODING
+from vlm2vec.progress import progress_bar, say
+
+
+def index(
+    first: ModelArgument = None,
+    second: Annotated[
+        Path | None,
+        typer.Argument(metavar="INPUT", help="A folder; or a JSONL, CSV, parquet, text, PDF, zip or tar file."),
+    ] = None,
+    *,
+    store: StoreUri,
+    instruction: Annotated[
+        str | None, typer.Option(help="Instruction of the documents; default: the model's own.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Storage precision: float32 or float16.")] = "float32",
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="Keep thumbnails in the store, to show results without the files.")
+    ] = False,
+    keep_pictures: Annotated[bool, typer.Option("--keep-pictures", hidden=True)] = False,
+    index: Annotated[
+        str | None,
+        typer.Option("--index", help="exact, IVF_RQ, IVF_HNSW_SQ or IVF_PQ; default: by the number of rows."),
+    ] = None,
+    errors: Annotated[
+        Path | None, typer.Option(help="File for the list of unreadable inputs; default: beside the store.")
+    ] = None,
+    encoding: EncodingOption = ENCODING,
+    option: OptionsOption = None,
+    allow_pickle: PickleOption = False,
+) -> None:
+    """Bring a vector store up to date with a folder: encode new and changed inputs, remove the rows of deleted ones.
+
+    Example: vlm2vec index photos/ --store photos.lance
+    """
+    from vlm2vec.jobs.indexing import index_source, write_errors
+    from vlm2vec.jobs.records import SourceSettings
+    from vlm2vec.jobs.sources import open_source
+    from vlm2vec.jobs.stores import facts_of, only_writer
+    from vlm2vec.models.embedder import Embedder
+    from vlm2vec.retrieval.open import open_store
+
+    model, source = model_and_source(first, second)
+    if not source.exists():
+        _refuse_gone(source, store)
+    keep_images = renamed(keep_images, keep_pictures, "--keep-images", "--keep-pictures")
+    inputs = open_source(source, SourceSettings(encoding=encoding))
+    settings: dict[str, Any] = settings_of(option, allow_pickle)
+    embedder = Embedder.from_pretrained(model, **settings)
+    facts = facts_of(embedder, model, options=settings, instruction=instruction, precision=precision)
+    opened = open_store(store, create=facts)
+    with only_writer(opened), progress_bar(f"indexing {source}", inputs.expected()) as advance:
+        report = index_source(embedder, inputs, opened, keep_images=keep_images, index=index, progress=advance)
+    say(
+        f"{report.num_new} new, {report.num_changed} changed, {report.num_same} unchanged, "
+        f"{report.num_removed} removed; {report.num_encoded} encoded"
+    )
+    say_skipped(inputs)
+    for name, count in report.gone.items():
+        say(
+            f"{name} no longer exists, and the store has {count} of its rows. If it was deleted: "
+            f"{_command('forget', store, name)}. If it was moved: {_command('relocate', store, name, 'NEW')}"
+        )
+    place = errors or _errors_file(store)
+    write_errors(report, place)
+    if report.errors:
+        say(f"{len(report.errors)} could not be read, listed in {place}; the first: {report.errors[0][1]}")
+    say(f"Store: {store}, {opened.count()} rows, search is {report.index.kind} ({report.index.reason})")
+    say(f'Next: vlm2vec search "a dog on the beach" --store {shlex.quote(store)}')
+    opened.close()
+
+
+def forget(
+    store: StoreArgument,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A source, or a folder or file below one.")],
+) -> None:
+    """Remove the rows of a source from a vector store; no file is deleted.
+
+    Example: vlm2vec forget photos.lance old-photos/
+    """
+    from vlm2vec.jobs.moving import forget as forget_source
+    from vlm2vec.jobs.stores import only_writer
+
+    opened = open_vector_store(store)
+    with only_writer(opened):
+        removed = forget_source(opened, source)
+    say(f"{removed} rows removed; {store} has {opened.count()} rows")
+    opened.close()
+
+
+def relocate(
+    store: StoreArgument,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Earlier path of a source.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Path of the source now.")],
+) -> None:
+    """Give the rows of a source that was moved their new paths; nothing is encoded.
+
+    Example: vlm2vec relocate photos.lance old-photos/ photos/
+    """
+    from vlm2vec.jobs.moving import relocate as relocate_source
+    from vlm2vec.jobs.stores import only_writer
+
+    if not Path(new).exists():
+        raise UserError(f"{new}: no such file or folder; expected the path to which {old} was moved")
+    opened = open_vector_store(store)
+    with only_writer(opened):
+        moved = relocate_source(opened, old, new)
+    say(f"{moved} rows moved from {old} to {new}")
+    opened.close()
+
+
+def _command(*words: str) -> str:
+    """A command that can be copied to a shell."""
+    return shlex.join(["vlm2vec", *words])
+
+
+def _refuse_gone(source: Path, store: str) -> None:
+    """The error for a source that does not exist; says so if the store has rows of it.
+
+    Raises:
+        UserError: always.
+    """
+    from vlm2vec.jobs.indexing import source_name
+    from vlm2vec.jobs.state import StoreState
+
+    missing = f"{source}: no such file or folder"
+    try:
+        opened = open_vector_store(store)
+    except UserError:
+        raise UserError(missing) from None
+    count = StoreState(opened).by_source()[source_name(source)]
+    opened.close()
+    if count:
+        missing += (
+            f"; {store} has {count} of its rows. If it was deleted: {_command('forget', store, str(source))}. "
+            f"If it was moved: {_command('relocate', store, str(source), 'NEW')}"
+        )
+    raise UserError(missing)
+
+
+def _errors_file(store: str) -> Path:
+    """Beside a local store; for one of a server, in the working folder."""
+    if "://" in store:
+        return Path(f"{store.rstrip('/').rpartition('/')[2]}.errors.jsonl")
+    return Path(f"{store.rstrip('/')}.errors.jsonl")
