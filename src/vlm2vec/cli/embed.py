@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ from vlm2vec.cli.options import (
 )
 from vlm2vec.media.text import ENCODING
 from vlm2vec.progress import say
+
+if TYPE_CHECKING:
+    from vlm2vec.jobs.embed import EmbedReport
 
 
 def embed(
@@ -62,7 +65,7 @@ def embed(
     """
     from vlm2vec.distributed.cluster import RayPool
     from vlm2vec.distributed.ray_embed import run_on_ray
-    from vlm2vec.jobs.embed import ERRORS_FILE, EmbedSettings, Job, check_output, was_finished
+    from vlm2vec.jobs.embed import EmbedSettings, Job, check_output, was_finished
     from vlm2vec.jobs.records import SourceSettings
     from vlm2vec.jobs.sources import open_source
     from vlm2vec.jobs.stores import facts_of
@@ -90,6 +93,12 @@ def embed(
             job.run(embedder, advance)
     done = job.finish()
     say_skipped(records)
+    _say_result(done, output)
+
+
+def _say_result(done: EmbedReport, output: Path) -> None:
+    from vlm2vec.jobs.embed import ERRORS_FILE
+
     if done.num_kept:
         say(f"{done.num_kept} inputs were embedded by an earlier run")
     if done.errors:
