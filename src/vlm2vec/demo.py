@@ -16,8 +16,9 @@ from vlm2vec.evaluation.run import score_model
 from vlm2vec.models.checkpoints.folder import provenance
 from vlm2vec.progress import rule, say, stage_bars
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
+from vlm2vec.training.output import CHECKPOINTS
 from vlm2vec.training.recipes import find_recipe
-from vlm2vec.training.run import CHECKPOINTS, read_log, train
+from vlm2vec.training.run import read_log, train
 
 RUNS = {"dual encoder": ("dual-encoder", "demo-dual"), "VLM2Vec": ("trained", "demo")}
 

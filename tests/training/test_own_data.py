@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from samples import COLORS, draw
 
-from vlm2vec import Embedder
+from vlm2vec import Embedder, UserError
 from vlm2vec.cli import run
 from vlm2vec.models.registry import SHIPPED
-from vlm2vec.training.config import Recipe, load_recipe
+from vlm2vec.training.base_adapter import adapter_settings
+from vlm2vec.training.config import LoraSettings, Recipe, load_recipe
 from vlm2vec.training.init_recipe import write_commented_recipe
-from vlm2vec.training.own_data import adapter_settings
+from vlm2vec.training.output import check_new
 
 SMALL = [
     "model.options={num_layers: 1, visual_tokens: 4, image_size: 64}",
@@ -66,11 +67,29 @@ def test_a_large_model_is_built_in_small_from_the_same_command(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_base_with_an_adapter_brings_its_lora_settings() -> None:
+def test_a_base_with_an_adapter_brings_its_lora_settings(tmp_path: Path) -> None:
     about = json.loads((SHIPPED["compact-embed"][0] / "adapter_config.json").read_text())
     found = adapter_settings("compact-embed")
     assert found == {"rank": about["r"], "alpha": about["lora_alpha"], "dropout": 0.0, "dora": False}
     assert adapter_settings("compact") is None
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: {base: compact-embed}\ndata: {root: train}\ntrain: {steps: 10}\noutput: runs/x\n")
+    assert load_recipe(file).lora == LoraSettings(**found)
+    assert load_recipe(file, ["lora.rank=2"]).lora == LoraSettings(rank=2)
+
+
+def test_a_failed_start_does_not_block_the_next_and_a_run_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/recipe.yaml").write_text("")
+    (tmp_path / "run/evaluations.json").write_text("[]")
+    check_new(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for kept in ("run/checkpoints/checkpoint-2/trainer_state.json", "other/notes.txt"):
+        (tmp_path / kept).parent.mkdir(parents=True)
+        (tmp_path / kept).write_text("{}")
+        with pytest.raises(UserError, match="already holds a run"):
+            check_new(tmp_path / kept.partition("/")[0])
+        assert (tmp_path / kept).exists()
 
 
 def test_a_commented_recipe_has_every_key_at_its_default(tmp_path: Path) -> None:

@@ -264,6 +264,8 @@ class Recipe(Section):
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies overrides such as `train.steps=100`.
 
+    Without a `lora` section, a base that has an adapter is trained with the adapter's settings.
+
     Raises:
         UserError: for a missing file, invalid YAML, an unknown key, a bad value or a contradiction.
     """
@@ -277,11 +279,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if not OmegaConf.is_dict(loaded):
             raise ValueError("expected a mapping with data, train and output")
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
-        return Recipe.model_validate(OmegaConf.to_container(merged, resolve=True))
+        return _with_adapter(Recipe.model_validate(OmegaConf.to_container(merged, resolve=True)))
     except ValidationError as error:
         raise UserError(f"{path}: {_first_problem(error)}") from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: not a valid recipe ({' '.join(str(error).split())[:200]})") from error
+
+
+def _with_adapter(recipe: Recipe) -> Recipe:
+    """The recipe with the LoRA settings of its base's adapter, unless it has its own."""
+    if "lora" in recipe.model_fields_set or recipe.model.base == "compact":
+        return recipe
+    from vlm2vec.training.base_adapter import adapter_settings  # imports torch, which no other recipe needs here
+
+    found = adapter_settings(recipe.model.base)
+    return recipe.model_copy(update={"lora": LoraSettings(**found)}) if found else recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:

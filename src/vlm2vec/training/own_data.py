@@ -11,11 +11,12 @@ from typing import Any
 from vlm2vec.data.pairs import BENCHMARK_FILE, SET_NAME, Pairs, describe, hold_out, read_pairs, write_pairs
 from vlm2vec.errors import UserError
 from vlm2vec.files import write_text
-from vlm2vec.models.checkpoints.adapters import CONFIG_FILE, find_adapter
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
 from vlm2vec.models.registry import BUILT_IN, shipped_folder
 from vlm2vec.planning.geometry import config_of
+from vlm2vec.training.base_adapter import adapter_settings
 from vlm2vec.training.config import Recipe, dump_recipe
+from vlm2vec.training.output import check_new
 
 MIN_PAIRS = 4
 MIN_TO_HOLD_OUT = 20  # below, a tenth is a single pair, and its score says nothing
@@ -65,8 +66,8 @@ def prepare(
     """
     if not 0 <= holdout < 1:
         raise UserError(f"--holdout {holdout}: expected a share of the pairs from 0 to below 1, such as 0.1")
-    if not resume and output.exists() and any(output.iterdir()):
-        raise UserError(f"{output}: already holds a run; choose another output, delete it, or continue with --resume")
+    if not resume:
+        check_new(output)
     pairs = read_pairs(source, query, target, negatives)
     train, held = hold_out(pairs, holdout if len(pairs.records) >= MIN_TO_HOLD_OUT else 0.0)
     if len(train) < MIN_PAIRS:
@@ -141,13 +142,3 @@ def _family(base: str) -> str | None:
         return str(config_of(base)["model_type"])
     except (UserError, KeyError):
         return None
-
-
-def adapter_settings(base: str) -> dict[str, Any] | None:
-    """The LoRA settings of a base that has an adapter, which is trained further; None for any other base."""
-    folder = find_adapter(str(shipped_folder(base) or base))
-    if folder is None:
-        return None
-    about = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    names = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "dora": "use_dora"}
-    return {key: about[name] for key, name in names.items() if name in about}

@@ -26,6 +26,7 @@ from vlm2vec.training.check_images import read_images
 from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
 from vlm2vec.training.negatives import check_negatives
+from vlm2vec.training.output import CHECKPOINTS, check_new
 from vlm2vec.training.precision import base_dtype, train_in_float32
 from vlm2vec.training.private_api import step_checkpoints
 from vlm2vec.training.report import write_report
@@ -33,7 +34,6 @@ from vlm2vec.training.resume import check_resume
 from vlm2vec.training.trainer import ContrastiveTrainer
 from vlm2vec.types import TrainExample
 
-CHECKPOINTS = "checkpoints"
 LOG_FILE = "log.json"
 REPORT_FILE = "report.html"
 logger = logging.getLogger(__name__)
@@ -146,8 +146,8 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
     """
     output = recipe.output
     is_first = os.environ.get("RANK", "0") == "0"  # only this rank checks for the folder and creates it
-    if is_first and not resume and output.exists() and any(output.iterdir()):
-        raise UserError(f"{output}: already holds a run; choose another output, delete it, or resume it with --resume")
+    if is_first and not resume:
+        check_new(output)
     last = last_checkpoint(output) if resume else None
     changes = check_resume(last, recipe) if last else []
     if changes and is_first:

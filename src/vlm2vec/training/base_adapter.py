@@ -1,0 +1,20 @@
+"""LoRA settings of a base that already has an adapter: training continues it, so its settings are the recipe's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vlm2vec.models.checkpoints.adapters import CONFIG_FILE, find_adapter
+from vlm2vec.models.registry import shipped_folder
+
+NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "dora": "use_dora"}
+
+
+def adapter_settings(base: str) -> dict[str, Any] | None:
+    """The keys of a recipe's `lora` section as the base's adapter has them; None for a base without an adapter."""
+    folder = find_adapter(str(shipped_folder(base) or base))
+    if folder is None:
+        return None
+    about = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return {key: about[name] for key, name in NAMES.items() if name in about}

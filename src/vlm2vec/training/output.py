@@ -1,0 +1,29 @@
+"""The folder of a run: when a new run may use it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from vlm2vec.errors import UserError
+from vlm2vec.training.private_api import step_checkpoints
+
+CHECKPOINTS = "checkpoints"
+BEFORE_FIRST_CHECKPOINT = {CHECKPOINTS, "evaluations.json", "best"}
+"""What a run writes before its first step checkpoint: a start that failed leaves no more, and cannot be resumed."""
+
+
+def check_new(output: Path) -> None:
+    """Makes sure that a new run can use the folder; what a failed start left there is removed.
+
+    Raises:
+        UserError: if the folder holds a run, or files that no run writes.
+    """
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"{output}: is a file; choose another output")
+    names = {path.name for path in output.iterdir()}
+    if names - BEFORE_FIRST_CHECKPOINT or step_checkpoints(output / CHECKPOINTS):
+        raise UserError(f"{output}: already holds a run; choose another output, delete it, or resume it with --resume")
+    shutil.rmtree(output)
