@@ -1,4 +1,4 @@
-"""One Ray cluster of two workers for all tests of this folder."""
+"""One Ray cluster of two workers for the whole session; only slow tests start it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import ray
 from tiny.fixtures import tiny_vlm  # noqa: F401
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """Start two workers on this machine, with a small object store."""
     ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)

@@ -33,6 +33,7 @@ def embed(model: str, inputs: Path, output: Path, *more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(cluster, model, inputs, tmp_path) -> None:
     local = embed(model, inputs, tmp_path / "local.npy")
     parts = tmp_path / "ray.npy.parts"

@@ -30,6 +30,7 @@ def score(model: str, benchmark: Path, folder: Path, *more: str) -> bytes:
     return (folder / "out/results.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(cluster, model, benchmark, small_parts, tmp_path) -> None:
     local = score(model, benchmark, tmp_path / "local")
     with one_killed("EvalWorker", tmp_path / "ray/cache", "*/*.keys") as killed:
