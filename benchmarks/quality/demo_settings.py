@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from photos import BASES, Bench, Rows, changes_of, question, write_held_out
+from held_out import Rows, question, write_held_out
+from photos import BASES, Bench, changes_of
 
 HELD_OUT = 12  # one name in so many
 TONES = {f"1f3f{last}" for last in "bcdef"}

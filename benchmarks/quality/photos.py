@@ -19,7 +19,6 @@ benchmark.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import shlex
@@ -31,9 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
+from held_out import Rows, is_held, question, rewrite, write_held_out
 
 from vlm2vec.evaluation.run import score_model
 from vlm2vec.training.config import Recipe, load_recipe
@@ -41,12 +38,11 @@ from vlm2vec.training.mining import MiningRule, mine
 from vlm2vec.training.run import train
 
 PLACEHOLDER = "<|image_1|>"
-HELD_OUT, HELD_CANDIDATES, HELD_QUERIES = 10, 200, 200  # one in so many; targets of a set that all its queries share
+HELD_CANDIDATES, HELD_QUERIES = 200, 200  # of each set
 BASES = {"vlm": (), "dual encoder": ("model.base=compact-dual",)}
 TRIED = (("2e-3", 0.1), ("2e-3", 0.05), ("4e-3", 0.1))
 GRID = [f"train.learning_rate={rate} train.temperature={t}" for rate, t in TRIED]
 Scores = dict[str, float]
-Rows = list[dict[str, Any]]
 
 
 @dataclass
@@ -89,25 +85,6 @@ class Bench:
         return {name: task["score"] for name, task in results["tasks"].items()} | results["groups"]
 
 
-def rewrite(source: Path, output: Path, files: str, change: Callable[[str, Rows], Rows], images: Sequence[str]) -> Path:
-    """Writes every set of a folder again with other rows, beside links to its images."""
-    for file in sorted(source.glob(f"*/{files}")):
-        rows = change(file.parent.name, pq.read_table(file).to_pylist())
-        target = output / file.parent.name / file.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), target)
-    for name in images:
-        link = output / name
-        if (source / name).exists() and not link.is_symlink():
-            link.symlink_to((source / name).resolve())
-    return output
-
-
-def is_held(row: Mapping[str, str]) -> bool:
-    digest = hashlib.blake2b(f"{row['qry']} {row['qry_image_path']}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest) % HELD_OUT == 0
-
-
 def hold_out(bench: Bench) -> tuple[Path, Path]:
     """Training sets without a tenth of their queries, and that tenth as a benchmark."""
     source, output = bench.data / "train", bench.output / "held-out"
@@ -125,33 +102,6 @@ def hold_out(bench: Bench) -> tuple[Path, Path]:
         return [question(row, pool) for row in draw.sample(held, min(HELD_QUERIES, len(held)))]
 
     return write_held_out(source, output, kept, asked, tasks)
-
-
-def question(row: Mapping[str, Any], pool: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """A training row as a query: its target first, then the others of a pool of (text, image)."""
-    gold = (row["pos_text"], row["pos_image_path"])
-    texts, paths = zip(gold, *[target for target in pool if target != gold], strict=True)
-    query = {"qry_text": row["qry"], "qry_img_path": row["qry_image_path"]}
-    return {**query, "tgt_text": list(texts), "tgt_img_path": list(paths)}
-
-
-def write_held_out(
-    source: Path,
-    output: Path,
-    kept: Callable[[str, Rows], Rows],
-    asked: Callable[[str, Rows], Rows],
-    tasks: Mapping[str, str],
-) -> tuple[Path, Path]:
-    """Training sets of what is kept, and a benchmark of what is asked; `tasks`: meta-task by set, full by the end."""
-    images = ("images", "images_zip")
-    rewrite(source, output / "train", "original-*.parquet", kept, images)
-    rewrite(source, output / "questions", "original-*.parquet", asked, images)
-    for file in (output / "questions").glob("*/original-*.parquet"):
-        file.rename(file.with_name(file.name.replace("original", "test")))
-    rows = [{"name": name, "meta_task": meta, "metric": "hit@1"} for name, meta in tasks.items()]
-    content = {"name": "held-out", "tasks": rows, "source": {"eval": "questions"}}
-    (output / "benchmark.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return output / "train", output
 
 
 def without_instructions(bench: Bench) -> Bench:
@@ -299,16 +249,16 @@ def ablate(bench: Bench, chosen: list[str], seeds: Sequence[int]) -> str:
     base = [bench.run(f"table/vlm/{seed}", [*chosen, f"train.seed={seed}"]) for seed in seeds]
     lines = ["| what | changed to | overall | ind | ood | against chosen |", "| --- | --- | --: | --: | --: | --: |"]
     lines.append(_line("chosen", "", base, base))
-    for question, changes in ablations(bench, settings).items():
+    for what, changes in ablations(bench, settings).items():
         for value, change in changes.items():
             here, root = bench, None
-            if question == "instructions":
+            if what == "instructions":
                 here = without_instructions(bench)
             if value == "mined":
                 root = mined(bench, seeds[0])
-            place = f"ablate/{question}/{value}"
+            place = f"ablate/{what}/{value}"
             runs = [here.run(f"{place}/{seed}", [*chosen, *change, f"train.seed={seed}"], root) for seed in seeds]
-            lines.append(_line(question, value, runs, base))
+            lines.append(_line(what, value, runs, base))
     return "\n".join(lines)
 
 
