@@ -15,7 +15,8 @@ from PIL import Image
 
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, clean_cache, fill, fingerprint, list_cache
+from vlm2vec.retrieval.cache_folder import clean_cache, list_cache
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, fill, fingerprint
 from vlm2vec.types import EmbeddingInput
 
 ABOUT = {"model": "toy", "weights": "w1", "template": "t1"}

@@ -276,3 +276,18 @@ def test_a_process_killed_while_writing_loses_nothing_that_was_written(tmp_path:
     assert all(parts.count(part) == 50 for part in set(parts))
     store.upsert(["more"], np.ones((1, 16)) / 4, [{"part": -1}])
     assert store.count() == len(parts) + 1
+
+
+def test_a_search_probes_half_of_the_partitions_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlm2vec.retrieval.lance_store.PARTITION_ROWS", 15)
+    vectors = np.repeat(unit_rows(150, 4, dim=32), 20, axis=0) + 0.5 * unit_rows(3000, 5, dim=32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store = open_store(f"{tmp_path}/many.lance", replace(FACTS, dim=32))
+    store.add([str(i) for i in range(3000)], vectors, [{}] * 3000)
+    store.build_index("IVF_RQ")
+    assert store._probes == open_store(store.uri)._probes == 100  # type: ignore[attr-defined]
+    truth = [{str(j) for j in np.argsort(-(vectors @ query))[:10]} for query in vectors[:100]]
+    found = [{hit.key for hit in store.search(query, 10)} for query in vectors[:100]]
+    assert np.mean([len(one & true) / 10 for one, true in zip(found, truth, strict=True)]) >= 0.99

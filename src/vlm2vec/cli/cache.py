@@ -19,7 +19,7 @@ def cache_ls(cache: CacheOption = None) -> None:
 
     from rich.table import Table
 
-    from vlm2vec.retrieval.embedding_cache import default_cache, list_cache
+    from vlm2vec.retrieval.cache_folder import default_cache, list_cache
 
     root = cache or default_cache()
     table = Table(title=f"{root}")
@@ -42,7 +42,7 @@ def cache_clean(
 
     Example: vlm2vec cache clean --all
     """
-    from vlm2vec.retrieval.embedding_cache import clean_cache, default_cache, list_cache
+    from vlm2vec.retrieval.cache_folder import clean_cache, default_cache, list_cache
 
     root = cache or default_cache()
     names = [entry.fingerprint for entry in list_cache(root)] if everything else fingerprints or []

@@ -21,7 +21,8 @@ from vlm2vec.models.checkpoints.folder import provenance
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.fingerprint import describe
 from vlm2vec.progress import progress_bar
-from vlm2vec.retrieval.embedding_cache import EmbeddingCache, default_cache
+from vlm2vec.retrieval.cache_folder import default_cache
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache
 from vlm2vec.types import EmbeddingInput
 
 logger = logging.getLogger(__name__)

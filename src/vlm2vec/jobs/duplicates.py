@@ -1,11 +1,14 @@
-"""Near-duplicates of a store: groups of rows whose cosines are high. Exact: every pair is compared, in blocks.
+"""Near-duplicates of a vector store: groups of rows with a high cosine. Every pair of distinct vectors is compared.
 
-Shapes: N rows, B rows of a block, D embedding dim.
+Rows with equal vectors are merged before the comparison, so a thousand copies of one image cost as much as one row. The
+pairs are compared in blocks of a matrix product, and only pairs above the threshold leave a block.
+
+Shapes: N rows, U distinct vectors, B rows of a block, D embedding dim.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +22,7 @@ BLOCK = 2048
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are near each other, by key: `hits[0]` is the first, the scores are the cosines to it."""
+    """Rows that are near each other, by key. The scores are the cosines to the first row, `hits[0]`."""
 
     hits: list[Hit]
 
@@ -30,12 +33,12 @@ def find_duplicates(
     where: str | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Group]:
-    """Groups of at least two rows, the largest first. Rows are in one group if a chain of near pairs joins them.
+    """Groups of at least two rows, the largest first. Two rows share a group if a chain of near pairs joins them.
 
     Args:
         store: All its vectors are read into memory: N · D · 4 bytes.
-        threshold: Two rows are near from this cosine on.
-        where: Only rows of this filter.
+        threshold: Cosine from which two rows are near.
+        where: Compare only the rows of this filter.
         progress: Called with the number of rows compared since the last call.
 
     Raises:
@@ -44,20 +47,11 @@ def find_duplicates(
     if not -1 <= threshold <= 1:
         raise UserError(f"threshold {threshold}: expected a cosine, such as 0.95")
     keys, vectors_ND = _read(store, where)
-    parent = list(range(len(keys)))
-    for start in range(0, len(keys), BLOCK):
-        block_BD = vectors_ND[start : start + BLOCK]
-        for other in range(start, len(keys), BLOCK):
-            near = np.argwhere(block_BD @ vectors_ND[other : other + BLOCK].T >= threshold)
-            for left, right in near[near[:, 0] + start < near[:, 1] + other]:
-                a, b = _root(parent, int(left) + start), _root(parent, int(right) + other)
-                parent[max(a, b)] = min(a, b)
-        progress(len(block_BD))
-    members: dict[int, list[int]] = defaultdict(list)
-    for row in range(len(keys)):
-        members[_root(parent, row)].append(row)
-    chosen = sorted((rows for rows in members.values() if len(rows) > 1), key=lambda rows: (-len(rows), keys[rows[0]]))
-    return [_group(store, [keys[row] for row in rows], vectors_ND[rows] @ vectors_ND[rows[0]]) for rows in chosen]
+    first_U, unique_of_N = _distinct(vectors_ND)
+    near = _components(vectors_ND[first_U], threshold, np.bincount(unique_of_N, minlength=len(first_U)), progress)
+    groups = _groups(near[unique_of_N], keys)
+    about = _metadata(store, [keys[row] for rows in groups for row in rows], len(keys))
+    return [_group(rows, keys, vectors_ND, about) for rows in groups]
 
 
 def _read(store: VectorStore, where: str | None) -> tuple[list[str], np.ndarray]:
@@ -73,13 +67,84 @@ def _read(store: VectorStore, where: str | None) -> tuple[list[str], np.ndarray]
     return [keys[row] for row in order], vectors_ND[order]
 
 
-def _root(parent: list[int], row: int) -> int:
-    while parent[row] != row:
-        parent[row] = parent[parent[row]]
-        row = parent[row]
-    return row
+def _distinct(vectors_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each distinct vector, [U], and for each row the number of its vector, [N]."""
+    numbers: dict[bytes, int] = {}
+    digests = (hashlib.blake2b(row, digest_size=16).digest() for row in vectors_ND)
+    unique_of_N = np.fromiter((numbers.setdefault(digest, len(numbers)) for digest in digests), np.int64)
+    _, first_U = np.unique(unique_of_N, return_index=True)
+    return first_U, unique_of_N
 
 
-def _group(store: VectorStore, keys: list[str], scores: np.ndarray) -> Group:
-    rows = store.fetch(keys)
-    return Group([Hit(*one) for one in zip(rows.keys, map(float, scores), rows.metadata, strict=True)])
+def _components(
+    vectors_UD: np.ndarray, threshold: float, weights_U: np.ndarray, progress: Callable[[int], None]
+) -> np.ndarray:
+    """For each vector the smallest number of a vector that a chain of near pairs joins it with, [U].
+
+    Args:
+        vectors_UD: Distinct vectors of unit norm.
+        threshold: Cosine of a near pair.
+        weights_U: Rows that have each vector, for the progress.
+        progress: Called after each block.
+    """
+    parent = np.arange(len(vectors_UD))
+    for start in range(0, len(vectors_UD), BLOCK):
+        block_BD = vectors_UD[start : start + BLOCK]
+        for other in range(start, len(vectors_UD), BLOCK):
+            near = np.argwhere(block_BD @ vectors_UD[other : other + BLOCK].T >= threshold)
+            left, right = near[:, 0] + start, near[:, 1] + other
+            _join(parent, left[left < right], right[left < right])
+        progress(int(weights_U[start : start + BLOCK].sum()))
+    return _roots(parent, np.arange(len(parent)))
+
+
+def _join(parent: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """Joins the trees of all pairs at once; a tree's root is its smallest number.
+
+    Each round hangs the larger root of every pair under the smallest root that a pair joins it with, until no pair has
+    two roots. So a block with a million pairs takes a few rounds of array operations.
+    """
+    while len(left):
+        left, right = _roots(parent, left), _roots(parent, right)
+        apart = left != right
+        left, right = left[apart], right[apart]
+        low, high = np.minimum(left, right), np.maximum(left, right)
+        np.minimum.at(parent, high, low)
+        left, right = low, high
+
+
+def _roots(parent: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Roots of rows; each round halves the paths to them."""
+    while True:
+        above: np.ndarray = parent[rows]
+        if (parent[above] == above).all():
+            return above
+        parent[rows] = parent[above]
+
+
+def _groups(component_N: np.ndarray, keys: list[str]) -> list[np.ndarray]:
+    """Rows of each component of at least two, by key; the largest component first, equal ones by their first key."""
+    order = np.argsort(component_N, kind="stable")
+    begins = np.flatnonzero(np.diff(component_N[order], prepend=-1))
+    groups = [rows for rows in np.split(order, begins[1:]) if len(rows) > 1]
+    return sorted(groups, key=lambda rows: (-len(rows), keys[rows[0]]))
+
+
+def _metadata(store: VectorStore, wanted: list[str], num_rows: int) -> dict[str, dict[str, object]]:
+    """Metadata of rows by key: few are fetched by key, many are found in one scan."""
+    if len(wanted) <= num_rows // 100:
+        rows = store.fetch(wanted)
+        return dict(zip(rows.keys, rows.metadata, strict=True))
+    chosen = set(wanted)
+    return {
+        key: one
+        for rows in store.scan()
+        for key, one in zip(rows.keys, rows.metadata, strict=True)
+        if key in chosen
+    }  # fmt: skip
+
+
+def _group(rows: np.ndarray, keys: list[str], vectors_ND: np.ndarray, about: dict[str, dict[str, object]]) -> Group:
+    scores = vectors_ND[rows] @ vectors_ND[rows[0]]
+    hits = [(keys[row], float(score)) for row, score in zip(rows, scores, strict=True)]
+    return Group([Hit(key, score, about.get(key, {})) for key, score in hits])

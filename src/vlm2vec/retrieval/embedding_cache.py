@@ -17,34 +17,23 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from vlm2vec.cache import cache_folder
-from vlm2vec.errors import UserError
-from vlm2vec.files import TEMPORARY, replacing, write_json
+from vlm2vec.files import replacing, write_json
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import VideoRef
+from vlm2vec.retrieval.cache_folder import ABOUT_FILE, KEY_BYTES, is_keys_file, list_cache
 from vlm2vec.types import EmbeddingInput, by_content, content_key
 
-ABOUT_FILE = "about.json"
-KEY_BYTES = 32
 RECENT = 1 << 18
-ABANDONED_SECONDS = 3600
 MAX_OPEN_SHARDS = 64
-
-
-def default_cache() -> Path:
-    """Folder of the embedding cache, inside the user's cache folder."""
-    return cache_folder() / "embeddings"
 
 
 def fingerprint(about: Mapping[str, str]) -> str:
@@ -116,7 +105,7 @@ class EmbeddingCache:
 
     def refresh(self) -> None:
         """Registers shards that other processes have written since the last call."""
-        names = {entry.name for entry in os.scandir(self.folder) if _is_keys_file(entry.name)}
+        names = {entry.name for entry in os.scandir(self.folder) if is_keys_file(entry.name)}
         for name in sorted(names - self._shards):
             self._shards.add(name)
             self._register(self.folder / name)
@@ -281,59 +270,6 @@ def fill(
     return num_encoded
 
 
-@dataclass(frozen=True)
-class CacheEntry:
-    """Summary of one fingerprint's vectors."""
-
-    fingerprint: str
-    model: str
-    num_vectors: int
-    num_bytes: int
-    last_used: float
-    about: dict[str, str]
-
-
-def list_cache(root: Path) -> list[CacheEntry]:
-    """Every fingerprint in an embedding cache, the one used last first."""
-    entries = []
-    for file in root.glob(f"*/{ABOUT_FILE}"):
-        found = [(path.name, path.stat()) for path in file.parent.iterdir()]
-        about = json.loads(file.read_text())
-        entries.append(
-            CacheEntry(
-                file.parent.name,
-                about.get("model", "?"),
-                sum(stat.st_size // KEY_BYTES for name, stat in found if _is_keys_file(name)),
-                sum(stat.st_size for _, stat in found),
-                max(stat.st_mtime for _, stat in found),
-                about,
-            )
-        )
-    return sorted(entries, key=lambda entry: -entry.last_used)
-
-
-def clean_cache(root: Path, fingerprints: Iterable[str]) -> int:
-    """Removes fingerprints and temporary files that killed processes left over an hour ago; returns the bytes freed.
-
-    Raises:
-        UserError: for an unknown fingerprint; nothing is removed then.
-    """
-    chosen = [root / name for name in fingerprints]
-    for folder in chosen:
-        if not (folder / ABOUT_FILE).is_file():
-            known = ", ".join(entry.fingerprint for entry in list_cache(root)) or "none"
-            raise UserError(f"{folder.name}: no such fingerprint in {root}; expected one of: {known}")
-    freed = 0
-    for folder in chosen:
-        freed += sum(path.stat().st_size for path in folder.iterdir())
-        shutil.rmtree(folder)
-    for path in root.glob(f"*/.*{TEMPORARY}*"):
-        if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-            freed += path.stat().st_size
-            path.unlink()
-    return freed
-
-
 def _differences(root: Path, about: Mapping[str, str]) -> list[str]:
     """Explains why the vectors of the same model's latest fingerprint cannot be used."""
     for entry in list_cache(root) if root.is_dir() else []:
@@ -344,11 +280,6 @@ def _differences(root: Path, about: Mapping[str, str]) -> list[str]:
                 "all are computed again"
             ]
     return []
-
-
-def _is_keys_file(name: str) -> bool:
-    """Whether a file is a complete shard's list of keys; names of temporary files begin with a dot."""
-    return name.endswith(".keys") and not name.startswith(".")
 
 
 def _num_rows(shard: Path) -> int:

@@ -6,6 +6,7 @@ process leaves the commits before its last write, and nothing of that write.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm2vec.errors import UserError
-from vlm2vec.retrieval.metadata import RESERVED, THUMBNAIL, as_text, clean_metadata, resolve_fields
+from vlm2vec.retrieval.lance_tables import FACTS, column_types, kind_of, new_schema, plain_row, rows_of, rows_table
+from vlm2vec.retrieval.metadata import RESERVED, THUMBNAIL, clean_metadata, resolve_fields
 from vlm2vec.retrieval.vector_store import (
     LANCE_ENDING,
     SCAN_ROWS,
@@ -32,16 +34,16 @@ from vlm2vec.retrieval.vector_store import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FACTS = b"vlm2vec"
 TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # names of tables that LanceDB allows
 ONLY_TABLE = "vectors"
 WIDENED = "v2v_widened"
 KEYS_AT_ONCE = 500
 KINDS = ("IVF_RQ", "IVF_HNSW_SQ", "IVF_PQ")  # the first that can keep the dimension is the choice for many rows
 RQ_DIVISOR = 8  # IVF_RQ keeps dimensions that are divisible by it
-INDEX_NAME = "vector_idx"
-PROBES = 60  # partitions of an index that are looked at, where it has so many
-REFINE = 8  # an index's nearest 8 k are scored again by the kept vectors
+INDEX_NAME, KEY_INDEX = "vector_idx", "key_idx"
+PARTITION_ROWS = 4096  # rows of a partition of IVF_RQ and IVF_PQ
+PROBED_SHARE, MIN_PROBES = 0.5, 60  # partitions that a search reads: a share, so that recall does not fall with size
+REFINE = 8  # an index's nearest 8 k are scored again with the stored vectors
 
 
 def open_lance(uri: str, create: StoreFacts | None) -> LanceStore:
@@ -65,7 +67,7 @@ def open_lance(uri: str, create: StoreFacts | None) -> LanceStore:
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         if create is None or ("://" not in uri and not empty):
             raise UserError(f"{uri}: not a LanceDB table ({_first_line(error)})") from error
-        table = database.create_table(name, schema=_new_schema(create))
+        table = database.create_table(name, schema=new_schema(create))
     about = (table.schema.metadata or {}).get(FACTS)
     if about is None:
         raise UserError(f"{uri}: a LanceDB table that vlm2vec index did not make; choose another --store")
@@ -95,7 +97,7 @@ class LanceStore:
         self.uri = uri
         self.facts = facts
         self._table = table
-        self._indexed = any(index.name == INDEX_NAME for index in table.list_indices())
+        self._probes = self._count_probes()
 
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of the rows that match a filter."""
@@ -104,7 +106,7 @@ class LanceStore:
 
     def fields(self) -> dict[str, str]:
         """Fields of the metadata with their types."""
-        return {one.name: _kind(one.type) for one in self._table.schema if not _internal(one.name)}
+        return {one.name: kind_of(one.type) for one in self._table.schema if not _internal(one.name)}
 
     def upsert(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> None:
         """Adds rows, or replaces rows of the same key, in one commit."""
@@ -126,7 +128,7 @@ class LanceStore:
         """Rows as a table with the store's columns, which are made where they are missing."""
         rows = [clean_metadata(one) for one in metadata]
         self._widen(rows)
-        return _rows_table(keys, np.asarray(vectors_ND), rows, self._table.schema)
+        return rows_table(keys, np.asarray(vectors_ND), rows, self._table.schema)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Removes rows; absent keys are ignored."""
@@ -142,7 +144,7 @@ class LanceStore:
         with self._filter_errors(where):
             for batch in query.to_batches(SCAN_ROWS):
                 if batch.num_rows:
-                    yield _rows_of(batch)
+                    yield rows_of(batch)
 
     def fetch(self, keys: Sequence[str], fields: Sequence[str] | None = None, *, vectors: bool = False) -> Rows:
         """The rows with these keys, in the order of `keys`; absent keys are left out."""
@@ -161,11 +163,11 @@ class LanceStore:
         query = self._table.search(vector, vector_column_name="vector").distance_type("cosine").limit(k)
         query = query.select([*self._columns(None, vectors=False), "_distance"])
         query = query.where(self._resolved(where), prefilter=True) if where else query
-        if self._indexed:
-            query = query.bypass_vector_index() if exact else query.nprobes(PROBES).refine_factor(REFINE)
+        if self._probes:
+            query = query.bypass_vector_index() if exact else query.nprobes(self._probes).refine_factor(REFINE)
         with self._filter_errors(where):
             rows = query.to_list()
-        return best_first([Hit(row.pop("key"), 1.0 - row.pop("_distance"), _whole(row)) for row in rows])
+        return best_first([Hit(row.pop("key"), 1.0 - row.pop("_distance"), plain_row(row)) for row in rows])
 
     def build_index(self, kind: str | None = None) -> IndexFacts:
         """Builds the index that suits the number of rows, and merges the small files of many writes.
@@ -175,21 +177,38 @@ class LanceStore:
         """
         offered = KINDS if self.facts.dim % RQ_DIVISOR == 0 else KINDS[1:]
         chosen = choose_kind(self.count(), kind, above=offered[0], offered=offered)
+        if chosen.kind != "exact":
+            self._index_keys()
         self._table.optimize(cleanup_older_than=timedelta(days=1))
-        if self._indexed and chosen.kind == "exact":
+        if self._probes and chosen.kind == "exact":
             self._table.drop_index(INDEX_NAME)
-            self._indexed = False
         elif chosen.kind != "exact" and self._index_kind() != chosen.kind:
-            self._table.create_index("vector", config=_index_config(chosen.kind), replace=True, name=INDEX_NAME)
-            self._indexed = True
+            config = _index_config(chosen.kind, self.count())
+            self._table.create_index("vector", config=config, replace=True, name=INDEX_NAME)
+        self._probes = self._count_probes()
         return chosen
 
     def close(self) -> None:
         """Does nothing: no file is open between calls."""
 
+    def _index_keys(self) -> None:
+        """Indexes the keys, so that fetching and replacing rows by key does not read every key."""
+        from lancedb.index import BTree
+
+        if not any(index.name == KEY_INDEX for index in self._table.list_indices()):
+            self._table.create_index("key", config=BTree(), name=KEY_INDEX)
+
+    def _count_probes(self) -> int:
+        """Partitions that a search reads; 0 where there is no index."""
+        if not any(index.name == INDEX_NAME for index in self._table.list_indices()):
+            return 0
+        stats = self._table.index_stats(INDEX_NAME)
+        partitions = _num_partitions(stats.num_indexed_rows if stats is not None else 0)
+        return max(MIN_PROBES, math.ceil(PROBED_SHARE * partitions))
+
     def _index_kind(self) -> str | None:
         """The kind of the existing index; `optimize` adds later rows to it."""
-        stats = self._table.index_stats(INDEX_NAME) if self._indexed else None
+        stats = self._table.index_stats(INDEX_NAME) if self._probes else None
         return str(stats.index_type).upper() if stats is not None else None
 
     def _columns(self, fields: Sequence[str] | None, vectors: bool) -> list[str]:
@@ -208,7 +227,7 @@ class LanceStore:
 
         self._finish_widening()
         there = {one.name: one.type for one in self._table.schema}
-        wanted = _types_of(rows)
+        wanted = column_types(rows)
         new = [pa.field(name, kind) for name, kind in wanted.items() if name not in there]
         if new:
             self._table.add_columns(new)
@@ -250,80 +269,18 @@ def _internal(name: str) -> bool:
     return name in RESERVED or name.startswith(WIDENED)
 
 
-def _new_schema(facts: StoreFacts) -> pa.Schema:
-    import pyarrow as pa
-
-    number = pa.float16() if facts.precision == "float16" else pa.float32()
-    fields = [pa.field("key", pa.string(), nullable=False), pa.field("vector", pa.list_(number, facts.dim))]
-    return pa.schema(fields, metadata={FACTS: facts.to_json().encode()})
-
-
-def _rows_table(keys: Sequence[str], vectors_ND: np.ndarray, rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """An Arrow table in the store's schema; absent metadata is null."""
-    import pyarrow as pa
-
-    columns: dict[str, Any] = {}
-    for one in schema:
-        if one.name == "key":
-            columns["key"] = pa.array(keys, one.type)
-        elif one.name == "vector":
-            flat = np.ascontiguousarray(vectors_ND, dtype=one.type.value_type.to_pandas_dtype()).ravel()
-            columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), one.type.list_size)
-        else:
-            values = [row.get(one.name) for row in rows]
-            if one.type == pa.string():
-                values = [value if value is None else as_text(value) for value in values]
-            columns[one.name] = pa.array(values, one.type)
-    return pa.table(columns, schema=schema.remove_metadata())
-
-
-def _types_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.DataType]:
-    """The column type of each field; fields without a value are left out, fields of several types are text."""
-    import pyarrow as pa
-
-    kinds: dict[str, set[type]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if value is not None:
-                # Numbers are float64, whole or not: Lance cannot change the type of a column of whole numbers later.
-                kinds.setdefault(name, set()).add(float if type(value) is int else type(value))
-    arrow = {bool: pa.bool_(), float: pa.float64(), bytes: pa.large_binary()}
-    return {
-        name: arrow.get(found.pop(), pa.string()) if len(found) == 1 else pa.string() for name, found in kinds.items()
-    }
-
-
-def _rows_of(batch: pa.RecordBatch) -> Rows:
-    vectors_ND = None
-    names = batch.schema.names
-    if "vector" in names:
-        column = batch.column("vector")
-        vectors_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float32)
-    metadata = batch.select([name for name in names if name not in RESERVED])
-    rows = metadata.to_pylist() if metadata.num_columns else [{} for _ in range(batch.num_rows)]
-    return Rows(batch.column("key").to_pylist(), [_whole(row) for row in rows], vectors_ND)
-
-
-def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    """Metadata without absent fields; whole numbers are int."""
-    there = {name: value for name, value in row.items() if value is not None}
-    return {name: int(x) if isinstance(x, float) and x.is_integer() else x for name, x in there.items()}
-
-
-def _index_config(kind: str) -> Any:
+def _index_config(kind: str, num_rows: int) -> Any:
     from lancedb.index import HnswSq, IvfPq, IvfRq
 
-    return {"IVF_PQ": IvfPq, "IVF_HNSW_SQ": HnswSq, "IVF_RQ": IvfRq}[kind](distance_type="cosine")
+    if kind == "IVF_HNSW_SQ":
+        return HnswSq(distance_type="cosine")
+    build = {"IVF_PQ": IvfPq, "IVF_RQ": IvfRq}[kind]
+    return build(distance_type="cosine", num_partitions=_num_partitions(num_rows))
 
 
-def _kind(type_: pa.DataType) -> str:
-    import pyarrow as pa
-
-    if pa.types.is_boolean(type_):
-        return "truth"
-    if pa.types.is_integer(type_) or pa.types.is_floating(type_):
-        return "number"
-    return "bytes" if pa.types.is_large_binary(type_) or pa.types.is_binary(type_) else "text"
+def _num_partitions(num_rows: int) -> int:
+    """Partitions of an index of IVF_RQ or IVF_PQ."""
+    return max(1, num_rows // PARTITION_ROWS)
 
 
 def _among(keys: Sequence[str]) -> str:
