@@ -116,7 +116,7 @@ def test_evaluation_on_a_missing_image_writes_nothing(benchmark: Path, tmp_path:
         (["eval", "compact", "--benchmark", "absent.yaml", "-o", "x"], ["absent.yaml", "no such benchmark file"]),
         (
             ["eval", "compact", "--benchmark", "{benchmark}", "-o", "x", "--option", "layers=1"],
-            ["unknown settings ['layers']"],
+            ["unknown settings layers"],
         ),
         (["verify", "{folder}"], ["not a checkpoint"]),
     ],

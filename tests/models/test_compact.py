@@ -109,7 +109,7 @@ def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     changed = tmp_path / "compact_pretrained.safetensors"
     changed.write_bytes(compact.SHIPPED.read_bytes() + b"\0")
     monkeypatch.setattr(compact, "SHIPPED", changed)
-    with pytest.raises(UserError, match="not the shipped weights"):
+    with pytest.raises(UserError, match="SHA-256 differs from the shipped weights"):
         Embedder.from_pretrained("compact", **SMALL)
 
 
@@ -155,9 +155,9 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_layers": 31}, "1 to 30 layers"),
+        ({"num_layers": 31}, "num_layers=31: expected 1 to 30"),
         ({"visual_tokens": 5}, "square number"),
-        ({"layers": 2}, r"unknown settings \['layers'\]"),
+        ({"layers": 2}, r"unknown settings layers; expected num_layers"),
     ],
 )
 def test_a_bad_setting_is_one_line(options: dict[str, int], message: str) -> None:
@@ -190,7 +190,7 @@ def test_encode_takes_what_users_pass_and_keeps_their_order(tmp_path: Path) -> N
         (([{"txt": "a"}], {}), "unknown keys"),
         (([{}], {}), "input is empty"),
         (([Path("absent.png")], {}), "absent.png: the picture is missing"),
-        (([{"text": "<|image_1|> a"}], {}), "names pictures"),
+        (([{"text": "<|image_1|> a"}], {}), "has placeholders of images"),
     ],
 )
 def test_a_bad_input_is_one_line(arguments: tuple[object, dict[str, object]], message: str) -> None:

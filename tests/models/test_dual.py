@@ -138,7 +138,7 @@ def test_feature_fusion_of_blip_is_its_image_grounded_text_encoder(folders):
     alone, *_ = fused.encode([INPUTS[2]])
     together = fused.encode([INPUTS[0], INPUTS[2], INPUTS[1]])[1]
     assert alone @ expected > 0.99999 and together @ expected > 0.99999
-    with pytest.raises(UserError, match="one picture an input"):
+    with pytest.raises(UserError, match="one image per input"):
         fused.encode([INPUTS[4]])
 
 

@@ -193,5 +193,5 @@ def test_outputs_of_several_levels_are_taken_apart_and_put_together_again() -> N
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "abc").mkdir()
     (tmp_path / "abc" / "x.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"x\.safetensors: damaged cache of picture features"):
+    with pytest.raises(UserError, match=r"x\.safetensors: damaged cache of image features"):
         FeatureStore(tmp_path, "abc")

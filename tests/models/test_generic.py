@@ -260,8 +260,8 @@ def test_a_folder_that_cannot_be_loaded_is_one_clear_line(tiny_vlm, tmp_path, da
         ({"text": ""}, "empty text"),
         ({"text": "an <|image_pad|> token", "image": WIDE}, "<|image_pad|>"),
         ({"text": "an <|image_pad|> token"}, "<|image_pad|>"),
-        ({"text": "<|image_2|>", "image": WIDE}, "one <|image_k|> for each picture"),
-        ({"text": "<|image_1|>"}, "one <|image_k|> for each picture"),
+        ({"text": "<|image_2|>", "image": WIDE}, "one <|image_k|> for each image"),
+        ({"text": "<|image_1|>"}, "one <|image_k|> for each image"),
     ],
 )
 def test_an_input_that_cannot_be_read_is_one_clear_line(qwen, value, words):

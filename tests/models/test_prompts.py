@@ -44,7 +44,7 @@ def test_images_may_be_named_in_any_order_and_more_than_once():
     ("text", "num_images"), [("<|image_1|>", 0), ("<|image_1|>", 2), ("<|image_2|>", 1), ("<|image_0|>", 1)]
 )
 def test_placeholders_that_do_not_match_the_images_are_one_clear_error(text, num_images):
-    with pytest.raises(UserError, match=f"has {num_images}; expected one") as caught:
+    with pytest.raises(UserError, match=f"but {num_images} images; expected one") as caught:
         render(text, num_images)
     assert "\n" not in str(caught.value)
 

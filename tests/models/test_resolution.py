@@ -128,7 +128,7 @@ def test_phi3_v_cuts_a_image_into_as_many_tiles_as_the_name_allows(name, crops):
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name in ("llava", "gemma3", "paligemma", "mllama")])
 def test_a_family_whose_images_have_one_size_says_so(family, tiny_vlm):
-    with pytest.raises(UserError, match="resolution: pictures of this family have one size") as caught:
+    with pytest.raises(UserError, match="resolution: images of this family have a fixed size") as caught:
         load(tiny_vlm(family), resolution="low")
     assert "\n" not in str(caught.value)
 
@@ -137,8 +137,8 @@ def test_a_family_whose_images_have_one_size_says_so(family, tiny_vlm):
     ("options", "words"),
     [
         ({"resolution": "huge"}, "expected low, mid, high"),
-        ({"resolution": "low", "max_pixels": 9}, "give one of them"),
-        ({"max_pixels": "many"}, "expected a number of pixels"),
+        ({"resolution": "low", "max_pixels": 9}, "remove one of them"),
+        ({"max_pixels": "many"}, "expected a positive number of pixels"),
         ({"min_pixels": 9}, "min_pixels: not one of"),
     ],
 )

@@ -130,7 +130,9 @@ def test_a_family_without_videos_sees_the_frames_as_images(name, tiny_vlm, tmp_p
 
 def test_how_a_video_is_read_is_part_of_the_checkpoint(tiny_vlm, tmp_path):
     native = load(tiny_vlm("qwen2_vl"))
-    as_images = load(tiny_vlm("qwen2_vl"), video="pictures", num_frames=3)
+    as_images = load(tiny_vlm("qwen2_vl"), video="images", num_frames=3)
+    deprecated = load(tiny_vlm("qwen2_vl"), video="pictures", num_frames=3).backbone
+    assert not deprecated.reads_videos and deprecated.options()["video"] == "images"
     long = {"video": FILM, "text": "what?"}
     same = as_images.encode([{"images": [FILM[0], FILM[3], FILM[6]], "text": "what?"}])
     np.testing.assert_allclose(as_images.encode([long]), same, atol=1e-6)
@@ -145,9 +147,9 @@ def test_how_a_video_is_read_is_part_of_the_checkpoint(tiny_vlm, tmp_path):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"video": FRAMES, "image": STILL, "text": "see <|image_1|>"}, r"expected <\|video_1\|> once"),
-        ({"video": FRAMES, "text": "<|video_1|><|video_1|>"}, r"expected <\|video_1\|> once"),
-        ({"video": FRAMES, "text": "<|video_1|> <|image_1|>"}, r"one <\|image_k\|> for each picture"),
+        ({"video": FRAMES, "image": STILL, "text": "see <|image_1|>"}, r"expected <\|video_1\|> exactly once"),
+        ({"video": FRAMES, "text": "<|video_1|><|video_1|>"}, r"expected <\|video_1\|> exactly once"),
+        ({"video": FRAMES, "text": "<|video_1|> <|image_1|>"}, r"one <\|image_k\|> for each image"),
         ({"text": "<|video_1|>"}, r"<\|video_1\|> but the input has no video"),
     ],
 )

@@ -1,8 +1,9 @@
-"""How an input becomes the prompt that a model reads; the same rule for every backbone.
+"""From an input to the prompt of a model, by the same rules for every backbone.
 
-A text with the canonical placeholder `<|image_1|>` is the whole prompt, verbatim (MMEB rows are published so).
-Any other input is written out by the template: images, then instruction, then text. A template may instead be a
-Jinja chat template, as published embedding models carry one; a placeholder then says where in the turn an image is.
+If the text contains the canonical placeholder `<|image_1|>`, it is used verbatim as the prompt (MMEB rows are published
+this way). Otherwise the template builds the prompt: images, then instruction, then text. A template may instead be a
+Jinja chat template, as published embedding models have one; a placeholder then marks the position of an image in the
+turn.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class PromptTemplate:
     """Joins the parts of an input that carries no placeholder.
 
     Attributes:
-        image: What stands before the rest for each image; `{image}` is the placeholder.
+        image: Written before the rest for each image; `{image}` is the placeholder.
         instruction: Wraps the instruction.
         separator: Between instruction and text.
         suffix: Closes the prompt, text-only ones excepted.
@@ -41,10 +42,10 @@ class PromptTemplate:
     chat: str = ""
 
     def render(self, item: EmbeddingInput) -> str:
-        """The canonical prompt: placeholders `<|image_k|>` not yet replaced by a backbone's own token.
+        """The canonical prompt, with placeholders `<|image_k|>` instead of the backbone's image tokens.
 
         Raises:
-            UserError: if placeholders and images do not match in number.
+            UserError: if placeholders and images do not match.
         """
         text = item.text or ""
         if self.chat:
@@ -67,7 +68,7 @@ class PromptTemplate:
         Args:
             item: Its instruction is the system turn; images and text are the user's.
             special_tokens: Variables of the template, such as `bos_token`.
-            image_token: Stands for `CHAT_IMAGE`.
+            image_token: Replaces `CHAT_IMAGE`.
 
         Raises:
             UserError: if placeholders and images do not match, or the template refuses the input.
@@ -113,7 +114,9 @@ def place_video(item: EmbeddingInput, slots: Sequence[ImageRef]) -> EmbeddingInp
     text = item.text
     if text and (VIDEO_PLACEHOLDER in text or PLACEHOLDER.search(text)):
         if text.count(VIDEO_PLACEHOLDER) != 1:
-            raise UserError(f"prompt {text[:60]!r}: expected {VIDEO_PLACEHOLDER} once, where the video stands")
+            raise UserError(
+                f"prompt {text[:60]!r}: expected {VIDEO_PLACEHOLDER} exactly once, at the position of the video"
+            )
         text = PLACEHOLDER.sub(lambda match: f"<|image_{int(match[1]) + len(slots)}|>", text)
         text = text.replace(VIDEO_PLACEHOLDER, "".join(f"<|image_{k}|>" for k in range(1, len(slots) + 1)))
     return replace(item, text=text, images=(*slots, *item.images), video=None)
@@ -123,13 +126,13 @@ def _check_placeholders(prompt: str, num_images: int) -> None:
     named = {int(match) for match in PLACEHOLDER.findall(prompt)}
     if named != set(range(1, num_images + 1)):
         raise UserError(
-            f"prompt {prompt[:60]!r} names pictures {sorted(named)} but has {num_images}; "
-            "expected one <|image_k|> for each picture, counted from 1"
+            f"prompt {prompt[:60]!r} has placeholders of images {sorted(named)} but {num_images} images; "
+            "expected one <|image_k|> for each image, counted from 1"
         )
 
 
 def split_at_images(prompt: str) -> list[str | int]:
-    """Cuts a canonical prompt into text pieces (str) and image positions (int, from 0), in order."""
+    """Splits a canonical prompt into text pieces (str) and image positions (int, from 0), in order."""
     parts = PLACEHOLDER.split(prompt)
     pieces: list[str | int] = [int(part) - 1 if i % 2 else part for i, part in enumerate(parts)]
     return [piece for piece in pieces if piece != ""]

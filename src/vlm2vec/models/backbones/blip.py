@@ -1,4 +1,4 @@
-"""BLIP and BLIP-2: dual encoders whose text side can also look at the image.
+"""BLIP and BLIP-2: dual encoders whose text encoder can also attend to the image.
 
 Shapes: B examples, N images, D embedding dim.
 """
@@ -21,8 +21,8 @@ from vlm2vec.types import Batch
 class Blip(DualEncoder):
     """BLIP's retrieval model (`BlipForImageTextRetrieval`).
 
-    Settings: `fusion` may also be "feature", as UniIR's BLIP_FF: the text encoder reads the image by cross attention,
-    and its first state is the vector; a missing text is empty, a missing image all zeros.
+    Settings: `fusion` may also be "feature", as in UniIR's BLIP_FF. The text encoder then attends to the image by cross
+    attention, and its first state is the vector. A missing text is empty, a missing image all zeros.
     """
 
     name: ClassVar[str] = "blip"
@@ -31,7 +31,7 @@ class Blip(DualEncoder):
 
     @property
     def embedding_dim(self) -> int:
-        """Of the contrastive projections; of the text encoder with feature fusion."""
+        """Width of the contrastive projections; of the text encoder for feature fusion."""
         if self.fusion == "feature":
             return int(self.config.text_config.hidden_size)
         return int(self.config.image_text_hidden_size)
@@ -49,7 +49,7 @@ class Blip(DualEncoder):
         return [model.text_encoder, model.text_proj]
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """One vector an example, not normalised, [B, D]."""
+        """One vector per example, not normalized, [B, D]."""
         if self.fusion != "feature":
             return super().forward(batch)
         everything = torch.arange(len(batch), device=batch["input_ids"].device)
@@ -68,7 +68,7 @@ class Blip(DualEncoder):
         return features
 
     def fused(self, tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
-        """First states of the text encoder that reads the images [B, C, H, W], [B, D]."""
+        """First states of the text encoder that attends to the images [B, C, H, W], [B, D]."""
         model: Any = self.model
         seen = model.vision_model(pixel_values=pixels).last_hidden_state
         all_seen = torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device)
@@ -77,26 +77,26 @@ class Blip(DualEncoder):
         return first
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
-        """By this package's module: sentence-transformers loads another class of the family."""
+        """Writes this package's module: sentence-transformers loads another class of the family."""
         st_folder.write_own(folder, prompts)
 
     def _one_image_each(self, batch: Batch) -> torch.Tensor:
-        """Pixels [B, C, H, W]; zeros where an example has no image."""
+        """Pixel values [B, C, H, W]; zeros for an example without an image."""
         size = int(self.config.vision_config.image_size)
         parameter = next(self.model.parameters())
         pixels = torch.zeros(len(batch), 3, size, size, device=parameter.device, dtype=parameter.dtype)
         if given := self._image_tensors(batch):
             counts_B = batch.rows["pixel_values"]
             if int(counts_B.max()) > 1:
-                raise UserError(f"{self.name}: fusion=feature reads one picture an input, got {int(counts_B.max())}")
+                raise UserError(f"{self.name}: fusion=feature reads one image per input, got {int(counts_B.max())}")
             pixels[counts_B.bool().to(pixels.device)] = given["pixel_values"]
         return pixels
 
 
 class Blip2(Blip):
-    """BLIP-2's retrieval model (`Blip2ForImageTextRetrieval`): the Q-Former's first states, as in the MMEB paper.
+    """BLIP-2's retrieval model (`Blip2ForImageTextRetrieval`): first states of the Q-Former, as in the MMEB paper.
 
-    With `fusion` "feature" the Q-Former reads text and image together.
+    With `fusion` "feature", the Q-Former reads text and image together.
     """
 
     name: ClassVar[str] = "blip-2"
@@ -138,7 +138,7 @@ class Blip2(Blip):
         return first
 
     def fused(self, tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
-        """The Q-Former's first query of each text and image read together, [B, D]."""
+        """The Q-Former's first query of each text and image, read together, [B, D]."""
         model: Any = self.model
         seen, all_seen = self._seen(pixels)
         queries = model.query_tokens.expand(len(seen), -1, -1)

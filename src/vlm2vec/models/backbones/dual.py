@@ -1,7 +1,7 @@
-"""Dual encoders of transformers: one vector of the text, one of the image, and their sum for both.
+"""Dual encoders of transformers: one vector of the text, one of the images, and their sum for both.
 
-The MMEB paper scores CLIP, SigLIP, OpenCLIP and BLIP-2 so: the models' own features, added with equal weights, no
-instruction. It is what UniIR calls score fusion.
+The MMEB paper scores CLIP, SigLIP, OpenCLIP and BLIP-2 this way: the models' own features, added with equal weights,
+without instructions. UniIR calls it score fusion.
 
 Shapes: B examples, N images, L tokens, D embedding dim.
 """
@@ -23,17 +23,17 @@ from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.prompts import PLACEHOLDER
 from vlm2vec.types import BARE_IMAGE_TOKEN, Batch, EmbeddingInput
 
-FIXED_LENGTH = ("siglip", "siglip2")  # trained on texts padded to the full length, without a mask
+FIXED_LENGTH = ("siglip", "siglip2")  # trained on texts padded to full length, without a mask
 
 
 class DualEncoder(Backbone):
-    """CLIP, SigLIP and their like: models with `get_text_features` and `get_image_features`.
+    """CLIP, SigLIP and similar models with `get_text_features` and `get_image_features`.
 
     Settings (`options` of `load`):
         fusion: "sum" (default) adds the features as they are, "unit" adds their unit vectors.
-        num_frames: Frames taken of a video, which count as its images (default 8).
+        num_frames: Frames sampled from a video, which count as its images (default 8).
 
-    Instructions and placeholders are left out of the text; several images count as their mean.
+    Instructions and placeholders are removed from the text. Several images are averaged.
     """
 
     name: ClassVar[str] = "dual"
@@ -73,27 +73,27 @@ class DualEncoder(Backbone):
             )
             if report["missing_keys"]:
                 raise UserError(f"weight {min(report['missing_keys'])} is missing")
-        except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
+        except Exception as error:  # transformers and tokenizers raise many types, plain Exception among them
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{source}: cannot be loaded as a dual encoder: {reason}") from error
         return cls(model, tokenizer, images, options)
 
     @classmethod
     def check_settings(cls, source: str, options: Mapping[str, Any]) -> None:
-        """Refuses settings that the family does not have.
+        """Rejects settings that the family does not have.
 
         Raises:
-            UserError: naming those that it has.
+            UserError: naming the allowed settings.
         """
         frames = options.get("num_frames", cls.num_frames)
         good = isinstance(frames, int) and frames > 0 and options.get("fusion", "sum") in cls.fusions
         if not good or set(options) - {"fusion", "num_frames"}:
             allowed = f"fusion, one of {', '.join(cls.fusions)}, and num_frames, 1 or more"
-            raise UserError(f"{source}: settings {dict(options)}: allowed are {allowed}")
+            raise UserError(f"{source}: settings {dict(options)}: expected {allowed}")
 
     @property
     def embedding_dim(self) -> int:
-        """Width of the space that both towers end in."""
+        """Width of the shared space of both encoders."""
         if self.config.model_type in FIXED_LENGTH:
             return int(self.config.text_config.projection_size)
         return int(self.config.projection_dim)
@@ -125,24 +125,24 @@ class DualEncoder(Backbone):
         return dict(self.settings)
 
     def words(self, item: EmbeddingInput) -> str:
-        """The text that the text tower reads."""
+        """The text that the text encoder reads."""
         return PLACEHOLDER.sub(" ", (item.text or "").replace(BARE_IMAGE_TOKEN, " ")).strip()
 
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
-        """Token ids [B, L], which rows have a text, and the tensors of all images, packed."""
+        """Token ids [B, L], which rows have a text, and the packed tensors of all images."""
         texts = [self.words(item) for item in inputs]
         # A blank stands for the empty candidate texts of published benchmarks: the start and end tokens alone.
         if any(
             not (text or item.images or (item.text or "").isspace()) for text, item in zip(texts, inputs, strict=True)
         ):
-            raise UserError("input has an empty text and no picture: nothing to encode")
+            raise UserError("input has an empty text and no image; expected at least one of them")
         padding = "max_length" if self.config.model_type in FIXED_LENGTH else True
         encoded = self.tokenizer(
             texts, padding=padding, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         mask = encoded.get("attention_mask", torch.ones_like(encoded["input_ids"]))
         has_text = torch.tensor([bool(text) or not item.images for text, item in zip(texts, inputs, strict=True)])
-        mask[~has_text, :1] = 1  # a row without text still has a place, even of a tokenizer that adds no token
+        mask[~has_text, :1] = 1  # a row without text keeps one position, even if the tokenizer adds no token
         rest = [row.overflowing for row in encoded.encodings or ()]  # a list of parts each; special tokens do not count
         dropped = tuple(sum(part.special_tokens_mask.count(0) for part in parts) for parts in rest)
         tensors = {"input_ids": encoded["input_ids"], "attention_mask": mask, "has_text": has_text}
@@ -155,14 +155,14 @@ class DualEncoder(Backbone):
         return batch
 
     def costs(self, batch: Batch) -> list[int]:
-        """Tokens of the text and patches of the images."""
+        """Tokens of the text plus patches of the images."""
         vision: Any = self.config.vision_config
         patches = (int(getattr(vision, "image_size", 224)) // int(vision.patch_size)) ** 2
         counts = batch.rows.get("pixel_values", torch.zeros(len(batch), dtype=torch.long))
         return [tokens + patches * int(count) for tokens, count in zip(batch.lengths(), counts, strict=True)]
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Sum of an example's text and image features, not normalised, [B, D]."""
+        """Sum of an example's text and image features, not normalized, [B, D]."""
         rows = batch["has_text"].nonzero().squeeze(1)
         vectors_BD = torch.zeros(len(batch), self.embedding_dim, device=rows.device)
         if len(rows):
@@ -194,12 +194,12 @@ class DualEncoder(Backbone):
         self.image_processor.save_pretrained(folder)
 
     def save_model(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Writes weights and configuration as transformers does: the folder is a model of its own."""
+        """Writes weights and configuration as transformers does. The folder is then a complete model."""
         model: Any = self.model
         model.save_pretrained(folder, state_dict=state)
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
-        """Text and image by its own modules; it has no sum of both and refuses such inputs."""
+        """Writes sentence-transformers' own modules. They reject inputs with text and images, having no sum."""
         methods = {"text": "get_text_features", "image": "get_image_features"}
         padding = "max_length" if self.config.model_type in FIXED_LENGTH else True
         st_folder.write_two_towers(folder, methods, {"padding": padding, "max_length": self.max_length})

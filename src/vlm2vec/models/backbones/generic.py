@@ -1,7 +1,8 @@
 """`generic`: any vision-language model that transformers loads, with the family's own processor.
 
-Each example is processed on its own. Its token tensors are padded and stacked; everything else (images, grids,
-sizes) is laid one after another, and `Batch.rows` counts what belongs to whom. That serves every family alike.
+Each example is processed on its own. Its token tensors are padded and stacked. All other tensors (pixel values, grids,
+sizes) are packed in sequence, and `Batch.rows` records how many rows belong to each example. This works for every
+family.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import Frames
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import DecoderBackbone, check_weight_files
-from vlm2vec.models.backbones.hf_processor import load_processor
+from vlm2vec.models.backbones.hf_processor import current_names, load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.prompts import place_video, split_at_images
 from vlm2vec.models.vision.raw_pixels import RAW, SIZES, RawPixels, as_bytes
 from vlm2vec.models.vision.resolution import side_of
 from vlm2vec.types import BARE_IMAGE_TOKEN, Batch, EmbeddingInput
 
-SLOT = ImageRef()  # where a video stands among the images
+SLOT = ImageRef()  # the place of a video among the images
 TOKEN_TENSORS = (
     "input_ids",
     "attention_mask",
@@ -42,17 +43,17 @@ TOKEN_TENSORS = (
 class Generic(DecoderBackbone):
     """A model that AutoModel loads and the processor that its folder names.
 
-    Settings (`options` of `load`; beside these any of the family's image processor, such as `max_pixels`):
+    Settings (`options` of `load`; also any setting of the family's image processor, such as `max_pixels`):
         padding_side: "right" (default) or "left".
         image_backend: "pil" (default) or "torchvision", which is faster and resizes a little differently.
-        num_frames: Frames taken of a video (default 8).
-        video: "native" (default) reads a video as the family does, where it does; "images" as several images.
-        resolution: "low", "mid" or "high": images of at most about 336, 672 or 1344 pixels squared, by the means of
-            the family's image processor; or `max_pixels`. Refused where a family's images have one size.
-        positions: Rotary positions of images, for families that have multimodal ones (the Qwen-VL line). "text": as
-            text. "vision-start": multimodal where the prompt holds vision-start. "multimodal": always, as a plain
-            forward of transformers 5. "auto" (default), resolved when the model is loaded: "text" for weights that
-            transformers before 4.47 wrote, whose plain forward knew no other; else "vision-start".
+        num_frames: Frames sampled from a video (default 8).
+        video: "native" (default) uses the family's own video inputs, if it has them; "images" passes frames as images.
+        resolution: "low", "mid" or "high" limits images to about 336, 672 or 1344 pixels squared, by settings of
+            the family's image processor. `max_pixels` is an alternative. Families with one image size reject both.
+        positions: Rotary positions of images in families with multimodal positions (the Qwen-VL line). "text": as
+            for text. "vision-start": multimodal if the prompt contains the vision-start token. "multimodal": always,
+            as a plain forward of transformers 5. "auto" (default) is resolved at loading: "text" for weights that
+            transformers before 4.47 wrote, whose plain forward had no other; else "vision-start".
     """
 
     name: ClassVar[str] = "generic"
@@ -60,16 +61,16 @@ class Generic(DecoderBackbone):
     def __init__(self, model: nn.Module, processor: Any, settings: dict[str, Any]) -> None:
         super().__init__(model)
         self.processor, self.settings = processor, settings
-        self.config: Any = model.config  # reached directly, as the next: PEFT may wrap the model later
+        self.config: Any = model.config  # kept here, as the next: PEFT may wrap the model later
         self.rope_index: Any = getattr(model, "get_rope_index", None)
         if self.rope_index is not None and settings.get("positions", "auto") == "auto":
             self.settings = {**settings, "positions": _usual_positions(self.config)}
         self.lora_targets = _language_linears(model, self.language_model)
         self.accepted = set(inspect.signature(model.forward).parameters)
         self.num_frames = settings.get("num_frames", self.num_frames)
-        self.reads_videos = FrameProcessor.serves(processor, self.accepted) and settings.get("video") != "pictures"
+        self.reads_videos = FrameProcessor.serves(processor, self.accepted) and settings.get("video") != "images"
         if self.reads_videos:
-            # On its class, which is this processor's alone: what is on the object is written out with it.
+            # Set on the class, which belongs to this processor alone: attributes of the object would be saved with it.
             type(processor).video_processor = FrameProcessor(processor.image_processor, self.num_frames)
         if side_of(settings) is not None and hasattr(self.config, "image_grid_pinpoints"):
             self.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints
@@ -89,17 +90,24 @@ class Generic(DecoderBackbone):
     ) -> Self:
         """Loads a folder or hub id; pickled weights and code from there only where allowed; see the class."""
         common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        options = current_names(options)
         try:
             check_weight_files(source, allow_pickle)
             processor = cls.load_processor(source, common, options)
             weights = {"dtype": dtype, "use_safetensors": None if allow_pickle else True, **common}
             return cls(_load_model(source, weights), processor, options)
-        except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
+        except Exception as error:  # transformers and tokenizers raise many types, plain Exception among them
             raise UserError(f"{source}: cannot be loaded as a vision-language model: {first_line(error)}") from error
 
     @classmethod
     def load_processor(cls, source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
-        """The family's processor; `common` are revision and trust, `options` those of `load`."""
+        """The family's processor.
+
+        Args:
+            source: A folder or hub id.
+            common: Revision and trust.
+            options: Settings of `load`.
+        """
         return load_processor(source, common, options)
 
     @property
@@ -117,11 +125,11 @@ class Generic(DecoderBackbone):
         return dict(self.settings)
 
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
-        """Token tensors [B, L, ...], padded on one side, and the family's image tensors, packed."""
+        """Token tensors [B, L, ...], padded on one side, and the family's packed image tensors."""
         return Batch.join(self.collate_each(inputs))
 
     def collate_each(self, inputs: Sequence[EmbeddingInput]) -> list[Batch]:
-        """A batch of its own for each of these inputs."""
+        """Each of these inputs as a batch of its own."""
         return [self._batch_of_one(self._example(item)) for item in inputs]
 
     def _batch_of_one(self, tensors: dict[str, torch.Tensor]) -> Batch:
@@ -130,7 +138,7 @@ class Generic(DecoderBackbone):
         return Batch(tensors, packed, TOKEN_TENSORS, self.tokenizer.pad_token_id or 0, left)
 
     def send_bytes(self) -> bool:
-        """As the base says; families whose processor does more than scale and shift bytes keep numbers."""
+        """As in the base class. Families whose processor does more than scale and shift bytes return False."""
 
         def pixels(image: Image.Image, as_bytes: bool, count: int = 1) -> torch.Tensor:
             self._as_bytes = as_bytes
@@ -138,20 +146,20 @@ class Generic(DecoderBackbone):
 
         try:
             grey = [Image.new("RGB", size) for size in SIZES]
-            # Rows of different shapes are filled up with zeros in a batch, which as bytes would be black.
+            # Batches pad rows of different shapes with zeros, which would be black as bytes.
             shapes = {pixels(image, False, count).shape[1:] for image in grey for count in (1, 2)}
             self.raw_pixels = RawPixels.of(pixels) if len(shapes) == 1 else None
-        except (KeyError, TypeError, ValueError):  # another name for images, a processor that knows no such request
+        except (KeyError, TypeError, ValueError):  # other tensor names, or a processor without these settings
             self.raw_pixels = None
         self._as_bytes = self.raw_pixels is not None
         return self._as_bytes
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Final-norm hidden states [B, L, D]; without images, packed tensors have no rows, and models want none."""
+        """Hidden states [B, L, D] after the final norm. Packed tensors without rows are left out, as models expect."""
         dtype = next(self.model.parameters()).dtype
         used = {name: tensor for name, tensor in batch.tensors.items() if name not in batch.rows or len(tensor)}
         if self.raw_pixels is not None and "pixel_values" in used:
-            used["pixel_values"] = self.raw_pixels.numbers(used["pixel_values"])
+            used["pixel_values"] = self.raw_pixels.pixel_values(used["pixel_values"])
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in used.items()}
         if self.rope_index is not None:
             tensors["position_ids"] = tensors["position_ids"].permute(2, 0, 1)
@@ -162,12 +170,15 @@ class Generic(DecoderBackbone):
         self.processor.save_pretrained(folder)
 
     def save_model(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Writes weights and configuration as transformers does: the folder is a model of its own."""
+        """Writes weights and configuration as transformers does. The folder is then a complete model."""
         model: Any = self.model
         model.save_pretrained(folder, state_dict=state)
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
-        """By its own modules, unless these cannot: they always ask the model for positions and the base for sizes."""
+        """Writes sentence-transformers' own modules if their vectors would equal ours, else this package's module.
+
+        Their modules always ask the model for positions, and the base for image sizes.
+        """
         start = self._image_start()
         written = self.template.image + self.template.chat
         as_text = self.rope_index is not None and (self.settings.get("positions") == "text" or start not in written)
@@ -178,16 +189,16 @@ class Generic(DecoderBackbone):
         st_folder.write_native(folder, chat, self.pooling, self.embedding_dim, prompts)
 
     def chat_template(self) -> str:
-        """The processor's, else the tokenizer's."""
+        """The processor's, else the tokenizer's, else ""."""
         return getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or ""
 
     def _image_start(self) -> str:
-        """The token before an image that gives it multimodal positions, see `_positions`; "" where none is needed."""
+        """The token before an image that gives it multimodal positions, see `_positions`; "" if none is needed."""
         start = getattr(self.config, "vision_start_token_id", None)
         return "" if start is None else str(self.tokenizer.convert_ids_to_tokens(start))
 
     def prompt(self, item: EmbeddingInput) -> tuple[str, list[int]]:
-        """What the tokenizer reads, the backbone's image tokens in place, and the images' positions in order."""
+        """The prompt with the backbone's image tokens, and the positions of its images in order."""
         if self.template.chat:
             prompt, order = self.template.render_chat(item, self.tokenizer.special_tokens_map, self.image_token)
         else:
@@ -197,8 +208,8 @@ class Generic(DecoderBackbone):
         return (prompt if item.images else prompt.replace(BARE_IMAGE_TOKEN, self.image_token)), order
 
     def read(self, prompt: str, images: list[Any], video: Frames | None = None) -> Mapping[str, Any]:
-        """What the family's processor makes of one prompt, its images and its video, as tensors."""
-        # A prompt that opens with the begin token (chat templates write it) gets no second one, as in transformers.
+        """Tensors that the family's processor makes of one prompt, its images and its video."""
+        # A prompt that starts with the begin token (chat templates write it) gets no second one, as in transformers.
         opened = prompt.startswith(self.tokenizer.bos_token or "\0")
         more: dict[str, Any] = {"add_special_tokens": False} if opened else {}
         if self._as_bytes:
@@ -206,7 +217,7 @@ class Generic(DecoderBackbone):
         if video is not None:
             more["videos"] = [[frame.load() for frame in video.images]]
             more["video_metadata"] = [metadata_of(video)]
-        nested = [images] if images else None  # several images of one prompt, not one each of several
+        nested = [images] if images else None  # several images of one prompt, not one image each of several prompts
         output: Mapping[str, Any] = self.processor(text=[prompt], images=nested, return_tensors="pt", **more)
         return output
 
@@ -219,18 +230,18 @@ class Generic(DecoderBackbone):
         images = [slotted.images[position].load() for position in order]
         try:
             output = self.read(prompt, images) if video is None else self.read(prompt, images, video)
-        except ValueError as error:  # an image of extreme shape, or the backbone's own image token in the text
+        except ValueError as error:  # an image of extreme shape, or the backbone's image token in the text
             about = ", ".join([repr(prompt[:60]), *map(str, item.images), *([str(item.video)] if video else [])])
             raise UserError(f"{about}: {str(error).splitlines()[0]}") from error
         tensors = {name: value for name, value in output.items() if name in self.accepted}
         if self._as_bytes and "pixel_values" in tensors:
             tensors["pixel_values"] = as_bytes(tensors["pixel_values"])
         if tensors["input_ids"].shape[1] == 0:
-            raise UserError("input has an empty text and no picture: nothing to encode")
+            raise UserError("input has an empty text and no image; expected at least one of them")
         return tensors if self.rope_index is None else tensors | {"position_ids": self._positions(tensors)}
 
     def _with_video_token(self, prompt: str, order: list[int]) -> tuple[str, list[int]]:
-        """The first image's place, which the video has taken, in the family's own words."""
+        """Replaces the first image's token, which stands for the video, by the family's video token."""
         pieces = prompt.split(self.image_token)
         place = order.index(0) + 1
         before, after = self.image_token.join(pieces[:place]), self.image_token.join(pieces[place:])
@@ -266,13 +277,13 @@ def _load_model(source: str, settings: dict[str, Any]) -> Any:
 
 
 def _usual_positions(config: Any) -> str:
-    """What the published vectors of these weights were made with, see `Generic`."""
+    """The position scheme with which the published vectors of these weights were made, see `Generic`."""
     major, minor = (int(part) for part in str(config.transformers_version or "5.0").split(".")[:2])
     return "text" if (major, minor) < (4, 47) else "vision-start"
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

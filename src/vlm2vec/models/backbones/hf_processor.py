@@ -1,7 +1,8 @@
-"""A family's own processor of transformers, with its images made by PIL and without what needs torchvision."""
+"""A family's own processor of transformers, with PIL for images and without the parts that require torchvision."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import transformers
@@ -10,23 +11,34 @@ from vlm2vec.errors import UserError
 from vlm2vec.models.transformers_internals import build_processor, image_setting_names, processor_parts
 from vlm2vec.models.vision.resolution import SIDES, image_settings, side_of
 
+logger = logging.getLogger(__name__)
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "padding_side": ("right", "left"),
     "positions": ("auto", "text", "vision-start", "multimodal"),
     "image_backend": ("pil", "torchvision"),
-    "video": ("native", "pictures"),
+    "video": ("native", "images"),
     "num_frames": tuple(range(1, 769)),
     "resolution": tuple(SIDES),
 }
 
 
+def current_names(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings with deprecated values replaced by today's, each with a warning."""
+    if options.get("video") != "pictures":
+        return options
+    logger.warning("setting video=pictures is deprecated; use video=images")
+    return {**options, "video": "images"}
+
+
 def load_processor(source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
-    """The processor without its video part, which needs torchvision; PIL, so that vectors do not depend on that.
+    """The processor without its video part, which requires torchvision.
+
+    Images are processed by PIL, so that vectors do not depend on whether torchvision is installed.
 
     Args:
         source: A folder or hub id.
         common: Revision and trust, for every part.
-        options: Settings of `Generic`; what is not its own is the image processor's.
+        options: Settings of `Generic` and of the image processor.
 
     Raises:
         UserError: for a setting that neither has.

@@ -1,4 +1,4 @@
-"""`mistral3`: Mistral Small 3.1 and later. Its processor in transformers needs torchvision; this one does not."""
+"""`mistral3`: Mistral Small 3.1 and later. Its processor in transformers requires torchvision; this one does not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NAMES = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_
 
 @dataclass
 class RowsOfPatches:
-    """An image is written as rows of image tokens, a break token between rows and an end token after the last.
+    """Writes an image as rows of image tokens, a break token between rows and an end token after the last.
 
     Attributes:
-        tokenizer: Of the folder.
-        image_processor: Pixtral's by PIL.
+        tokenizer: Tokenizer of the folder.
+        image_processor: Pixtral's PIL processor.
         about: Content of `processor_config.json`.
     """
 
@@ -33,7 +33,7 @@ class RowsOfPatches:
 
     @property
     def image_token(self) -> str:
-        """Stands for an image in a prompt."""
+        """The image token of prompts."""
         return str(self.about["image_token"])
 
     def __call__(
@@ -47,7 +47,7 @@ class RowsOfPatches:
         pieces = text[0].split(self.image_token)
         images = images[0] if images else []
         if len(pieces) - 1 != len(images):
-            raise ValueError(f"found {len(pieces) - 1} {self.image_token} in the text but {len(images)} pictures")
+            raise ValueError(f"found {len(pieces) - 1} {self.image_token} in the text but {len(images)} images")
         pixels: Mapping[str, Any] = {}
         prompt = pieces[0]
         if images:
@@ -70,7 +70,7 @@ class RowsOfPatches:
 
 
 class Mistral3(Generic):
-    """As `Generic`, with a processor that needs no torchvision."""
+    """As `Generic`, with a processor that does not require torchvision."""
 
     name: ClassVar[str] = "mistral3"
 

@@ -1,4 +1,4 @@
-"""`mllama`: Llama 3.2 Vision, whose text layers look at images by cross attention instead of reading their tokens."""
+"""`mllama`: Llama 3.2 Vision, whose text layers attend to images by cross attention instead of reading image tokens."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vlm2vec.types import Batch
 
 
 class Mllama(Generic):
-    """As `Generic`; examples with equally many images pass the network together.
+    """As `Generic`; examples with the same number of images pass the network together.
 
-    Its image tensors have a place for every example, and a token that sees no image yet attends to all places
-    alike, those of padding too: only among their like do vectors not depend on batch mates.
+    Image tensors have a slot for every image of an example, and a token before the first image attends to all slots
+    equally, padding included. Only in batches of equal image counts does a vector not depend on the other examples.
     """
 
     name: ClassVar[str] = "mllama"
@@ -43,5 +43,5 @@ class Mllama(Generic):
         return torch.cat(states)[torch.cat(places).argsort()]
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
-        """By this package's module: there a text beside images in a batch attends to their padding."""
+        """Writes this package's module: sentence-transformers lets a text attend to the padding of images."""
         st_folder.write_own(folder, prompts)

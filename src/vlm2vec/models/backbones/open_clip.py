@@ -1,7 +1,7 @@
 """OpenCLIP checkpoints in open_clip's own format (`open_clip_config.json`), computed by transformers' CLIP.
 
-The open_clip package needs torchvision even to be imported, so it is not used: its ViT towers are CLIP's, and only
-the names of the tensors differ. Towers that CLIP's classes do not have (timm, ResNet, CoCa, HF text) are refused.
+The open_clip package requires torchvision even to be imported, so it is not used. Its ViT encoders are CLIP's; only the
+names of the tensors differ. Encoders that CLIP's classes do not have (timm, ResNet, CoCa, HF text) are unsupported.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RENAMES = [
 
 
 class OpenClip(DualEncoder):
-    """An OpenCLIP ViT; settings as `DualEncoder`. Saved, it is a CLIP checkpoint of transformers."""
+    """An OpenCLIP ViT with the settings of `DualEncoder`. It is saved as a CLIP checkpoint of transformers."""
 
     name: ClassVar[str] = "open_clip"
 
@@ -69,9 +69,9 @@ class OpenClip(DualEncoder):
         try:
             about = json.loads((folder / CONFIG_FILE).read_text())
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
+        except Exception as error:  # transformers and tokenizers raise many types, plain Exception among them
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{source}: no readable {CONFIG_FILE} and tokenizer files beside it: {reason}") from error
+            raise UserError(f"{source}: cannot read {CONFIG_FILE} and the tokenizer files: {reason}") from error
         config = clip_config(folder / CONFIG_FILE, about["model_cfg"], tokenizer)
         check_weight_files(source, allow_pickle)
         weights = folder / WEIGHTS_FILE
@@ -101,12 +101,12 @@ def clip_config(path: Path, model: dict[str, Any], tokenizer: Any) -> Any:
     ):
         if unknown := sorted(set(part) - known):
             raise UserError(
-                f"{path}: {name}.{unknown[0]}: only CLIP's ViT and text towers are computed here; "
+                f"{path}: {name}.{unknown[0]}: only CLIP's ViT and text encoders are supported; "
                 "use a checkpoint in transformers' format"
             )
     vision, text = model["vision_cfg"], model["text_cfg"]
     if not isinstance(vision["layers"], int):
-        raise UserError(f"{path}: vision_cfg.layers: expected a number (ResNet towers are not computed here)")
+        raise UserError(f"{path}: vision_cfg.layers: expected a number (ResNet encoders are unsupported)")
     common = {"hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu", "projection_dim": model["embed_dim"]}
     return transformers.CLIPConfig(
         projection_dim=model["embed_dim"],
@@ -138,7 +138,7 @@ def image_processor(path: Path, settings: dict[str, Any], config: Any) -> Any:
     """open_clip's image settings as transformers' PIL processor.
 
     Raises:
-        UserError: for a way of resizing that it does not have.
+        UserError: for a resize mode that it does not have.
     """
     mode, filter_name = settings.get("resize_mode", "shortest"), settings.get("interpolation", "bicubic")
     filters = {"bicubic": 3, "bilinear": 2}
@@ -159,7 +159,7 @@ def image_processor(path: Path, settings: dict[str, Any], config: Any) -> Any:
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """open_clip's tensors under the names of `CLIPModel`; joint attention weights are cut, projections turned."""
+    """open_clip's tensors under the names of `CLIPModel`. Joint attention weights are split, projections transposed."""
     result: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         for pattern, replacement in RENAMES:

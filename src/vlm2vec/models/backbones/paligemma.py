@@ -1,4 +1,4 @@
-"""`paligemma`: PaliGemma and PaliGemma 2, whose processor refuses an input without an image."""
+"""`paligemma`: PaliGemma and PaliGemma 2, whose processor rejects inputs without an image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlm2vec.models.backbones.generic import Generic
 
 
 class PaliGemma(Generic):
-    """As `Generic`; a text alone is written as its processor writes one after images: begin token, text, newline."""
+    """As `Generic`; a text alone is written as its processor writes text after images: begin token, text, newline."""
 
     name: ClassVar[str] = "paligemma"
 
@@ -29,9 +29,9 @@ class PaliGemma(Generic):
         return {
             "input_ids": ids,
             "attention_mask": output["attention_mask"],
-            "token_type_ids": torch.zeros_like(ids),  # all of it prefix, which reads in both directions
+            "token_type_ids": torch.zeros_like(ids),  # all prefix, with bidirectional attention
         }
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
-        """By this package's module: sentence-transformers writes a text alone without begin token and newline."""
+        """Writes this package's module: sentence-transformers writes a text alone without begin token and newline."""
         st_folder.write_own(folder, prompts)

@@ -1,4 +1,4 @@
-"""`phi3_v`: Phi-3-vision, Phi-3.5-vision and the VLM2Vec checkpoints made of them, in their published layout."""
+"""`phi3_v`: Phi-3-vision, Phi-3.5-vision and VLM2Vec checkpoints based on them, in their published layout."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Phi3VProcessor:
     image_token: ClassVar[str] = "<|image|>"  # noqa: S105
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the tokenizer, and the image settings as published folders have them."""
+        """Writes the tokenizer, and the image settings in the layout of published folders."""
         self.tokenizer.save_pretrained(folder)
         about = {"image_processor_type": "Phi3VImageProcessor", **self.image_settings}
         (folder / "preprocessor_config.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -45,9 +45,9 @@ class Phi3Vision(Generic):
     """The network of `phi3_v_parts` and its processor.
 
     Settings (`options` of `load`):
-        num_crops: Most tiles an image is cut into. Default: what the folder says (4 in Phi-3.5-vision).
+        num_crops: Maximum tiles per image. Default: that of the folder (4 in Phi-3.5-vision).
         resolution: "low", "mid" or "high": 1, 4 or 16 tiles of 336 pixels squared; or `max_pixels`.
-        num_frames: Frames taken of a video, each an image (default 8).
+        num_frames: Frames sampled from a video, each an image (default 8).
         padding_side: "right" (default) or "left".
     """
 
@@ -67,7 +67,7 @@ class Phi3Vision(Generic):
         trust_remote_code: bool = False,
         **options: Any,
     ) -> Self:
-        """Loads a folder or hub id; pickled weights where allowed, never the code there; see the class."""
+        """Loads a folder or hub id. Pickled weights only if allowed; code from there never. Settings: see the class."""
         num_crops = _num_crops(options)
         try:
             check_weight_files(source, allow_pickle)
@@ -86,7 +86,7 @@ class Phi3Vision(Generic):
             images = {name: saved.get(name) or default for name, default in DEFAULTS.items()}
             images["num_crops"] = num_crops or images["num_crops"]
             return cls(model, Phi3VProcessor(_load_tokenizer(source, revision), images), options)
-        except Exception as error:  # transformers and tokenizers raise a dozen types, some of them plain Exception
+        except Exception as error:  # transformers and tokenizers raise many types, plain Exception among them
             raise UserError(f"{source}: cannot be loaded as a Phi-3 vision model: {first_line(error)}") from error
 
     @property
@@ -100,7 +100,7 @@ class Phi3Vision(Generic):
         return [model.embed_tokens, model.layers, model.norm]
 
     def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
-        """Texts around images, empty ones too, are tokenized one by one, each with what stands before a text."""
+        """Texts between images, empty ones included, are tokenized separately, each with the begin token."""
         ids: list[int] = []
         tiles, sizes = [], []
         for i, piece in enumerate(PLACEHOLDER.split(self.template.render(item))):
@@ -113,7 +113,7 @@ class Phi3Vision(Generic):
             sizes.append(size)
             ids += [IMAGE_TOKEN_ID] * num_tokens(*size)
         if not ids:
-            raise UserError("input has an empty text and no picture: nothing to encode")
+            raise UserError("input has an empty text and no image; expected at least one of them")
         tensors = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
         return tensors | ({"pixel_values": torch.cat(tiles), "image_sizes": torch.tensor(sizes)} if tiles else {})
 
@@ -126,7 +126,7 @@ class Phi3Vision(Generic):
 
 
 def _num_crops(options: dict[str, Any]) -> int | None:
-    """The number of tiles that the settings ask for; None where they leave it to the folder.
+    """Number of tiles that the settings ask for; None: the default of the folder.
 
     Raises:
         UserError: for an unknown setting or value.
@@ -137,7 +137,7 @@ def _num_crops(options: dict[str, Any]) -> int | None:
     good = options.get("padding_side", "right") in ("right", "left") and all(type(n) is int and n > 0 for n in counts)
     if set(options) - known or not good or (side is not None and num_crops is not None):
         raise UserError(
-            f"settings {options}: phi3_v has num_crops (1 or more) or resolution or max_pixels, "
+            f"settings {options}: expected num_crops (1 or more) or resolution or max_pixels, "
             "num_frames (1 or more) and padding_side (right or left)"
         )
     return num_crops if side is None else max(1, (side // TILE) ** 2)
@@ -146,6 +146,8 @@ def _num_crops(options: dict[str, Any]) -> int | None:
 def _load_tokenizer(source: str, revision: str | None) -> Any:
     """The tokenizer file as it is: today's Llama class would build another normalizer than the published one."""
     about = tokenizer_config(source, revision)
-    is_llama = str(about.get("tokenizer_class", "")).startswith("LlamaTokenizer")  # which began texts with a token
+    is_llama = str(about.get("tokenizer_class", "")).startswith(
+        "LlamaTokenizer"
+    )  # which starts texts with a begin token
     starts = {"add_bos_token": about.get("add_bos_token", True)} if is_llama else {}
     return transformers.PreTrainedTokenizerFast.from_pretrained(source, revision=revision, **starts)

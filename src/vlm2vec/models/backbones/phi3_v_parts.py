@@ -1,8 +1,8 @@
-"""The network and the images of Phi-3-vision and Phi-3.5-vision, whose own code current transformers cannot run.
+"""Network and images of Phi-3-vision and Phi-3.5-vision, whose own code does not run with current transformers.
 
-image -> tiles of 336 px and a small copy of the whole -> CLIP ViT -> 2x2 patches merged, rows closed by a separator
--> projection -> Phi-3 decoder. Tiling as in InternLM-XComposer2-4KHD (arXiv 2404.06512). The names of the modules are
-those of the published weights.
+image -> tiles of 336 px and a small copy of the whole image -> CLIP ViT -> 2x2 patches merged, a separator after each
+row -> projection -> Phi-3 decoder. Tiling as in InternLM-XComposer2-4KHD (arXiv 2404.06512). Modules have the names of
+the published weights.
 
 Shapes: B examples, L tokens, T tiles, H x W tiles of one image, C channels of the vision encoder, D hidden size.
 """
@@ -22,8 +22,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from vlm2vec.models.transformers_internals import share_attention
 
 TILE = 336
-IMAGE_TOKEN_ID = -1  # outside the vocabulary, so no text can produce it
-CLIP_L_336 = {  # openai/clip-vit-large-patch14-336, which the published checkpoints do not spell out
+IMAGE_TOKEN_ID = -1  # outside the vocabulary, so that no text can produce it
+CLIP_L_336 = {  # openai/clip-vit-large-patch14-336; the published checkpoints omit it
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -37,14 +37,14 @@ CLIP_L_336 = {  # openai/clip-vit-large-patch14-336, which the published checkpo
 def tile(image: Image.Image, num_crops: int, mean: list[float], std: list[float]) -> tuple[torch.Tensor, list[int]]:
     """Cuts an image into tiles.
 
-    The longer side becomes as many tiles as fit while the whole stays within `num_crops`; the shorter one is padded
+    The longer side becomes as many tiles as possible with at most `num_crops` tiles in all. The shorter side is padded
     with white, half on either side.
 
     Returns:
-        Normalised pixels [1 + H * W, 3, 336, 336], the small copy of the whole first, and [H, W].
+        Normalized pixel values [1 + H * W, 3, 336, 336], the small copy of the whole image first, and [H, W].
 
     Raises:
-        ValueError: for an image so thin that no pixel of its shorter side is left.
+        ValueError: for an image so thin that its shorter side would have no pixels.
     """
     upright = image.width < image.height
     wide = image.transpose(Image.Transpose.TRANSPOSE) if upright else image
@@ -54,7 +54,7 @@ def tile(image: Image.Image, num_crops: int, mean: list[float], std: list[float]
         across += 1
     width, height = across * TILE, int(across * TILE / ratio)
     if height == 0:
-        raise ValueError(f"a picture of {image.width} x {image.height} pixels is too thin")
+        raise ValueError(f"an image of {image.width} x {image.height} pixels is too thin")
     padded = math.ceil(height / TILE) * TILE
     canvas = Image.new("RGB", (width, padded), (255, 255, 255))
     canvas.paste(wide.resize((width, height), Image.Resampling.BILINEAR), (0, (padded - height) // 2))
@@ -68,12 +68,12 @@ def tile(image: Image.Image, num_crops: int, mean: list[float], std: list[float]
 
 
 def num_tokens(down: int, across: int) -> int:
-    """Tokens of an image of that many tiles: 12 x 12 a tile, a separator a row, the same of the small copy, one."""
+    """Tokens of an image: 12 x 12 per tile, a separator per row, the same for the small copy, and one separator."""
     return down * 12 * (across * 12 + 1) + 1 + 12 * 13
 
 
 class Phi3VConfig(Phi3Config):  # type: ignore[misc]
-    """The config of Phi-3, with the vision parts of the published file as further attributes."""
+    """The configuration of Phi-3, with the vision settings of the published file as further attributes."""
 
     model_type: ClassVar[str] = "phi3_v"
 
@@ -117,7 +117,7 @@ class ImageEmbedding(nn.Module):
         return states[:, 1:]  # type: ignore[no-any-return]  # no class token
 
     def _rows(self, tiles_TPC: torch.Tensor, down: int, across: int) -> torch.Tensor:
-        """2x2 patches side by side in one vector, the tiles' rows joined, a separator after each row."""
+        """Merges 2x2 patches into one vector each, joins rows across tiles, and adds a separator after each row."""
         side = math.isqrt(tiles_TPC.shape[1])
         grid = tiles_TPC.view(down, across, side // 2, 2, side // 2, 2, -1)
         grid = grid.permute(0, 2, 1, 4, 3, 5, 6).reshape(down * side // 2, across * side // 2, -1)
@@ -125,7 +125,7 @@ class ImageEmbedding(nn.Module):
 
 
 class Phi3V(Phi3Model):  # type: ignore[misc]
-    """Phi-3 decoder with images. Its rotary frequencies are chosen for each example by its own length."""
+    """Phi-3 decoder with images. The rotary frequencies of each example depend on its own length."""
 
     config_class = Phi3VConfig
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"lm_head\."]
@@ -151,7 +151,7 @@ class Phi3V(Phi3Model):  # type: ignore[misc]
             embeds_BLD = embeds_BLD.masked_scatter(is_image_BL.unsqueeze(-1), vectors.to(embeds_BLD.dtype))
         is_long_B = attention_mask.sum(dim=1) > self.config.original_max_position_embeddings
         states = torch.empty_like(embeds_BLD)
-        for rows_B in (is_long_B, ~is_long_B):  # long examples have frequencies of their own
+        for rows_B in (is_long_B, ~is_long_B):  # long examples have other frequencies
             if rows_B.any():
                 states = self._decode(states, rows_B, embeds_BLD, attention_mask, kwargs)
         return BaseModelOutputWithPast(last_hidden_state=states)

@@ -1,4 +1,4 @@
-"""Frames of a video as a family's native video tensors, made by its image processor: no torchvision is needed."""
+"""Frames of a video as a family's native video tensors, made by its image processor. torchvision is not needed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from transformers.video_utils import VideoMetadata
 
 from vlm2vec.media.videos import Frames
 
-USUAL_FPS = 24.0  # what transformers takes where nothing says it
+USUAL_FPS = 24.0  # the default of transformers
 
 
 class FrameProcessor:
-    """Stands where a processor of transformers has its video processor.
+    """Takes the place of the video processor in a processor of transformers.
 
-    Two layouts are known: patches of two frames together (the Qwen-VL line), and one tile a frame (LLaVA-OneVision).
-    Frames have the size that the image processor gives an image.
+    It supports two layouts: patches of two frames together (the Qwen-VL line), and one tile per frame
+    (LLaVA-OneVision). Frames get the size that the image processor gives an image.
 
     Args:
         images: The family's image processor.
-        num_frames: In the second layout a shorter video stands on its last frame, so that videos can be stacked.
+        num_frames: Number of frames in the second layout. Shorter videos repeat their last frame, so that videos
+            can be stacked.
     """
 
     def __init__(self, images: Any, num_frames: int) -> None:
@@ -30,17 +31,17 @@ class FrameProcessor:
 
     @staticmethod
     def serves(processor: Any, accepted: set[str]) -> bool:
-        """Whether a family reads videos, in one of the layouts."""
+        """Whether the family has video inputs in one of these layouts."""
         families = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor", "LlavaOnevisionProcessor")
         return type(processor).__name__ in families and "pixel_values_videos" in accepted
 
     def to_dict(self) -> dict[str, Any]:
-        """What its tensors depend on beside the image processor's settings."""
+        """Settings that its tensors depend on, besides the image processor's."""
         return {"num_frames": self.num_frames}
 
     def __call__(self, videos: list[list[Any]], video_metadata: Any = None, **_: Any) -> dict[str, Any]:
         """Tensors of one video, a list of images."""
-        frames = [frame.resize(videos[0][0].size) for frame in videos[0]]  # a folder's frames may differ in size
+        frames = [frame.resize(videos[0][0].size) for frame in videos[0]]  # frames of a folder may differ in size
         if self.temporal_patch_size == 1:
             frames += frames[-1:] * (self.num_frames - len(frames))
             whole = [self.images(frame, return_tensors="pt")["pixel_values"][0, 0] for frame in frames]
@@ -49,7 +50,7 @@ class FrameProcessor:
         output = self.images(frames, return_tensors="pt")
         _, down, across = output["image_grid_thw"][0].tolist()
         steps = len(frames) // self.temporal_patch_size
-        # An image stands for as many equal frames as a patch holds: of each frame, its own share is taken.
+        # The image processor repeats an image for every frame of a patch; each frame contributes its own share.
         share_TJNCSP = output["pixel_values"].view(
             steps, self.temporal_patch_size, down * across, 3, self.temporal_patch_size, -1
         )
@@ -62,5 +63,5 @@ class FrameProcessor:
 
 
 def metadata_of(frames: Frames) -> dict[str, Any]:
-    """What transformers' processors ask of a video beside its pixels, for time stamps in the prompt."""
+    """Metadata that transformers' processors need for time stamps in the prompt."""
     return {"total_num_frames": frames.total, "fps": frames.fps or USUAL_FPS, "frames_indices": list(frames.indices)}

@@ -1,1 +1,1 @@
-"""The vision side: caches of its outputs, a frozen encoder, pixels as bytes, image sizes."""
+"""Vision: caches of encoder outputs, frozen encoders, pixel values as bytes, image sizes."""

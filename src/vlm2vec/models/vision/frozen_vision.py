@@ -1,11 +1,11 @@
-"""A frozen vision side runs once a step, not twice: its outputs of the first pass serve the second.
+"""Encodes images once per step with a frozen vision encoder: the second forward pass reuses the first one's outputs.
 
-With gradient caching every chunk is encoded twice. Where no parameter of the vision side is trained, the second time
-gives the same image features, so they are kept: of V (vision) and L (language) forward passes, a step then costs
-V + 2 L + backward instead of 2 V + 2 L + backward. On disk they also serve later epochs.
+GradCache encodes every mini-batch twice. If no parameter of vision encoder and projector is trained, the second pass
+gives the same image features, so they are kept. Of V (vision) and L (language) forward passes, a step then costs
+V + 2 L + backward instead of 2 V + 2 L + backward. On disk, features also serve later epochs.
 
-Whether the side is frozen is asked of the result, not of names: features that need no gradient came from frozen
-parameters only.
+Whether the encoder is frozen is read from the result, not from names: features that require no gradient depend on
+frozen parameters only.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from torch import nn
 from vlm2vec.models.vision.vision_cache import FeatureStore
 from vlm2vec.types import Batch
 
-METHOD = "get_image_features"  # by which transformers' models make what takes the place of image tokens
-UNUSED = ("last_hidden_state", "hidden_states", "attentions")  # of its output; large, and no model reads them on
+METHOD = "get_image_features"  # computes the vectors that replace image tokens, in models of transformers
+UNUSED = ("last_hidden_state", "hidden_states", "attentions")  # fields of its output that are large and never read
 
 
 class FrozenVision:
-    """Stands before a model's image features and keeps them, where they need no gradient.
+    """Wraps a model's method for image features and keeps its outputs if they require no gradient.
 
     Args:
-        model: A network with a module that has `get_image_features`; PEFT may wrap it.
-        store: Keeps features across steps and jobs; None: for the step only.
+        model: A network with a module that has `get_image_features`. PEFT may wrap it.
+        store: Keeps features across steps and jobs. None: for the step only.
 
     Attributes:
-        frozen: Whether the features need no gradient; None until the first images have passed.
-        num_runs: Times that the vision side ran on a chunk.
+        frozen: Whether the features require no gradient. None before the first images.
+        num_runs: Number of times that the vision encoder encoded a mini-batch.
     """
 
     def __init__(self, model: nn.Module, store: FeatureStore | None = None) -> None:
@@ -49,16 +49,16 @@ class FrozenVision:
 
     @staticmethod
     def possible(model: nn.Module) -> bool:
-        """Whether the model makes its image features in a place where they can be kept."""
+        """Whether the model has a method for image features that can be wrapped."""
         return any(hasattr(type(module), METHOD) for module in model.modules())
 
     def remove(self) -> None:
-        """Gives the model its own method back."""
+        """Restores the model's own method."""
         object.__delattr__(self._owner, METHOD)
 
     @contextmanager
     def serving(self, chunk: int, batch: Batch) -> Iterator[None]:
-        """Around a forward pass: the features of this chunk are kept the first time and served from then on."""
+        """Context of a forward pass: features of this mini-batch are kept the first time and reused afterwards."""
         self._chunk = (chunk, batch)
         try:
             yield
@@ -66,7 +66,7 @@ class FrozenVision:
             self._chunk = None
 
     def forget(self) -> None:
-        """Drops what was kept for the step; call it when the step is over."""
+        """Drops the features of the step. Call it when the step is over."""
         self._memo.clear()
         if self.store is not None:
             self.store.flush_if_large()
@@ -81,7 +81,7 @@ class FrozenVision:
                 return output
             self._memo[number] = (output, after)
         output, after = self._memo[number]
-        if after is not None:  # the vision side draws random numbers: those that follow must be the same
+        if after is not None:  # the encoder draws random numbers (dropout): later ones must not change
             self._set_random(after)
         return _copy(output)
 
@@ -124,7 +124,7 @@ class FrozenVision:
 
 
 def row_keys(batch: Batch) -> list[str]:
-    """What identifies each example's images: a hash of its packed tensors; "" for an example without images."""
+    """A hash of each example's packed tensors, which identifies its images and videos; "" without any."""
     hashes = [hashlib.blake2b(digest_size=16) for _ in range(len(batch))]
     some = [False] * len(batch)
     for name, counts in sorted(batch.rows.items()):
@@ -162,7 +162,7 @@ def vision_fingerprint(model: nn.Module, language_parts: Iterable[nn.Module], pr
 
 
 def leaves(output: Any) -> Iterator[torch.Tensor]:
-    """Every tensor of a model's output, however nested."""
+    """Every tensor of a possibly nested output."""
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, dict):
@@ -184,7 +184,7 @@ def _map(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def _copy(output: Any) -> Any:
-    """New containers around the same tensors: a model may write into what it is given."""
+    """New containers around the same tensors: a model may modify the containers."""
     return _map(output, lambda tensor: tensor)
 
 

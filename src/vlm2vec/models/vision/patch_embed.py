@@ -1,7 +1,7 @@
 """Patch embeddings as matrix products.
 
-A convolution whose stride equals its kernel looks at every pixel once: it is one matrix product over patches. Some
-processors run the convolution many times slower than that (3-D ones most of all).
+A convolution whose stride equals its kernel reads every pixel once: it is a matrix product over patches. Some CPUs run
+such convolutions many times slower than the product, 3-D convolutions most of all.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import nn
 
 
 class _PatchProduct:
-    """Mixed into a convolution: the same parameters and result, by a matrix product."""
+    """Mixin for a convolution: the same parameters and result, by a matrix product."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     kernel_size: tuple[int, ...]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[N, C, ...] -> [N, D, ...], as the convolution; what does not fill a patch at the far edges is left out."""
+        """[N, C, ...] -> [N, D, ...] as the convolution. Incomplete patches at the far edges are left out."""
         n, channels = pixels.shape[:2]
         grid = [size // kernel for size, kernel in zip(pixels.shape[2:], self.kernel_size, strict=True)]
         for axis, (patches, kernel) in enumerate(zip(grid, self.kernel_size, strict=True), start=2):
@@ -46,10 +46,10 @@ KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: PatchConv2d, nn.Conv
 
 
 def use_matrix_products(model: nn.Module) -> int:
-    """Makes every such convolution of a model run as a matrix product, in place; names and weights stay.
+    """Replaces every such convolution of a model by a matrix product, in place. Names and weights stay.
 
     Returns:
-        How many were changed.
+        Number of replaced convolutions.
     """
     changed = 0
     for module in model.modules():

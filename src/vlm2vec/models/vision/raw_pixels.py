@@ -1,8 +1,8 @@
-"""Images as bytes from the workers to the device: a quarter of what the processor's numbers take, and less work.
+"""Images as bytes from the workers to the device: a quarter of the memory of float32 pixel values, and less work.
 
-After resizing, a family's image processor computes number = byte * scale + shift, by channel. Which scale and shift,
-and in which layout of patches or tiles, is asked of the processor itself, with a black and a white image; whether
-that is all it does, with noise. Where it is not (padding that is not an image's, other steps), images stay numbers.
+After resizing, a family's image processor computes `value = byte * scale + shift` per channel. Scale, shift and the
+layout of patches or tiles are measured with a black and a white image, and checked with noise. If a processor does
+anything else (padding that is not part of the image, other steps), images stay float32 pixel values.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 from PIL import Image
 
 RAW = {"do_rescale": False, "do_normalize": False}
-"""What tells transformers' image processors to leave bytes as they are."""
+"""Settings with which transformers' image processors return bytes."""
 SIZES = ((40, 56), (90, 30), (200, 120))
-CLOSE = 2e-6  # numbers are about -2.5 to 2.5 in float32
+CLOSE = 2e-6  # pixel values are about -2.5 to 2.5 in float32
 Pixels = Callable[[Image.Image, bool], torch.Tensor]
 
 
 @dataclass
 class RawPixels:
-    """Bytes -> the processor's numbers; both tensors broadcast against any image of the family."""
+    """Converts bytes to pixel values. Both tensors broadcast against any image of the family."""
 
     scale: torch.Tensor
     shift: torch.Tensor
 
     @classmethod
     def of(cls, pixels: Pixels) -> RawPixels | None:
-        """Finds scale and shift; None where the numbers are not made so.
+        """Measures scale and shift. None if the processor does anything else.
 
         Args:
-            pixels: (image, whether as bytes) -> what the processor makes of it.
+            pixels: (image, whether as bytes) -> the processor's output.
         """
         found: RawPixels | None = None
         noise = np.random.default_rng(0)
@@ -46,18 +46,18 @@ class RawPixels:
                 return None
             image = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
             wanted, given = pixels(image, False), pixels(image, True)
-            if given.dtype is not torch.uint8 or (found.numbers(given) - wanted).abs().max() > CLOSE:
+            if given.dtype is not torch.uint8 or (found.pixel_values(given) - wanted).abs().max() > CLOSE:
                 return None
         return found
 
-    def numbers(self, given: torch.Tensor) -> torch.Tensor:
-        """The processor's numbers in float32, on the device of the bytes."""
+    def pixel_values(self, given: torch.Tensor) -> torch.Tensor:
+        """The processor's pixel values in float32, on the device of the bytes."""
         self.scale, self.shift = self.scale.to(given.device), self.shift.to(given.device)
         return given.float() * self.scale + self.shift
 
 
 def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """What a processor that was told `RAW` gives, as bytes; as it is where it holds anything else."""
+    """Pixel values of a processor called with `RAW` as bytes; unchanged if any of them is not a byte."""
     if pixels.dtype is torch.uint8:
         return pixels
     rounded = pixels.round().clamp(0, 255)
@@ -65,7 +65,7 @@ def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _shared(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with every dimension along which it does not change cut to one."""
+    """The tensor with every dimension along which it is constant reduced to size 1."""
     for dim in range(tensor.dim()):
         first = tensor.narrow(dim, 0, 1)
         if torch.equal(first.expand_as(tensor), tensor):

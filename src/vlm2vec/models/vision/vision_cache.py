@@ -1,8 +1,8 @@
-"""Outputs of a frozen vision encoder, kept by image content: an image passes through the encoder once a job.
+"""Caches of frozen vision encoders' outputs by image content: each image is encoded once per job.
 
-On disk, a cache is a folder of safetensors shards named after the encoder's fingerprint, so features of other
-weights, another input size or another pooling are never mixed up. Shards are written beside and renamed; two
-processes may share a folder.
+On disk, a cache is a folder of safetensors shards named after the encoder's fingerprint, so that features of other
+weights, another input size or another pooling never mix. Shards are written to a temporary file and renamed, and
+processes can share a folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 
 T = TypeVar("T")
-ENCODE_BATCH = 8  # activations of a convolutional encoder then stay in the processor's cache
+ENCODE_BATCH = 8  # activations of a convolutional encoder then fit the CPU's cache
 SHARD_IMAGES = 2048
 FLUSH_BYTES = 256 * 2**20
 
@@ -35,12 +35,12 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 class VisionCache:
-    """Features by image content, in memory and, where a folder is given, on disk.
+    """Features by image content, in memory and optionally on disk.
 
     Args:
         encode: The frozen encoder: images -> features [N, T, C].
-        fingerprint: Identifies weights, input size and pooling of that encoder.
-        folder: Parent of the shards; None keeps the features of this job in memory only.
+        fingerprint: Identifies weights, input size and pooling of the encoder.
+        folder: Parent of the shards. None: features stay in memory for this job.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class VisionCache:
                 self._register(shard)
 
     def features(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Features of these images in order, [N, T, C] float16; what is missing is encoded and kept."""
+        """Features of these images in order, [N, T, C] float16. Missing ones are encoded and cached."""
         self._fill(images)
         return torch.stack([self._get(self._digest(image)) for image in images])
 
@@ -69,15 +69,15 @@ class VisionCache:
         progress: Callable[[int], None] = lambda done: None,
         on_error: Callable[[ImageRef, UserError], None] | None = None,
     ) -> None:
-        """Encodes every distinct image that is not there yet, flushing to disk as it goes.
+        """Encodes every distinct image that is not cached yet, writing to disk on the way.
 
         Args:
             images: Images, repeats allowed.
-            progress: Called with how many images were looked at since the last call.
-            on_error: Receives unreadable images; without it the first one raises.
+            progress: Called with the number of images checked since the last call.
+            on_error: Called with unreadable images. Without it, the first one raises.
 
         Raises:
-            UserError: for an unreadable image, where `on_error` is None.
+            UserError: for an unreadable image, if `on_error` is None.
         """
         for part in chunks(dict.fromkeys(images), ENCODE_BATCH):
             try:
@@ -90,7 +90,7 @@ class VisionCache:
         self.flush()
 
     def flush(self) -> None:
-        """Writes what is only in memory to a new shard and frees it; does nothing without a folder."""
+        """Writes features that are only in memory to a new shard and frees them. Without a folder it does nothing."""
         if self._folder is None or not self._memory:
             return
         name = uuid.uuid4().hex
@@ -109,7 +109,7 @@ class VisionCache:
         for part in chunks(missing.items(), ENCODE_BATCH):
             with torch.inference_mode():
                 features = self.encode([image for _, image in part]).to(torch.float16).cpu()
-            # A clone each: a view would keep the whole batch alive.
+            # Clones: a view would keep the whole batch in memory.
             self._memory.update({digest: row.clone() for (digest, _), row in zip(part, features, strict=True)})
             self.num_encoded += len(part)
             if len(self._memory) >= SHARD_IMAGES:
@@ -141,15 +141,15 @@ class VisionCache:
             with safe_open(shard, framework="pt") as file:
                 self._shard_of.update(dict.fromkeys(file.keys(), shard))
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{shard}: damaged cache of picture features ({error}); delete this file") from error
+            raise UserError(f"{shard}: damaged cache of image features ({error}); delete this file") from error
 
 
 class FeatureStore:
-    """What a frozen vision side made of each example's images.
+    """Outputs of a frozen vision encoder by the images of an example.
 
     Args:
         folder: Parent of the shards.
-        fingerprint: Identifies the weights that made the features; other weights have another folder.
+        fingerprint: Identifies the encoder's weights; each has a folder of its own.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -164,14 +164,14 @@ class FeatureStore:
             self._register(shard)
 
     def get_rows(self, keys: Sequence[str]) -> Any:
-        """The output for these examples ("" has no images), put together; None where any of them is missing."""
+        """The combined output for these examples; None if any of them is missing. The key "" means no images."""
         if any(key and key not in self._memory and key not in self._shard_of for key in keys):
             return None
         rows = [self._row(key) for key in keys if key]
         return _join(rows)
 
     def put_rows(self, keys: Sequence[str], output: Any, counts: dict[str, torch.Tensor]) -> None:
-        """Keeps each example's part of an output; does nothing where the output cannot be told apart by example."""
+        """Stores each example's part of an output. Does nothing if the output cannot be split by example."""
         parts = split_output(output, counts, len(keys))
         if parts is None:
             return
@@ -182,12 +182,12 @@ class FeatureStore:
                 self._bytes += sum(tensor.nbytes for tensor in row.values())
 
     def flush_if_large(self) -> None:
-        """Writes to disk once enough is waiting."""
+        """Writes to disk if enough features are in memory."""
         if self._bytes >= FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is only in memory to a new shard and frees it."""
+        """Writes features that are only in memory to a new shard and frees them."""
         if not self._memory:
             return
         name = uuid.uuid4().hex
@@ -214,12 +214,12 @@ class FeatureStore:
             with safe_open(shard, framework="pt") as file:
                 self._layout[shard] = json.loads((file.metadata() or {})["layout"])
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-            raise UserError(f"{shard}: damaged cache of picture features ({error}); delete this file") from error
+            raise UserError(f"{shard}: damaged cache of image features ({error}); delete this file") from error
         self._shard_of.update(dict.fromkeys(self._layout[shard], shard))
 
 
 class Features(dict[str, Any]):
-    """A put-together output: fields by key and by attribute, as the models read them."""
+    """A combined output with fields by key and by attribute, as models read them."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -229,12 +229,12 @@ class Features(dict[str, Any]):
 
 
 def split_output(output: Any, counts: dict[str, torch.Tensor], num_rows: int) -> list[dict[str, torch.Tensor]] | None:
-    """Each example's part of a vision side's output, by path; None where the parts cannot be told apart.
+    """Each example's part of a vision encoder's output, by path; None if it cannot be split by example.
 
     Args:
-        output: A tensor, or fields that are tensors, lists of one tensor an image, or lists of such by level.
+        output: A tensor, or fields that are tensors, lists of one tensor per image, or lists of such lists by level.
         counts: Rows of each packed input tensor that belong to each example, shape [B] each.
-        num_rows: Examples, B.
+        num_rows: Number of examples, B.
     """
     parts: list[dict[str, torch.Tensor]] = [{} for _ in range(num_rows)]
     fields = output.items() if isinstance(output, dict) else [("", output)]
@@ -266,7 +266,7 @@ def _split_field(path: str, value: Any, counts: list[torch.Tensor], parts: list[
 
 
 def _join(rows: list[dict[str, torch.Tensor]]) -> Any:
-    """What `split_output` took apart, for these examples together."""
+    """Combines parts of `split_output` for these examples."""
     fields: dict[str, Any] = {}
     for path in rows[0]:
         kind = ":" if path.endswith(":") else "#"

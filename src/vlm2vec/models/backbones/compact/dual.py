@@ -1,9 +1,9 @@
-"""`compact-dual`: a CLIP-style dual encoder of the same pretrained parts as `compact`, the baseline beside it.
+"""`compact-dual`: a baseline dual encoder in the style of CLIP, of the same pretrained parts as `compact`.
 
 image -> EfficientNet-Lite0 (frozen) -> projector -> mean of the visual tokens -> head
 text    -> first layers of SmolLM2 -> last token -> head
 
-An input with both has the sum of the two unit vectors, as the MMEB paper scores its baselines.
+The vector of text and image is the sum of their unit vectors, as the MMEB paper scores its baselines.
 
 Shapes: B examples, N images, T visual tokens, D embedding dim.
 """
@@ -25,7 +25,7 @@ from vlm2vec.types import Batch, EmbeddingInput
 
 
 class DualModel(nn.Module):
-    """Two towers with a head each; they meet only in the sum."""
+    """Two encoders with a head each, combined only in the sum."""
 
     def __init__(self, compact: CompactModel) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class DualModel(nn.Module):
         self.text_head = compact.head
 
     def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Unit vectors of texts, [B, D]; zero for a row that holds the end token only."""
+        """Unit vectors of texts, [B, D]; zero for a row with the end token only."""
         output: Any = self.language_model(input_ids=input_ids, attention_mask=attention_mask)
         text_BD = F.normalize(self.text_head(last_token(output.last_hidden_state, attention_mask)), dim=-1)
         return text_BD * (attention_mask.sum(dim=1, keepdim=True) > 1)
@@ -56,7 +56,7 @@ class DualModel(nn.Module):
         image_features: torch.Tensor | None,
         owner_N: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Sum of an example's text and image vectors, [B, D]; `owner_N` says whose each image is."""
+        """Sum of an example's text and image vectors, [B, D]. `owner_N` is the example of each image."""
         text_BD = self.text_features(input_ids, attention_mask)
         if image_features is None or owner_N is None or not len(image_features):
             return text_BD

@@ -1,10 +1,10 @@
-"""`compact`: the built-in small VLM, LLaVA-shaped, made of pretrained parts that need no hub.
+"""`compact`: the built-in small VLM in the shape of LLaVA, made of pretrained parts that need no hub.
 
-image -> EfficientNet-Lite0 (frozen) -> projector, with the words of the classes that the encoder itself sees
+image -> EfficientNet-Lite0 (frozen) -> projector, plus the words of the classes that the encoder sees
         -> first layers of SmolLM2-135M-Instruct -> last token.
-This project pretrained them together (`pretraining.pretrain`, pretraining/compact.yaml) and ships the result.
+This project trained projector, head and adapter (`pretraining.pretrain`, recipes/pretrain-compact.yaml) and ships them.
 
-Shapes: B examples, L tokens, T visual tokens an image, D embedding dim.
+Shapes: B examples, L tokens, T visual tokens per image, D embedding dim.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ SHIPPED = Path(__file__).with_name("compact_pretrained.safetensors")
 SHIPPED_SHA256 = "0552299f2ee4cd921ead3e6ff5f7dfa24cdbe71344e44545709087dc109879bc"
 PRETRAINED_LAYERS = 4
 PROJECTOR_WIDTH = 1152
-WORDS_SCALE, PROJECTED_SCALE = 2.0, 0.005  # both about as long as a word of a text: 3
+WORDS_SCALE, PROJECTED_SCALE = 2.0, 0.005  # both vectors get about the norm of a text word: 3
 DEFAULTS = {"num_layers": 4, "visual_tokens": 9, "image_size": 192}
 
 
 class Projector(nn.Module):
     """Visual features [.., T, 1480] -> the language model's input space [.., T, D].
 
-    A token is the sum of the words for what the vision encoder takes it for, what the layers make of its features, and
-    where it lies.
+    A token is the sum of three vectors: the words for its class, a projection of its features, and its position.
     """
 
     def __init__(self, embedding_dim: int, num_tokens: int, class_words: ClassWords) -> None:
@@ -53,20 +52,20 @@ class Projector(nn.Module):
         self.positions = nn.Parameter(torch.zeros(num_tokens, embedding_dim))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """One input vector of the language model a visual token."""
+        """One input vector of the language model per visual token."""
         projected: torch.Tensor = self.layers(features)
         words: torch.Tensor = self.class_words(features)
         return WORDS_SCALE * words + PROJECTED_SCALE * projected + self.positions
 
 
 def make_projector(vision: EfficientNetLite, language: Any, tokenizer: Any) -> Projector:
-    """A new projector between these two, with the class words that they share."""
+    """A new projector between an encoder and a language model, with the encoder's class words."""
     words = ClassWords(vision.classifier, language.get_input_embeddings().weight, tokenizer)
     return Projector(language.config.hidden_size, vision.side**2, words)
 
 
 def identity_head(dim: int) -> nn.Linear:
-    """A linear layer that changes nothing yet."""
+    """A linear layer that is the identity."""
     head = nn.Linear(dim, dim)
     nn.init.eye_(head.weight)
     nn.init.zeros_(head.bias)
@@ -74,9 +73,9 @@ def identity_head(dim: int) -> nn.Linear:
 
 
 class CompactModel(nn.Module):
-    """Vision encoder, projector, language model, and a linear head that whitens its final states.
+    """Vision encoder, projector, language model, and a linear head that whitens the final states.
 
-    The image token id lies just outside the text vocabulary, so no text can produce it.
+    The image token id is one past the text vocabulary, so that no text can produce it.
     """
 
     language_model: Any
@@ -94,7 +93,7 @@ class CompactModel(nn.Module):
     def states(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, image_features: torch.Tensor | None
     ) -> torch.Tensor:
-        """Final-norm hidden states [B, L, D]; `image_features` [N, T, 1480] fill the image tokens in order."""
+        """Hidden states [B, L, D] after the final norm; `image_features` [N, T, 1480] fill the image tokens."""
         is_image_BL = input_ids == self.image_token_id
         embeds_BLD = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_image_BL, 0))
         if image_features is not None and len(image_features):
@@ -130,7 +129,7 @@ class Compact(CompactBackbone, DecoderBackbone):
         """Assembles the model from its packaged parts; see the class for the settings."""
         settings = {**DEFAULTS, **options}
         if unknown := set(settings) - set(DEFAULTS):
-            raise UserError(f"{source}: unknown settings {sorted(unknown)}; allowed: {', '.join(DEFAULTS)}")
+            raise UserError(f"{source}: unknown settings {', '.join(sorted(unknown))}; expected {', '.join(DEFAULTS)}")
         language, tokenizer = load_language(settings["num_layers"], dtype)
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
         model = CompactModel(vision, make_projector(vision, language, tokenizer), language).to(dtype)
@@ -163,10 +162,10 @@ class Compact(CompactBackbone, DecoderBackbone):
 
 
 def _load_pretrained(model: CompactModel, num_layers: int) -> None:
-    """Puts in what the pretraining made: the projector, and for its depth also head, norm and merged adapter."""
+    """Loads the pretrained projector and, if the number of layers matches, head, norm and merged adapter."""
     raw = SHIPPED.read_bytes()
     if hashlib.sha256(raw).hexdigest() != SHIPPED_SHA256:
-        raise UserError(f"{SHIPPED}: not the shipped weights (SHA-256 differs); install the package again")
+        raise UserError(f"{SHIPPED}: SHA-256 differs from the shipped weights; reinstall vlm2vec")
     learned = {name: value.float() for name, value in load_safetensors(raw).items()}
     projector = {name.removeprefix("projector."): value for name, value in learned.items() if "projector." in name}
     projector["positions"] = _resampled(projector["positions"], len(model.projector.positions))
@@ -181,13 +180,13 @@ def _load_pretrained(model: CompactModel, num_layers: int) -> None:
             if ".lora_A." in name:
                 path = name.removeprefix("language_model.").removesuffix(".lora_A.default.weight")
                 high = learned[name.replace(".lora_A.", ".lora_B.")]
-                # alpha equals rank in the pretraining, so the product is the change itself
+                # alpha equals rank in pretraining, so the product is the weight change
                 weight = language.get_submodule(path).weight
                 weight.copy_(weight.float() + high @ low)
 
 
 def _resampled(positions_TD: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """The vectors of a square grid of positions, for a grid of another size."""
+    """Position vectors of a square grid, resampled for a grid of another size."""
     side, new = round(len(positions_TD) ** 0.5), round(num_tokens**0.5)
     grid_1DHW = positions_TD.T.reshape(1, -1, side, side)
     resampled = F.interpolate(grid_1DHW, size=(new, new), mode="bilinear", align_corners=False)

