@@ -65,7 +65,7 @@ def test_what_cannot_be_evaluated_is_said_before_the_training(
 ) -> None:
     with pytest.raises(UserError, match="no such task in colors"):
         Monitor(recipe(recipe_values, tmp_path / "a", benchmark=str(benchmark), tasks=["Colour"]))
-    with pytest.raises(UserError, match="vqa is no group of these tasks; there are: classification, ind, overall"):
+    with pytest.raises(UserError, match="vqa is not a group of these tasks; groups: classification, ind, overall"):
         Monitor(recipe(recipe_values, tmp_path / "a", benchmark=str(benchmark), best_by="vqa"))
     (tmp_path / "eval/Color/3.png").unlink()
     with pytest.raises(UserError, match=r"row 3.*3\.png: the image is missing"):

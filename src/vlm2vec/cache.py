@@ -1,4 +1,4 @@
-"""Where downloaded and derived files are kept between runs."""
+"""The folder of downloaded and derived files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this project: `VLM2VEC_CACHE`, else `$XDG_CACHE_HOME/vlm2vec`, else `~/.cache`."""
+    """The cache folder, created if missing.
+
+    `$VLM2VEC_CACHE`, else `$XDG_CACHE_HOME/vlm2vec`, else `~/.cache/vlm2vec`.
+    """
     chosen = os.environ.get("VLM2VEC_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlm2vec"
     folder = Path(chosen) if chosen else base

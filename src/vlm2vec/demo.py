@@ -1,4 +1,4 @@
-"""The demo: from nothing to a trained model beside its baseline, scored on four meta-tasks, in one command."""
+"""The demo: prepare a benchmark, train a model and its baseline, and score both on four meta-tasks, in one command."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ RUNS = {"dual encoder": ("dual-encoder", "demo-dual"), "VLM2Vec": ("trained", "d
 
 
 def run_demo(output: Path, fresh: bool = False) -> None:
-    """Prepares, scores untrained, trains both models, scores them, and reports.
+    """Prepares the benchmark, scores the untrained model, trains both models, scores them, and writes a report.
 
     Args:
-        output: Gets `untrained`, `dual-encoder`, `trained` and `report.html`.
-        fresh: Train again even where a finished run of the same recipe is there.
+        output: Folder for `untrained`, `dual-encoder`, `trained` and `report.html`.
+        fresh: Train again even if a finished run of the same recipe exists.
     """
     since = time.perf_counter()
     rule("1. the demo benchmark")
@@ -51,7 +51,7 @@ def run_demo(output: Path, fresh: bool = False) -> None:
     about = provenance(seconds=round(time.perf_counter() - since), seed=recipes["VLM2Vec"].train.seed)
     write_html(output / "report.html", "vlm2vec demo", columns, results, curves, about)
     trained = recipes["VLM2Vec"].output
-    say(f"\nTook {about['seconds']} s. Report with pictures: {output / 'report.html'}")
+    say(f"\nTook {about['seconds']} s. Report with images: {output / 'report.html'}")
     say(f"Next: vlm2vec eval {trained} --benchmark {root / 'benchmark.yaml'} --output {output / 'again'}")
 
 
@@ -65,7 +65,7 @@ def _recipe(name: str, root: Path, output: Path) -> Recipe:
 
 
 def _train(recipe: Recipe, fresh: bool) -> None:
-    """Trains, goes on with an interrupted run of the same recipe, or reuses a finished one and says so."""
+    """Trains; resumes an interrupted run of the same recipe, or reuses a finished run and prints that."""
     saved = recipe.output / "recipe.yaml"
     started = recipe.output / CHECKPOINTS / "recipe.yaml"
     same = any(path.is_file() and path.read_text() == dump_recipe(recipe) for path in (saved, started))

@@ -1,4 +1,4 @@
-"""Evaluation during training: a benchmark's tasks every so many steps, on all processes, the best checkpoint kept."""
+"""Evaluation during training: scores a benchmark every N steps on all ranks and keeps the best checkpoint."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ BEST_FOLDER = "best"
 
 
 class Monitor:
-    """Scores the model while it trains; give it to `training.run.train`.
+    """Scores a model during training; pass it to `training.run.train`.
 
-    Every process encodes its share of the inputs into a cache beside the checkpoints, which is removed afterwards; the
-    first process scores, appends to `evaluations.json`, and writes `best/` when the chosen mean is higher than ever.
-    Nothing random is drawn, so the training is the one that it would be without.
+    Every rank encodes its share of the inputs into a cache beside the checkpoints, which is removed afterwards. Rank 0
+    scores, appends to `evaluations.json`, and writes `best/` when the chosen mean exceeds all earlier ones. The monitor
+    draws no random numbers, so the weights equal those of a run without it.
 
     Args:
-        recipe: With `evaluate` set.
+        recipe: A recipe with `evaluate`.
 
     Raises:
-        UserError: for a benchmark, task or image that is not there, before the training begins.
+        UserError: for a missing benchmark, task or image, before training starts.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -45,7 +45,7 @@ class Monitor:
         groups = {"overall", *(group for mine in groups_of(self.benchmark.tasks).values() for group in mine)}
         if self.settings.best_by not in groups:
             known = ", ".join(sorted(groups))
-            raise UserError(f"evaluate.best_by: {self.settings.best_by} is no group of these tasks; there are: {known}")
+            raise UserError(f"evaluate.best_by: {self.settings.best_by} is not a group of these tasks; groups: {known}")
         reader = TaskReader(self.benchmark, folder)
         check_tasks(reader)
         self.tasks: dict[str, list[EvalQuery]] = {
@@ -79,7 +79,7 @@ class Monitor:
 
 
 def read_history(output: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run so far: step, group means, score by task."""
+    """The evaluations of a run: step, group means, score by task."""
     file = output / HISTORY_FILE
     history: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
     return history

@@ -1,4 +1,4 @@
-"""Vectors in fewer bits, with the meaning that sentence-transformers' `quantize_embeddings` gives each name.
+"""Vectors in fewer bits; each precision means the same as in `quantize_embeddings` of sentence-transformers.
 
 Shapes: N vectors, D embedding dim.
 """
@@ -10,55 +10,55 @@ from typing import Any
 
 import numpy as np
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 LEVELS = 255
 
 
 def check_precision(precision: str) -> None:
-    """Refuses an unknown name.
+    """Checks the name of a precision.
 
     Raises:
-        UserError: naming those that there are.
+        UserError: for an unknown precision.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        raise UserError(f"precision {shown(precision)}: expected one of {', '.join(PRECISIONS)}")
 
 
 def width(embedding_dim: int, precision: str) -> int:
-    """Numbers a vector has in this precision: eight dimensions a byte in the binary ones."""
+    """Length of a vector in this precision; the binary ones pack eight dimensions into a byte."""
     return (embedding_dim + 7) // 8 if precision.endswith("binary") else embedding_dim
 
 
 def dtype(precision: str) -> np.dtype[Any]:
-    """Of the numbers."""
+    """The element type of vectors in this precision."""
     return np.dtype({"binary": "int8", "ubinary": "uint8"}.get(precision, precision))
 
 
 def ranges_of(vectors_ND: np.ndarray) -> np.ndarray:
-    """Smallest and largest value of each dimension, [2, D]: what int8 and uint8 divide into 255 steps.
+    """Smallest and largest value of each dimension, [2, D]: the range that int8 and uint8 divide into 255 steps.
 
     Raises:
         UserError: for fewer than two vectors.
     """
     if len(vectors_ND) < 2:
-        raise UserError("int8 and uint8 take the range of each dimension from two vectors or more; give ranges=")
+        raise UserError("int8 and uint8 compute the range of each dimension from at least two vectors; pass ranges=")
     return np.stack([vectors_ND.min(axis=0), vectors_ND.max(axis=0)])
 
 
 def quantize(vectors_ND: np.ndarray, precision: str, ranges: np.ndarray | None = None) -> np.ndarray:
-    """The vectors in a precision.
+    """Converts vectors to a precision.
 
     Args:
         vectors_ND: float32.
         precision: "float32", "float16"; "int8", "uint8": 255 steps between a dimension's smallest and largest value;
             "binary", "ubinary": one bit a dimension (above 0), packed, as int8 or uint8.
-        ranges: Those values, [2, D], from a sample of the corpus; None: from these vectors. One and the same for all
-            vectors that are compared with each other.
+        ranges: These values, [2, D], from a sample of the corpus; None: from these vectors. Vectors that are compared
+            must share the same ranges.
 
     Raises:
-        UserError: for an unknown precision, or ranges of another shape.
+        UserError: for an unknown precision, or ranges of a wrong shape.
     """
     check_precision(precision)
     if precision.startswith("float"):
@@ -79,7 +79,7 @@ def quantize(vectors_ND: np.ndarray, precision: str, ranges: np.ndarray | None =
 def quantize_rows(
     vectors_ND: np.ndarray, precision: str, ranges: np.ndarray | None, bad: Sequence[int] = ()
 ) -> np.ndarray:
-    """`quantize`, where the rows at `bad` have no vector and stay zeros; of no vectors, an array of the right shape."""
+    """As `quantize`, but the rows at `bad`, which have no vector, become zeros; no rows give an empty array."""
     if not len(vectors_ND):
         return np.zeros((0, width(vectors_ND.shape[1], precision)), dtype(precision))
     quantized = quantize(vectors_ND, precision, ranges)

@@ -43,7 +43,7 @@ def test_each_task_is_ready_or_says_what_is_missing_and_how_to_get_it(folder: Pa
     assert lost.status == "rows missing"
     assert f"vlm2vec data fetch mmeb-v1 --data {folder} --task 'WebQA'" in lost.detail
     stated = {c.task.name: c for c in check_data(benchmark.only(["OK-VQA"]), folder)}["OK-VQA"]
-    assert stated.status == "wrong counts" and "num_queries is 12, but 1000 is stated" in stated.detail
+    assert stated.status == "wrong counts" and "num_queries is 12, but the benchmark states 1000" in stated.detail
 
 
 def test_videos_and_documents_are_checked_too(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_a_missing_task_is_named_left_out_of_the_means_and_counted_as_zero_besid
     seen = overview([content])
     assert seen.runs[0].missing == ("CIRR",)
     (note,) = seen.notes
-    assert note.startswith("Up has no score on 1 tasks (CIRR): its means are of the others.")
-    assert "its overall is 41.7" in note
+    assert note.startswith("Up has no score on 1 tasks (CIRR): its means cover the other tasks.")
+    assert "its overall score is 41.7" in note
 
 
 def score_files() -> list[Path]:

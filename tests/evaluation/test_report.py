@@ -124,14 +124,16 @@ def test_a_single_run_has_nothing_bold_and_no_notes() -> None:
 def test_it_says_plainly_where_another_run_is_ahead_of_the_last() -> None:
     columns = {"dual": run({"A": 0.402, "B": 0.1, "C": 0.3}), "ours": run({"A": 0.351, "B": 0.2, "C": 0.9})}
     (note,) = comparison_table(columns).notes
-    assert note == "dual is ahead of ours on: A (40.2 against 35.1); of the means, on: vqa (40.2 against 35.1), " + (
-        "ind (40.2 against 35.1)."
+    assert (
+        note
+        == "dual is ahead of ours on: A (40.2 against 35.1); means on which it is ahead: vqa (40.2 against 35.1), "
+        + ("ind (40.2 against 35.1).")
     )
 
 
 def test_it_says_plainly_where_another_run_is_nowhere_ahead() -> None:
     columns = {"old": run({"A": 0.2}), "dual": run({"A": 0.5}), "ours": run({"A": 0.5})}
-    assert comparison_table(columns).notes == ("old is nowhere ahead of ours.", "dual is nowhere ahead of ours.")
+    assert comparison_table(columns).notes == ("old is ahead of ours on no task.", "dual is ahead of ours on no task.")
 
 
 def test_a_small_lead_is_told_with_the_digits_that_show_it() -> None:
@@ -153,7 +155,7 @@ def test_runs_with_other_numbers_of_candidates_give_a_warning() -> None:
 def test_the_terminal_table_has_every_row_and_the_remark_every_note() -> None:
     comparison = comparison_table({"old [red]": run({"A": 0.5, "B": 0.1}), "new": run({"A": 0.7, "B": 0.2})})
     assert all(word in printed(comparison) for word in ("old [red]", "overall", "70.0"))
-    assert comparison.remark == "old [red] is nowhere ahead of new."
+    assert comparison.remark == "old [red] is ahead of new on no task."
 
 
 def test_a_name_with_a_bar_does_not_break_the_markdown_table() -> None:

@@ -67,7 +67,7 @@ def test_the_third_table_has_190_tasks_and_says_of_each_without_a_reader_what_is
         assert task.metric == ("ndcg_linear@5" if task.modality == "text" else "hit@1")
         if task.reader is None:
             assert task.note
-            with pytest.raises(UserError, match=r"has no reader yet; name the others with --task"):
+            with pytest.raises(UserError, match=r"has no reader yet; name other tasks with --task"):
                 read_task(task, Path(), third.quirks)
         else:
             assert task.files and task.scope == "global" and task.query and task.target
@@ -134,5 +134,5 @@ def test_guessing_scores_chance_and_one_vector_for_all_scores_zero_on_every_task
 
 def test_counts_that_are_not_the_stated_ones_stop_the_evaluation(miniature: Path) -> None:
     benchmark, folder = load_benchmark("mmeb-v2", miniature / "v2")
-    with pytest.raises(UserError, match=r"OK-VQA: num_queries is 12, but 1000 is stated in mmeb-v2"):
+    with pytest.raises(UserError, match=r"OK-VQA: num_queries is 12, but the benchmark states 1000 in mmeb-v2"):
         TaskReader(benchmark, folder)["OK-VQA"]

@@ -18,15 +18,15 @@ class ComparisonRow:
 
     name: str
     kind: str
-    """Meta-task of a task; how many tasks a group has."""
+    """The meta-task of a task, or the number of tasks of a group."""
     split: str
     chance: float | None
     scores: tuple[float | None, ...]
-    """Score of each run, 0 to 1; None where the run has no such task."""
+    """Score of each run, 0 to 1; None if the run lacks the task."""
     is_group: bool = False
 
     def is_best(self, column: int) -> bool:
-        """Whether no other run is better; never where there is only one run."""
+        """Whether no run scores higher; False if there is a single run."""
         known = [score for score in self.scores if score is not None]
         return len(self.scores) > 1 and self.scores[column] is not None and self.scores[column] == max(known)
 
@@ -38,13 +38,13 @@ class Comparison:
     names: tuple[str, ...]
     rows: tuple[ComparisonRow, ...]
     metric: str
-    """Of every task; "score" where tasks have several."""
+    """The metric of all tasks; "score" if tasks have different metrics."""
     notes: tuple[str, ...]
-    """Plain sentences: where another run is ahead of the last one, and what cannot be compared."""
+    """Sentences: the tasks on which another run beats the last one, and what cannot be compared."""
 
     @property
     def table(self) -> Table:
-        """For the terminal; print `remark` below it."""
+        """A table for the terminal; print `remark` below it."""
         table = Table(title=f"{self.metric} in percent")
         for heading in ("task", "meta-task", "ind/ood"):
             table.add_column(heading)
@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def remark(self) -> str:
-        """The notes, one a line."""
+        """The notes, each on its own line."""
         return "\n".join(self.notes)
 
     @property
@@ -86,7 +86,7 @@ def comparison_table(columns: Mapping[str, dict[str, Any]]) -> Comparison:
     """Sets runs side by side.
 
     Args:
-        columns: Contents of `results.json` by run; the notes compare the others with the last one.
+        columns: Contents of `results.json` by run; the notes compare the last run with the others.
 
     Returns:
         Rows for each task, then for each group; `.table` and `.remark` for a terminal, `.markdown` for a file.
@@ -124,7 +124,7 @@ def comparison_table(columns: Mapping[str, dict[str, Any]]) -> Comparison:
 
 
 def shared_metric(tasks: Iterable[Mapping[str, Any]]) -> str:
-    """The metric of all tasks, "score" where there are several."""
+    """The metric of all tasks; "score" if there are several."""
     names = {str(task["metric"]) for task in tasks}
     return names.pop() if len(names) == 1 else "score"
 
@@ -135,10 +135,12 @@ def _notes(columns: Mapping[str, dict[str, Any]], rows: Sequence[ComparisonRow])
         tasks = [_against(row, column) for row in rows if not row.is_group and _is_ahead(row, column)]
         means = [_against(row, column) for row in rows if row.is_group and _is_ahead(row, column)]
         if tasks:
-            in_means = f"; of the means, on: {', '.join(means)}" if means else "; of the means, on none"
+            in_means = (
+                f"; means on which it is ahead: {', '.join(means)}" if means else "; it is ahead on none of the means"
+            )
             yield f"{other} is ahead of {last} on: {', '.join(tasks)}{in_means}."
         else:
-            yield f"{other} is nowhere ahead of {last}."
+            yield f"{other} is ahead of {last} on no task."
     shapes = [
         {(name, task["num_queries"], task["num_candidates"]) for name, task in run["tasks"].items()}
         for run in columns.values()
@@ -153,7 +155,7 @@ def _is_ahead(row: ComparisonRow, column: int) -> bool:
 
 
 def _against(row: ComparisonRow, column: int) -> str:
-    """`EmojiT2I (40.2 against 35.1)`, with another decimal where one would hide the difference."""
+    """`EmojiT2I (40.2 against 35.1)`, with more decimals if one decimal would hide the difference."""
     ours, last = 100 * (row.scores[column] or 0.0), 100 * (row.scores[-1] or 0.0)
     decimals = 1 if f"{ours:.1f}" != f"{last:.1f}" else 3
     return f"{row.name} ({ours:.{decimals}f} against {last:.{decimals}f})"
@@ -167,5 +169,5 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], num_left:
 
 
 def percent(score: float | None) -> str:
-    """A score as percent with one decimal; a dash where there is none."""
+    """A score as percent with one decimal; a dash for None."""
     return "–" if score is None else f"{100 * score:.1f}"

@@ -1,4 +1,4 @@
-"""A benchmark's evaluation: every distinct input encoded once, every task scored. Knows models only as an `Encoder`."""
+"""Evaluation of an `Encoder` on a benchmark: every distinct input is encoded once, and every task is scored."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ Tasks = Mapping[str, Sequence[EvalQuery]]
 
 
 def read_tasks(benchmark: Benchmark, folder: Path) -> dict[str, list[EvalQuery]]:
-    """Queries of every task, all in memory; see `TaskReader` for one at a time.
+    """Queries of every task, all in memory; `TaskReader` reads one task at a time.
 
     Raises:
-        UserError: for a set that cannot be read or is not of the stated size.
+        UserError: for a set that cannot be read or does not have the stated size.
     """
     reader = TaskReader(benchmark, folder)
     return {task.name: reader[task.name] for task in benchmark.tasks}
 
 
 def check_tasks(tasks: Tasks) -> int:
-    """Reads every task once and looks whether its images are there; nothing is decoded.
+    """Reads every task once and checks that its images exist; images are not decoded.
 
     Returns:
-        How many inputs an evaluation will report progress for.
+        The number of inputs for which an evaluation reports progress.
 
     Raises:
-        UserError: for the first set or image that is missing.
+        UserError: for the first missing set or image.
     """
     total = 0
     for name in tasks:
         queries = tasks[name]
         for image in dict.fromkeys(images_of({name: queries})):
             if not image.exists():
-                raise UserError(f"{image}: the image is missing; `vlm2vec data check` lists what is not there")
+                raise UserError(f"{image}: the image is missing; `vlm2vec data check` lists what is missing")
         total += num_inputs(queries)
     return total
 
@@ -78,18 +78,18 @@ def distinct_inputs(queries: Iterable[EvalQuery]) -> list[EmbeddingInput]:
 
 
 def num_inputs(queries: Iterable[EvalQuery]) -> int:
-    """How many inputs `evaluate` reports progress for on a task, found ones included."""
+    """The number of inputs for which `evaluate` reports progress on a task, cached ones included."""
     return len(distinct_inputs(queries))
 
 
 @dataclass(frozen=True)
 class Share:
-    """What part of the encoding is this process's, and how the processes wait for each other.
+    """The part of the encoding that a rank does, and the barrier between ranks.
 
     Attributes:
-        rank: Of this process; only rank 0 scores.
+        rank: This process's rank; only rank 0 scores.
         world_size: Number of processes.
-        wait: Returns when every process has come this far.
+        wait: The barrier; returns when every rank has called it.
     """
 
     rank: int = 0
@@ -112,7 +112,7 @@ class FillCache(Protocol):
 
 
 def filling(encoder: Encoder) -> FillCache:
-    """Encodes here, part after part."""
+    """A function that encodes in this process, block by block."""
 
     def fill_here(cache: VectorCache, items: Mapping[bytes, EmbeddingInput], **options: Any) -> int:
         return fill(cache, items, encoder.encode, **options)
@@ -134,13 +134,13 @@ def evaluate(
         encoder: Anything with `encode`, or a function that encodes what an embedding cache lacks.
         benchmark: The tasks' facts.
         tasks: Their queries, from `read_tasks` or a `TaskReader`.
-        progress: Called with the number of inputs done since the last call, per task; found ones included.
+        progress: Called with the number of inputs done since the last call, cached ones included.
         cache: Embedding cache; None: in memory, for the length of this job. Several processes need one
             that they all see.
-        share: This process's part of the encoding.
+        share: This rank's part of the encoding.
 
     Returns:
-        One result a task, in the benchmark's order; none on processes other than rank 0.
+        A result for each task, in the benchmark's order; empty on ranks other than 0.
     """
     cache = MemoryCache() if cache is None else cache
     fill_cache = filling(encoder) if isinstance(encoder, Encoder) else encoder
@@ -192,10 +192,10 @@ def results_json(
     """The content of `results.json`: scores 0 to 1, group scores as unweighted means over tasks.
 
     Args:
-        model: What was evaluated, as the user named it.
-        benchmark: Its facts.
-        results: One a task.
-        about: What the numbers depend on (template hash, versions, …); nothing that differs from run to run.
+        model: The evaluated model, as the user named it.
+        benchmark: The benchmark's facts.
+        results: One for each task.
+        about: What the scores depend on (template hash, versions, …), but nothing that differs between equal runs.
     """
     return {
         "model": model,
@@ -223,7 +223,7 @@ def results_json(
 
 
 def groups_of(tasks: Sequence[EvalTask]) -> dict[str, tuple[str, ...]]:
-    """The groups of each task: meta-task, ind or ood, and its modality where there are several."""
+    """The groups of each task: meta-task, ind or ood, and the modality if the tasks have several."""
     several = len({task.modality for task in tasks}) > 1
     return {
         task.name: tuple(
@@ -237,7 +237,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """Reads `results.json` of an evaluation.
 
     Raises:
-        UserError: if there is none.
+        UserError: if the file is missing.
     """
     path = folder / RESULTS_FILE
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Scores from ranks, their means over tasks, and how far chance may have moved them."""
+"""Scores from ranks, their means over tasks, and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ CUTS = (1, 5, 10)
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """Where the relevant candidates of one query stand.
+    """Ranks of the relevant candidates of one query.
 
     Attributes:
-        ranks: Of each relevant candidate, from 1; exact where it is at most the largest k that is asked for. None:
-            no candidate is relevant, and every metric is 0.
-        gains: How relevant each is, in the same order; 1 where relevance is not graded.
+        ranks: Rank of each relevant candidate, from 1; exact up to the largest k that is asked for. Empty: no
+            candidate is relevant, and every metric is 0.
+        gains: Relevance of each, in the same order; empty: 1 each.
         again: Rank and gain of each further place of a relevant candidate that is listed several times. Only NDCG
             counts these, as the reference evaluation does; it can then exceed 1.
     """
@@ -57,7 +57,7 @@ class Ranked:
 
     @property
     def graded(self) -> tuple[float, ...]:
-        """Gains, 1 each where none are given."""
+        """Gains; 1 each if none are given."""
         return self.gains or (1.0,) * len(self.ranks)
 
 
@@ -67,7 +67,7 @@ def hit(query: Ranked, k: int) -> float:
 
 
 def precision(query: Ranked, k: int) -> float:
-    """Share of the first k that is relevant; places that no candidate fills count as not relevant."""
+    """Share of the first k that is relevant; missing candidates count as not relevant."""
     return sum(rank <= k for rank in query.ranks) / k
 
 
@@ -88,7 +88,7 @@ def average_precision(query: Ranked, k: int) -> float:
 
 
 def average_precision_capped(query: Ranked, k: int) -> float:
-    """The same over min(k, relevant), as the reference evaluator of MMEB divides."""
+    """As `average_precision`, but over min(k, relevant), as in the reference evaluation of MMEB."""
     return _precision_sum(query, k) / max(1, min(k, len(query.ranks)))
 
 
@@ -136,7 +136,7 @@ METRICS: dict[str, Callable[[Ranked, int], float]] = {
 TASK_METRICS = tuple(
     f"{name}@{k}" for name in ("hit", "ndcg", "ndcg_linear", "ndcg_exponential", "precision", "recall") for k in CUTS
 )
-"""What a task may be scored by: metrics whose chance is known in closed form."""
+"""Metrics of tasks: those whose chance has a closed form."""
 
 
 def values_of(name: str, queries: Sequence[Ranked]) -> np.ndarray:
@@ -147,12 +147,12 @@ def values_of(name: str, queries: Sequence[Ranked]) -> np.ndarray:
 
 
 def chance_of(name: str, gains: Sequence[float], num_candidates: int) -> float:
-    """What a random order of the candidates scores on average.
+    """Expected score of a random order of the candidates.
 
     Args:
         name: Such as `hit@1`, one of `TASK_METRICS`.
-        gains: Of the relevant candidates.
-        num_candidates: Relevant ones included.
+        gains: Gains of the relevant candidates.
+        num_candidates: Number of candidates, relevant ones included.
     """
     metric, _, cut = name.partition("@")
     k, num_relevant = min(int(cut), num_candidates), len(gains)
@@ -170,23 +170,23 @@ def chance_of(name: str, gains: Sequence[float], num_candidates: int) -> float:
 
 
 def all_metrics(queries: Sequence[Ranked], cuts: Sequence[int] = CUTS) -> dict[str, float]:
-    """The mean over queries of every metric at every cut."""
+    """Mean over queries of every metric at every cutoff."""
     return {f"{name}@{k}": float(values_of(f"{name}@{k}", queries).mean()) for name in METRICS for k in cuts}
 
 
 def bootstrap_interval(
     values: np.ndarray, level: float = 0.95, num_samples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean when queries are drawn again with replacement (Efron 1979).
+    """Percentile interval of the mean over resampled queries (bootstrap; Efron 1979).
 
     Args:
-        values: One score a query, shape [Q].
-        level: Share of the samples that the interval holds.
-        num_samples: How often the queries are drawn.
-        seed: Of the drawing; the same values give the same interval.
+        values: Score of each query, shape [Q].
+        level: Share of the samples inside the interval.
+        num_samples: Number of resamples.
+        seed: Seed of the resampling; the same values give the same interval.
     """
     random = np.random.default_rng(seed)
-    # Equal scores are interchangeable: drawing how often each occurs is drawing the queries.
+    # Queries of equal score are interchangeable, so it suffices to draw how often each score occurs.
     scores, counts = np.unique(values, return_counts=True)
     drawn = random.multinomial(len(values), counts / len(values), size=num_samples)
     low, high = np.quantile(drawn @ scores / len(values), [(1 - level) / 2, (1 + level) / 2])

@@ -1,4 +1,4 @@
-"""Both ways between this project and MTEB 2: our models on its benchmarks, its models on our tasks (extra `mteb`)."""
+"""Bridge to MTEB 2 (extra `mteb`): models of this project on its benchmarks, and its models on our tasks."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class MtebEncoder:
     a task's metadata gives for a side becomes the instruction of that side's inputs.
 
     Args:
-        encoder: What makes the vectors.
+        encoder: Computes the vectors.
         name: `organisation/model`, as MTEB names models.
-        revision: Of the model; results are kept under it.
-        use_prompts: Whether tasks' prompts become instructions.
+        revision: Revision of the model, under which MTEB saves results.
+        use_prompts: Use the prompts of tasks as instructions.
     """
 
     def __init__(self, encoder: Encoder, name: str, revision: str = "local", use_prompts: bool = True) -> None:
@@ -51,7 +51,7 @@ class MtebEncoder:
 
     @property
     def mteb_model_meta(self) -> mteb.models.ModelMeta:
-        """What MTEB wants to know of a model."""
+        """The metadata that MTEB requires of a model."""
         facts = {
             "name": self.name,
             "revision": self.revision,
@@ -101,7 +101,7 @@ def _items(batch: dict[str, Any], instruction: str | None) -> list[EmbeddingInpu
     for i in range(count):
         value = {"text": texts[i] or None if texts is not None else None}
         value["image"] = images[i] if images is not None else None
-        # MTEB stands in a blank for a missing side; an empty text is still an input.
+        # MTEB uses a blank for a missing side; an empty text is still an input.
         if value["text"] is None and value["image"] is None:
             value["text"] = " "
         items.append(EmbeddingInput.of(value, instruction))
@@ -117,15 +117,15 @@ def mteb_tasks(benchmark: Benchmark, folder: Path, names: Sequence[str] = ()) ->
     """A benchmark's tasks as MTEB retrieval tasks, for `mteb.evaluate` with any MTEB model.
 
     Local scope becomes MTEB's `top_ranked`: each query is ranked among its own candidates. Placeholders for images
-    are taken out of the texts, since other models do not know them. MTEB breaks ties by its own rule.
+    are removed from the texts, since other models do not support them. MTEB breaks ties by its own rule.
 
     Args:
         benchmark: From `load_benchmark`, with the folder.
-        folder: Of its sets.
-        names: Tasks; none: all.
+        folder: Folder of the evaluation sets.
+        names: Tasks; empty: all.
 
     Raises:
-        UserError: for a task that is no task of this benchmark, or inputs with several images.
+        UserError: for an unknown task, or inputs with several images.
     """
     chosen = benchmark.only(list(names)) if names else benchmark
     reader = TaskReader(chosen, folder)
@@ -152,7 +152,7 @@ def _task(task: EvalTask, queries: list[EvalQuery], benchmark_name: str) -> Any:
     base = mteb.abstasks.AbsTaskRetrieval
 
     def load_data(self: Any, **kwargs: Any) -> None:
-        """Puts the rows in place; nothing is downloaded."""
+        """Sets the rows; nothing is downloaded."""
         self.dataset = {"default": {"test": split_data(queries, local=task.scope == "local")}}
         self.data_loaded = True
 
@@ -160,7 +160,7 @@ def _task(task: EvalTask, queries: list[EvalQuery], benchmark_name: str) -> Any:
 
 
 def split_data(queries: Sequence[EvalQuery], local: bool) -> dict[str, Any]:
-    """Queries, corpus, judgements and (in local scope) each query's candidates, as MTEB holds them."""
+    """Queries, corpus, relevance judgements and (in local scope) each query's candidates, in MTEB's format."""
     corpus: dict[EmbeddingInput, str] = {}
     judged: dict[str, dict[str, int]] = {}
     ranked: dict[str, list[str]] = {}
@@ -186,7 +186,9 @@ def _dataset(items: dict[str, EmbeddingInput]) -> Any:
     if any(item.images for item in items.values()):
         several = next((item for item in items.values() if len(item.images) > 1), None)
         if several is not None:
-            raise UserError(f"{several.images[0]}: MTEB's tasks hold one picture an input, this one has several")
+            raise UserError(
+                f"{several.images[0]}: MTEB's tasks support one image per input, but this input has several"
+            )
         rows["image"] = [{"bytes": item.images[0].read()} if item.images else None for item in items.values()]
     dataset = Dataset.from_dict(rows)
     return dataset.cast_column("image", Image()) if "image" in rows else dataset

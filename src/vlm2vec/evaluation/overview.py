@@ -1,4 +1,4 @@
-"""`vlm2vec report`: runs, leaderboard files and published rows side by side, as Markdown, CSV, HTML and submissions."""
+"""`vlm2vec report`: runs, leaderboard files and published scores, as Markdown, CSV, HTML and leaderboard files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from vlm2vec.evaluation.comparison import markdown_table
 from vlm2vec.evaluation.evaluate import RESULTS_FILE
 from vlm2vec.evaluation.metrics import GROUPS, MODALITIES, SPLITS
 from vlm2vec.evaluation.plots import NUM_COLOURS, Point, against, by_size, grouped_bars
-from vlm2vec.evaluation.report import leaderboard_json, write_text
+from vlm2vec.evaluation.report import leaderboard_json
 from vlm2vec.evaluation.upstream import is_upstream, leaderboard_means, read_upstream
+from vlm2vec.files import write_json, write_text
 
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 TEMPLATE = Path(__file__).with_name("templates") / "overview.html.j2"
@@ -46,32 +47,32 @@ class Row:
     source: str
     scores: dict[str, float | None]
     missing: tuple[str, ...] = ()
-    """Tasks without a score: they are in no mean."""
+    """Tasks without a score; no mean includes them."""
     size: float | None = None
     """Billions of parameters."""
 
     @property
     def ours(self) -> bool:
-        """Whether it was given to this report."""
+        """Whether the row is one of the runs of this report."""
         return self.source in ("run", "file")
 
 
 @dataclass(frozen=True)
 class Overview:
-    """Everything that a report shows."""
+    """The content of a report."""
 
     benchmark: str
     groups: tuple[str, ...]
     rows: tuple[Row, ...]
     tasks: tuple[tuple[str, str, tuple[float | None, ...]], ...]
-    """(name, meta-task, percent of each run) of every task that a run or the benchmark's table has."""
+    """(name, meta-task, percent of each run) for every task of a run or of the benchmark."""
     about: tuple[tuple[str, dict[str, str]], ...]
     """Facts by run: template hash, resolution, frames, versions, data revision."""
     notes: tuple[str, ...]
 
     @property
     def runs(self) -> tuple[Row, ...]:
-        """The rows that were given to this report."""
+        """The rows of this report's runs."""
         return tuple(row for row in self.rows if row.ours)
 
 
@@ -79,7 +80,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """A run's folder, its `results.json`, or an upstream leaderboard file, as the content of a `results.json`.
 
     Raises:
-        UserError: if it is none of these.
+        UserError: for any other file.
     """
     file = path / RESULTS_FILE if path.is_dir() else path
     if path.is_dir() and not file.is_file() and (path / "eval" / RESULTS_FILE).is_file():
@@ -100,7 +101,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def published_rows(benchmark: str) -> list[Row]:
-    """The shipped published scores of a benchmark."""
+    """The published scores of a benchmark, as shipped."""
     table = yaml.safe_load(PUBLISHED_FILE.read_text())
     columns = table["columns"].get(benchmark, [])
     return [
@@ -111,7 +112,7 @@ def published_rows(benchmark: str) -> list[Row]:
 
 
 def overview(runs: Sequence[Mapping[str, Any]]) -> Overview:
-    """Sets runs of one benchmark beside each other and beside what is published.
+    """Compares runs of a benchmark with each other and with the published scores.
 
     Raises:
         UserError: if the runs are of different benchmarks.
@@ -138,14 +139,12 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Overview:
 def write_overview(output: Path, runs: Sequence[Mapping[str, Any]]) -> Overview:
     """Writes `report.md`, `report.csv`, `report.html` and, for each run, `leaderboard-<model>.json`."""
     seen = overview(runs)
-    output.mkdir(parents=True, exist_ok=True)
     write_text(output / "report.md", as_markdown(seen))
     write_text(output / "report.csv", as_csv(seen))
     write_text(output / "report.html", as_html(seen))
     for run in runs:
         name = "".join(c if c.isalnum() or c in "-._" else "-" for c in str(run["model"])).strip("-.")
-        content = json.dumps(leaderboard_json(run), indent=2, ensure_ascii=False)
-        write_text(output / f"leaderboard-{name}.json", content + "\n")
+        write_json(output / f"leaderboard-{name}.json", leaderboard_json(run))
     return seen
 
 
@@ -159,7 +158,7 @@ def as_markdown(seen: Overview) -> str:
     tasks = [(name, meta, *map(_shown, scores)) for name, meta, scores in seen.tasks]
     parts = [
         f"# {seen.benchmark}",
-        "Scores in percent; means over tasks, unweighted. A task without a score is in no mean and counts as missing.",
+        "Scores in percent; unweighted means over tasks. Tasks without a score are missing, and no mean includes them.",
         markdown_table(head, rows, num_left=2).rstrip(),
         "\n".join(f"- {key}: {text}" for key, text in SOURCES.items() if any(row.source == key for row in seen.rows)),
         *seen.notes,
@@ -171,7 +170,7 @@ def as_markdown(seen: Overview) -> str:
 
 
 def as_csv(seen: Overview) -> str:
-    """One line a model and group, then one a run and task; empty where there is no score."""
+    """A line for each model and group, then for each run and task; an empty cell if there is no score."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("benchmark", "model", "source", "kind", "name", "score"))
@@ -185,7 +184,7 @@ def as_csv(seen: Overview) -> str:
 
 
 def as_html(seen: Overview) -> str:
-    """One self-contained page with the drawings."""
+    """One self-contained page with plots."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -196,7 +195,7 @@ def as_html(seen: Overview) -> str:
 
 
 def _plots(seen: Overview) -> dict[str, str]:
-    """SVG by heading; a drawing without data is left out."""
+    """SVG by heading; a plot without data is left out."""
     plots = {}
     meta = [group for group in seen.groups if group not in (*SPLITS, *MODALITIES, "overall")]
     shown = seen.runs[:NUM_COLOURS]
@@ -222,7 +221,7 @@ def _plots(seen: Overview) -> dict[str, str]:
 
 
 def _expected(benchmark: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Every task by its meta-task: the shipped table's, else those that any of the runs has."""
+    """Meta-task by task: those of the shipped benchmark, else those of any run."""
     if benchmark in shipped_benchmarks():
         return {task.name: str(task.meta_task) for task in read_benchmark(benchmark)[0].tasks}
     return {name: str(task["meta_task"]) for run in runs for name, task in run["tasks"].items()}
@@ -243,7 +242,7 @@ def _row(run: Mapping[str, Any], expected: Mapping[str, str]) -> Row:
 
 
 def _billions(text: Any) -> float | None:
-    """`2.21B`, `2210` (millions are not guessed at) or a number of billions."""
+    """`2.21B`, `2210` (millions are not guessed) or a number of billions."""
     try:
         return float(str(text).strip().removesuffix("B"))
     except ValueError:
@@ -256,10 +255,10 @@ def _notes(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]], benchmark: st
         if not row.missing:
             continue
         names = ", ".join(row.missing[:6]) + (f" and {len(row.missing) - 6} more" if len(row.missing) > 6 else "")
-        note = f"{row.model} has no score on {len(row.missing)} tasks ({names}): its means are of the others."
+        note = f"{row.model} has no score on {len(row.missing)} tasks ({names}): its means cover the other tasks."
         if benchmark in shipped_benchmarks():
             overall = 100 * leaderboard_means({**run, "benchmark": benchmark})["overall"]
-            note += f" Counted as 0, as the leaderboard does, its overall is {overall:.1f}."
+            note += f" Counted as 0, as on the leaderboard, its overall score is {overall:.1f}."
         notes.append(note)
     return notes
 

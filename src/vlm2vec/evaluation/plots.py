@@ -1,4 +1,4 @@
-"""Drawings of scores as inline SVG: nothing to fetch, nothing to install. Colours come from the page's style sheet."""
+"""Plots of scores as inline SVG, without a plotting library. Colours come from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_COLOURS = 6
 
 @dataclass(frozen=True)
 class Point:
-    """One model in a scatter drawing; `ours` marks a run of the report beside published rows."""
+    """One model in a scatter plot; `ours` marks a run of the report among published scores."""
 
     name: str
     x: float
@@ -26,8 +26,8 @@ def grouped_bars(title: str, groups: Sequence[str], series: Sequence[tuple[str, 
     """Bars of every series side by side in each group.
 
     Args:
-        title: Read by screen readers.
-        groups: Below the axis.
+        title: For screen readers.
+        groups: Labels below the axis.
         series: (name, score of each group in percent; None leaves a gap).
     """
     slot = (WIDTH - LEFT - RIGHT) / len(groups)
@@ -83,7 +83,7 @@ def by_size(title: str, y_label: str, points: Sequence[Point]) -> str:
 
 
 def _marks(placed: Sequence[tuple[Point, float, float]], x_label: str) -> list[str]:
-    """Dots with names; a name that would lie on a dot or another name is left out (the dot still tells it)."""
+    """Dots with names; a name that would overlap a dot or another name is left out (hovering over the dot shows it)."""
     parts, taken = [], [(x - 5, x + 5, y) for _, x, y in placed]
     for point, x, y in sorted(placed, key=lambda one: not one[0].ours):
         kind = "ours" if point.ours else "other"
@@ -108,7 +108,7 @@ def _frame(title: str) -> str:
 
 
 def _range(values: Sequence[float]) -> tuple[int, int]:
-    """Tens that enclose the values."""
+    """Multiples of ten that enclose the values."""
     low, high = math.floor(min(values) / 10) * 10, math.ceil(max(values) / 10) * 10
     return max(low, 0), max(high, low + 10)
 

@@ -1,4 +1,4 @@
-"""Several processes of `torchrun` on one evaluation."""
+"""An evaluation on several ranks of `torchrun`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from vlm2vec.evaluation.evaluate import Share
 
 @contextmanager
 def joined_processes() -> Iterator[Share]:
-    """The share of this process while the block runs; a single process without `torchrun` has all of it.
+    """The share of this rank while the block runs; without `torchrun` a single process has all inputs.
 
-    Only waiting goes over the network (gloo): vectors meet in the embedding cache, on a disk that all processes see.
+    Only barriers use the network (gloo). Vectors are exchanged through the embedding cache, on a disk that all ranks
+    see.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:

@@ -1,9 +1,7 @@
-"""What an evaluation leaves behind: results as JSON, Markdown and HTML, and several runs side by side."""
+"""The files of an evaluation: results as JSON, Markdown and HTML, and several runs side by side."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +11,7 @@ from vlm2vec.evaluation.benchmark import Benchmark
 from vlm2vec.evaluation.comparison import ComparisonRow, comparison_table, markdown_table, percent, shared_metric
 from vlm2vec.evaluation.evaluate import RESULTS_FILE, TaskResult, results_json
 from vlm2vec.evaluation.report_html import render_page
+from vlm2vec.files import write_json, write_text
 
 MARKDOWN_FILE = "results.md"
 LEADERBOARD_FILE = "leaderboard.json"
@@ -39,25 +38,24 @@ def write_evaluation(
 ) -> None:
     """Writes `results.json`, `results.md`, `leaderboard.json` and `report.html`.
 
-    Each file is whole or absent. The page comes last: it decodes images, which may have gone since.
+    Each file is complete or absent. The page is written last, because it decodes images, which may have been removed.
 
     Args:
-        output: The folder, made if absent.
-        model: What was evaluated, as the user named it.
+        output: The folder; created if missing.
+        model: The evaluated model, as the user named it.
         benchmark: The tasks' facts.
-        results: One a task.
-        about: What the numbers depend on: template, precision, versions, data revision; goes into `results.json`.
-        run: What differs from run to run: time, machine.
+        results: One for each task.
+        about: What the scores depend on: template, precision, versions, data revision. Saved in `results.json`.
+        run: What differs between runs of the same evaluation: time, machine.
 
     Raises:
         UserError: if a sample's image can no longer be read.
     """
-    output.mkdir(parents=True, exist_ok=True)
     content = results_json(model, benchmark, results, about)
     facts = {**about, **(run or {})}
-    write_text(output / RESULTS_FILE, _json(content))
+    write_json(output / RESULTS_FILE, content)
     write_text(output / MARKDOWN_FILE, _results_markdown(content, facts))
-    write_text(output / LEADERBOARD_FILE, _json(leaderboard_json(content)))
+    write_json(output / LEADERBOARD_FILE, leaderboard_json(content))
     title = f"{model} on {benchmark.name}"
     write_html(output / HTML_FILE, title, {model: content}, results, {}, facts)
 
@@ -73,18 +71,17 @@ def write_html(
     """Writes a report as one self-contained HTML file.
 
     Args:
-        path: The file; its folder is made if absent.
+        path: The file; its folder is created if missing.
         title: Heading of the page.
         columns: Contents of `results.json` by run.
         results_of_last: Task results of the last run, whose samples are shown.
-        loss_curves: By run, the training log's entries with `step` and `loss`; others are passed over.
-        about: Facts for the foot of the page.
+        loss_curves: By run, the training log's entries with `step` and `loss`; entries without both are skipped.
+        about: Facts for the end of the page.
 
     Raises:
         UserError: if a sample's image cannot be read.
     """
     page = render_page(title, comparison_table(columns), results_of_last, loss_curves, _facts(about))
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
 
 
@@ -109,7 +106,7 @@ def _results_markdown(content: dict[str, Any], about: dict[str, Any]) -> str:
     groups = [(row.name, row.kind, percent(row.chance), percent(row.scores[0])) for row in _group_rows(content)]
     parts = [
         f"# {content['model']} on {content['benchmark']}",
-        f"{metric} in percent; a gold that ties with another candidate counts as a miss. 95 %: bootstrap over queries.",
+        f"{metric} in percent; a gold that ties with another candidate is a miss. 95 %: bootstrap over queries.",
         markdown_table(head, tasks, num_left=3).rstrip(),
         "Unweighted means over tasks:",
         markdown_table(("group", "tasks", "chance", metric), groups, num_left=2).rstrip(),
@@ -123,7 +120,7 @@ def _group_rows(content: dict[str, Any]) -> list[ComparisonRow]:
 
 
 def leaderboard_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The upstream submission from a `results.json`; metadata that it does not know stay null for the submitter."""
+    """The upstream submission from a `results.json`; unknown metadata stays null for the submitter to fill in."""
     about = content.get("about", {})
     metadata = {"model_name": content["model"], **{name: about.get(name) for name in LEADERBOARD_FIELDS}}
     metadata["report_generated_date"] = datetime.now(UTC).replace(tzinfo=None).isoformat()
@@ -136,7 +133,7 @@ def leaderboard_json(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values as people read them; what is unknown is left out."""
+    """Names and values for display; unknown values are left out."""
     facts = []
     for name, value in about.items():
         if isinstance(value, Mapping):
@@ -146,17 +143,3 @@ def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         if value is not None and value != "":
             facts.append((name.replace("_", " "), str(value)))
     return facts
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes beside and renames, so that no reader meets half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The HTML page of a report: one file with its images inside, nothing to fetch. Knows how things look, not scores."""
+"""The HTML page of a report: one file that contains its images and loads nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class InlineImage:
 
 @dataclass(frozen=True)
 class Shown:
-    """One input as the page shows it."""
+    """An input, ready for display."""
 
     images: list[InlineImage]
     text: str
@@ -49,20 +49,20 @@ class Shown:
 
 @dataclass(frozen=True)
 class Card:
-    """One query and what the model found."""
+    """A query and its best candidates."""
 
     query: Shown
     candidates: list[tuple[Shown, str, bool]]
     """(candidate, cosine, is it gold), best first."""
     gold: Shown | None
-    """Where it is not among the candidates shown."""
+    """The relevant candidate, if it is not among the candidates shown."""
     is_hit: bool
     verdict: str
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss curve in coordinates of the drawing."""
+    """A loss curve in the coordinates of the plot."""
 
     name: str
     points: str
@@ -72,7 +72,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything that the loss drawing needs; ticks are (position, label)."""
+    """The loss plot; ticks are (position, label)."""
 
     curves: list[Curve]
     x_ticks: list[tuple[float, str]]
@@ -100,8 +100,8 @@ class Thumbnails:
             encoded = io.BytesIO()
             small.save(encoded, format="WEBP", quality=78, method=4)
             uri = "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
-            # The stem only: a page that is passed on should not tell where its maker keeps files.
-            alt = Path(image.member or image.path or "picture").stem
+            # The stem only, so that a shared page does not reveal folder names.
+            alt = Path(image.member or image.path or "image").stem
             self.made[key] = InlineImage(uri, alt, small.width, small.height)
         return self.made[key]
 
@@ -120,7 +120,7 @@ def render_page(
         comparison: The runs side by side.
         results: Task results of the last run, whose samples are shown.
         loss_curves: Training log by run.
-        facts: (name, value) for the foot.
+        facts: (name, value) for the end of the page.
 
     Raises:
         UserError: if an image cannot be read.
@@ -143,10 +143,11 @@ def render_page(
 
 
 def loss_chart(loss_curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:
-    """Places the curves in one drawing; None where no run has a loss.
+    """The loss curves in one plot; None if no run has a loss.
 
     Args:
-        loss_curves: By run, entries with `step` and `loss`; entries without both, or not finite, are passed over.
+        loss_curves: By run, entries with `step` and `loss`; entries without both, or with a non-finite loss, are
+            skipped.
     """
     series = {}
     for name, entries in loss_curves.items():
@@ -185,7 +186,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _card(sample: Sample, thumbnails: Thumbnails) -> Card:
     candidates = [candidate for candidate, _, _ in sample.top]
-    # "Represent the given image." below every image says nothing.
+    # A text that every image shares, such as "Represent the given image.", is not shown.
     texts = {_text(candidate) for candidate in (*candidates, sample.gold)}
     bare = len(texts) == 1
     place = next((i for i, (_, _, is_gold) in enumerate(sample.top, start=1) if is_gold), None)
@@ -200,7 +201,7 @@ def _card(sample: Sample, thumbnails: Thumbnails) -> Card:
 
 
 def _verdict(sample: Sample, place: int | None) -> tuple[bool, str]:
-    """Whether the sample is a hit by the rule of the score: ties are misses."""
+    """Whether the sample is a hit, where ties are misses as in the score."""
     if place is None:
         return False, f"Miss: the gold is not among the first {len(sample.top)}"
     gold_cosine = sample.top[place - 1][1]

@@ -1,4 +1,4 @@
-"""A whole evaluation: load, check, encode, rank, write. Knows no command line."""
+"""A whole evaluation: load, check, encode, rank, write. Independent of the command line."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """What encodes for an evaluation.
+    """Encodes the inputs of an evaluation.
 
     Attributes:
-        about: What its vectors depend on (`vlm2vec.models.verification.fingerprint`).
+        about: What the vectors depend on (`vlm2vec.models.verification.fingerprint`).
         size: `embedding_dimension` and `num_parameters`.
-        num_encoded: Inputs so far.
+        num_encoded: Number of inputs encoded so far.
     """
 
     about: dict[str, str]
@@ -48,13 +48,14 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """A model in this process. Image features are kept before their vectors are.
+    """A model in this process.
 
-    So a run that was killed finds the same features, in the same batches, as one that was not.
+    Image features are saved before the vectors that are computed from them, so a run that resumes after a kill
+    computes the same vectors.
 
     Args:
-        model: What `Embedder.from_pretrained` takes.
-        options: Its other arguments.
+        model: As for `Embedder.from_pretrained`.
+        options: Other arguments of `Embedder.from_pretrained`.
     """
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
@@ -96,21 +97,21 @@ def score_model(
     Under `torchrun` every process encodes its share into one embedding cache, and the first one scores and writes.
 
     Args:
-        model: What `Embedder.from_pretrained` takes.
+        model: As for `Embedder.from_pretrained`.
         benchmark_file: A shipped benchmark's name or the path of a YAML file.
         output: Folder for `results.json` and the reports.
-        data: Folder of the evaluation sets; None: as the benchmark says.
-        options: Settings of the model's family.
+        data: Folder of the evaluation sets; None: the one in the benchmark file.
+        options: Settings of the model family.
         cache: Folder of the embedding cache; None: in the user's cache folder.
-        names: Tasks; none: all that have a reader.
+        names: Tasks; empty: all that have a reader.
         switches: Changes to the benchmark's `quirks`.
-        engine: Opens what encodes with this model and these options; None: the model in this process.
+        engine: Opens the engine that encodes; None: the model in this process.
 
     Returns:
-        The benchmark and one result a task (none on processes other than the first).
+        The benchmark, and a result for each task (none on ranks other than 0).
 
     Raises:
-        UserError: for bad input; nothing is written then.
+        UserError: for bad input; nothing is written in that case.
     """
     since = time.perf_counter()
     benchmark, folder = load_benchmark(benchmark_file, data)
@@ -119,7 +120,7 @@ def score_model(
     total = check_tasks(tasks)
     with joined_processes() as share:
         if share.rank:
-            share.wait()  # the first process prepares what the cache lacks; two would trip over each other
+            share.wait()  # rank 0 prepares the caches; two ranks would interfere
         opened = engine() if engine else nullcontext(LocalEngine(model, options or {}))
         if share.rank == 0:
             share.wait()

@@ -19,7 +19,7 @@ SAMPLES_PER_TASK = 5
 
 @dataclass(frozen=True)
 class Sample:
-    """One query of a task with its best candidates, for people to look at."""
+    """A query of a task with its best candidates, for the report."""
 
     query: EmbeddingInput
     gold: EmbeddingInput
@@ -38,13 +38,13 @@ class TaskResult:
     """Expected score of a random ranking."""
     num_queries: int
     num_candidates: int
-    """The most candidates that a query of the task has."""
+    """The largest number of candidates of a query."""
     seconds: float
     samples: list[Sample] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
-    """Every metric at every cut."""
+    """Every metric at every cutoff."""
     interval: tuple[float, float] | None = None
-    """Bootstrap interval of the score, 95 %."""
+    """Bootstrap interval of the score at 95 %."""
 
 
 RowsOf = Callable[[Sequence[bytes]], Any]
@@ -52,24 +52,24 @@ KeyOf = Callable[[EmbeddingInput], bytes]
 
 
 @dataclass(frozen=True)
-class _Race:
+class _Pool:
     """The candidates that some queries are ranked against."""
 
     candidates: list[EmbeddingInput]
     keys: list[bytes]
-    """Of `candidates`, in their order."""
+    """Keys of `candidates`, in the same order."""
     place: list[int]
     """Position among `candidates` of each candidate as given."""
 
     @staticmethod
-    def of(given: Sequence[EmbeddingInput], key_of: KeyOf, merged: bool) -> _Race:
-        """With equal content merged into one candidate, or as given."""
+    def of(given: Sequence[EmbeddingInput], key_of: KeyOf, merged: bool) -> _Pool:
+        """The candidates as given, or with equal content merged into one candidate."""
         keys = [key_of(item) for item in given]
         if not merged:
-            return _Race(list(given), keys, list(range(len(keys))))
+            return _Pool(list(given), keys, list(range(len(keys))))
         first = dict(zip(reversed(keys), reversed(given), strict=True))
         position = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        return _Race([first[key] for key in position], list(position), [position[key] for key in keys])
+        return _Pool([first[key] for key in position], list(position), [position[key] for key in keys])
 
     def relevant(self, query: EvalQuery) -> dict[int, float]:
         """Gain by position; the same candidate counts once, with the highest gain."""
@@ -90,13 +90,13 @@ class _Race:
         return {key: positions for key, positions in by_key.items() if len(positions) > 1}
 
     def again(self, position: int, relevant: Container[int]) -> list[int]:
-        """Where a relevant candidate is listed again: the same input, not only equal content."""
+        """The other positions of a relevant candidate that is listed several times: the same input, not just content."""
         twice = self._repeats.get(self.keys[position], ())
         item = self.candidates[position]
         return [i for i in twice if i != position and i not in relevant and self.candidates[i] == item]
 
     def behind(self, position: int, relevant: Container[int]) -> list[int]:
-        """Candidates of equal content and another name that are listed after a relevant one: they rank after it."""
+        """Candidates of equal content but another name, listed after a relevant one; they rank after it."""
         twice = self._repeats.get(self.keys[position], ())
         item = self.candidates[position]
         return [i for i in twice if i > position and i not in relevant and self.candidates[i] != item]
@@ -115,11 +115,11 @@ def score_task(
     Queries that share one candidate tuple (global scope) are ranked together, in blocks.
 
     Args:
-        task: Its facts.
-        queries: With candidates, of which the relevant ones are known.
+        task: The task's facts.
+        queries: The queries with their candidates and the relevant ones.
         rows_of: Vectors by key, see `retrieval.rank.Rows`.
         key_of: Identifies an input's content; called for every candidate of every query.
-        seconds: What encoding took.
+        seconds: Time for encoding.
         merged: Candidates with equal content are one candidate; otherwise each takes a place in the ranking.
     """
     together: dict[int, list[int]] = {}
@@ -130,7 +130,7 @@ def score_task(
     shown = {round(i * (len(queries) - 1) / (SAMPLES_PER_TASK - 1)) for i in range(SAMPLES_PER_TASK)}
     sizes: dict[int, int] = {}
     for numbers in together.values():
-        race = _Race.of(queries[numbers[0]].candidates, key_of, merged)
+        race = _Pool.of(queries[numbers[0]].candidates, key_of, merged)
         rows_MD = rows_of(race.keys)
         vectors_QD = np.asarray(rows_of([key_of(queries[number].query) for number in numbers])[:])
         gains = [race.relevant(queries[number]) for number in numbers]
@@ -142,7 +142,6 @@ def score_task(
             if numbers[i] in shown and places[i]:
                 samples[numbers[i]] = _sample(queries[numbers[i]], race, rows_MD, vectors_QD[i], places[i])
     in_order = [ranked[number] for number in range(len(queries))]
-    assert task.metric is not None, "a task without a metric has no reader"
     values = values_of(task.metric, in_order)
     return TaskResult(
         task,
@@ -158,9 +157,9 @@ def score_task(
 
 
 def _ranked(
-    vectors_QD: np.ndarray, rows_MD: Any, race: _Race, places: list[list[int]], worth: list[list[float]]
+    vectors_QD: np.ndarray, rows_MD: Any, race: _Pool, places: list[list[int]], worth: list[list[float]]
 ) -> list[Ranked]:
-    """Where the relevant candidates of each query stand; one that is listed several times has its best rank.
+    """Ranks of the relevant candidates of each query; a candidate that is listed several times has its best rank.
 
     Candidates of equal content rank in the order in which they are listed, as in the reference evaluation: no model can
     tell them apart. Any other tie is lost by the relevant candidate.
@@ -188,7 +187,7 @@ def _ranked(
     return ranked
 
 
-def _sample(query: EvalQuery, race: _Race, rows_MD: Any, query_D: np.ndarray, relevant: list[int]) -> Sample:
+def _sample(query: EvalQuery, race: _Pool, rows_MD: Any, query_D: np.ndarray, relevant: list[int]) -> Sample:
     places, scores = best_candidates(query_D, rows_MD, 5)
     found = zip(places, scores, strict=True)
     top = tuple((race.candidates[place], float(score), int(place) in relevant) for place, score in found)

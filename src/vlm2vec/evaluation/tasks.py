@@ -1,4 +1,4 @@
-"""A benchmark's rows of facts -> queries, read from a data folder one task at a time."""
+"""Queries of a benchmark's tasks, read from a data folder one task at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ READERS: dict[str, Reader] = {
 
 
 class TaskReader(Mapping[str, list[EvalQuery]]):
-    """Tasks that are read when they are asked for, so that memory holds one at a time."""
+    """Reads a task when it is accessed, so that memory holds one task at a time."""
 
     def __init__(self, benchmark: Benchmark, folder: Path) -> None:
         self._benchmark, self._folder = benchmark, folder
@@ -54,7 +54,7 @@ def read_task(task: EvalTask, folder: Path, quirks: Quirks) -> list[EvalQuery]:
         UserError: for a set that is missing or cannot be read, or whose reader is missing or unknown.
     """
     if task.reader is None:
-        raise UserError(f"{task.name}: has no reader yet; name the others with --task")
+        raise UserError(f"{task.name}: has no reader yet; name other tasks with --task")
     if task.reader not in READERS:
         near = did_you_mean(task.reader, READERS) or ";"
         raise UserError(f"{task.name}: unknown reader {shown(task.reader)}{near} expected one of {', '.join(READERS)}")
@@ -65,18 +65,18 @@ def read_task(task: EvalTask, folder: Path, quirks: Quirks) -> list[EvalQuery]:
 
 
 def wrong_counts(task: EvalTask, queries: list[EvalQuery]) -> list[str]:
-    """Where the number of queries or candidates is not the stated one."""
+    """Messages for a number of queries or candidates that differs from the stated one."""
     most = max(len(query.candidates) for query in queries)
     counts = (("num_queries", task.num_queries, len(queries)), ("num_candidates", task.num_candidates, most))
     return [
-        f"{what} is {found}, but {stated} is stated"
+        f"{what} is {found}, but the benchmark states {stated}"
         for what, stated, found in counts
         if stated is not None and stated != found
     ]
 
 
 def _shared(queries: list[EvalQuery]) -> list[EvalQuery]:
-    """Every distinct candidate of the set, in order, as the one candidate tuple of all queries."""
+    """The queries with one common candidate tuple: every distinct candidate of the set, in order."""
     if len({id(query.candidates) for query in queries}) == 1:
         return queries
     everything = tuple(dict.fromkeys(item for query in queries for item in query.candidates))

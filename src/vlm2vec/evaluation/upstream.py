@@ -1,7 +1,7 @@
-"""The reference leaderboard's files: reading them, and the averages that the leaderboard makes of them.
+"""Files of the reference leaderboard, and its averages.
 
 Leaderboard rules: an unweighted mean over the tasks of each of image, video and visdoc and over all 78; hit@1 for
-images and videos, ndcg@5 with linear gain for documents; a missing task counts as 0 there. Here it is named as well.
+images and videos, ndcg@5 with linear gain for documents; a missing task counts as 0. Here it is also named.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from vlm2vec.evaluation.evaluate import groups_of
 from vlm2vec.evaluation.metrics import group_means
 
 UPSTREAM_NAMES = {task.name: task for task in read_benchmark("mmeb-v2")[0].tasks}
-# The submission's names of the two sets whose page numbers were mended.
+# The submission's names of the two sets whose page numbers were corrected.
 RENAMED = {"ViDoSeek-page-fixed": "ViDoSeek-page", "MMLongBench-page-fixed": "MMLongBench-page"}
 DOCUMENT_METRICS = ("ndcg_linear@5", "ndcg@5")
 
 
 def is_upstream(content: Any) -> bool:
-    """Whether this is a leaderboard file's content."""
+    """Whether this is the content of a leaderboard file."""
     return isinstance(content, Mapping) and isinstance(content.get("metrics"), Mapping) and "metadata" in content
 
 
 def read_upstream(path: Path) -> dict[str, Any]:
     """A leaderboard file as the content of a `results.json`.
 
-    Tasks that the table does not have are left out and named under `about`; tasks that the file lacks are named under
+    Tasks that are not part of mmeb-v2 are left out and named under `about`; tasks that the file lacks are named under
     `missing`.
 
     Raises:
-        UserError: if it is no such file.
+        UserError: for any other file.
     """
     try:
         content = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
     if not is_upstream(content):
-        raise UserError(f"{path}: no leaderboard file; expected an object with metadata and metrics")
+        raise UserError(f"{path}: not a leaderboard file; expected an object with metadata and metrics")
     tasks: dict[str, Any] = {}
     unknown = []
     for modality, scores in content["metrics"].items():
@@ -55,7 +55,7 @@ def read_upstream(path: Path) -> dict[str, Any]:
     metadata = content["metadata"]
     about = {"file": path.name, "report_date": metadata.get("report_generated_date"), "other_tasks": ", ".join(unknown)}
     facts = {key: metadata.get(key) for key in ("model_size", "model_backbone", "embedding_dimension", "url")}
-    # A file of the first benchmark only is not a poor one of the second.
+    # A file that covers only images is a file of mmeb-v1, not one of mmeb-v2 with missing tasks.
     covered = {task["modality"] for task in ordered.values()}
     chosen = [task for task in UPSTREAM_NAMES.values() if task.modality in covered]
     return {
@@ -69,7 +69,7 @@ def read_upstream(path: Path) -> dict[str, Any]:
 
 
 def leaderboard_means(content: Mapping[str, Any]) -> dict[str, float]:
-    """Group means as the leaderboard shows them: a missing task counts as 0.
+    """Group means as on the leaderboard: a missing task counts as 0.
 
     Args:
         content: Of a `results.json` of mmeb-v1 or mmeb-v2, or from `read_upstream`.
