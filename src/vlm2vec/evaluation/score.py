@@ -90,7 +90,7 @@ class _Pool:
         return {key: positions for key, positions in by_key.items() if len(positions) > 1}
 
     def again(self, position: int, relevant: Container[int]) -> list[int]:
-        """The other positions of a relevant candidate that is listed several times: the same input, not just content."""
+        """The other positions of a relevant candidate listed several times: the same input, not just content."""
         twice = self._repeats.get(self.keys[position], ())
         item = self.candidates[position]
         return [i for i in twice if i != position and i not in relevant and self.candidates[i] == item]
