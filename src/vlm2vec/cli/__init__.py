@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from vlm2vec import __version__
-from vlm2vec.cli import cache, data, embed, index, models, plan, score, search, serve, train, ui
+from vlm2vec.cli import cache, data, embed, index, mcp, models, plan, score, search, serve, train, ui
 from vlm2vec.cli.failures import explain
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
@@ -36,7 +36,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "classify": search.classify,
         "duplicates": search.duplicates,
     },
-    "Serve": {"serve": serve.serve, "ui": ui.ui},
+    "Serve": {"serve": serve.serve, "ui": ui.ui, "mcp": mcp.mcp},
     "Checkpoints": {"verify": models.verify, "export": models.export},
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
