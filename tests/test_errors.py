@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,3 +52,13 @@ def test_a_fault_of_another_library_is_one_line_with_the_place_and_exit_code_one
 )
 def test_what_the_user_can_correct_is_its_own_line_and_exit_code_two(error: Exception, line: str) -> None:
     assert explain(error) == (line, 2)
+
+
+def test_every_value_in_a_message_passes_through_the_one_place_that_cuts_it() -> None:
+    uncut = []
+    for path in sorted((Path(__file__).parents[1] / "src").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "UserError":
+                parts = (part for part in ast.walk(call) if isinstance(part, ast.FormattedValue))
+                uncut += [f"{path}:{part.lineno}" for part in parts if part.conversion == ord("r")]
+    assert uncut == []

@@ -143,7 +143,7 @@ def test_an_unknown_checkpoint_gets_a_line_that_says_so_and_a_known_one_does_not
 
 
 def test_an_id_that_is_not_in_the_table_or_not_computed_here_is_one_clear_line(tiny_vlm):
-    with pytest.raises(UserError, match=r"'x/y' is not a known checkpoint; known are .*royokong/e5-v"):
+    with pytest.raises(UserError, match=r"'x/y' is not a known checkpoint\. Known: .*royokong/e5-v"):
         load(tiny_vlm("llava"), like="x/y")
     with pytest.raises(UserError, match=r"vidore/colpali-v1.3: late interaction"):
         Embedder.from_pretrained("vidore/colpali-v1.3")

@@ -84,7 +84,7 @@ def _csv_rows(source: Path) -> Rows:
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)):
             if None in row:
                 more = "more cells than the header has columns; put quotes around a cell that contains"
-                raise UserError(f"{source}, row {number}: {more} {delimiter!r}")
+                raise UserError(f"{source}, row {number}: {more} {shown(delimiter)}")
             yield f"row {number}", row
     except csv.Error as error:
         raise UserError(f"{source}: not a readable table ({error})") from error

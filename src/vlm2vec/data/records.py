@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.media import archives
 from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput, EvalQuery, TrainExample
@@ -47,7 +47,7 @@ class Record:
         if isinstance(name, ImageRef):
             return name
         if not isinstance(name, str) or not name:
-            raise UserError(f"{origin}: expected the path of a picture, found {name!r}")
+            raise UserError(f"{origin}: expected the path of a picture, found {shown(name)}")
         if self.key:
             return ImageRef(path=str(self.place), member=f"{self.key}.{name}", origin=origin)
         return ImageRef(path=str(self.place.parent / name), origin=origin)

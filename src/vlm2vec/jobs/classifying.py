@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.searching import PRESETS
 from vlm2vec.retrieval.vector_store import VectorStore
@@ -67,9 +67,11 @@ class Labels:
     def __init__(self, encoder: LabelEncoder, names: Sequence[str], template: str = "{}") -> None:
         self.names = [name.strip() for name in names if name.strip()]
         if len(self.names) < 2 or len(set(self.names)) < len(self.names):
-            raise UserError(f"labels {', '.join(names)!r}: expected at least two different ones, such as cat,dog")
+            raise UserError(f"labels {shown(', '.join(names))}: expected at least two different ones, such as cat,dog")
         if "{}" not in template:
-            raise UserError(f"template {template!r}: expected {{}} where the label goes, such as 'a photo of a {{}}'")
+            raise UserError(
+                f"template {shown(template)}: expected {{}} where the label goes, such as 'a photo of a {{}}'"
+            )
         texts = [EmbeddingInput(template.replace("{}", name)) for name in self.names]
         self.vectors_MD = np.asarray(encoder.encode_document(texts), np.float32)
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.files import replacing, write_json, write_text
 from vlm2vec.jobs.outputs import FORMATS, read_part, write_output
 from vlm2vec.jobs.records import Record
@@ -201,7 +201,7 @@ def check_output(output: Path, settings: EmbedSettings, overwrite: bool) -> None
         raise UserError(f"{output}: expected a name that ends in {', '.join(FORMATS)}")
     if settings.precision not in FORMATS[output.suffix]:
         kept = ", ".join(FORMATS[output.suffix])
-        raise UserError(f"precision {settings.precision!r}: {output.suffix} supports {kept}")
+        raise UserError(f"precision {shown(settings.precision)}: {output.suffix} supports {kept}")
     if output.suffix == ".lance" and settings.truncate_dim is not None:
         raise UserError("truncate_dim: a .lance store needs whole vectors; choose .parquet or .npy")
     if output.exists() and not overwrite:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.text import actual_path
 from vlm2vec.retrieval.metadata import PREFIX, THUMBNAIL
@@ -89,7 +89,7 @@ class Searcher:
         """
         rows = self.store.fetch([key], [], vectors=True)
         if rows.vectors_ND is None:
-            raise UserError(f"{self.store.uri}: no row {key!r}")
+            raise UserError(f"{self.store.uri}: no row {shown(key)}")
         hits = self.store.search(rows.vectors_ND[0], k + 1, where)
         return [hit for hit in hits if hit.key != key][:k]
 

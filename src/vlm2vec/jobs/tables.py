@@ -111,7 +111,7 @@ class _Columns:
 def _choose(names: Iterable[str], wanted: str | None, usual: Sequence[str]) -> str | None:
     there = list(names)
     if wanted is not None and wanted not in there:
-        raise UserError(f"no column {wanted!r}; there are: {', '.join(there)}")
+        raise UserError(f"no column {shown(wanted)}; there are: {', '.join(there)}")
     return wanted or next((name for name in usual if name in there), None)
 
 

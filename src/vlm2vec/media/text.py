@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 
 ENCODING = "utf-8-sig"
 """UTF-8, with or without a byte order mark."""
@@ -30,7 +30,9 @@ def decode(content: bytes, where: str, encoding: str = ENCODING) -> str:
     try:
         return content.decode(encoding)
     except LookupError as error:
-        raise UserError(f"encoding {encoding!r} is unknown; expected a name such as utf-8, cp1252 or utf-16") from error
+        raise UserError(
+            f"encoding {shown(encoding)} is unknown; expected a name such as utf-8, cp1252 or utf-16"
+        ) from error
     except UnicodeDecodeError as error:
         name = "UTF-8" if encoding == ENCODING else encoding
         likely = next((other for mark, other in MARKS.items() if content.startswith(mark)), "cp1252")

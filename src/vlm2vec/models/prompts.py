@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput
 
@@ -82,7 +82,7 @@ class PromptTemplate:
             chat = self.chat.replace(CHAT_IMAGE, image_token)
             return render_chat(messages, chat, special_tokens), images
         except TemplateError as error:
-            raise UserError(f"input {(item.text or '')[:60]!r}: the chat template refuses it: {error}") from error
+            raise UserError(f"input {shown(item.text or '')}: the chat template refuses it: {error}") from error
 
 
 def chat_messages(item: EmbeddingInput) -> tuple[list[dict[str, Any]], list[int]]:
@@ -115,7 +115,7 @@ def place_video(item: EmbeddingInput, slots: Sequence[ImageRef]) -> EmbeddingInp
     if text and (VIDEO_PLACEHOLDER in text or PLACEHOLDER.search(text)):
         if text.count(VIDEO_PLACEHOLDER) != 1:
             raise UserError(
-                f"prompt {text[:60]!r}: expected {VIDEO_PLACEHOLDER} exactly once, at the position of the video"
+                f"prompt {shown(text)}: expected {VIDEO_PLACEHOLDER} exactly once, at the position of the video"
             )
         text = PLACEHOLDER.sub(lambda match: f"<|image_{int(match[1]) + len(slots)}|>", text)
         text = text.replace(VIDEO_PLACEHOLDER, "".join(f"<|image_{k}|>" for k in range(1, len(slots) + 1)))
@@ -126,7 +126,7 @@ def _check_placeholders(prompt: str, num_images: int) -> None:
     named = {int(match) for match in PLACEHOLDER.findall(prompt)}
     if named != set(range(1, num_images + 1)):
         raise UserError(
-            f"prompt {prompt[:60]!r} has placeholders of images {sorted(named)} but {num_images} images; "
+            f"prompt {shown(prompt)} has placeholders of images {sorted(named)} but {num_images} images; "
             "expected one <|image_k|> for each image, counted from 1"
         )
 

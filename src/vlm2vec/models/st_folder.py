@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.models.prompts import CHAT_IMAGE, PromptTemplate
 
 MODULES_FILE = "modules.json"
@@ -219,7 +219,7 @@ def read_folder(folder: Path) -> SentenceTransformersFolder | None:
             )
     about = _read(folder / TRANSFORMER_FILE) or {}
     if (task := about.get("transformer_task", "feature-extraction")) != "feature-extraction":
-        raise UserError(f"{folder / TRANSFORMER_FILE}: transformer_task {task!r}: expected feature-extraction")
+        raise UserError(f"{folder / TRANSFORMER_FILE}: transformer_task {shown(task)}: expected feature-extraction")
     prompts = (_read(folder / CONFIG_FILE) or {}).get("prompts") or {}
     return SentenceTransformersFolder(
         pooling, "message" in about.get("modality_config", {}), {name: text for name, text in prompts.items() if text}
@@ -233,7 +233,7 @@ def _pooling(path: Path) -> str:
     for ours, theirs in POOLING_MODES.items():
         if mode in (theirs, [theirs]):
             return ours
-    raise UserError(f"{path}: pooling_mode {mode!r} is not supported; expected {sorted(POOLING_MODES.values())}")
+    raise UserError(f"{path}: pooling_mode {shown(mode)} is not supported; expected {sorted(POOLING_MODES.values())}")
 
 
 def _read(path: Path) -> Any:

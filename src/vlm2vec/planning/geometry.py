@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 
 MODELS_FILE = Path(__file__).parent / "models.yaml"
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "image_size": 336, "patch_size": 14}
@@ -156,7 +156,7 @@ def geometry(name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -
     """As `geometry_of`, from the content of a config.json."""
     family = str(config.get("model_type"))
     if family not in FAMILIES:
-        raise UserError(f"{name}: cannot plan for model_type {family!r}; supported: {', '.join(sorted(FAMILIES))}")
+        raise UserError(f"{name}: cannot plan for model_type {shown(family)}; supported: {', '.join(sorted(FAMILIES))}")
     text = config.get("text_config") or config
     heads = int(text["num_attention_heads"])
     head = int(text.get("head_dim") or text["hidden_size"] // heads)

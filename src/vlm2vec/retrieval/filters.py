@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 
 SUPPORTED = "=, <>, <, <=, >, >=, IN, BETWEEN, IS NULL, AND, OR, NOT on a field and constants"
 
@@ -30,7 +30,7 @@ def to_qdrant(where: str) -> tuple[Any, set[str]]:
         tree = condition(where)
     except (ParseError, TokenError) as error:
         raise UserError(
-            f"filter {where!r}: not a condition; expected such as: width > 600 AND kind = 'page'"
+            f"filter {shown(where)}: not a condition; expected such as: width > 600 AND kind = 'page'"
         ) from error
     translator = _Translator(where)
     found = translator.translate(tree, negated=False)
@@ -146,4 +146,4 @@ class _Translator:
         return absent_field(field)
 
     def _refusal(self, node: Any) -> UserError:
-        return UserError(f"filter {self.where!r}: {node.sql()} has no counterpart in Qdrant; it knows {SUPPORTED}")
+        return UserError(f"filter {shown(self.where)}: {node.sql()} has no counterpart in Qdrant; it knows {SUPPORTED}")

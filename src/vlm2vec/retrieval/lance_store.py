@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.retrieval.lance_tables import FACTS, column_types, kind_of, new_schema, plain_row, rows_of, rows_table
 from vlm2vec.retrieval.metadata import RESERVED, THUMBNAIL, clean_metadata, resolve_fields
 from vlm2vec.retrieval.vector_store import (
@@ -86,7 +86,7 @@ def _place(uri: str) -> tuple[str, str]:
     parent, _, name = uri.rpartition("/")
     name = name.removesuffix(LANCE_ENDING)
     if not name:
-        raise UserError(f"store {uri!r}: expected a name before {LANCE_ENDING}")
+        raise UserError(f"store {uri}: expected a name before {LANCE_ENDING}")
     return (parent or ".", name) if TABLE_NAME.fullmatch(name) else (uri, ONLY_TABLE)
 
 
@@ -261,7 +261,7 @@ class LanceStore:
             if where is None:
                 raise
             fields = ", ".join(self.fields()) or "none"
-            raise UserError(f"filter {where!r}: {_first_line(error)}; metadata of {self.uri}: {fields}") from error
+            raise UserError(f"filter {shown(where)}: {_first_line(error)}; metadata of {self.uri}: {fields}") from error
 
 
 def _internal(name: str) -> bool:

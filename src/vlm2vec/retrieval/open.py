@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.retrieval.vector_store import LANCE_ENDING, PRECISIONS, QDRANT_SCHEME, StoreFacts, VectorStore
 
 
@@ -19,7 +19,7 @@ def open_store(uri: str, create: StoreFacts | None = None) -> VectorStore:
         UserError: for an address of another form, a store that is absent, or one of another model.
     """
     if create is not None and create.precision not in PRECISIONS:
-        raise UserError(f"precision {create.precision!r}: a store keeps {' or '.join(PRECISIONS)}")
+        raise UserError(f"precision {shown(create.precision)}: a store keeps {' or '.join(PRECISIONS)}")
     if uri.startswith(QDRANT_SCHEME):
         from vlm2vec.retrieval.qdrant_store import open_qdrant
 
@@ -29,7 +29,7 @@ def open_store(uri: str, create: StoreFacts | None = None) -> VectorStore:
 
         store = open_lance(uri.rstrip("/"), create)
     else:
-        raise UserError(f"store {uri!r}: expected FOLDER.lance or qdrant://host:port/collection")
+        raise UserError(f"store {uri}: expected FOLDER.lance or qdrant://host:port/collection")
     if create is not None:
         try:
             store.facts.require_same_model(create, uri)

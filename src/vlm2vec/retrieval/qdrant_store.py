@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.retrieval.filters import absent_field, to_qdrant
 from vlm2vec.retrieval.metadata import THUMBNAIL, clean_metadata, resolve_fields
 from vlm2vec.retrieval.vector_store import (
@@ -189,7 +189,7 @@ class QdrantStore:
         for field in fields:
             if field != KEY and not self._has(field):
                 known = ", ".join(self.fields()) or "none"
-                raise UserError(f"filter {where!r}: no row has {field!r}; metadata of {self.uri}: {known}")
+                raise UserError(f"filter {shown(where)}: no row has {shown(field)}; metadata of {self.uri}: {known}")
         return condition
 
     def _has(self, field: str) -> bool:
@@ -215,7 +215,7 @@ def _connect(uri: str, make: bool) -> tuple[Any, str]:
     expected = "expected qdrant://host:port/collection, qdrant:///folder/collection or qdrant://:memory:/collection"
     place, _, name = uri.removeprefix("qdrant://").partition("?")[0].rpartition("/")
     if not name or (not place and not uri.startswith("qdrant:///")):
-        raise UserError(f"store {uri!r}: {expected}")
+        raise UserError(f"store {uri}: {expected}")
     if place == ":memory:":
         return QdrantClient(":memory:"), name
     if place.startswith(("/", ".")):
@@ -229,7 +229,7 @@ def _connect(uri: str, make: bool) -> tuple[Any, str]:
         parts = urlsplit(f"//{place}")
         host, port = parts.hostname, parts.port or PORT
     except ValueError as error:
-        raise UserError(f"store {uri!r}: {expected}") from error
+        raise UserError(f"store {uri}: {expected}") from error
     secure = uri.partition("?")[2] == "https"
     key = os.environ.get(API_KEY)
     return QdrantClient(host=host, port=port, https=secure, api_key=key, check_compatibility=False), name

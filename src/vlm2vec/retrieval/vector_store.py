@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 
 LANCE_ENDING = ".lance"
 QDRANT_SCHEME = "qdrant://"
@@ -79,8 +79,8 @@ class StoreFacts:
             )
         if self.instruction != other.instruction:
             raise UserError(
-                f"{uri}: its documents were encoded with instruction {self.instruction!r}, not {other.instruction!r}; "
-                "use the store's instruction, or index into another store"
+                f"{uri}: its documents were encoded with instruction {shown(self.instruction)}, "
+                f"not {shown(other.instruction)}; use the store's instruction, or index into another store"
             )
 
 
@@ -181,7 +181,7 @@ def choose_kind(num_rows: int, kind: str | None, above: str, offered: Sequence[s
     """
     if kind is not None:
         if kind not in ("exact", *offered):
-            raise UserError(f"index {kind!r}: expected one of exact, {', '.join(offered)}")
+            raise UserError(f"index {shown(kind)}: expected one of exact, {', '.join(offered)}")
         return IndexFacts(kind, f"asked for; {num_rows:,} rows")
     if num_rows < EXACT_BELOW:
         return IndexFacts("exact", f"{num_rows:,} rows, fewer than {EXACT_BELOW:,}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 
 WIDTH = 32
 TEXT = {
@@ -40,7 +40,7 @@ def write_tiny(family: str, folder: Path) -> None:
         UserError: for a family that has no tiny model.
     """
     if family not in BUILDERS:
-        raise UserError(f"model.family {family!r}: a dry run knows {', '.join(sorted(BUILDERS))}")
+        raise UserError(f"model.family {shown(family)}: a dry run knows {', '.join(sorted(BUILDERS))}")
     torch.manual_seed(0)
     config = BUILDERS[family](folder)
     transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32).save_pretrained(folder)

@@ -15,7 +15,7 @@ from vlm2vec.data.mmeb.instruct import joined
 from vlm2vec.data.mmeb.media import Media, sample_frames
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.data.mmeb.video_rows import read_rows, row_files
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.media.text import read_text
 from vlm2vec.media.videos import VideoRef
 from vlm2vec.types import EmbeddingInput, EvalQuery
@@ -146,7 +146,7 @@ def _ssv2(row: Row, reading: Reading) -> EvalQuery:
 
 def _choice(reading: Reading, video: str, text: str, options: list[str], gold: str) -> EvalQuery:
     if gold not in options:
-        raise UserError(f"{reading.where}: the answer {gold!r} is not among its candidates")
+        raise UserError(f"{reading.where}: the answer {shown(gold)} is not among its candidates")
     candidates = tuple(EmbeddingInput(option) for option in options)
     return EvalQuery(reading.video(video, text), candidates, (options.index(gold),))
 
@@ -186,7 +186,7 @@ def _mvbench(row: Row, reading: Reading) -> EvalQuery:
     options = list(row["candidates"])
     text, named = _lettered(f"{ASK} {row['question']}", options)
     if row["answer"] not in options:
-        raise UserError(f"{reading.where}: the answer {row['answer']!r} is not among its candidates")
+        raise UserError(f"{reading.where}: the answer {shown(row['answer'])} is not among its candidates")
     last = len(options) - 1 - options[::-1].index(row["answer"])  # as the reference where options repeat
     return _choice(reading, f"{row['subset']}/{row['video']}", text, named, named[last])
 

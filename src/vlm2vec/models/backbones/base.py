@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.models import st_folder
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import POOLINGS
@@ -114,7 +114,7 @@ class Backbone(nn.Module, ABC):
     @pooling.setter
     def pooling(self, name: str) -> None:
         if name != "last":
-            raise UserError(f"pooling {name!r}: {self.name} has no token states to pool; remove the setting")
+            raise UserError(f"pooling {shown(name)}: {self.name} has no token states to pool; remove the setting")
 
     @property
     def language_model(self) -> nn.Module:
@@ -249,7 +249,7 @@ class Backbone(nn.Module, ABC):
         """The inputs with their videos as images, unless the family reads videos."""
         for item in inputs:
             if item.video is None and VIDEO_PLACEHOLDER in (item.text or ""):
-                raise UserError(f"prompt {(item.text or '')[:60]!r} has {VIDEO_PLACEHOLDER} but the input has no video")
+                raise UserError(f"prompt {shown(item.text or '')} has {VIDEO_PLACEHOLDER} but the input has no video")
         if self.reads_videos:
             return inputs
         return [item if item.video is None else self._as_images(item) for item in inputs]
@@ -283,7 +283,7 @@ class DecoderBackbone(Backbone):
     @pooling.setter
     def pooling(self, name: str) -> None:
         if name not in POOLINGS:
-            raise UserError(f"pooling {name!r}: expected one of {', '.join(POOLINGS)}")
+            raise UserError(f"pooling {shown(name)}: expected one of {', '.join(POOLINGS)}")
         self._pooling = name
 
     def last_parts(self) -> list[nn.Module]:

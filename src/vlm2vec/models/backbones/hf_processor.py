@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.models.transformers_internals import build_processor, image_setting_names, processor_parts
 from vlm2vec.models.vision.resolution import SIDES, image_settings, side_of
 
@@ -65,7 +65,7 @@ def load_image_processor(source: str, common: dict[str, Any], options: dict[str,
 
     for name, value in options.items():
         if name in SETTINGS and value not in SETTINGS[name]:
-            raise UserError(f"setting {name}={value!r}: expected {_in_words(SETTINGS[name])}")
+            raise UserError(f"setting {name}={shown(value)}: expected {_in_words(SETTINGS[name])}")
     images = load()
     own = image_setting_names(images)
     for name in options:

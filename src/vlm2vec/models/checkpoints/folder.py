@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.models.backbones.base import WEIGHTS_FILE
 from vlm2vec.models.checkpoints import adapters
 
@@ -173,7 +173,7 @@ def quantize(backbone: Backbone, to: str) -> None:
         UserError: for another format, or where torchao is not installed.
     """
     if to != "int8":
-        raise UserError(f"quantize={to!r}: expected int8")
+        raise UserError(f"quantize={shown(to)}: expected int8")
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.models.prompts import PromptTemplate
 
 TABLE = Path(__file__).with_name("known_checkpoints.yaml")
@@ -81,7 +81,9 @@ def find_named(hub_id: str) -> KnownCheckpoint:
     row = find(hub_id)
     if row is None:
         ids = sorted(name for row in table().checkpoints for name in row.ids if not row.not_loaded)
-        raise UserError(f"{hub_id!r} is not a known checkpoint; known are {', '.join(ids)}")
+        raise UserError(
+            f"{shown(hub_id)} is not a known checkpoint{did_you_mean(hub_id, ids) or '.'} Known: {', '.join(ids)}"
+        )
     return row
 
 

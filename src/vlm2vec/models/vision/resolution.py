@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.models.transformers_internals import image_setting_names
 
 SIDES = {"low": 336, "mid": 672, "high": 1344}
@@ -40,9 +40,9 @@ def side_of(options: Mapping[str, Any]) -> int | None:
     if name is not None and any(bound in options for bound in BOUNDS):
         raise UserError("resolution: cannot be combined with min_pixels or max_pixels; remove one of them")
     if name is not None and name not in SIDES:
-        raise UserError(f"resolution={name!r}: expected {', '.join(SIDES)}, or max_pixels")
+        raise UserError(f"resolution={shown(name)}: expected {', '.join(SIDES)}, or max_pixels")
     if name is None and (not isinstance(most, int) or most < 1):
-        raise UserError(f"max_pixels={most!r}: expected a positive number of pixels")
+        raise UserError(f"max_pixels={shown(most)}: expected a positive number of pixels")
     return SIDES[name] if name is not None else math.isqrt(int(most or 0))
 
 
