@@ -96,6 +96,11 @@ MISTAKES = {
     "images without captions": ("train ./photos -o run", "1 images without captions", "metadata.csv"),
     "a run that is there": ("train pairs.jsonl -o done", "done: already holds a run", "--resume"),
     "an impossible share": ("train pairs.jsonl -o run --holdout 2", "--holdout 2.0", "such as 0.1"),
+    "a built-in model of another name": (
+        "verify compakt",
+        "compakt: not a folder",
+        "did you mean compact?",
+    ),
     "a benchmark of another name": ("eval compact --benchmark mmeb-v4 -o scores", "mmeb-v4", "did you mean mmeb-v"),
     "a benchmark without its data": (
         "eval compact --benchmark mmeb-v1 -o scores",

@@ -7,7 +7,7 @@ import importlib
 import json
 from pathlib import Path
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, did_you_mean
 from vlm2vec.models.backbones.base import Backbone
 
 BUILT_IN = {
@@ -88,7 +88,8 @@ def _model_type(source: str, revision: str | None) -> str:
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{source}: not a folder, not a built-in ({', '.join(KNOWN)}), and the hub returned an error: {first_line}"
+            f"{source}: not a folder, not a built-in ({', '.join(KNOWN)}{did_you_mean(source, KNOWN)}), "
+            f"and the hub returned an error: {first_line}"
         ) from error
 
 
