@@ -41,8 +41,8 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (
-        "Prepare, check and download benchmark data.",
-        {"demo": data.data_demo, "check": data.data_check, "fetch": data.data_fetch},
+        "Prepare, check, show and download benchmark data.",
+        {"demo": data.data_demo, "check": data.data_check, "show": data.data_show, "fetch": data.data_fetch},
     ),
     "cache": ("List and delete cached embeddings.", {"ls": cache.cache_ls, "clean": cache.cache_clean}),
     "store": ("Deprecated: use vlm2vec cache.", {"ls": cache.store_ls, "clean": cache.store_clean}),

@@ -1,14 +1,19 @@
-"""Commands on data: prepare, check and fetch benchmarks."""
+"""Commands on data: prepare, check, show and fetch benchmarks."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vlm2vec.cli.options import DataOption, TasksOption
+from vlm2vec.errors import UserError, shown
 from vlm2vec.progress import say
+
+SHOWN_CANDIDATES = 5
 
 
 def data_demo(
@@ -62,6 +67,64 @@ def data_check(
     say(f"{ready} of {len(checks)} tasks are ready")
     if ready < len(checks):
         raise typer.Exit(1)
+
+
+def data_show(
+    benchmark: Annotated[str, typer.Argument(help="A shipped benchmark or a YAML file.")],
+    task: Annotated[str, typer.Argument(help="Name of the task.")],
+    data: DataOption = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Write prompts as this model reads them; its weights are not loaded.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option("--family", help="Write prompts as this family reads them; default: qwen2_vl.")
+    ] = None,
+    rows: Annotated[str, typer.Option("--rows", help="Queries to show, as FIRST:LAST+1 or a number.")] = "0:3",
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            "--candidates", min=0, help="Candidates per query, relevant ones in any case; default: 5, all in JSON."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with the images to this file.")] = None,
+) -> None:
+    """Show what a model reads: prompts, images and frames in order, candidates and gold.
+
+    Example: vlm2vec data show mmeb-v2 MSR-VTT --data mmeb --family qwen2_vl --rows 0:3
+    """
+    from vlm2vec.evaluation import show
+    from vlm2vec.evaluation.benchmark import load_benchmark
+    from vlm2vec.evaluation.prompt_format import DEFAULT_FAMILY, PromptFormat, format_of
+    from vlm2vec.files import write_text
+
+    if model and family:
+        raise UserError("--model and --family: give only one of them")
+    prompts = format_of(model) if model else PromptFormat(family or DEFAULT_FAMILY)
+    facts, folder = load_benchmark(benchmark, data)
+    limit = candidates if candidates is not None or as_json else SHOWN_CANDIDATES
+    found = show.show_task(facts, facts.only([task]).tasks[0], folder, prompts, rows_of(rows), limit)
+    if html:
+        write_text(html, show.as_html(found))
+        say(f"Page: {html}")
+    elif as_json:
+        say(json.dumps(show.as_json(found), ensure_ascii=False, indent=2))
+    else:
+        say(show.as_text(found))
+
+
+def rows_of(text: str) -> slice:
+    """A range of rows: `0:3`, `5:` or a single number.
+
+    Raises:
+        UserError: for another text.
+    """
+    if re.fullmatch(r"\d+", text):
+        return slice(int(text), int(text) + 1)
+    if re.fullmatch(r"\d*:\d*", text):
+        first, _, end = text.partition(":")
+        return slice(int(first or 0), int(end) if end else None)
+    raise UserError(f"--rows {shown(text)}: expected a range such as 0:3, or a number")
 
 
 def data_fetch(

@@ -1,0 +1,130 @@
+"""The prompt that a model family reads of an input, written without weights or a processor.
+
+Prompts are shown before the family's processor expands each image or video token into visual tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.errors import UserError, did_you_mean
+from vlm2vec.media.images import ImageRef
+from vlm2vec.media.videos import VideoRef
+from vlm2vec.models import st_folder
+from vlm2vec.models.checkpoints import adapters, hub, known
+from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, read_embedder_file
+from vlm2vec.models.prompts import PLACEHOLDER, PromptTemplate, place_video
+from vlm2vec.models.registry import BUILT_IN, shipped_folder
+from vlm2vec.planning.geometry import config_of
+from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
+
+DEFAULT_FAMILY = "qwen2_vl"
+NUM_FRAMES = 8
+SLOT = ImageRef()  # takes the place of a native video among the images
+QWEN = ("<|image_pad|>", "<|video_pad|>")
+NUMBERED = ("<|image_{k}|>", None)
+TOKENS: dict[str, tuple[str, str | None]] = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), QWEN),
+    "llava_onevision": ("<image>", "<video>"),
+    **dict.fromkeys(("llava", "llava_next", "paligemma"), ("<image>", None)),
+    "mistral3": ("[IMG]", None),
+    **dict.fromkeys(("phi3_v", *BUILT_IN), NUMBERED),
+}
+"""Image token and video token by family; None: the family reads the frames of a video as images."""
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a family writes an input.
+
+    Attributes:
+        family: `model_type` of its configuration, or a built-in name.
+        template: For inputs without placeholders.
+        num_frames: Frames of a video that is not sampled yet.
+        special_tokens: Variables of a chat template, such as `bos_token`.
+    """
+
+    family: str = DEFAULT_FAMILY
+    template: PromptTemplate = field(default_factory=PromptTemplate)
+    num_frames: int = NUM_FRAMES
+    special_tokens: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks the family.
+
+        Raises:
+            UserError: for a family whose tokens are not known here.
+        """
+        if self.family not in TOKENS:
+            near = did_you_mean(self.family, TOKENS) or ";"
+            raise UserError(f"family {self.family}: its image tokens are unknown{near} known: {', '.join(TOKENS)}")
+
+    def write(self, item: EmbeddingInput) -> tuple[str, list[ImageRef | VideoRef]]:
+        """The prompt with the family's tokens, and the images and videos in their order.
+
+        Raises:
+            UserError: if placeholders and images do not match in number.
+        """
+        image_token, video_token = TOKENS[self.family]
+        placed, video = item, item.video
+        if video is not None:
+            slots = [SLOT] if video_token else video.sample(self.num_frames).images
+            placed = place_video(item, slots)
+        prompt, order = self._canonical(placed)
+        if not placed.images:
+            prompt = prompt.replace(BARE_IMAGE_TOKEN, image_token.format(k=1))
+        media = [placed.images[position] for position in order]
+        if video is None or video_token is None:
+            return PLACEHOLDER.sub(lambda found: image_token.format(k=found[1]), prompt), list(media)
+        prompt = prompt.replace("<|image_1|>", video_token)
+        return PLACEHOLDER.sub(image_token, prompt), [video if ref is SLOT else ref for ref in media]
+
+    def _canonical(self, item: EmbeddingInput) -> tuple[str, list[int]]:
+        if self.template.chat:
+            image_token, prompt_and_order = TOKENS[self.family][0], self.template.render_chat(item, self.special_tokens)
+            prompt, order = prompt_and_order
+            if not PLACEHOLDER.search(prompt):  # the template of another library writes the family's own token
+                pieces = prompt.split(image_token)
+                named = [f"<|image_{position + 1}|>" for position in order]
+                prompt = pieces[0] + "".join(a + b for a, b in zip(named, pieces[1:], strict=False))
+            return prompt, order
+        prompt = self.template.render(item)
+        return prompt, [int(number) - 1 for number in PLACEHOLDER.findall(prompt)]
+
+
+def format_of(model: str) -> PromptFormat:
+    """The prompt format of a model: a built-in, a checkpoint folder or the hub id of a known checkpoint.
+
+    Raises:
+        UserError: if its configuration is not at hand, or its family's tokens are not known.
+    """
+    shipped = shipped_folder(model)
+    folder = hub.local_folder(model) if shipped is None else shipped
+    if (folder / EMBEDDER_FILE).is_file():
+        saved = read_embedder_file(folder)
+        family = _family_of(saved.base if saved.adapter or saved.base in BUILT_IN else str(folder))
+        return _format(family, PromptTemplate(**saved.template), folder, saved.options)
+    row = known.find(model)
+    if row is not None:
+        return _format(row.family, known.template_of(row) or PromptTemplate(), folder, row.options)
+    if st_folder.read_folder(folder):
+        raise UserError(f"{folder}: a sentence-transformers folder, whose prompts are written while it encodes")
+    adapter = adapters.find_adapter(str(folder))
+    return _format(_family_of(adapters.base_of(adapter)[0] if adapter else str(folder)), PromptTemplate(), folder, {})
+
+
+def _format(family: str, template: PromptTemplate, folder: Path, options: dict[str, Any]) -> PromptFormat:
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    special = {name: value for name, value in settings.items() if name.endswith("_token") and isinstance(value, str)}
+    return PromptFormat(family, template, int(options.get("num_frames", NUM_FRAMES)), special)
+
+
+def _family_of(base: str) -> str:
+    if base in BUILT_IN:
+        return base
+    row = known.find(base)
+    return row.family if row else str(config_of(base).get("model_type"))
