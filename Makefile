@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: setup demo test test-all lint format docs bench clean
+.PHONY: setup demo test test-all test-slow test-latest lint format docs bench clean
 
 setup: $(READY)  ## a virtual environment with the tested versions
 
@@ -36,6 +36,17 @@ test: lint  ## every check but the slow tests
 test-all: lint  ## the slow tests, too
 	$(PYTEST) -m ""
 
+test-slow: $(DEV)  ## the slow tests alone
+	$(PYTEST) -m slow
+
+LATEST := .venv-latest
+test-latest:  ## every check with the newest released dependencies, in an environment of its own
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/pip install --quiet --upgrade --no-compile torch
+	$(LATEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager --no-compile --editable '.[dev]'
+	$(LATEST)/bin/pip install --quiet --no-compile --no-deps --requirement requirements/compact.txt --requirement requirements/ui.txt
+	$(LATEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
 lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -53,4 +64,4 @@ bench: $(DEV)  ## the speed measurements; each prints a table and a JSON line; B
 	for file in $(BENCH); do $(BIN)/python $$file || exit 1; done
 
 clean:
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LATEST) site .mypy_cache .ruff_cache .pytest_cache
