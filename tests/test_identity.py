@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[object, ...]] = {
     "images": ((), (RED,), (BLUE,), (RED, BLUE), (BLUE, RED)),
     "instruction": (None, "", "a", "b"),
     "video": (None, *FILMS),
+    "text_first": (False, True),
 }
 INPUTS = st.builds(EmbeddingInput, **{name: st.sampled_from(values) for name, values in VALUES.items()})
 

@@ -34,12 +34,15 @@ class EmbeddingInput:
         images: Images in the order of their placeholders, not decoded yet.
         instruction: What the vector is for. Ignored if `text` contains a placeholder (it is then part of the text).
         video: A video, not decoded yet. It comes before the images, or at `<|video_1|>` in `text`.
+        text_first: Whether the text was given before the images and the video. Only templates that keep the order of
+            their input use it (folders written by sentence-transformers); all others put the text last.
     """
 
     text: str | None = None
     images: tuple[ImageRef, ...] = ()
     instruction: str | None = None
     video: VideoRef | None = None
+    text_first: bool = False
 
     def __post_init__(self) -> None:
         """Checks the types, so that a missing or numeric text of a table is an error of its own input.
@@ -61,7 +64,7 @@ class EmbeddingInput:
 
         A `str` is text. A PIL image or a `pathlib.Path` is an image, or a video if the path has a video's suffix. A
         dict has any of `text`, `image` / `images`, `video` (a file, a folder of frames or a list of images) and
-        `instruction`.
+        `instruction`; the order of its keys says whether the text comes first.
 
         Raises:
             UserError: for an unknown dict key, an empty input or an unsupported type.
@@ -85,7 +88,11 @@ class EmbeddingInput:
         video = None if value.get("video") is None else VideoRef.of(value["video"])
         if value.get("text") is None and not images and video is None:
             raise UserError("input is empty; expected text, image or video")
-        return EmbeddingInput(value.get("text"), images, value.get("instruction", instruction), video)
+        text = value.get("text")
+        given = {"text": bool(text), "image": bool(images), "images": bool(images), "video": video is not None}
+        kinds = [key for key in value if given.get(key)]
+        text_first = len(kinds) > 1 and kinds[0] == "text"
+        return EmbeddingInput(text, images, value.get("instruction", instruction), video, text_first)
 
 
 def _shown(value: Any) -> str:
@@ -131,7 +138,7 @@ def content_key(item: EmbeddingInput, digest: Callable[[Media], bytes] = by_cont
     key = hashlib.sha256()
     for part in dataclasses.fields(item):
         value = getattr(item, part.name)
-        if value is not None:
+        if value is not None and value is not False:  # a flag that is not set leaves the key as it was without it
             _feed(key, part.name, value, digest)
     return key.digest()
 

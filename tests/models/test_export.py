@@ -21,7 +21,7 @@ from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.verification import compare
 from vlm2vec.models.verification.export import export, openvino_core
-from vlm2vec.models.verification.golden import golden_inputs, verify_golden
+from vlm2vec.models.verification.golden import golden_dtype, golden_inputs, verify_golden, write_golden
 from vlm2vec.models.verification.verify import report_against, report_saved
 from vlm2vec.types import EmbeddingInput
 
@@ -57,7 +57,7 @@ def clip(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("to", ["merged", "sentence-transformers"])
 def test_a_merged_checkpoint_gives_the_vectors_of_its_adapter_and_needs_no_base(adapter, tiny_vlm, to, tmp_path):
     done = export(str(adapter), to, tmp_path / "out")
-    assert done.cosine > 0.99999 and done.num_inputs == 8
+    assert done.cosine > 0.99999 and done.num_inputs == {"merged": 8, "sentence-transformers": 12}[to]
     names = {path.name for path in done.files}
     assert {"model.safetensors", "config.json", "modules.json", "golden.safetensors"} <= names
     assert not names & {"adapter_config.json", "adapter_model.safetensors"}
@@ -159,16 +159,30 @@ def merged(adapter, tmp_path_factory) -> Path:
 
 def test_verify_against_sentence_transformers_says_that_all_is_equal(merged):
     lines = report_against(merged, "sentence-transformers", "", "", {})
-    assert len(lines) == 8 and all("cosine 1.0000" in line for line in lines)
-    assert "lowest 1.0000" in report_saved(merged, {})[0] or "lowest 0.99999" in report_saved(merged, {})[0]
+    assert all("cosine 1.0000" in line or "cosine 0.99999" in line for line in lines)
+    kinds = {line.partition(":")[0] for line in lines}
+    assert {"image + text", "text + image", "text + image + image", "image + text + image"} <= kinds
+    assert "EQUAL to the saved golden vectors: 8 of 8" in report_saved(merged, {})[0]
 
 
-def test_an_input_that_the_other_side_refuses_is_listed_and_not_compared(tiny_vlm, tmp_path):
+def test_verify_gives_a_chat_model_text_between_images_as_a_message(tiny_vlm, tmp_path):
     shown = load(tiny_vlm("llava"), like="royokong/e5-v")
     shown.save_pretrained(tmp_path / "saved")
     lines = report_against(tmp_path / "saved", "sentence-transformers", "", "", {})
-    assert [line for line in lines if "refused there" in line] == [lines[7]] and "<|image_1|> in a text" in lines[7]
-    assert export(str(tmp_path / "saved"), "sentence-transformers", tmp_path / "out").num_inputs == 7
+    assert len(lines) == 13 and all("cosine 1.0000" in line for line in lines)
+    assert export(str(tmp_path / "saved"), "sentence-transformers", tmp_path / "out").num_inputs == 12
+
+
+def test_an_input_that_the_other_side_refuses_is_listed_and_not_compared(tiny_vlm, tmp_path):
+    embedder = load(tiny_vlm("llava"))
+
+    def no_second_image(item: EmbeddingInput) -> compare.Stages:
+        if len(item.images) > 1:
+            raise UserError("one image per input")
+        return compare.Stages(embedder.encode([item])[0])
+
+    found = compare.compare(embedder, no_second_image)
+    assert [difference.detail for difference in found if difference.cosine is None] == ["one image per input"] * 3
 
 
 def change_json(path: Path, change: dict[str, Any]) -> None:
@@ -278,9 +292,9 @@ def served(merged) -> Iterator[tuple[str, type[Server]]]:
 def test_verify_against_a_server_compares_its_vectors_and_its_number_of_tokens(merged, served):
     url, handler = served
     lines = report_against(merged, "server", url, "any", {})
-    assert len(lines) == 8 and all("cosine 1.0000" in line or "cosine 0.99999" in line for line in lines)
+    assert len(lines) == 13 and all("cosine 1.0000" in line or "cosine 0.99999" in line for line in lines)
     handler.extra = " and more"
-    with pytest.raises(UserError, match=r"another vector for text .*prompt bytes or token ids: here \d+ tok"):
+    with pytest.raises(UserError, match=r"DIFFERENT in server for text .*prompt bytes or token ids: here \d+ tok"):
         report_against(merged, "server", url + "/v1", "any", {})
 
 
@@ -302,7 +316,8 @@ def test_the_commands_say_where_the_result_is_and_how_close(adapter, tmp_path):
     done = CliRunner().invoke(app, ["export", str(adapter), "--to", "merged", "-o", out])
     assert done.exit_code == 0 and "Lowest cosine to the source: 1.0000" in done.output.replace("0.9999999", "1.0000")
     done = CliRunner().invoke(app, ["verify", out, "--against", "sentence-transformers"])
-    assert done.exit_code == 0 and done.output.count("cosine") == 8
+    assert done.exit_code == 0 and done.output.count("cosine") == 13
+    assert "EQUAL in sentence-transformers: 12 of 12 inputs" in done.output.strip().splitlines()[-1]
     e5v = str(tmp_path / "e5v")
     done = CliRunner().invoke(app, ["export", out, "--to", "merged", "-o", e5v, "--option", "fusion=sum"])
     assert done.exit_code != 0 and not (tmp_path / "e5v").exists()
@@ -320,8 +335,29 @@ def test_verify_refuses_a_folder_whose_vectors_changed(merged, tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
     change_json(tmp_path / "embedder.json", {"pooling": "mean"})
-    with pytest.raises(UserError, match="differ from the saved ones"):
+    with pytest.raises(UserError, match=r"DIFFERENT from the saved golden vectors: lowest cosine .* in float32"):
         report_saved(tmp_path, {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_golden_vectors_are_computed_in_the_precision_that_they_state(tiny_vlm, tmp_path, dtype):
+    embedder = Embedder.from_pretrained(tiny_vlm("llava"), dtype=dtype, device="cpu")
+    embedder.save_pretrained(tmp_path / "saved")
+    expected = embedder.encode(golden_inputs(), batch_size=1)
+
+    def under_autocast(batch: Any) -> torch.Tensor:  # as accelerate leaves a model that it trained
+        with torch.autocast("cpu", torch.bfloat16):
+            return type(embedder).forward(embedder, batch)
+
+    embedder.forward = under_autocast  # type: ignore[method-assign]
+    trained = embedder.encode(golden_inputs(), batch_size=1)
+    write_golden(embedder, tmp_path / "saved")
+    np.testing.assert_array_equal(load_file(tmp_path / "saved/golden.safetensors")["embeddings"].numpy(), expected)
+    assert embedder.forward is under_autocast and golden_dtype(tmp_path / "saved") is dtype
+    assert dtype is torch.bfloat16 or np.abs(trained - expected).max() > 1e-4
+    lines = report_saved(tmp_path / "saved", {"device": "cpu"})
+    assert len(lines) == 1 and "EQUAL to the saved golden vectors: 8 of 8" in lines[0]
+    assert lines[0].endswith(str(dtype).removeprefix("torch."))
 
 
 def test_int8_weights_stay_close(adapter, tmp_path):

@@ -40,8 +40,7 @@ def theirs(value):
     """Our input as sentence-transformers takes it."""
     if isinstance(value, str):
         return value
-    images = value.get("images") or value.get("image")
-    return {"image": images} | ({"text": value["text"]} if "text" in value else {})
+    return {"image" if key == "images" else key: part for key, part in value.items()}
 
 
 def open_in_st(folder: Path, **settings) -> SentenceTransformer:
@@ -150,6 +149,52 @@ def test_a_folder_of_sentence_transformers_gives_equal_vectors_here(foreign, tmp
     assert_equal(ours.encode(values), again.encode([theirs(value) for value in values]))
     with pytest.raises(Exception, match=r"image_1"):
         again.encode([theirs(PLAIN[4])])
+
+
+ORDERS = [
+    {"text": "what is left of it?", "image": SMALL},
+    {"image": SMALL, "text": "what is left of it?"},
+    {"text": "which is red?", "images": [WIDE, SMALL]},
+    {"images": [WIDE, SMALL], "text": "which is red?"},
+]
+
+
+def test_vectors_follow_the_order_of_keys_as_sentence_transformers_does(foreign, tmp_path):
+    ours = load(foreign)
+    ours.save_pretrained(tmp_path / "again")
+    for here, folder in ((ours, foreign), (load(tmp_path / "again"), tmp_path / "again")):
+        there = open_in_st(folder)
+        assert_equal(here.encode(ORDERS), there.encode([theirs(value) for value in ORDERS]))
+        assert_equal(here.encode_query(ORDERS), there.encode_query([theirs(value) for value in ORDERS]))
+    vectors = ours.encode(ORDERS)
+    assert vectors[0] @ vectors[1] < 0.999 and vectors[2] @ vectors[3] < 0.999
+
+
+@pytest.mark.parametrize("like", [None, "royokong/e5-v"])
+def test_own_folders_put_images_first_here_and_there(tiny_vlm, tmp_path, like):
+    ours = load(tiny_vlm("llava"), like=like)
+    ours.save_pretrained(tmp_path / "saved")
+    vectors = ours.encode(ORDERS)
+    np.testing.assert_allclose(vectors[::2], vectors[1::2], atol=1e-6)
+    assert_equal(vectors, open_in_st(tmp_path / "saved").encode([theirs(value) for value in ORDERS]))
+
+
+def message(*parts: object) -> list[dict[str, object]]:
+    kinds = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
+    ]
+    return [{"role": "user", "content": kinds}]
+
+
+def test_text_between_images_is_a_message_there_and_placeholders_here(foreign, tiny_vlm, tmp_path):
+    between, split = "<|image_1|>left of<|image_2|>", "a<|image_1|>b<|image_2|>c"
+    chats = [message(WIDE, "left of", SMALL), message("a", WIDE, "b", SMALL, "c")]
+    values = [{"text": text, "images": [WIDE, SMALL]} for text in (between, split)]
+    assert_equal(load(foreign).encode(values), open_in_st(foreign).encode(chats))
+    plain = load(tiny_vlm("llava"))
+    plain.save_pretrained(tmp_path / "plain")
+    with pytest.raises(Exception, match="text between images"):
+        open_in_st(tmp_path / "plain").encode(chats[:1])
 
 
 def test_a_placeholder_says_where_in_a_chat_turn_a_image_stands(foreign):

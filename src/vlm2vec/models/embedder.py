@@ -6,7 +6,6 @@ Shapes: N inputs, B examples, D embedding dim.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -244,7 +243,7 @@ class Embedder(nn.Module):
             options=self.backbone.options(),
             pooling=self.backbone.pooling,
             embedding_dim=self.embedding_dim,
-            template=asdict(self.backbone.template),
+            template=self.backbone.template.settings(),
             prompts=self.prompts,
             adapter=adapter,
         )

@@ -144,7 +144,7 @@ def load_sentence_transformers(folder: Path, about: SentenceTransformersFolder, 
         chat = backbone.chat_template()
         if not chat:
             raise UserError(f"{folder}: its modules ask for a chat template, but the processor has none")
-        backbone.template = PromptTemplate(chat=chat)
+        backbone.template = PromptTemplate(chat=chat, keeps_order=True)
     return loaded
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vlm2vec.errors import UserError, shown
@@ -33,6 +33,8 @@ class PromptTemplate:
         suffix: Closes the prompt, text-only ones excepted.
         chat: A Jinja chat template that writes the whole prompt; its image tokens are the backbone's own or
             `CHAT_IMAGE`. Empty: the four parts above do.
+        keeps_order: Whether a chat turn has text and images in the order in which the input gives them. Default: images
+            first, as the published models are trained.
     """
 
     image: str = "{image}\n"
@@ -40,6 +42,15 @@ class PromptTemplate:
     separator: str = " "
     suffix: str = "\n"
     chat: str = ""
+    keeps_order: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON values. Those added later are left out at their default, so older hashes stay valid."""
+        added = ("keeps_order",)
+        plain = type(self)()
+        return {
+            name: value for name, value in asdict(self).items() if name not in added or value != getattr(plain, name)
+        }
 
     def render(self, item: EmbeddingInput) -> str:
         """The canonical prompt, with placeholders `<|image_k|>` instead of the backbone's image tokens.
@@ -77,7 +88,7 @@ class PromptTemplate:
 
         from vlm2vec.models.transformers_internals import render_chat
 
-        messages, images = chat_messages(item)
+        messages, images = chat_messages(item, self.keeps_order)
         try:
             chat = self.chat.replace(CHAT_IMAGE, image_token)
             return render_chat(messages, chat, special_tokens), images
@@ -85,14 +96,20 @@ class PromptTemplate:
             raise UserError(f"input {shown(item.text or '')}: the chat template refuses it: {error}") from error
 
 
-def chat_messages(item: EmbeddingInput) -> tuple[list[dict[str, Any]], list[int]]:
+def chat_messages(item: EmbeddingInput, keep_order: bool = False) -> tuple[list[dict[str, Any]], list[int]]:
     """An input as chat turns (instruction: system; the rest: user), and its images' positions in order.
+
+    Args:
+        item: The input.
+        keep_order: Puts the text first where the input gives it first; otherwise the images come first.
 
     Raises:
         UserError: if placeholders and images do not match in number.
     """
     text = item.text or ""
-    pieces: list[str | int] = [*range(len(item.images)), *([text] if text else [])]
+    words: list[str | int] = [text] if text else []
+    images: list[str | int] = list(range(len(item.images)))
+    pieces = words + images if keep_order and item.text_first else images + words
     if PLACEHOLDER.search(text):
         _check_placeholders(text, len(item.images))
         pieces = [piece if isinstance(piece, int) else piece.strip() for piece in split_at_images(text)]

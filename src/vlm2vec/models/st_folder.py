@@ -27,15 +27,17 @@ POOLING_MODES = {"last": "lasttoken", "mean": "mean"}
 
 # Collects the parts of the messages. What our template has no place for is refused, never dropped.
 _COLLECT = """\
-{%- set ns = namespace(images=0, text=none, instruction='', named=false, prompt='') -%}
+{%- set ns = namespace(images=0, before=0, text=none, instruction='', named=false, prompt='') -%}
 {%- for message in messages -%}
 {%- set parts = [{'type': 'text', 'text': message.content}] if message.content is string else message.content -%}
 {%- for part in parts -%}
 {%- if message.role == 'system' -%}{%- set ns.instruction = ns.instruction ~ part.text -%}
 {%- elif part.type == 'image' -%}{%- set ns.images = ns.images + 1 -%}
+{%- if ns.before -%}{{ raise_exception('text between images: name their places by <|image_k|> in the text') }}
+{%- endif -%}
 {%- elif part.type != 'text' -%}{{ raise_exception('this model reads text and images, not ' ~ part.type) }}
 {%- elif ns.text is not none -%}{{ raise_exception('this model reads one text an input') }}
-{%- else -%}{%- set ns.text = part.text -%}
+{%- else -%}{%- set ns.text = part.text -%}{%- set ns.before = ns.images -%}
 {%- endif -%}
 {%- endfor -%}
 {%- endfor -%}
@@ -67,6 +69,20 @@ _VERBATIM = """\
 {%- endif -%}
 {{- ns.prompt -}}
 """
+# A dict whose text comes first is written with its images first, as our template does.
+_IMAGES_FIRST = """\
+{%- set ordered = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set parts = [] if message.content is string else message.content -%}
+{%- set texts = parts | selectattr('type', 'equalto', 'text') | list -%}
+{%- if texts | length == 1 and parts[0].type == 'text' -%}
+{%- set ordered.messages = ordered.messages + [dict(message, content=parts[1:] + parts[:1])] -%}
+{%- else -%}
+{%- set ordered.messages = ordered.messages + [message] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = ordered.messages -%}
+"""
 _NO_PLACEHOLDERS = """\
 {%- for message in messages if message.content is not string -%}
 {%- for part in message.content if part.type == 'text' and '<|image_1|>' in part.text -%}
@@ -85,7 +101,8 @@ def chat_template(template: PromptTemplate, image_token: str, image_start: str =
         image_start: The token without which an image would have other positions here; "" where none is needed.
     """
     if template.chat:
-        return _NO_PLACEHOLDERS + template.chat.replace(CHAT_IMAGE, image_token)
+        first = "" if template.keeps_order else _IMAGES_FIRST
+        return _NO_PLACEHOLDERS + first + template.chat.replace(CHAT_IMAGE, image_token)
     opening, closing = template.instruction.format(instruction="\0").split("\0")
     words = {
         "IMAGE": image_token,

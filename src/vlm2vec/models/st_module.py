@@ -8,6 +8,7 @@ every class that is not its own, installed packages included; no code of the fol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +39,8 @@ class EmbedderModule(InputModule):
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         """A batch as a flat dict of tensors; the prompt is the instruction."""
-        items = [_of_messages(value, prompt) or EmbeddingInput.of(value, prompt or None) for value in inputs]
+        chat = bool(self.embedder.backbone.template.chat)
+        items = [_of_messages(value, prompt, chat) or EmbeddingInput.of(value, prompt or None) for value in inputs]
         batch = self.embedder.backbone.process(items)
         rows = {f"rows.{name}": counts for name, counts in batch.rows.items()}
         return {**batch.tensors, **rows, "padded": batch.padded}
@@ -67,14 +69,19 @@ class EmbedderModule(InputModule):
         return cls(Embedder.from_pretrained(model_name_or_path, device="cpu", dtype=dtype))
 
 
-def _of_messages(value: Any, prompt: str | None) -> EmbeddingInput | None:
-    """A chat (system: instruction; one text and images from the user) as an input; None for anything else."""
+def _of_messages(value: Any, prompt: str | None, chat: bool) -> EmbeddingInput | None:
+    """A chat (system: instruction; text and images from the user) as an input; None for anything else.
+
+    Args:
+        value: What the user passed.
+        prompt: Stands before the chat's own system text.
+        chat: Whether the model has a chat template, which can place text between images.
+    """
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not all(isinstance(turn, dict) and "role" in turn for turn in turns):
         return None
     instruction = prompt or ""
-    texts: list[str] = []
-    images: list[Any] = []
+    parts: list[tuple[str, Any]] = []
     for turn in turns:
         content = turn["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
@@ -83,10 +90,17 @@ def _of_messages(value: Any, prompt: str | None) -> EmbeddingInput | None:
             if turn["role"] == "system":
                 instruction += part["text"]
             else:
-                (texts if part["type"] == "text" else images).append(part[part["type"]])
-    if len(texts) > 1:
-        raise UserError("messages with several texts: expected one text an input")
-    return EmbeddingInput.of({"text": texts[0] if texts else None, "images": images}, instruction or None)
+                parts.append((part["type"], part[part["type"]]))
+    texts = [text for kind, text in parts if kind == "text"]
+    images = [image for kind, image in parts if kind == "image"]
+    if len(texts) > 1 or "text" in [kind for kind, _ in parts][1:-1]:
+        if not chat:
+            raise UserError("message with several texts or text between images: this model expects one text an input")
+        counter = count(1)
+        texts = ["".join(part if kind == "text" else f"<|image_{next(counter)}|>" for kind, part in parts)]
+    ordered = {"text": texts[0] if texts else None, "images": images}
+    first = bool(parts) and parts[0][0] == "text"
+    return EmbeddingInput.of(ordered if first else dict(reversed(ordered.items())), instruction or None)
 
 
 def sentence_transformer(folder: str | Path, dtype: torch.dtype | None = None) -> SentenceTransformer:

@@ -56,6 +56,7 @@ class InputReader:
         texts: list[str] = []
         told: list[str] = []
         images: list[str] = []
+        text_first = False
         for message in messages:
             parts = (
                 [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
@@ -64,17 +65,19 @@ class InputReader:
                 if isinstance(part, TextPart):
                     if part.text:  # an assistant turn has no text
                         (texts if message.role == "user" else told).append(part.text)
+                        text_first = text_first or (message.role == "user" and not images)
                 else:
                     images.append(image_of(part))
         text = "\n".join(texts) or None
-        return await self._with_images(text, images, "\n".join(told) or instruction)
+        return await self._with_images(text, images, "\n".join(told) or instruction, text_first)
 
     async def parts(self, parts: Iterable[Any], instruction: str | None) -> Item:
         """Read content parts as one input, in Cohere's format."""
         parts = list(parts)
         texts = [part.text for part in parts if isinstance(part, TextPart)]
         images = [image_of(part) for part in parts if not isinstance(part, TextPart)]
-        return await self._with_images("\n".join(texts) or None, images, instruction)
+        text_first = bool(parts) and isinstance(parts[0], TextPart)
+        return await self._with_images("\n".join(texts) or None, images, instruction, text_first)
 
     def task_instruction(self, task: str | None) -> str | None:
         """Return the model's own instruction for a task name that contains query, document or passage."""
@@ -99,7 +102,9 @@ class InputReader:
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return EmbeddingInput(text=text, instruction=instruction)
 
-    async def _with_images(self, text: str | None, names: list[str], instruction: str | None) -> Item:
+    async def _with_images(
+        self, text: str | None, names: list[str], instruction: str | None, text_first: bool = False
+    ) -> Item:
         if len(names) > self.settings.max_images:
             return Refusal(
                 413,
@@ -109,7 +114,7 @@ class InputReader:
         images = await asyncio.gather(*map(self._image, names))
         refusal = next((image for image in images if isinstance(image, Refusal)), None)
         found = tuple(image for image in images if isinstance(image, ImageRef))
-        return refusal or EmbeddingInput(text, found, instruction)
+        return refusal or EmbeddingInput(text, found, instruction, text_first=text_first and bool(text and found))
 
     async def _image(self, name: str) -> ImageRef | Refusal:
         """Read an image: a data URI, a URL, bare base64, or a path below the media root."""

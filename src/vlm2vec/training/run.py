@@ -205,7 +205,7 @@ def _save_run(
     output = recipe.output
     embedder.write_files(output, state=state)
     # A sharded model cannot run on one process alone.
-    write_golden(embedder if state is None else Embedder.from_pretrained(output, dtype=torch.float32), output)
+    write_golden(embedder if state is None else Embedder.from_pretrained(output, dtype=embedder.dtype), output)
     (output / "recipe.yaml").write_text(dump_recipe(recipe))
     checkpoint.write_json(output / "provenance.json", checkpoint.provenance(**facts))
     entries = [entry for entry in log if "loss" in entry]

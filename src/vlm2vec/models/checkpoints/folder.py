@@ -43,7 +43,7 @@ class EmbedderFile(BaseModel):
     pooling: str = "last"
     embedding_dim: int
     normalize: bool = True
-    template: dict[str, str] = {}
+    template: dict[str, Any] = {}
     prompts: dict[str, str] = {}
     adapter: bool
 

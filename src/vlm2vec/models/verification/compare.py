@@ -11,7 +11,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from vlm2vec.media.images import ImageRef
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import DecoderBackbone
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.models.verification.golden import golden_inputs
+from vlm2vec.models.prompts import PLACEHOLDER, chat_messages, split_at_images
+from vlm2vec.models.verification.golden import golden_inputs, ordered_inputs
 from vlm2vec.types import EmbeddingInput
 
 SAME = 0.9999
@@ -72,16 +73,15 @@ class Difference:
 
 
 def compare(embedder: Embedder, other: Callable[[EmbeddingInput], Stages]) -> list[Difference]:
-    """Encodes the golden inputs here and there.
+    """Encodes the golden inputs and inputs in every order of text and images here and there.
 
     Args:
         embedder: In float32.
         other: The other side; a `UserError` means that it refuses the input.
     """
     found = []
-    for item in golden_inputs():
-        about = " + ".join([*(["text"] if item.text else []), *(["picture"] if item.images else [])])
-        about += " with instruction" if item.instruction else ""
+    for item in [*golden_inputs(), *ordered_inputs()]:
+        about = _described(item)
         try:
             theirs = other(item)
         except UserError as error:
@@ -92,6 +92,17 @@ def compare(embedder: Embedder, other: Callable[[EmbeddingInput], Stages]) -> li
         stage, detail = ("", "") if cosine >= SAME else first_difference(embedder, item, theirs)
         found.append(Difference(about, cosine, stage, detail))
     return found
+
+
+def _described(item: EmbeddingInput) -> str:
+    """The parts of an input, in their order."""
+    text = ["text"] if item.text else []
+    images = ["image"] * len(item.images)
+    if PLACEHOLDER.search(item.text or ""):
+        parts = ["image" if isinstance(piece, int) else "text" for piece in split_at_images(item.text or "")]
+    else:
+        parts = text + images if item.text_first else images + text
+    return " + ".join(parts) + (" with instruction" if item.instruction else "")
 
 
 @torch.inference_mode()
@@ -134,8 +145,12 @@ def first_difference(embedder: Embedder, item: EmbeddingInput, theirs: Stages) -
     return NETWORK, "everything that the other side shows before its network is equal"
 
 
-def sentence_transformers(folder: Path) -> Callable[[EmbeddingInput], Stages]:
+def sentence_transformers(folder: Path, chat: bool) -> Callable[[EmbeddingInput], Stages]:
     """The folder in sentence-transformers, float32.
+
+    Args:
+        folder: The checkpoint.
+        chat: Whether its template is a chat template. Text between images is then given as a message.
 
     Raises:
         UserError: if it is not installed, or cannot load the folder.
@@ -149,20 +164,23 @@ def sentence_transformers(folder: Path) -> Callable[[EmbeddingInput], Stages]:
             from vlm2vec.models.st_module import sentence_transformer
 
             own = sentence_transformer(folder, torch.float32)
-            return lambda item: _stages_there(own, item)
+            return lambda item: _stages_there(own, item, chat)
         model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
     except (ValueError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: sentence-transformers does not load it: {reason}") from error
-    return lambda item: _stages_there(model, item)
+    return lambda item: _stages_there(model, item, chat)
 
 
 @torch.inference_mode()
-def _stages_there(model: Any, item: EmbeddingInput) -> Stages:
+def _stages_there(model: Any, item: EmbeddingInput, chat: bool) -> Stages:
     images = [image.load() for image in item.images]
-    value: Any = {"image": images if len(images) > 1 else images[0]} if images else item.text
-    if images and item.text:
-        value["text"] = item.text
+    value: Any = item.text
+    if images and chat and PLACEHOLDER.search(item.text or ""):
+        value = _interleaved(item, images)
+    elif images:
+        parts = {"image": images if len(images) > 1 else images[0]} | ({"text": item.text} if item.text else {})
+        value = dict(reversed(parts.items())) if item.text_first else parts
     try:
         features = model.preprocess([value], prompt=item.instruction)
     except (ValueError, TemplateError) as error:
@@ -178,7 +196,10 @@ def _stages_there(model: Any, item: EmbeddingInput) -> Stages:
     last = None if states is None else states[0][features["attention_mask"][0].bool()][-1].numpy()
     prompt, grid = None, features.get("image_grid_thw")
     if features.get("modality") == "message":
-        messages = _messages(item, images)
+        system = (
+            [{"role": "system", "content": [{"type": "text", "text": item.instruction}]}] if item.instruction else []
+        )
+        messages = [*system, *(value if isinstance(value, list) else _turn(value))]
         prompt = model[0].processor.apply_chat_template(messages, tokenize=False)
     positions = None
     if grid is not None and hasattr(getattr(model[0], "model", None), "get_rope_index"):
@@ -187,11 +208,21 @@ def _stages_there(model: Any, item: EmbeddingInput) -> Stages:
     return Stages(output["sentence_embedding"][0].numpy(), prompt, ids, None, pixels, positions, last)
 
 
-def _messages(item: EmbeddingInput, images: list[Any]) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    content += [{"type": "text", "text": item.text}] if item.text else []
-    system = [{"role": "system", "content": [{"type": "text", "text": item.instruction}]}] if item.instruction else []
-    return [*system, {"role": "user", "content": content}]
+def _turn(value: Any) -> list[dict[str, Any]]:
+    """The user's turn that sentence-transformers makes of a text or of a dict of text and images."""
+    content: list[dict[str, Any]] = []
+    for kind, given in (value if isinstance(value, dict) else {"text": value}).items():
+        content += [{"type": kind, kind: part} for part in (given if isinstance(given, list) else [given])]
+    return [{"role": "user", "content": content}]
+
+
+def _interleaved(item: EmbeddingInput, images: list[Any]) -> list[dict[str, Any]]:
+    """The user's turn with each decoded image where the text has its placeholder."""
+    turns = chat_messages(replace(item, instruction=None))[0]
+    for part in turns[0]["content"]:
+        if part["type"] == "image":
+            part["image"] = images[part.pop("index") - 1]
+    return turns
 
 
 def server(url: str, model: str = "vlm2vec", timeout: float = 60.0) -> Callable[[EmbeddingInput], Stages]:
@@ -211,7 +242,8 @@ def server(url: str, model: str = "vlm2vec", timeout: float = 60.0) -> Callable[
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in item.images
         ]
-        content += [{"type": "text", "text": item.text}] if item.text else []
+        text = [{"type": "text", "text": item.text}] if item.text else []
+        content = text + content if item.text_first else content + text
         system = [{"role": "system", "content": item.instruction}] if item.instruction else []
         messages = [*system, {"role": "user", "content": content}]
         body = {

@@ -87,7 +87,8 @@ def _export_folder(embedder: Embedder, to: str, folder: Path, expected: dict[Emb
     cosine = float((vectors * np.stack(list(expected.values()))).sum(axis=1).min())
     if to == "merged":
         return Exported([], cosine, len(expected))
-    found = compare.compare(again, compare.sentence_transformers(folder))
+    there = compare.sentence_transformers(folder, bool(again.backbone.template.chat))
+    found = compare.compare(again, there)
     cosines = [difference.cosine for difference in found if difference.cosine is not None]  # the others it refuses
     if not cosines:
         raise UserError(f"sentence-transformers refuses every input; the first: {found[0].detail}")

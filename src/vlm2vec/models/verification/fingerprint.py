@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -59,7 +58,7 @@ def template_hash(embedder: Embedder) -> str:
     """Identifies the template, the image token and the chat template of a backbone."""
     backbone: Any = embedder.backbone
     facts = {
-        "template": asdict(backbone.template),
+        "template": backbone.template.settings(),
         "image_token": getattr(backbone, "image_token", None),
         "chat_template": getattr(backbone.tokenizer, "chat_template", None),
     }

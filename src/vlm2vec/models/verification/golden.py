@@ -1,12 +1,15 @@
-"""Eight inputs and their vectors, saved with a checkpoint: whoever loads it can check that it gives the same."""
+"""Golden vectors: eight fixed inputs and their vectors, saved with a checkpoint so that any machine can verify it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from vlm2vec.errors import UserError
@@ -15,6 +18,7 @@ from vlm2vec.models.embedder import Embedder
 from vlm2vec.types import EmbeddingInput
 
 GOLDEN_FILE = "golden.safetensors"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def golden_inputs() -> list[EmbeddingInput]:
@@ -31,23 +35,72 @@ def golden_inputs() -> list[EmbeddingInput]:
     ]
 
 
+def ordered_inputs() -> list[EmbeddingInput]:
+    """Inputs that depend on the order of text and images: text first, two images, text between images."""
+    first, second = _gradient((40, 56), 4), _gradient((64, 48), 5)
+    return [
+        EmbeddingInput(text="in red", images=(first,), text_first=True),
+        EmbeddingInput(text="which one is larger?", images=(first, second)),
+        EmbeddingInput(text="which one is larger?", images=(first, second), text_first=True),
+        EmbeddingInput(text="<|image_1|>is left of<|image_2|>", images=(first, second)),
+    ]
+
+
 def write_golden(embedder: Embedder, folder: Path) -> None:
-    """Encodes the golden inputs in float32 and writes them beside the weights."""
-    vectors = torch.from_numpy(embedder.encode(golden_inputs(), batch_size=1))
-    save_file({"embeddings": vectors}, folder / GOLDEN_FILE)
+    """Encodes the golden inputs and writes the vectors beside the weights, with the precision of the computation.
+
+    The precision is that of the base weights; autocast is off, even for a model that was trained under it.
+    """
+    with _without_autocast(embedder):
+        vectors = torch.from_numpy(embedder.encode(golden_inputs(), batch_size=1))
+    precision = str(embedder.dtype).removeprefix("torch.")
+    save_file({"embeddings": vectors}, folder / GOLDEN_FILE, metadata={"precision": precision})
 
 
-def verify_golden(embedder: Embedder, folder: Path) -> np.ndarray:
-    """Cosines of the vectors made now to the saved ones, shape [8].
+def golden_dtype(folder: Path) -> torch.dtype:
+    """The precision in which the golden vectors of a folder were computed; float32 for files that do not say.
 
     Raises:
-        UserError: if the folder has no golden file.
+        UserError: if the folder has no golden file, or another precision than float32, bfloat16 or float16.
     """
     path = folder / GOLDEN_FILE
     if not path.is_file():
-        raise UserError(f"{path}: missing; only folders that this project wrote can be verified")
-    saved = load_file(path)["embeddings"].numpy()
+        raise UserError(f"{path}: missing; only folders written by vlm2vec can be verified")
+    try:
+        with safe_open(path, "pt") as file:
+            precision = (file.metadata() or {}).get("precision", "float32")
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+    if precision not in PRECISIONS:
+        raise UserError(f"{path}: precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+def verify_golden(embedder: Embedder, folder: Path) -> np.ndarray:
+    """Cosines of the vectors computed now to the saved ones, shape [8].
+
+    Args:
+        embedder: In the precision of `golden_dtype`.
+        folder: The checkpoint.
+
+    Raises:
+        UserError: as `golden_dtype`.
+    """
+    golden_dtype(folder)
+    saved = load_file(folder / GOLDEN_FILE)["embeddings"].numpy()
     return np.asarray((embedder.encode(golden_inputs(), batch_size=1) * saved).sum(axis=1))
+
+
+@contextmanager
+def _without_autocast(embedder: Embedder) -> Iterator[None]:
+    """Computes in the precision of the weights. Training replaces `forward` on the object by one under autocast."""
+    replaced = vars(embedder).pop("forward", None)
+    try:
+        with torch.autocast(embedder.device.type, enabled=False):
+            yield
+    finally:
+        if replaced is not None:
+            vars(embedder)["forward"] = replaced
 
 
 def _gradient(size: tuple[int, int], phase: int) -> ImageRef:

@@ -1,4 +1,4 @@
-"""`vlm2vec verify`: a checkpoint's golden vectors, made here and now, beside the saved ones or another library's."""
+"""`vlm2vec verify`: recomputes a checkpoint's vectors and compares them with the saved ones or another library's."""
 
 from __future__ import annotations
 
@@ -10,26 +10,35 @@ import torch
 from vlm2vec.errors import UserError
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification import compare
-from vlm2vec.models.verification.golden import verify_golden
+from vlm2vec.models.verification.golden import golden_dtype, verify_golden
 
 AGAINST = ("sentence-transformers", "server", "vllm")
-LOWEST = 0.999
+LOWEST = {torch.float32: 0.999, torch.bfloat16: 0.99, torch.float16: 0.99}
+"""Lowest cosine that counts as equal, by precision: half precision rounds differently from machine to machine."""
 
 
 def report_saved(folder: Path, options: dict[str, Any]) -> list[str]:
-    """Lines on the saved vectors, which were made in float32.
+    """One line: whether the saved vectors are reproduced, in the precision in which they were computed.
 
     Raises:
         UserError: if a vector differs.
     """
-    cosines = verify_golden(Embedder.from_pretrained(folder, dtype=torch.float32, **options), folder)
-    if cosines.min() < LOWEST:
-        raise UserError(f"{folder}: the vectors differ from the saved ones (cosine {cosines.min():.4f})")
-    return [f"{folder}: cosines to the saved vectors: lowest {cosines.min():.6f} of {len(cosines)}"]
+    dtype = golden_dtype(folder)
+    cosines = verify_golden(Embedder.from_pretrained(folder, dtype=dtype, **options), folder)
+    precision = str(dtype).removeprefix("torch.")
+    if not cosines.min() >= LOWEST[dtype]:
+        raise UserError(
+            f"{folder}: DIFFERENT from the saved golden vectors: lowest cosine {cosines.min():.4f} in {precision}, "
+            f"expected at least {LOWEST[dtype]}"
+        )
+    return [
+        f"{folder}: EQUAL to the saved golden vectors: {len(cosines)} of {len(cosines)}, "
+        f"lowest cosine {cosines.min():.6f} in {precision}"
+    ]
 
 
 def report_against(folder: Path, against: str, url: str, model: str, options: dict[str, Any]) -> list[str]:
-    """Lines on every golden input: its cosine there, or why it was refused.
+    """One line per input, with its cosine or the reason why the other side refused it, then one line with the verdict.
 
     Raises:
         UserError: naming the first stage that differs, if a vector does.
@@ -38,20 +47,24 @@ def report_against(folder: Path, against: str, url: str, model: str, options: di
         raise UserError(f"--against {against}: expected one of {', '.join(AGAINST)}")
     embedder = Embedder.from_pretrained(folder, dtype=torch.float32, device="cpu", **options)
     if against == "sentence-transformers":
-        other = compare.sentence_transformers(folder)
+        other = compare.sentence_transformers(folder, bool(embedder.backbone.template.chat))
     else:
         other = compare.server(url, model) if against == "server" else compare.vllm(folder, embedder)
     found = compare.compare(embedder, other)
-    if all(difference.cosine is None for difference in found):
+    cosines = [difference.cosine for difference in found if difference.cosine is not None]
+    if not cosines:
         raise UserError(f"{against} refused every input; the first: {found[0].detail}")
     for difference in found:
         if difference.cosine is not None and difference.stage:
             raise UserError(
-                f"{folder}: {against} gives another vector for {difference.about} (cosine {difference.cosine:.4f}); "
+                f"{folder}: DIFFERENT in {against} for {difference.about} (cosine {difference.cosine:.4f}); "
                 f"the first stage that differs: {difference.stage}: {difference.detail}"
             )
-    return [
+    lines = [
         f"{difference.about}: "
         + (f"refused there: {difference.detail}" if difference.cosine is None else f"cosine {difference.cosine:.6f}")
         for difference in found
     ]
+    refused = f", {len(found) - len(cosines)} refused there" if len(cosines) < len(found) else ""
+    verdict = f"EQUAL in {against}: {len(cosines)} of {len(found)} inputs, lowest cosine {min(cosines):.6f}{refused}"
+    return [*lines, f"{folder}: {verdict}"]
