@@ -2,12 +2,12 @@
 
     python benchmarks/folder.py [--photos 5000] [--data ../shared/data/photos-mmeb]
 
-Unpacks so many photographs, then `vlm2vec index`, and `vlm2vec embed` to a store and to parquet, by the built-in model:
-once whole, once killed (SIGKILL) when about half of the parts are written, and started again. The table has seconds
-and processor time of the whole runs, the rows that were there after the kill, what the second start added, its seconds,
-the rows at the end and the lowest cosine of a vector to that of the whole run. The keys must be the same; vectors may
-differ in the last bits, since `index` encodes what is left in other batches. The peer is the same work without a kill:
-`x_uninterrupted` is its time over that of the two starts.
+Unpacks the photographs, then runs `vlm2vec index`, and `vlm2vec embed` to a store and to parquet, with the built-in model:
+once uninterrupted, and once killed (SIGKILL) when about half of the parts are written and restarted. The table has the
+seconds and CPU time of the uninterrupted runs, the rows after the kill, the rows that the restart added, its seconds, the
+rows at the end, and the lowest cosine between a vector and that of the uninterrupted run. The keys must be equal; vectors
+may differ in the last bits, since `index` encodes the remaining inputs in other batches. `x_uninterrupted` is the time of
+the uninterrupted run divided by the time of both starts.
 
 Without the photographs nothing is measured.
 """
@@ -44,7 +44,7 @@ def unpack(data: Path, number: int, folder: Path) -> None:
 
 
 def command(way: str, photos: Path, output: Path) -> list[str]:
-    """The command line of a way."""
+    """The command line for one kind of output."""
     head = [sys.executable, "-m", "vlm2vec.cli"]
     if way == "index":
         return [*head, "index", "compact", str(photos), "--store", str(output)]
@@ -52,7 +52,7 @@ def command(way: str, photos: Path, output: Path) -> list[str]:
 
 
 def parts_done(way: str, output: Path) -> int:
-    """How much is safe: commits of rows to a store, or parts beside the output."""
+    """Units that a kill cannot lose: commits of rows to a store, or parts beside the output."""
     if way == "index":
         return max(len(list((output / "data").glob("*.lance"))), 0) if output.exists() else 0
     return len(list(output.with_name(output.name + ".parts").glob("part-*.parquet")))

@@ -1,9 +1,9 @@
-"""Ranks of the gold among many candidates: ours (blocks, narrow products that decide which pairs are scored exactly)
-beside one matrix product and a full argsort, as the reference evaluator ranks. Same vectors, one run, equal ranks.
+"""Ranks of the relevant candidate: blocks whose bfloat16 products select the pairs to score exactly, compared with one
+matrix product and a full argsort, as in the reference evaluation. Same vectors, one run, equal ranks.
 
     python benchmarks/ranking.py [--queries 1000] [--candidates 100000] [--dim 1536] [--repeats 3]
 
-Floor: 2 x 1,000 x 100,000 x 1,536 = 307 GFLOP for the scores; sorting is 1,000 x 100,000 x 17 comparisons more.
+The scores take at least 2 x 1,000 x 100,000 x 1,536 = 307 GFLOP; sorting adds 1,000 x 100,000 x 17 comparisons.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vlm2vec.retrieval.rank import DEPTH, rank_relevant
 
 
 class PeakMemory:
-    """The most memory over that at the start, sampled every 5 ms."""
+    """Peak memory above that at the start, sampled every 5 ms."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()

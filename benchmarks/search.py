@@ -1,15 +1,15 @@
-"""Stores beside each other: recall@10 against exact search, queries a second, time to build and bytes a vector.
+"""Compares vector stores: recall@10 against exact search, queries per second, build time and bytes per vector.
 
     python benchmarks/search.py [--sizes 20000 100000] [--dim 384] [--queries 200] [--precisions float32] [--qdrant]
 
-Vectors are clustered, as those of images are: a row is the centre of one of N / 50 clusters plus noise, at unit norm
-(seed 0, centres 2); queries are drawn alike (seed 1) and are not in the store. The truth is a product in numpy with all
-float32 vectors, which is a row of the table, too: the floor of an exact search in memory. Queries come one at a time,
-k = 10, by the store's own `search`, so metadata of the results is in the time. Disk is the store's folder after
-`build_index`. `--qdrant` adds Qdrant's local mode, which has no index and is made for 20,000 rows at most: larger sizes
-leave it out, and writing so many takes minutes.
+Vectors are clustered, as those of images are: a row is the center of one of N / 50 clusters plus noise, at unit norm
+(seed 0, centers 2). Queries are drawn the same way (seed 1) and are not in the store. The ground truth is a product in
+numpy with all float32 vectors; it is also a row of the table, the lower bound for an exact search in memory. Queries run
+one at a time, k = 10, through the store's own `search`, so the time includes the metadata of the results. Disk is the
+store's folder after `build_index`. `--qdrant` adds Qdrant's local mode, which has no index and is meant for at most 20,000
+rows: larger sizes leave it out, and writing 20,000 rows takes minutes.
 
-Floor of an exact search: N x D x 4 bytes read a query, 31 MB for 20,000 x 384.
+An exact search reads N x D x 4 bytes per query: 31 MB for 20,000 x 384.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WARM_UP = 5
 
 @dataclass
 class Figures:
-    """A line of the table."""
+    """A row of the table."""
 
     way: str
     precision: str
@@ -54,7 +54,7 @@ class Figures:
 
 
 def clustered(count: int, centres_CD: np.ndarray, seed: int) -> np.ndarray:
-    """Unit vectors [count, D] around the centres."""
+    """Unit vectors [count, D] around the centers."""
     random = np.random.default_rng(seed)
     dim = centres_CD.shape[1]
     rows = random.standard_normal((count, dim), dtype=np.float32) * np.float32(NOISE / dim**0.5)
@@ -63,7 +63,7 @@ def clustered(count: int, centres_CD: np.ndarray, seed: int) -> np.ndarray:
 
 
 class Product:
-    """All vectors in memory, one product a query."""
+    """All vectors in memory, one product per query."""
 
     def __init__(self, vectors_ND: np.ndarray) -> None:
         self._vectors_ND = vectors_ND
@@ -76,7 +76,7 @@ class Product:
 
 
 def timed(store: VectorStore | Product, queries_QD: np.ndarray) -> tuple[list[list[str]], float, float]:
-    """Keys found for every query, queries a second on the clock, and milliseconds of processor time a query."""
+    """Keys found for every query, queries per second of wall-clock time, and CPU milliseconds per query."""
     for query in queries_QD[:WARM_UP]:
         store.search(query, K)
     since, cpu_since = time.perf_counter(), time.process_time()
@@ -86,7 +86,7 @@ def timed(store: VectorStore | Product, queries_QD: np.ndarray) -> tuple[list[li
 
 
 def recall(found: list[list[str]], truth: list[list[str]]) -> float:
-    """The share of the true nearest that was found."""
+    """Fraction of the true nearest rows that was found."""
     return float(np.mean([len(set(mine) & set(true)) / K for mine, true in zip(found, truth, strict=True)]))
 
 
@@ -96,23 +96,23 @@ def size_of(folder: Path) -> int:
 
 
 def write(uri: str, vectors_ND: np.ndarray, precision: str) -> tuple[VectorStore, float]:
-    """A new store with all rows, and the seconds of writing it."""
+    """A new store with all rows, and the seconds to write it."""
     facts = StoreFacts("benchmark", "0", vectors_ND.shape[1], precision)
     since = time.perf_counter()
     store = open_store(uri, create=facts)
     for start in range(0, len(vectors_ND), ROWS_AT_ONCE):
         part = vectors_ND[start : start + ROWS_AT_ONCE]
         keys = [str(row) for row in range(start, start + len(part))]
-        store.upsert(keys, part, [{"path": f"photos/{key}.jpg"} for key in keys])
+        store.add(keys, part, [{"path": f"photos/{key}.jpg"} for key in keys])
     return store, time.perf_counter() - since
 
 
 def lance_ways(
     folder: Path, vectors_ND: np.ndarray, queries_QD: np.ndarray, truth: list[list[str]], precision: str
 ) -> Iterator[Figures]:
-    """LanceDB, exact and with every index: each begins with a copy of one store, since a store is one folder.
+    """LanceDB, exact and with every index, each on its own copy of one store.
 
-    float16 has the default index only: building IVF_PQ on 20,000 of its rows did not end within a minute.
+    float16 has the default index only: building IVF_PQ on 20,000 rows did not finish within a minute.
     """
     plain = folder / f"plain-{precision}.lance"
     _, write_s = write(str(plain), vectors_ND, precision)
@@ -154,13 +154,13 @@ def qdrant_way(
 
 
 def numpy_way(vectors_ND: np.ndarray, queries_QD: np.ndarray) -> tuple[Figures, list[list[str]]]:
-    """The floor and the truth."""
+    """The lower bound and the ground truth."""
     truth, per_second, cpu_ms = timed(Product(vectors_ND), queries_QD)
     return Figures("numpy, in memory", "float32", 1.0, per_second, cpu_ms), truth
 
 
 def measure(size: int, settings: argparse.Namespace) -> Iterator[Figures]:
-    """All ways at one size."""
+    """All stores at one size."""
     centres = clustered(max(size // ROWS_A_CLUSTER, 2), np.zeros((1, settings.dim), np.float32), 2)
     vectors, queries = clustered(size, centres, 0), clustered(settings.queries, centres, 1)
     floor, truth = numpy_way(vectors, queries)

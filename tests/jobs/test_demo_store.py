@@ -13,12 +13,12 @@ from vlm2vec.models.embedder import Embedder
 
 
 def test_the_images_are_what_their_names_say(tmp_path: Path) -> None:
-    assert demo.draw_images(tmp_path / "pictures") == tmp_path / "pictures/pictures.jsonl"
-    files = sorted((tmp_path / "pictures").glob("*.png"))
+    assert demo.draw_images(tmp_path / "images") == tmp_path / "images/images.jsonl"
+    files = sorted((tmp_path / "images").glob("*.png"))
     assert len(files) == demo.num_images() == 172
     for name in ("red-star", "blue-heart", "black-moon", "green-cross"):
         colour = demo.COLOURS[name.split("-")[0]]
-        image = Image.open(tmp_path / f"pictures/{name}.png")
+        image = Image.open(tmp_path / f"images/{name}.png")
         pixels = list(image.getdata()) if not hasattr(image, "get_flattened_data") else image.get_flattened_data()
         assert 0.04 < sum(pixel == colour for pixel in pixels) / len(pixels) < 0.5
 

@@ -66,6 +66,6 @@ def test_a_second_index_on_a_store_that_is_being_written_is_refused_in_one_line(
     typed("index", "compact", photos, "--store", store, *SMALL)
     with only_writer(open_store(str(store))):
         said = refused("index", "compact", photos, "--store", store, *SMALL)
-        assert f"{store}: another process is indexing into it" in said
+        assert f"{store}: another process is writing to it" in said
         assert json.loads(typed("search", "red", "--store", store, "-k", 1, "--json"))
     assert "60 unchanged" in typed("index", "compact", photos, "--store", store, *SMALL)

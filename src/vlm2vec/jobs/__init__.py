@@ -1,1 +1,1 @@
-"""Long work on many inputs: reading them, embedding, indexing, searching."""
+"""Jobs on many inputs: embed, index, search, classify, find duplicates."""

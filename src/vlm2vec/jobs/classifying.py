@@ -1,6 +1,6 @@
-"""Zero-shot classification: the label whose vector is nearest.
+"""Zero-shot classification: each input gets the label with the nearest vector.
 
-Inputs of a folder are encoded as queries; rows of a store are taken as they are, and nothing but the labels is encoded.
+Inputs of a folder are encoded as queries. Rows of a vector store are not encoded again; only the labels are.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PART = 256
 
 
 class LabelEncoder(Protocol):
-    """What makes the vectors."""
+    """Computes the vectors."""
 
     def encode_query(self, inputs: list[EmbeddingInput], **kwargs: Any) -> np.ndarray:
-        """Unit-norm vectors [N, D] in input order; `on_error(position, error)` for each that cannot be read."""
+        """Unit-norm vectors [N, D] in input order; `on_error(position, error)` is called for an unreadable input."""
         ...
 
     def encode_document(self, inputs: list[EmbeddingInput], **kwargs: Any) -> np.ndarray:
@@ -38,10 +38,10 @@ class Verdict:
     """The nearest label of an input.
 
     Attributes:
-        key: Of the record or row.
-        label: The nearest label; None where the input could not be read.
-        score: Its cosine.
-        margin: How far it is before the second label; a small one is a guess.
+        key: Key of the record or row.
+        label: The nearest label; None if the input could not be read.
+        score: Cosine of the label.
+        margin: Difference to the cosine of the second label; a small margin is a guess.
         error: Why there is no label.
     """
 
@@ -57,17 +57,19 @@ class Labels:
 
     Args:
         encoder: The model.
-        names: At least two, distinct.
+        names: At least two distinct labels.
         template: A sentence with `{}` for the label, such as "a photo of a {}".
 
     Raises:
-        UserError: for too few labels, one that appears twice, or a template without `{}`.
+        UserError: for fewer than two labels, a repeated label, or a template without `{}`.
     """
 
     def __init__(self, encoder: LabelEncoder, names: Sequence[str], template: str = "{}") -> None:
         self.names = [name.strip() for name in names if name.strip()]
         if len(self.names) < 2 or len(set(self.names)) < len(self.names):
-            raise UserError(f"labels {shown(', '.join(names))}: expected at least two different ones, such as cat,dog")
+            raise UserError(
+                f"labels {shown(', '.join(names))}: expected at least two different labels, such as cat,dog"
+            )
         if "{}" not in template:
             raise UserError(
                 f"template {shown(template)}: expected {{}} where the label goes, such as 'a photo of a {{}}'"
@@ -89,13 +91,13 @@ def classify_source(
     instruction: str | None = "classification",
     progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Verdict]:
-    """Labels the inputs of a source, in order; what cannot be read has a verdict with its reason.
+    """Labels the inputs of a source, in order; an unreadable input has a verdict with its reason.
 
     Args:
         encoder: The model.
-        records: Of `vlm2vec.jobs.sources`.
-        labels: Of the same model.
-        instruction: Of the inputs: one of `PRESETS` by name, or a sentence.
+        records: Records of a `vlm2vec.jobs.sources.Source`.
+        labels: Labels encoded by the same model.
+        instruction: Instruction of the inputs: a name of `PRESETS`, or a sentence.
         progress: Called with the number of inputs done since the last call.
     """
     task = PRESETS.get(instruction or "", instruction)
@@ -106,7 +108,7 @@ def classify_source(
 
 
 def classify_store(store: VectorStore, labels: Labels, where: str | None = None) -> Iterator[Verdict]:
-    """Labels the rows of a store by the vectors that it has."""
+    """Labels the rows of a store by their stored vectors."""
     for rows in store.scan([], where, vectors=True):
         if rows.vectors_ND is not None:
             yield from labels.verdicts(rows.keys, rows.vectors_ND)

@@ -1,11 +1,10 @@
-"""A small store to try searching on: images that are drawn here, so nothing is fetched and no file is shipped."""
+"""A small vector store for the demo of the search page. Its images are drawn here, so nothing is downloaded."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw
 
 from vlm2vec.cache import cache_folder
+from vlm2vec.files import replacing
 from vlm2vec.jobs.indexing import index_source
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.jobs.stores import facts_of, only_writer
@@ -22,8 +22,8 @@ from vlm2vec.retrieval.vector_store import VectorStore
 if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder
 
-VERSION = 1  # to be raised with every change of the drawn images
-SIDE, FINE = 224, 3  # pixels of an image; drawn so many times larger, then reduced
+VERSION = 2  # raise it with every change of the drawn images or their table
+SIDE, FINE = 224, 3  # width of an image in pixels; it is drawn FINE times larger and reduced
 NUM_PAIRS, NUM_COUNTS = 60, 40
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {
@@ -32,18 +32,18 @@ COLOURS = {
     "black": (20, 20, 20),
 }  # fmt: skip
 Spot = tuple[float, float, float]
-"""Middle and radius, in shares of the image's side."""
+"""Center (x, y) and radius, as fractions of the image's width."""
 
 
 def demo_store(embedder: Embedder, model: str, progress: Callable[[int], None] = lambda done: None) -> VectorStore:
-    """The store of the drawn images by this model, in the user's cache; made or completed where it is not there.
+    """The store of the drawn images for a model, in the user's cache folder; created or completed if needed.
 
     Args:
-        embedder: As loaded.
-        model: What loaded it.
+        embedder: The model.
+        model: Name or path from which it was loaded.
         progress: Called with the number of images done since the last call.
     """
-    table = draw_images(cache_folder() / "ui" / f"pictures-{VERSION}")
+    table = draw_images(cache_folder() / "ui" / f"images-{VERSION}")
     facts = facts_of(embedder, model)
     store = open_store(str(table.parent.with_name(f"demo-{VERSION}-{facts.fingerprint}.lance")), create=facts)
     with only_writer(store):
@@ -52,30 +52,28 @@ def demo_store(embedder: Embedder, model: str, progress: Callable[[int], None] =
 
 
 def num_images() -> int:
-    """How many images the demo has."""
+    """Number of images in the demo."""
     return len(SHAPES) * len(COLOURS) + NUM_PAIRS + NUM_COUNTS
 
 
 def draw_images(folder: Path) -> Path:
-    """Draws the images into a folder, whole or not at all; returns the table that names them."""
-    table = folder / "pictures.jsonl"
+    """Draws the images into a folder, which is complete or absent; returns the table that describes them."""
+    table = folder / "images.jsonl"
     if table.is_file():
         return table
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     rows = []
-    for image, about in _images(random.Random(0)):
-        file = f"{about['name'].replace(' ', '-')}.png"
-        image.save(beside / file)
-        rows.append({"id": about["name"], "image": file, **about})
-    (beside / table.name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    beside.replace(folder)
+    with replacing(folder) as beside:
+        beside.mkdir(parents=True)
+        for image, about in _images(random.Random(0)):
+            file = f"{about['name'].replace(' ', '-')}.png"
+            image.save(beside / file)
+            rows.append({"id": about["name"], "image": file, **about})
+        (beside / table.name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return table
 
 
 def _images(rng: random.Random) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
-    """Each shape in each colour alone, then pairs, then several of one, all by name."""
+    """Images of each shape in each color, then of two shapes, then of several equal shapes, with their names."""
     for shape in SHAPES:
         for colour in COLOURS:
             spot = (rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6), rng.uniform(0.24, 0.36))
@@ -112,7 +110,7 @@ def _image(rng: random.Random, things: Sequence[tuple[str, str, Spot]]) -> Image
 
 
 def _round(corners: int, radii: Sequence[float] = (1.0,), turn: float = -0.25) -> list[tuple[float, float]]:
-    """A closed line around the middle, the radii in turn; `turn` in shares of a whole one."""
+    """A closed outline whose corners take the radii in turn; `turn` is a fraction of a full turn."""
     angles = [2 * math.pi * (i / corners + turn) for i in range(corners)]
     return [
         (radii[i % len(radii)] * math.cos(angle), radii[i % len(radii)] * math.sin(angle))

@@ -1,4 +1,4 @@
-"""Which model made a store, and loading it again: vectors of two models must never meet."""
+"""The model of a vector store: recording it, loading it again, and refusing another one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from vlm2vec.models.embedder import Embedder
 
-# Of `describe`: what another machine or a newer library changes in a vector's last bits only.
+# Entries of `describe` that change only the last bits of a vector: another machine or a newer library.
 NOT_THE_MODEL = ("model", "device", "libraries")
-# Settings that are consent, to be given each time.
+# Settings by which the user consents to running code; they are never stored.
 CONSENT = ("allow_pickle", "trust_remote_code")
 
 
@@ -32,16 +32,16 @@ def facts_of(
     precision: str = "float32",
     dtype: torch.dtype | None = None,
 ) -> StoreFacts:
-    """What a store must know of the model that fills it.
+    """The facts that a store records about the model that fills it.
 
     Args:
-        embedder: As loaded.
-        model: What loaded it; a folder's path is made absolute.
-        options: Settings that it was loaded with.
-        instruction: Of the documents; None: the model's own, if it has one.
-        precision: In which vectors are kept.
-        dtype: With which it was loaded; None: this machine's default. (A model's tensors may be of several types, so
-            it cannot be read off them.)
+        embedder: The model.
+        model: Name or path from which it was loaded; the path of a folder is made absolute.
+        options: Settings with which it was loaded.
+        instruction: Instruction of the documents; None: the model's default, if it has one.
+        precision: Storage precision of the vectors.
+        dtype: Data type with which it was loaded; None: this machine's default. (A model's tensors may have several
+            types, so it cannot be read from them.)
     """
     from vlm2vec.models.embedder import best_dtype
     from vlm2vec.models.verification.fingerprint import describe
@@ -60,15 +60,15 @@ def facts_of(
 
 
 def load_model_of(store: VectorStore, model: str | None = None, settings: dict[str, Any] | None = None) -> Embedder:
-    """The model whose vectors a store holds.
+    """Loads the model that made a store's vectors.
 
     Args:
-        store: Names its model.
-        model: Where to load it from instead.
-        settings: Of `Embedder.from_pretrained`, over those that the store remembers: consent, device and the like.
+        store: The store, which names its model.
+        model: Path from which to load it instead.
+        settings: Arguments of `Embedder.from_pretrained` that override the recorded ones, such as the device.
 
     Raises:
-        UserError: if what was loaded is another model.
+        UserError: if the loaded model is another one.
     """
     import torch
 
@@ -80,7 +80,7 @@ def load_model_of(store: VectorStore, model: str | None = None, settings: dict[s
     try:
         embedder = Embedder.from_pretrained(source, **(kept | (settings or {})))
     except TypeError as error:  # the family of another model may not have the store's settings
-        raise UserError(f"{source}: does not take the settings of {facts.model}: {error}") from error
+        raise UserError(f"{source}: does not support the settings of {facts.model}: {error}") from error
     loaded = facts_of(embedder, source, options=facts.options, instruction=facts.instruction, precision=facts.precision)
     facts.require_same_model(loaded, store.uri)
     return embedder
@@ -88,13 +88,13 @@ def load_model_of(store: VectorStore, model: str | None = None, settings: dict[s
 
 @contextmanager
 def only_writer(store: VectorStore) -> Iterator[None]:
-    """Holds a store in a folder of this machine against a second writer; a process that dies lets it go.
+    """Locks a store in a local folder against a second writer; the lock ends with the process.
 
-    The folder itself is locked, so nothing is left beside it. Qdrant's local mode locks its folder, and a server or an
-    object store takes the writers one by one: there, two runs may do the same work twice.
+    The folder itself is locked, so no lock file is left behind. Qdrant's local mode has its own lock. A server or an
+    object store accepts several writers: two runs may then do the same work twice.
 
     Raises:
-        UserError: while another process indexes into the store.
+        UserError: while another process writes to the store.
     """
     import fcntl
 
@@ -106,7 +106,7 @@ def only_writer(store: VectorStore) -> Iterator[None]:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{store.uri}: another process is indexing into it; run again when it has ended") from error
+            raise UserError(f"{store.uri}: another process is writing to it; run again when it has finished") from error
         yield
     finally:
         os.close(folder)

@@ -1,1 +1,1 @@
-"""Exact ranking."""
+"""Embedding cache, vector stores and exact ranking."""

@@ -1,7 +1,7 @@
-"""One language for filters: SQL conditions on metadata. LanceDB reads them itself; here they become Qdrant's filters.
+"""Translates SQL conditions on metadata to Qdrant's filters, so that both stores share one filter language.
 
-What has no exact counterpart there is refused, never approximated. As in SQL, a comparison with an absent value is
-never true, and neither is its negation.
+A condition without an exact counterpart is an error, never approximated. As in SQL, a comparison with an absent value
+is never true, and neither is its negation.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ SUPPORTED = "=, <>, <, <=, >, >=, IN, BETWEEN, IS NULL, AND, OR, NOT on a field 
 
 
 def to_qdrant(where: str) -> tuple[Any, set[str]]:
-    """A Qdrant `Filter` with the meaning of a SQL condition, and the fields that it names.
+    """A Qdrant `Filter` equivalent to a SQL condition, and the fields in it.
 
     Raises:
-        UserError: for text that is no condition, and for operators without a counterpart.
+        UserError: for a syntax error, or an operator without a counterpart.
     """
     try:
         from sqlglot import condition
@@ -30,7 +30,7 @@ def to_qdrant(where: str) -> tuple[Any, set[str]]:
         tree = condition(where)
     except (ParseError, TokenError) as error:
         raise UserError(
-            f"filter {shown(where)}: not a condition; expected such as: width > 600 AND kind = 'page'"
+            f"filter {shown(where)}: not a SQL condition; expected, for example: width > 600 AND kind = 'page'"
         ) from error
     translator = _Translator(where)
     found = translator.translate(tree, negated=False)
@@ -45,7 +45,7 @@ def absent_field(field: str) -> Any:
 
 
 class _Translator:
-    """Walks the condition; a NOT is carried down to the comparisons, where absent values are excluded."""
+    """Walks the condition; a NOT is pushed down to the comparisons, where absent values are excluded."""
 
     def __init__(self, where: str) -> None:
         from qdrant_client import models
@@ -146,4 +146,6 @@ class _Translator:
         return absent_field(field)
 
     def _refusal(self, node: Any) -> UserError:
-        return UserError(f"filter {shown(self.where)}: {node.sql()} has no counterpart in Qdrant; it knows {SUPPORTED}")
+        return UserError(
+            f"filter {shown(self.where)}: {node.sql()} has no counterpart in Qdrant, which supports {SUPPORTED}"
+        )

@@ -7,19 +7,19 @@ from vlm2vec.retrieval.vector_store import LANCE_ENDING, PRECISIONS, QDRANT_SCHE
 
 
 def open_store(uri: str, create: StoreFacts | None = None) -> VectorStore:
-    """Opens a store, or makes one.
+    """Opens a vector store, or creates it.
 
     Args:
         uri: `photos.lance` (a folder; also `s3://…/photos.lance`), `qdrant://host:port/collection`, or Qdrant without
-            a server: `qdrant:///folder/collection` and, for the length of a process, `qdrant://:memory:/collection`.
-        create: Facts of the vectors that are to be written: a store that is absent is made, one that is there must
-            have been made by the same model.
+            a server: `qdrant:///folder/collection` and, in memory, `qdrant://:memory:/collection`.
+        create: Facts of the vectors to be written: an absent store is created, an existing one must have been made by
+            the same model. None: the store must exist.
 
     Raises:
-        UserError: for an address of another form, a store that is absent, or one of another model.
+        UserError: for an address of another form, an absent store, or a store of another model.
     """
     if create is not None and create.precision not in PRECISIONS:
-        raise UserError(f"precision {shown(create.precision)}: a store keeps {' or '.join(PRECISIONS)}")
+        raise UserError(f"precision {shown(create.precision)}: expected {' or '.join(PRECISIONS)}")
     if uri.startswith(QDRANT_SCHEME):
         from vlm2vec.retrieval.qdrant_store import open_qdrant
 

@@ -1,6 +1,6 @@
-"""A store in Qdrant: a collection of a server, or of qdrant-client's own local mode (a folder, or memory).
+"""A vector store in Qdrant: a collection on a server, or in qdrant-client's local mode (a folder, or memory).
 
-The collection's metadata holds the facts. Keys are any text, Qdrant's ids are UUIDs: an id is the UUID of its key.
+The collection's metadata holds the facts. Qdrant's ids are UUIDs, and a row's id is the UUID of its key.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NAMESPACE = uuid.UUID("6c1f4b53-6a9e-4c0a-9f0e-0d6f2c1f5a77")
 
 
 def open_qdrant(uri: str, create: StoreFacts | None) -> QdrantStore:
-    """Opens the collection at `uri`, or makes it where `create` is given.
+    """Opens the collection at `uri`; creates it if it is absent and `create` is given.
 
     Raises:
         UserError: if qdrant-client is not installed, the server does not answer, the collection is absent, or another
@@ -89,11 +89,11 @@ class QdrantStore:
         self._known: set[str] = set()
 
     def count(self, where: str | None = None) -> int:
-        """Rows, all or those of a filter."""
+        """Number of rows, or of the rows that match a filter."""
         return int(self._ask("count", count_filter=self._filter(where), exact=True).count)
 
     def fields(self) -> dict[str, str]:
-        """Names of the metadata, and what each is, as the first rows show them: Qdrant keeps no schema."""
+        """Fields of the metadata with their types, from the first rows: Qdrant has no schema."""
         kinds: dict[str, str] = {}
         points, _ = self._ask("scroll", limit=SCAN_ROWS, with_payload=True)
         for point in points:
@@ -103,7 +103,7 @@ class QdrantStore:
         return kinds
 
     def upsert(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> None:
-        """Adds rows, or replaces those whose key is there."""
+        """Adds rows, or replaces rows of the same key."""
         points = [
             self._models.PointStruct(id=_point_id(key), vector=vector.tolist(), payload={**_payload(one), KEY: key})
             for key, vector, one in zip(keys, np.asarray(vectors_ND, dtype=np.float32), metadata, strict=True)
@@ -116,7 +116,7 @@ class QdrantStore:
         self.upsert(keys, vectors_ND, metadata)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Removes rows; absent keys are passed over."""
+        """Removes rows; absent keys are ignored."""
         if keys:
             chosen = self._models.PointIdsList(points=[_point_id(key) for key in keys])
             self._ask("delete", points_selector=chosen, wait=True)
@@ -124,7 +124,7 @@ class QdrantStore:
     def scan(
         self, fields: Sequence[str] | None = None, where: str | None = None, *, vectors: bool = False
     ) -> Iterator[Rows]:
-        """All rows, or those of a filter, in blocks."""
+        """All rows, or those that match a filter, in blocks."""
         place: Any = None
         while True:
             points, place = self._ask(
@@ -141,7 +141,7 @@ class QdrantStore:
                 return
 
     def fetch(self, keys: Sequence[str], fields: Sequence[str] | None = None, *, vectors: bool = False) -> Rows:
-        """The rows of these keys that are there, in the order of `keys`."""
+        """The rows with these keys, in the order of `keys`; absent keys are left out."""
         points = self._ask(
             "retrieve",
             [_point_id(key) for key in keys],
@@ -164,7 +164,7 @@ class QdrantStore:
         return best_first([Hit(point.payload.pop(KEY), point.score, point.payload) for point in points])
 
     def build_index(self, kind: str | None = None) -> IndexFacts:
-        """Has the server build its graph where there are many rows; it goes on in the background."""
+        """Lets the server build its graph if there are many rows; it does so in the background."""
         chosen = choose_kind(self.count(), kind, above="HNSW", offered=KINDS)
         threshold = 0 if chosen.kind == "exact" else INDEX_THRESHOLD_KB
         self._ask(
@@ -207,7 +207,7 @@ class QdrantStore:
 
 
 def _connect(uri: str, make: bool) -> tuple[Any, str]:
-    """The client that an address means, and the collection's name."""
+    """The client for an address, and the name of the collection."""
     try:
         from qdrant_client import QdrantClient
     except ImportError as error:
@@ -224,7 +224,9 @@ def _connect(uri: str, make: bool) -> tuple[Any, str]:
         try:
             return QdrantClient(path=place), name
         except RuntimeError as error:  # how its local mode says that the folder is locked
-            raise UserError(f"{uri}: another process has it open; a folder serves one at a time") from error
+            raise UserError(
+                f"{uri}: another process has it open; a folder can be open in one process at a time"
+            ) from error
     try:
         parts = urlsplit(f"//{place}")
         host, port = parts.hostname, parts.port or PORT
@@ -237,7 +239,7 @@ def _connect(uri: str, make: bool) -> tuple[Any, str]:
 
 @contextmanager
 def _server_errors(uri: str) -> Iterator[None]:
-    """A server that is absent or refuses is one line."""
+    """Turns the client's exceptions into one line."""
     from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
     try:
@@ -249,7 +251,7 @@ def _server_errors(uri: str) -> Iterator[None]:
 
 
 def _payload(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata as JSON: a kept image as base64."""
+    """Metadata as JSON; a thumbnail is base64."""
     clean = {name: value for name, value in clean_metadata(metadata).items() if value is not None}
     if isinstance(clean.get(THUMBNAIL), bytes):
         clean[THUMBNAIL] = base64.b64encode(clean[THUMBNAIL]).decode()

@@ -1,11 +1,11 @@
 """Exact ranking without sorting. Shapes: B queries, M candidates, D embedding dim, K kept scores.
 
-One order everywhere: higher scores first; among equal scores what is not relevant stands before what is, and less
-relevant before more. So a model that gives one vector for everything scores zero instead of one hundred.
+One order everywhere: higher scores first; among equal scores, candidates that are not relevant come before relevant
+ones, and less relevant ones before more relevant ones. A model with one vector for all inputs scores 0, not 100.
 
 A score is the float64 dot product, rounded to float32. It does not depend on block sizes, threads or the matrix
-library, so neither does a rank. Matrix products (in bfloat16 where the processor has it) only decide which pairs need
-that score, with a bound on their own rounding.
+library, and neither does a rank. Matrix products (in bfloat16 where the CPU supports it) only select the pairs that need
+an exact score, with a bound on their rounding error.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ BLOCK = 8192
 DEPTH = 10
 """Ranks are exact down to this depth: the largest k of the metrics."""
 MOST_PAIRS = 64
-"""So many pairs a query and block are scored after a bfloat16 product; more are first thinned out in float32."""
+"""Pairs per query and block that are scored exactly after a bfloat16 product; more are first screened in float32."""
 
 
 class Rows(Protocol):
-    """Vectors [M, D] that can be cut by slice, list or number: an array, a memory map, or a view of a store."""
+    """Vectors [M, D] indexed by slice, list or number: an array, a memory map, or rows of an embedding cache."""
 
     def __len__(self) -> int:
         """M."""
@@ -36,7 +36,7 @@ class Rows(Protocol):
 
 
 def gold_rank(scores_M: np.ndarray, relevant: Sequence[int]) -> int:
-    """Rank of the best relevant candidate, from 1; every other candidate that ties with it stands before it.
+    """Rank of the best relevant candidate, from 1; every other candidate with the same score comes before it.
 
     Args:
         scores_M: Score of each candidate, higher is better, shape [M].
@@ -46,7 +46,7 @@ def gold_rank(scores_M: np.ndarray, relevant: Sequence[int]) -> int:
     best = scores_M[golds].max()
     others = np.ones(len(scores_M), dtype=bool)
     others[golds] = False
-    # `not <` rather than `>=`: a candidate whose score is not a number is before the gold, too.
+    # `not <` rather than `>=`: a candidate with a NaN score also comes before the relevant one.
     return 1 + int((~(scores_M[others] < best)).sum())
 
 
@@ -87,17 +87,17 @@ def rank_relevant(
 ) -> list[list[int]]:
     """Rank of every relevant candidate of every query among all candidates, exact down to `depth`.
 
-    The candidates are gone through once, in blocks; of each block only what can stand among the first `depth` is
-    scored exactly and kept. So memory does not grow with M (which may be a memory map), and nothing is sorted.
+    The candidates are read in blocks. In each block, only candidates that can be among the first `depth` are scored
+    exactly and kept, so memory does not grow with M (which may be a memory map), and nothing is sorted.
 
     Args:
         queries_BD: Query vectors.
-        candidates_MD: Candidate vectors, not of length 0.
+        candidates_MD: Candidate vectors, at least one.
         relevant: For each query, positions of its relevant candidates, at least one.
-        gains: How relevant each of them is; None: all equally.
-        depth: Ranks beyond it are only known to be beyond: they come as `depth + 1`.
-        block: Candidates a matrix product.
-        screen: Precision of the matrix products; None: bfloat16 where the processor computes in it, else float32.
+        gains: Relevance grade of each of them; None: all equal.
+        depth: Deepest rank that is exact; ranks below it are returned as `depth + 1`.
+        block: Candidates per matrix product.
+        screen: Precision of the matrix products; None: bfloat16 where the CPU supports it, else float32.
 
     Returns:
         For each query the ranks in the order of its `relevant`, from 1.
@@ -124,13 +124,13 @@ def rank_relevant(
 
 
 def _native(num_scores: int) -> torch.dtype:
-    """Narrow products pay for large blocks only."""
+    """Precision of the products: bfloat16 pays off for large blocks only."""
     has = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
     return torch.bfloat16 if num_scores >= 1 << 20 and has else torch.float32
 
 
 def _golds_in(golds: list[list[int]], start: int, stop: int) -> tuple[list[int], list[int]]:
-    """(row, column) of the relevant candidates in a block: they are not in their own race."""
+    """(row, column) of the relevant candidates in a block, which are not compared with themselves."""
     found = [(row, p - start) for row, positions in enumerate(golds) for p in positions if start <= p < stop]
     return [row for row, _ in found], [column for _, column in found]
 
@@ -147,20 +147,20 @@ def _survivors(
     right, right_error_M, right_norm_M = _rounded(part_MD, precision)
     scores_BM = left @ right.T
     scores_BM[skip] = -torch.inf
-    # |q.c - q'.c'| <= |q - q'| |c| + |q'| |c - c'|; then the product's own sums, in float32, and its rounding.
+    # |q.c - q'.c'| <= |q - q'| |c| + |q'| |c - c'|, plus the rounding of the product's float32 sums and of its result.
     longest = right_norm_M.max()
     margin_B = left_error_B * longest + (left_norm_B + left_error_B) * right_error_M.max()
     margin_B += 2 * np.finfo(np.float32).eps * queries_BD.shape[1] * left_norm_B * longest
     rounding = torch.finfo(precision).eps
     kth_B = best_BK.min(axis=1).astype(np.float64)
     depth = best_BK.shape[1]
-    if len(part_MD) > depth:  # the block's own K best are a bar, too
+    if len(part_MD) > depth:  # the block's own K best are a lower bound, too
         own_B = scores_BM.topk(depth, dim=1).values[:, -1].double().numpy()
         kth_B = np.fmax(kth_B, own_B - np.abs(own_B) * rounding - margin_B)
     bar_B = kth_B - margin_B
     bar_B = np.nan_to_num(bar_B - 3 * np.abs(bar_B) * rounding, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     bar_B1 = torch.from_numpy(bar_B).to(precision).unsqueeze(1)
-    # What is not a number stays in, which costs a second pass; so it is asked for only where there is some.
+    # NaNs survive this filter at the cost of a second pass, so check for them only when present.
     stays_BM = scores_BM >= bar_B1 if np.isfinite(margin_B).all() else ~(scores_BM < bar_B1)
     stays_BM[skip] = False
     rows, columns = np.nonzero(stays_BM.numpy())
@@ -170,7 +170,7 @@ def _survivors(
 
 
 def _rounded(vectors: np.ndarray, precision: torch.dtype) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """Vectors in a precision, how long the difference of each to the original is, and how long each is."""
+    """Vectors in a precision, the norm of each one's rounding error, and the norm of each vector."""
     given = torch.from_numpy(vectors)
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
     if precision is torch.float32:
@@ -178,7 +178,7 @@ def _rounded(vectors: np.ndarray, precision: torch.dtype) -> tuple[torch.Tensor,
     narrow = given.to(precision)
     errors = np.empty(len(vectors), np.float32)
     bits = narrow.view(torch.int16).numpy().view(np.uint16)  # bfloat16 is the upper half of a float32
-    for start in range(0, len(vectors), 256):  # parts that fit the processor's cache
+    for start in range(0, len(vectors), 256):  # parts that fit the CPU's cache
         kept = (bits[start : start + 256].astype(np.uint32) << 16).view(np.float32)
         lost = vectors[start : start + 256] - kept
         errors[start : start + 256] = np.einsum("nd,nd->n", lost, lost)
@@ -193,12 +193,12 @@ def _keep_best(
     columns: np.ndarray,
     repeats: np.ndarray | None,
 ) -> None:
-    """Scores pairs exactly and merges them into each row's best; a repeated vector counts that often."""
+    """Scores pairs exactly and merges them into each row's best; a repeated vector counts once per repeat."""
     depth = best_BK.shape[1]
     touched, begins = np.unique(rows, return_index=True)
     for row, mine in zip(touched, np.split(columns, begins[1:]), strict=True) if len(touched) else ():
         scores = exact_scores(wide_BD[row], part_MD[mine])
-        scores = np.where(np.isnan(scores), np.inf, scores)  # before every gold
+        scores = np.where(np.isnan(scores), np.inf, scores)  # before every relevant candidate
         if repeats is not None:
             scores = np.repeat(scores, repeats[mine])
         merged = np.concatenate([best_BK[row], scores])
@@ -206,9 +206,9 @@ def _keep_best(
 
 
 def _equal_rows(rows_MD: Rows) -> tuple[np.ndarray, np.ndarray | None]:
-    """For each row the first row with the same content, and how often that content is there (0 for the repeats).
+    """For each row, the first row with the same content, and the number of rows with that content (0 for repeats).
 
-    The second is None where no row repeats. Only rows that agree in their first two numbers are compared in full.
+    The second value is None if no row repeats. Only rows that agree in their first two values are compared in full.
     """
     first_of = np.arange(len(rows_MD))
     heads = np.concatenate(
@@ -225,7 +225,7 @@ def _equal_rows(rows_MD: Rows) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _copies_beside(positions: list[int], copies: np.ndarray | None, depth: int) -> list[int]:
-    """Places in `positions`, repeated as often as copies of that vector are not relevant: they tie with it."""
+    """Places in `positions`, repeated once per copy of that vector that is not relevant: copies tie with it."""
     if copies is None:
         return []
     beside: list[int] = []
@@ -236,9 +236,9 @@ def _copies_beside(positions: list[int], copies: np.ndarray | None, depth: int) 
 
 
 def _ranks(gold_scores: np.ndarray, gains: Sequence[float], others: np.ndarray, depth: int) -> list[int]:
-    """Ranks among the best other scores: an equal one is before, and so is one that is not a number."""
+    """Ranks among the best other scores; equal scores and NaNs come before."""
     scores = np.where(np.isnan(gold_scores), -np.inf, gold_scores)
-    others = others[~np.isneginf(others)]  # without the places that no candidate took
+    others = others[~np.isneginf(others)]  # without unused places
     before = [int((~(others < score)).sum()) for score in scores]
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], gains[i], i))
     place = {i: position for position, i in enumerate(order)}
