@@ -2,12 +2,12 @@
 
     python benchmarks/folder.py [--photos 5000] [--data ../shared/data/photos-mmeb]
 
-Unpacks the photographs, then runs `vlm2vec index`, and `vlm2vec embed` to a store and to parquet, with the built-in model:
-once uninterrupted, and once killed (SIGKILL) when about half of the parts are written and restarted. The table has the
-seconds and CPU time of the uninterrupted runs, the rows after the kill, the rows that the restart added, its seconds, the
-rows at the end, and the lowest cosine between a vector and that of the uninterrupted run. The keys must be equal; vectors
-may differ in the last bits, since `index` encodes the remaining inputs in other batches. `x_uninterrupted` is the time of
-the uninterrupted run divided by the time of both starts.
+Unpacks the photographs, then runs `vlm2vec index`, and `vlm2vec embed` to a store and to parquet, with the built-in
+model: once uninterrupted, and once killed (SIGKILL) when about half of the parts are written and restarted. The table
+has the seconds and CPU time of the uninterrupted runs, the rows after the kill, the rows that the restart added, its
+seconds, the rows at the end, and the lowest cosine between a vector and that of the uninterrupted run. The keys must
+be equal; vectors may differ in the last bits, since `index` encodes the remaining inputs in other batches.
+`x_uninterrupted` is the time of the uninterrupted run divided by the time of both starts.
 
 Without the photographs nothing is measured.
 """

@@ -3,11 +3,11 @@
     python benchmarks/search.py [--sizes 20000 100000] [--dim 384] [--queries 200] [--precisions float32] [--qdrant]
 
 Vectors are clustered, as those of images are: a row is the center of one of N / 50 clusters plus noise, at unit norm
-(seed 0, centers 2). Queries are drawn the same way (seed 1) and are not in the store. The ground truth is a product in
-numpy with all float32 vectors; it is also a row of the table, the lower bound for an exact search in memory. Queries run
-one at a time, k = 10, through the store's own `search`, so the time includes the metadata of the results. Disk is the
-store's folder after `build_index`. `--qdrant` adds Qdrant's local mode, which has no index and is meant for at most 20,000
-rows: larger sizes leave it out, and writing 20,000 rows takes minutes.
+(seed 0, centers 2). Queries are drawn the same way (seed 1) and are not in the store. The ground truth is a product
+in numpy with all float32 vectors; it is also a row of the table, the lower bound for an exact search in memory.
+Queries run one at a time, k = 10, through the store's own `search`, so the time includes the metadata of the results.
+Disk is the store's folder after `build_index`. `--qdrant` adds Qdrant's local mode, which has no index and is meant
+for at most 20,000 rows: larger sizes leave it out, and writing 20,000 rows takes minutes.
 
 An exact search reads N x D x 4 bytes per query: 31 MB for 20,000 x 384.
 """

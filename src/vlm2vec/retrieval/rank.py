@@ -4,8 +4,8 @@ One order everywhere: higher scores first; among equal scores, candidates that a
 ones, and less relevant ones before more relevant ones. A model with one vector for all inputs scores 0, not 100.
 
 A score is the float64 dot product, rounded to float32. It does not depend on block sizes, threads or the matrix
-library, and neither does a rank. Matrix products (in bfloat16 where the CPU supports it) only select the pairs that need
-an exact score, with a bound on their rounding error.
+library, and neither does a rank. Matrix products (in bfloat16 where the CPU supports it) only select the pairs that
+need an exact score, with a bound on their rounding error.
 """
 
 from __future__ import annotations
