@@ -25,6 +25,10 @@ BARE_IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105
 """In the text of an input without images: the model reads its own image token there, with no image behind it."""
 
 
+VERBATIM = "<|image_1|>"
+"""A text with this placeholder is a complete prompt."""
+
+
 @dataclass(frozen=True, slots=True)
 class EmbeddingInput:
     """One input, of which one vector is made: text, images, a video or several of them, with an optional instruction.
@@ -177,6 +181,25 @@ class TrainExample:
     origin: str = field(default="", compare=False)
     more_targets: tuple[EmbeddingInput, ...] = ()
     scores: tuple[float, ...] = ()
+
+    def without_negatives(self) -> TrainExample:
+        """The same pair without its negatives and their scores."""
+        return dataclasses.replace(self, negatives=(), scores=self.scores[: len(self.targets)])
+
+    def with_target_instruction(self, instruction: str) -> TrainExample:
+        """The same pair with an instruction on each target and negative that has none and is no verbatim prompt."""
+
+        def add(item: EmbeddingInput) -> EmbeddingInput:
+            if item.instruction is not None or (item.text and VERBATIM in item.text):
+                return item
+            return dataclasses.replace(item, instruction=instruction)
+
+        return dataclasses.replace(
+            self,
+            target=add(self.target),
+            more_targets=tuple(map(add, self.more_targets)),
+            negatives=tuple(map(add, self.negatives)),
+        )
 
     @property
     def targets(self) -> tuple[EmbeddingInput, ...]:

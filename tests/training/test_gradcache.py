@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlm2vec import Embedder, EmbeddingInput
-from vlm2vec.losses import info_nce
+from vlm2vec.losses import NO_QUERY, Exclusions, Labels, Reference, contrastive_loss, info_nce
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.training import gradcache
@@ -138,6 +138,31 @@ def test_an_inputs_length_counts_its_visual_tokens(tiny_qwen2_vl: str) -> None:
     items = [EmbeddingInput("look", (image,)) for image in (small, large)]
     lengths = embedder.backbone.process(items).lengths()
     assert lengths[1] - lengths[0] == 16 - 1
+
+
+KINDS = {"info_nce": 1.0}, {"supcon": 1.0, "soft_labels": 0.5}, {"mil_nce": 1.0, "distillation": 0.5}
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=lambda kinds: "+".join(kinds))
+def test_every_kind_of_label_has_the_same_gradient_through_the_cache(
+    kinds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = build("compact", 0.0, num_layers=1, visual_tokens=4, image_size=64)
+    batch = batch_of(embedder)
+    positive_of = torch.tensor([0, 1, 2, 3, 4, 0, NO_QUERY, NO_QUERY, NO_QUERY])  # five queries, nine targets
+    given_with = torch.tensor([0, 1, 2, 3, 4, 0, 0, 1, 2])
+    labels = Labels(torch.arange(5), positive_of, given_with, Exclusions(margin=0.3), 9.0, scores_M=torch.arange(9.0))
+    labels.teacher = Reference(torch.eye(5, 9), torch.eye(9))
+    assert len(batch) >= 14
+
+    def several(vectors_UD: torch.Tensor) -> torch.Tensor:
+        return contrastive_loss(vectors_UD[:5], vectors_UD[5:14], labels, kinds, 0.05)
+
+    monkeypatch.setitem(globals(), "loss", several)
+    _, by_plain = gradients(embedder, lambda: plain(embedder, batch, whole(batch)))
+    chunks = cut_by_tokens(batch.lengths(), 4, None)
+    _, by_cache = gradients(embedder, lambda: cached_backward(embedder, batch, several, chunks))
+    assert_equal(by_plain, by_cache)
 
 
 class ForgetfulState:

@@ -20,6 +20,11 @@ SETTINGS: list[dict[str, Any]] = [
     {"directions": "both", "learn_temperature": True},
     {"kind": "sigmoid", "learn_temperature": True, "directions": "both"},
     {"matryoshka_dims": [4, 8], "mask_margin": 0.1, "mask_equal_queries": False},
+    {"hardness_alpha": 9.0, "hardness_mode": "in_batch_negatives", "directions": "both"},
+    {"kind": "supcon", "also": {"soft_labels": 0.5}, "directions": "both", "learn_temperature": True},
+    {"kind": "mil_nce", "hardness_alpha": 2.0, "hardness_mode": "hard_negatives"},
+    {"guide": "model", "guide_margin": 0.05, "mask_equal_queries": False},
+    {"also": {"distillation": 0.7}, "teacher": "model", "distill_vectors": 0.3, "teacher_temperature": 0.1},
 ]
 
 
@@ -35,8 +40,30 @@ def pairs_of(first: int, last: int, num_negatives: int) -> PairBatch:
     )
 
 
+def full_pairs_of(first: int, last: int) -> PairBatch:
+    """The same pairs with two further targets each four: a second positive of every fourth query, and a negative.
+
+    Every target has a score, and a second model's vectors are there as guide and as teacher.
+    """
+    pairs = pairs_of(first, last, (last - first) // 2)
+    number, others = last - first, (last - first) // 2
+    owners = torch.arange(others) * 2  # queries 0, 2, … of this part
+    pairs.target_queries = torch.cat([torch.arange(number), owners])
+    pairs.is_positive = torch.cat([torch.ones(number, dtype=torch.bool), torch.arange(others) % 2 == 0])
+    begin = first // 2
+    pairs.scores = torch.cat([vectors(8, 5)[first:last, 0], vectors(4, 6)[begin : begin + others, 0]]) * 3
+    second = torch.cat([vectors(8, 7)[first:last], vectors(8, 8)[first:last], vectors(4, 9)[begin : begin + others]])
+    pairs.guide = pairs.teacher = second
+    return pairs
+
+
 def vectors(number: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(number, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def first_kinds(settings: dict[str, Any]) -> bool:
+    """Settings that are tried on pairs of one positive without scores."""
+    return SETTINGS.index(settings) < 4
 
 
 def part_of_loss(first: int, last: int, settings: dict[str, Any], negatives: int = 2) -> list[torch.Tensor]:
@@ -45,7 +72,7 @@ def part_of_loss(first: int, last: int, settings: dict[str, Any], negatives: int
     mine = vectors(4, 2) if negatives == 4 else vectors(4, 2)[2 * (first > 0) :][:2]
     leaves = [tensor.clone().requires_grad_() for tensor in (queries, positives, mine)]
     objective = Objective(LossSettings(**settings), 0.2)
-    pairs = pairs_of(first, last, negatives)
+    pairs = pairs_of(first, last, negatives) if first_kinds(settings) else full_pairs_of(first, last)
     value = objective(leaves[0], torch.cat(leaves[1:]), pairs, GatheredTargets.of(pairs, torch.device("cpu")))
     value.backward()
     learned = [p.grad for p in objective.parameters() if p.grad is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,10 @@ class PairBatch:
 
 
 def collate_pairs(
-    process: Callable[[Sequence[EmbeddingInput]], Batch], examples: Sequence[TrainExample], merge_equal: bool = True
+    process: Callable[[Sequence[EmbeddingInput]], Batch],
+    examples: Sequence[TrainExample],
+    merge_equal: bool = True,
+    keep_items: bool = False,
 ) -> PairBatch:
     """The batch of these pairs, made by a backbone's processor.
 
@@ -67,11 +71,18 @@ def collate_pairs(
         examples: The pairs.
         merge_equal: Equal inputs of one side become one row. A query that equals its target keeps a row of its own:
             with dropout the two are two views of one input, as some methods want.
+        keep_items: Whether the batch carries the inputs themselves, for a second model to encode.
     """
     queries = [example.query for example in examples]
-    negatives = [negative for example in examples for negative in example.negatives]
-    targets = [example.target for example in examples] + negatives
-    ids = [example.target_id for example in examples] + [None] * len(negatives)
+    # First positives in query order, then further positives, then negatives; each with its query and its score.
+    given = [
+        *((b, e.target, e.target_id, _score(e, 0)) for b, e in enumerate(examples)),
+        *((b, item, None, _score(e, k)) for b, e in enumerate(examples) for k, item in enumerate(e.targets) if k),
+    ]
+    num_positives = len(given)
+    for b, e in enumerate(examples):
+        given += [(b, item, None, _score(e, k)) for k, item in enumerate(e.negatives, start=len(e.targets))]
+    target_queries, targets, ids, scores = zip(*given, strict=True)
     target_keys = [key_number(target) for target in targets]
     distinct: list[EmbeddingInput] = []
     rows = [_rows(side, distinct, merge_equal) for side in (queries, targets)]
@@ -88,7 +99,15 @@ def collate_pairs(
             ]
         ),
         [example.origin or example.source for example in examples],
+        torch.tensor(target_queries),
+        torch.arange(len(targets)) < num_positives,
+        torch.tensor(scores, dtype=torch.float32),
+        tuple(distinct) if keep_items else (),
     )
+
+
+def _score(example: TrainExample, number: int) -> float:
+    return example.scores[number] if example.scores else math.nan
 
 
 def key_number(item: EmbeddingInput) -> int:

@@ -1,8 +1,10 @@
 """Data of one's own: JSON lines, parquet with image columns, webdataset shards -> training pairs or queries.
 
 A record has `query`, and `target` (training) or `candidates` (evaluation); each of them is a text or an object with
-`text`, `image` or `images`, `instruction`. Further fields: `negatives` (a list, training); `relevant` (positions among
-the candidates, default [0]) and `gains` (evaluation). In JSON lines images are paths beside the file; in parquet flat
+`text`, `image` or `images`, `instruction`. Further fields for training: `negatives` (a list), `targets` (a list of
+positives, instead of `target`), `target_scores` and `negative_scores` (a number each, of a reranker for example),
+`target_instruction` (for targets and negatives without one of their own); for evaluation: `relevant` (positions
+among the candidates, default [0]) and `gains`. In JSON lines images are paths beside the file; in parquet flat
 columns do the same (`query_text`, `query_image`, `target_text`, `target_image`), images being cells of bytes or of
 the hub's Image type; in a webdataset shard, one record is the files of one key: `KEY.json` and images that it names
 by ending (`"image": "query.jpg"` is `KEY.query.jpg`).
@@ -11,6 +13,7 @@ by ending (`"image": "query.jpg"` is `KEY.query.jpg`).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ ENDINGS = (".jsonl", ".parquet", ".tar")
 BLOCK = 256  # records that are read at once where the file says nothing
 SIDE_FIELDS = {"text", "image", "images", "instruction"}
 FIELDS = {"query", "target", "candidates", "negatives", "relevant", "gains"}
+FIELDS |= {"targets", "target_scores", "negative_scores", "target_instruction"}
 FLAT = tuple(f"{side}_{part}" for side in ("query", "target", "negative") for part in ("text", "image", "instruction"))
 
 
@@ -68,10 +72,42 @@ def pair_of(record: Record, source: str) -> TrainExample:
     Raises:
         UserError: naming file, row and field, if it is none.
     """
-    query, target = (_side(record, name) for name in ("query", "target"))
-    negatives = record.values.get("negatives") or []
-    many = tuple(_input(record, item, f"negatives[{i}]") for i, item in enumerate(negatives))
-    return TrainExample(query, target, many, source, origin=record.where)
+    query = _side(record, "query")
+    several = record.values.get("targets")
+    if several is not None and (
+        record.values.get("target") is not None or not isinstance(several, list) or not several
+    ):
+        raise UserError(
+            f"{record.where}: field targets: expected a list of at least one, and no field target beside it"
+        )
+    if several is None:
+        targets = [_side(record, "target")]
+    else:
+        targets = [_input(record, item, f"targets[{i}]") for i, item in enumerate(several)]
+    found = record.values.get("negatives") or []
+    negatives = tuple(_input(record, item, f"negatives[{i}]") for i, item in enumerate(found))
+    scores = _scores(record, len(targets), len(negatives))
+    pair = TrainExample(
+        query, targets[0], negatives, source, origin=record.where, more_targets=tuple(targets[1:]), scores=scores
+    )
+    instruction = record.values.get("target_instruction")
+    return pair.with_target_instruction(str(instruction)) if instruction else pair
+
+
+def _scores(record: Record, num_targets: int, num_negatives: int) -> tuple[float, ...]:
+    """Scores of the targets, then of the negatives; a missing list or a null is NaN, and () where both are missing."""
+    scores: list[float] = []
+    names = ("target_scores", num_targets), ("negative_scores", num_negatives)
+    if all(record.values.get(name) is None for name, _ in names):
+        return ()
+    for name, number in names:
+        values = record.values.get(name)
+        values = [None] * number if values is None else values
+        good = isinstance(values, list) and len(values) == number
+        if not good or not all(value is None or type(value) in (int, float) for value in values):
+            raise UserError(f"{record.where}: field {name}: expected a list of {number} numbers")
+        scores += [math.nan if value is None else float(value) for value in values]
+    return tuple(scores)
 
 
 def read_eval_records(path: Path) -> list[EvalQuery]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -33,13 +32,22 @@ class StreamedSet(Sequence[TrainExample]):
         name: Of the set.
         chosen: Numbers of the pairs that belong to it, ascending; None: all.
         use_negatives: Whether the records' negatives are kept.
+        target_instruction: Put on targets and negatives that have no instruction of their own; None: none.
 
     Raises:
         UserError: if nothing is there.
     """
 
-    def __init__(self, path: Path, name: str, chosen: Sequence[int] | None = None, use_negatives: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        chosen: Sequence[int] | None = None,
+        use_negatives: bool = True,
+        target_instruction: str | None = None,
+    ) -> None:
         self.path, self.name, self._chosen, self._use_negatives = path, name, chosen, use_negatives
+        self._target_instruction = target_instruction
         files = record_files(path)
         parts = [(file, number, size) for file in files for number, size in enumerate(open_records(file).sizes)]
         self._parts = [(str(file), number) for file, number, _ in parts]
@@ -55,7 +63,7 @@ class StreamedSet(Sequence[TrainExample]):
 
     def only(self, chosen: Sequence[int]) -> StreamedSet:
         """The set of some of its pairs, by ascending number."""
-        return StreamedSet(self.path, self.name, chosen, self._use_negatives)
+        return StreamedSet(self.path, self.name, chosen, self._use_negatives, self._target_instruction)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._chosen is None else len(self._chosen)
@@ -73,7 +81,9 @@ class StreamedSet(Sequence[TrainExample]):
         part = bisect.bisect_right(self._ends, number)
         begin = self._ends[part - 1] if part else 0
         example = _block(*self._parts[part], self.name, os.getpid())[number - begin]
-        return example if self._use_negatives else replace(example, negatives=())
+        if not self._use_negatives:
+            example = example.without_negatives()
+        return example.with_target_instruction(self._target_instruction) if self._target_instruction else example
 
 
 def streamed_sets(root: Path) -> dict[str, Path]:

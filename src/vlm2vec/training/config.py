@@ -60,6 +60,9 @@ class SetSettings(Section):
     """Share in the batches, on any scale; null: by size."""
     max_pairs: PositiveInt | None = None
     """At most so many pairs, chosen by chance; null: as `data.max_pairs` says."""
+    target_instruction: str | None = None
+    """Instruction of targets and negatives that have none of their own; encode candidates with the same one. Verbatim
+    prompts (with `<|image_1|>`, as MMEB publishes) stay as they are. null: none."""
 
 
 class DataSettings(Section):

@@ -25,10 +25,11 @@ from vlm2vec.progress import progress_bar
 from vlm2vec.training.check_images import read_images
 from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
-from vlm2vec.training.negatives import check_negatives
+from vlm2vec.training.data_checks import check_negatives, check_scores
 from vlm2vec.training.output import CHECKPOINTS, check_new
 from vlm2vec.training.precision import base_dtype, train_in_float32
 from vlm2vec.training.private_api import step_checkpoints
+from vlm2vec.training.reference import open_references
 from vlm2vec.training.report import write_report
 from vlm2vec.training.resume import check_resume
 from vlm2vec.training.trainer import ContrastiveTrainer
@@ -84,14 +85,29 @@ def _read_set(recipe: Recipe, name: str) -> Sequence[TrainExample]:
     data = recipe.data
     own = data.sets.get(name) if isinstance(data.sets, dict) else None
     cap = own.max_pairs if isinstance(own, SetSettings) and own.max_pairs else data.max_pairs
+    instruction = own.target_instruction if isinstance(own, SetSettings) else None
     streamed = streamed_sets(data.root)
     if name not in streamed:
         rows = read_train_set(data.root, name, data.use_negatives, data.instructions)
-        return capped(rows, cap, recipe.train.seed, name)
-    examples = StreamedSet(streamed[name], name, use_negatives=data.use_negatives)
+        kept = capped(rows, cap, recipe.train.seed, name)
+        return _with_target_instruction(kept, instruction, name) if instruction else kept
+    examples = StreamedSet(streamed[name], name, None, data.use_negatives, instruction)
     if cap is None or len(examples) <= cap:
         return examples
     return examples.only(capped(range(len(examples)), cap, recipe.train.seed, name))
+
+
+def _with_target_instruction(examples: Sequence[TrainExample], instruction: str, name: str) -> Sequence[TrainExample]:
+    found = [example.with_target_instruction(instruction) for example in examples]
+    num_verbatim = sum(example.target.instruction is None for example in found)
+    if num_verbatim:
+        logger.warning(
+            "%s: target_instruction does not apply to %d of %d targets, which are verbatim prompts (<|image_1|>)",
+            name,
+            num_verbatim,
+            len(found),
+        )
+    return found
 
 
 def check_images(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
@@ -128,8 +144,8 @@ def check_images(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
 
 
 def example_images(example: TrainExample) -> Iterable[ImageRef]:
-    """All images of a pair and its negatives."""
-    for item in (example.query, example.target, *example.negatives):
+    """All images of an example: of its query, targets and negatives."""
+    for item in (example.query, *example.targets, *example.negatives):
         yield from item.images
 
 
@@ -161,11 +177,13 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
         )
     sets = read_sets(recipe)
     check_negatives(recipe, sets)
+    check_scores(recipe, sets)
     embedder = build_embedder(recipe)
     sets = check_images(embedder, sets, recipe.data.on_bad_image)
     if is_first:
         (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (output / CHECKPOINTS / "recipe.yaml").write_text(dump_recipe(recipe))
+    references = open_references(recipe, sets)
     with progress_bar("training", recipe.train.steps) as advance:
         done = 0
 
@@ -176,7 +194,7 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
             if monitor is not None:
                 monitor(embedder, step)
 
-        trainer = ContrastiveTrainer(embedder, recipe, sets, output / CHECKPOINTS, on_step)
+        trainer = ContrastiveTrainer(embedder, recipe, sets, output / CHECKPOINTS, on_step, references)
         if monitor is not None and last is None:
             monitor(embedder, 0)
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)

@@ -29,15 +29,16 @@ from vlm2vec.models.vision.frozen_vision import FrozenVision, vision_fingerprint
 from vlm2vec.models.vision.vision_cache import FeatureStore
 from vlm2vec.training.chunks import ChunkBudget
 from vlm2vec.training.config import Recipe, SetSettings, TrainSettings
+from vlm2vec.training.data_checks import NegativeWatch
 from vlm2vec.training.dora import norms_once
 from vlm2vec.training.ema import MovingAverage
 from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.gather import sum_over_ranks, world_size
 from vlm2vec.training.guard import Guard
-from vlm2vec.training.negatives import NegativeWatch
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.precision import uses_bf16
 from vlm2vec.training.private_api import CheckpointingTrainer, on_one_gpu
+from vlm2vec.training.reference import ReferenceModel
 from vlm2vec.training.step import ContrastiveStep, StepResult
 from vlm2vec.types import TrainExample
 
@@ -51,6 +52,7 @@ class ContrastiveTrainer(CheckpointingTrainer):
         sets: Examples by set name; a streamed set is read by the processes that make batches.
         folder: Where step checkpoints go.
         on_step: Called after each step with the number of steps done.
+        references: The loss's other models, by the name of the batch's field that their vectors go to.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class ContrastiveTrainer(CheckpointingTrainer):
         sets: Mapping[str, Sequence[TrainExample]],
         folder: Path,
         on_step: Callable[[int], None] = lambda step: None,
+        references: Mapping[str, ReferenceModel] | None = None,
     ) -> None:
         self.recipe = recipe
         self.sets = sets
+        self.references = references or {}
         self.embedder = embedder
         loss = recipe.loss
         self.objective = Objective(loss, recipe.train.temperature, recipe.data.mask_equal_targets).to(embedder.device)
@@ -121,12 +125,15 @@ class ContrastiveTrainer(CheckpointingTrainer):
 
     def _collate(self, examples: Sequence[TrainExample]) -> dict[str, PairBatch]:
         # The base class looks for "labels" among a batch's keys.
-        merge_equal = self.recipe.train.merge_equal
-        return {"pairs": collate_pairs(self.embedder.backbone.process, examples, merge_equal)}
+        process, merge_equal = self.embedder.backbone.process, self.recipe.train.merge_equal
+        return {"pairs": collate_pairs(process, examples, merge_equal, bool(self.references))}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """GradCache over the pairs of all processes; the gradient is summed once, after the last chunk."""
         model.train()
+        pairs: PairBatch = inputs["pairs"]
+        for name, reference in self.references.items():
+            setattr(pairs, name, reference.vectors(pairs.items))
         # Without DDP's own hooks: it waits for gradients of every parameter, and a text-only chunk has none of some.
         unsynced = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
 
@@ -141,11 +148,11 @@ class ContrastiveTrainer(CheckpointingTrainer):
                 self.is_sharded,
                 self.args.bf16,
             )
-            return step.backward(inputs["pairs"], self.embedder.parameters())
+            return step.backward(pairs, self.embedder.parameters())
 
         with unsynced, self._frozen.in_place(), norms_once(self.embedder):
             result = self.chunks.run(backward, self.embedder.zero_grad)
-        self._check(result, inputs["pairs"].origins)
+        self._check(result, pairs.origins)
         return result.loss
 
     @functools.cached_property

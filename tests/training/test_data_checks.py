@@ -10,7 +10,7 @@ import pytest
 
 from vlm2vec import EmbeddingInput, UserError
 from vlm2vec.training.config import Recipe
-from vlm2vec.training.negatives import check_negatives
+from vlm2vec.training.data_checks import check_negatives
 from vlm2vec.training.run import read_log, train
 from vlm2vec.types import TrainExample
 

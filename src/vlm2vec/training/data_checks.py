@@ -1,4 +1,4 @@
-"""Whether there is anything to learn from: a query needs a target that is not its own as a negative."""
+"""Whether the data have what the loss learns from: negatives, and scores where it reads them."""
 
 from __future__ import annotations
 
@@ -40,6 +40,20 @@ def check_negatives(recipe: Recipe, sets: Mapping[str, Sequence[TrainExample]]) 
                 f"{', '.join(names)}: no query has a negative, because {cause}: the loss would be 0 in every step; add "
                 "pairs that differ, add negatives, or train together with other sets (data.batching: mixed)"
             )
+
+
+def check_scores(recipe: Recipe, sets: Mapping[str, Sequence[TrainExample]]) -> None:
+    """Refuses data without any scores if the loss reads them.
+
+    Raises:
+        UserError: naming the sets.
+    """
+    wanted = "soft_labels" in recipe.loss.losses
+    if wanted and not any(example.scores for examples in sets.values() for example in examples):
+        raise UserError(
+            f"{', '.join(sets)}: loss soft_labels needs scores, and no record has any; add target_scores and "
+            "negative_scores to the records, or remove soft_labels from loss.also"
+        )
 
 
 def _without_negatives(examples: Iterable[TrainExample], mask_equal_queries: bool) -> str | None:

@@ -1,0 +1,84 @@
+"""A second model whose vectors a loss reads, as guide or as teacher: fixed, and asked once per distinct input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from vlm2vec.cache import cache_folder
+from vlm2vec.data.streams import StreamedSet
+from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.verification.fingerprint import describe
+from vlm2vec.progress import progress_bar
+from vlm2vec.retrieval.cache_folder import default_cache
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, fill
+from vlm2vec.training.config import Recipe
+from vlm2vec.training.gather import barrier, rank, world_size
+from vlm2vec.types import EmbeddingInput, TrainExample
+
+FIELDS = ("guide", "teacher")
+"""Keys of `loss` that name a model; the vectors go to the batch's field of the same name."""
+
+
+class ReferenceModel:
+    """Vectors of a fixed model, kept in the embedding cache, so that a second run encodes nothing.
+
+    Args:
+        model: What `Embedder.from_pretrained` takes.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.name = model
+        self.embedder = Embedder.from_pretrained(model).eval()
+        self.embedder.backbone.cache_images(cache_folder() / "vision")
+        self.cache = EmbeddingCache(default_cache(), describe(self.embedder, model))
+        self._key_of = InputKeys()
+
+    def prepare(self, items: Iterable[EmbeddingInput]) -> None:
+        """Encodes what the cache lacks, each rank its share; returns when all ranks have finished."""
+        distinct = {self._key_of(item): item for item in items}
+        with progress_bar(f"encoding with {self.name}", len(distinct)) as advance:
+            fill(self.cache, distinct, self.embedder.encode, share=(rank(), world_size()), progress=advance)
+        barrier()
+        self.cache.refresh()
+
+    def vectors(self, items: Sequence[EmbeddingInput]) -> torch.Tensor:
+        """Unit-norm vectors in float32 on the CPU, [U, E]; inputs that the cache lacks are encoded."""
+        keys = [self._key_of(item) for item in items]
+        fill(self.cache, dict(zip(keys, items, strict=True)), self.embedder.encode)
+        return torch.from_numpy(np.array(self.cache.rows(keys)[:], dtype=np.float32))
+
+
+def open_references(recipe: Recipe, sets: Mapping[str, Sequence[TrainExample]]) -> dict[str, ReferenceModel]:
+    """Opens the models that the recipe's loss names, and encodes the sets that are in memory.
+
+    Args:
+        recipe: `loss.guide` and `loss.teacher`.
+        sets: Examples by set name. Streamed sets are encoded as their batches come.
+
+    Returns:
+        The models by `FIELDS`.
+
+    Raises:
+        UserError: if a model cannot be loaded.
+    """
+    opened: dict[str, ReferenceModel] = {}
+    named: dict[str, ReferenceModel] = {}
+    for field in FIELDS:
+        name = getattr(recipe.loss, field)
+        if name is None:
+            continue
+        if name not in named:
+            named[name] = ReferenceModel(name)
+            whole = [examples for examples in sets.values() if not isinstance(examples, StreamedSet)]
+            named[name].prepare(_inputs(whole))
+        opened[field] = named[name]
+    return opened
+
+
+def _inputs(sets: Iterable[Sequence[TrainExample]]) -> Iterable[EmbeddingInput]:
+    for examples in sets:
+        for example in examples:
+            yield from (example.query, *example.targets, *example.negatives)
