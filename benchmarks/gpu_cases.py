@@ -18,6 +18,7 @@ from PIL import Image
 
 from vlm2vec import Embedder, EmbeddingInput
 from vlm2vec.data.collate import collate_pairs
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.generic import Generic
 from vlm2vec.models.backbones.hf_processor import load_processor
@@ -33,7 +34,6 @@ from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.precision import train_in_float32
 from vlm2vec.training.step import ContrastiveStep
-from vlm2vec.types import TrainExample
 
 SMALL = "Qwen/Qwen2-VL-2B-Instruct"
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}

@@ -40,6 +40,7 @@ from torch import nn
 
 from vlm2vec import Embedder, EmbeddingInput
 from vlm2vec.data.collate import collate_pairs
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.losses import info_nce
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints.folder import add_adapter
@@ -50,7 +51,7 @@ from vlm2vec.training.config import LossSettings, TrainSettings
 from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.step import ContrastiveStep
-from vlm2vec.types import Batch, TrainExample
+from vlm2vec.types import Batch
 
 CASES = ("qwen2-vl-lora", "qwen2-vl-full", "compact-lora", "compact-full")
 SYSTEMS = ("ours", "sentence_transformers", "reference")

@@ -15,6 +15,7 @@ from tiny.models import draw_image
 
 from vlm2vec import Embedder, EmbeddingInput
 from vlm2vec.data.collate import collate_pairs
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.jobs.indexing import _look
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import VideoRef
@@ -22,7 +23,7 @@ from vlm2vec.models.encode import EncodeSettings, Pipeline
 from vlm2vec.models.vision.frozen_vision import row_keys
 from vlm2vec.retrieval.embedding_cache import InputKeys
 from vlm2vec.serving.engine import Engine
-from vlm2vec.types import Batch, TrainExample, by_content, by_reference, content_key
+from vlm2vec.types import Batch, by_content, by_reference, content_key
 
 RED, BLUE = (ImageRef.of(draw_image(8, 8, seed)) for seed in (1, 2))
 FILMS = (VideoRef(frames=(RED, BLUE)), VideoRef(frames=(BLUE, RED)), VideoRef(frames=(RED,)), VideoRef(data=b"1"))

@@ -25,10 +25,6 @@ BARE_IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105
 """In the text of an input without images: the model reads its own image token there, with no image behind it."""
 
 
-VERBATIM = "<|image_1|>"
-"""A text with this placeholder is a complete prompt."""
-
-
 @dataclass(frozen=True, slots=True)
 class EmbeddingInput:
     """One input, of which one vector is made: text, images, a video or several of them, with an optional instruction.
@@ -155,56 +151,6 @@ def _feed(key: Any, name: str, value: Any, digest: Callable[[Media], bytes]) -> 
         else:
             content = piece if isinstance(piece, bytes) else str(piece).encode(errors="surrogatepass")
         key.update(f"{name} {len(content)}\n".encode() + content)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainExample:
-    """One contrastive pair and its hard negatives.
-
-    Attributes:
-        query: The query.
-        target: The positive.
-        negatives: Hard negatives, if any.
-        source: Name of the training set, for batches of one source and for messages.
-        target_id: Id of the target document, if the data has ids. Targets with equal ids are never negatives of each
-            other, whatever their content.
-        origin: File and row of the pair (`file, row 3`), for messages.
-        more_targets: Further positives, if any.
-        scores: A judge's score of each target, then of each negative. Empty: no scores.
-    """
-
-    query: EmbeddingInput
-    target: EmbeddingInput
-    negatives: tuple[EmbeddingInput, ...] = ()
-    source: str = ""
-    target_id: str | None = None
-    origin: str = field(default="", compare=False)
-    more_targets: tuple[EmbeddingInput, ...] = ()
-    scores: tuple[float, ...] = ()
-
-    def without_negatives(self) -> TrainExample:
-        """The same pair without its negatives and their scores."""
-        return dataclasses.replace(self, negatives=(), scores=self.scores[: len(self.targets)])
-
-    def with_target_instruction(self, instruction: str) -> TrainExample:
-        """The same pair with an instruction on each target and negative that has none and is no verbatim prompt."""
-
-        def add(item: EmbeddingInput) -> EmbeddingInput:
-            if item.instruction is not None or (item.text and VERBATIM in item.text):
-                return item
-            return dataclasses.replace(item, instruction=instruction)
-
-        return dataclasses.replace(
-            self,
-            target=add(self.target),
-            more_targets=tuple(map(add, self.more_targets)),
-            negatives=tuple(map(add, self.negatives)),
-        )
-
-    @property
-    def targets(self) -> tuple[EmbeddingInput, ...]:
-        """All positives."""
-        return (self.target, *self.more_targets)
 
 
 @dataclass(frozen=True, slots=True)

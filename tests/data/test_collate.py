@@ -6,7 +6,8 @@ import torch
 
 from vlm2vec import EmbeddingInput
 from vlm2vec.data.collate import PairBatch, collate_pairs
-from vlm2vec.types import Batch, TrainExample
+from vlm2vec.data.examples import TrainExample
+from vlm2vec.types import Batch
 
 
 def letters(inputs: Sequence[EmbeddingInput]) -> Batch:

@@ -15,6 +15,7 @@ from PIL import Image
 from pretend_cuda import cuda
 from vlm2vec import Embedder, EmbeddingInput
 from vlm2vec.data.collate import collate_pairs
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.models.device import process_device
@@ -23,7 +24,6 @@ from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.training.config import LossSettings, TrainSettings
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.step import ContrastiveStep
-from vlm2vec.types import TrainExample
 
 
 def pairs() -> list[TrainExample]:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from vlm2vec import EmbeddingInput, UserError
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.training.config import Recipe
 from vlm2vec.training.data_checks import check_negatives
 from vlm2vec.training.run import read_log, train
-from vlm2vec.types import TrainExample
 
 Sets = dict[str, list[TrainExample]]
 

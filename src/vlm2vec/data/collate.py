@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vlm2vec.types import Batch, EmbeddingInput, TrainExample, by_reference, content_key
+from vlm2vec.data.examples import TrainExample
+from vlm2vec.types import Batch, EmbeddingInput, by_reference, content_key
 
 
 @dataclass

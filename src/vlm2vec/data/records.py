@@ -22,10 +22,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.errors import UserError, shown
 from vlm2vec.media import archives
 from vlm2vec.media.images import ImageRef
-from vlm2vec.types import EmbeddingInput, EvalQuery, TrainExample
+from vlm2vec.types import EmbeddingInput, EvalQuery
 
 ENDINGS = (".jsonl", ".parquet", ".tar")
 BLOCK = 256  # records that are read at once where the file says nothing

@@ -15,9 +15,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import overload
 
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.records import RecordFile, open_records, pair_of, record_files
 from vlm2vec.errors import UserError
-from vlm2vec.types import TrainExample
 
 MMEB_FILES = ("original-", "diverse_instruction-")
 WINDOW = 8

@@ -9,11 +9,11 @@ from itertools import chain
 import torch
 
 from vlm2vec.data.collate import key_number
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.errors import UserError
 from vlm2vec.training.config import Recipe
 from vlm2vec.training.gather import rank
 from vlm2vec.training.objective import GatheredTargets
-from vlm2vec.types import TrainExample
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,12 @@ import torch
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.collate import key_number
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mmeb.images import list_sets, read_train_set, write_negatives
 from vlm2vec.errors import UserError
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.progress import progress_bar
-from vlm2vec.types import EmbeddingInput, TrainExample
+from vlm2vec.types import EmbeddingInput
 
 BLOCK = 1024  # queries scored at once
 

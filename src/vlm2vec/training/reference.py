@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vlm2vec.cache import cache_folder
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.streams import StreamedSet
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.fingerprint import describe
@@ -16,7 +17,7 @@ from vlm2vec.retrieval.cache_folder import default_cache
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, fill
 from vlm2vec.training.config import Recipe
 from vlm2vec.training.gather import barrier, rank, world_size
-from vlm2vec.types import EmbeddingInput, TrainExample
+from vlm2vec.types import EmbeddingInput
 
 FIELDS = ("guide", "teacher")
 """Keys of `loss` that name a model; the vectors go to the batch's field of the same name."""

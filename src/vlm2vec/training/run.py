@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vlm2vec.cache import cache_folder
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mixture import capped
 from vlm2vec.data.mmeb.images import WORDINGS, list_sets, read_train_set
 from vlm2vec.data.streams import StreamedSet, streamed_sets
@@ -33,7 +34,6 @@ from vlm2vec.training.reference import open_references
 from vlm2vec.training.report import write_report
 from vlm2vec.training.resume import check_resume
 from vlm2vec.training.trainer import ContrastiveTrainer
-from vlm2vec.types import TrainExample
 
 LOG_FILE = "log.json"
 REPORT_FILE = "report.html"

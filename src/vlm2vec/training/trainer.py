@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.collate import PairBatch, collate_pairs
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mixture import set_weights
 from vlm2vec.data.sampler import BatchSampler
 from vlm2vec.data.streams import StreamedSet
@@ -40,7 +41,6 @@ from vlm2vec.training.precision import uses_bf16
 from vlm2vec.training.private_api import CheckpointingTrainer, on_one_gpu
 from vlm2vec.training.reference import ReferenceModel
 from vlm2vec.training.step import ContrastiveStep, StepResult
-from vlm2vec.types import TrainExample
 
 
 class ContrastiveTrainer(CheckpointingTrainer):

@@ -10,13 +10,14 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mmeb.instruct import Kind, kind_of, prompts_of
 from vlm2vec.data.mmeb.media import Media
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.errors import UserError
 from vlm2vec.files import replacing
 from vlm2vec.media.pixels import PixelRules
-from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput, EvalQuery, TrainExample
+from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput, EvalQuery
 
 TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
 EVAL_COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
