@@ -39,6 +39,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 
 from vlm2vec import Embedder, EmbeddingInput
+from vlm2vec.batch import Batch
 from vlm2vec.data.collate import collate_pairs
 from vlm2vec.data.examples import TrainExample
 from vlm2vec.losses import info_nce
@@ -51,7 +52,6 @@ from vlm2vec.training.config import LossSettings, TrainSettings
 from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.step import ContrastiveStep
-from vlm2vec.types import Batch
 
 CASES = ("qwen2-vl-lora", "qwen2-vl-full", "compact-lora", "compact-full")
 SYSTEMS = ("ours", "sentence_transformers", "reference")

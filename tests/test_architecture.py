@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src/vlm2vec"
 LAYERS = [
     {"errors"},
     {"media", "cache", "progress", "files"},
-    {"types", "losses", "quantize"},
+    {"types", "batch", "losses", "quantize"},
     {"data", "models", "planning", "retrieval"},
     {"training", "evaluation", "jobs"},
     {"demo", "monitor", "distributed", "serving"},

@@ -14,16 +14,18 @@ from tiny.fixtures import tiny_vlm  # noqa: F401
 from tiny.models import draw_image
 
 from vlm2vec import Embedder, EmbeddingInput
+from vlm2vec.batch import Batch
 from vlm2vec.data.collate import collate_pairs
 from vlm2vec.data.examples import TrainExample
 from vlm2vec.jobs.indexing import _look
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import VideoRef
-from vlm2vec.models.encode import EncodeSettings, Pipeline
+from vlm2vec.models.encoding.pipeline import Pipeline
+from vlm2vec.models.encoding.settings import EncodeSettings
 from vlm2vec.models.vision.frozen_vision import row_keys
 from vlm2vec.retrieval.embedding_cache import InputKeys
 from vlm2vec.serving.engine import Engine
-from vlm2vec.types import Batch, by_content, by_reference, content_key
+from vlm2vec.types import by_content, by_reference, content_key
 
 RED, BLUE = (ImageRef.of(draw_image(8, 8, seed)) for seed in (1, 2))
 FILMS = (VideoRef(frames=(RED, BLUE)), VideoRef(frames=(BLUE, RED)), VideoRef(frames=(RED,)), VideoRef(data=b"1"))
@@ -72,7 +74,7 @@ PLACES: dict[str, Callable[[EmbeddingInput], object]] = {
     "training": in_training,
     "encoding": in_encoding,
     "embedding cache": lambda item: InputKeys()(item),
-    "indexing": lambda item: _look(item, {}),
+    "indexing": lambda item: _look(item)[0],
     "serving": in_serving,
 }
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny.models import draw_image
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 
 def png() -> bytes:

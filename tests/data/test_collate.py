@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from vlm2vec import EmbeddingInput
+from vlm2vec.batch import Batch
 from vlm2vec.data.collate import PairBatch, collate_pairs
 from vlm2vec.data.examples import TrainExample
-from vlm2vec.types import Batch
 
 
 def letters(inputs: Sequence[EmbeddingInput]) -> Batch:

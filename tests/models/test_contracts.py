@@ -13,9 +13,9 @@ from tiny.models import draw_image
 from torch import nn
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
+from vlm2vec.batch import Batch
 from vlm2vec.models.backbones.base import Backbone, DecoderBackbone
 from vlm2vec.models.registry import BACKBONES, BUILT_IN, GENERIC, _import
-from vlm2vec.types import Batch
 
 DUAL_FAMILIES = {"clip", "metaclip_2", "siglip", "siglip2", "blip", "blip-2", "open_clip", "compact-dual"}
 

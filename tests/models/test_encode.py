@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import threading
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ import torch
 from tiny.models import draw_image
 
 from vlm2vec import Embedder
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
-from vlm2vec.models import encode
-from vlm2vec.models.encode import EncodeSettings, Pipeline
-from vlm2vec.types import Batch
+from vlm2vec.models.encoding import pipeline as encode
+from vlm2vec.models.encoding.pipeline import Pipeline
+from vlm2vec.models.encoding.settings import EncodeSettings
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen2_vl"])
@@ -253,8 +255,10 @@ def test_with_a_cache_of_images_one_worker_prepares_and_the_bits_stay(inputs, tm
     assert compact.backbone.vision_cache.num_encoded == 12
 
 
-def test_settings_and_options_are_the_same_names() -> None:
-    assert set(EncodeSettings.__dataclass_fields__) == set(encode.EncodeOptions.__annotations__)
+def test_arguments_of_encode_are_explicit_and_those_of_encode_stream_the_same() -> None:
+    arguments = inspect.signature(Embedder.encode).parameters
+    assert arguments == inspect.signature(Embedder.encode_stream).parameters
+    assert set(arguments) == {"self", "inputs", "precision", "ranges", *EncodeSettings.__dataclass_fields__}
 
 
 BAD_INPUTS = [

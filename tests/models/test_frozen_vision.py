@@ -11,12 +11,12 @@ from tiny.fixtures import tiny_vlm  # noqa: F401
 from tiny.models import FAMILIES
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
+from vlm2vec.batch import Batch
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.models.vision.frozen_vision import FrozenVision, row_keys, vision_fingerprint
 from vlm2vec.models.vision.vision_cache import FeatureStore, _join, split_output
 from vlm2vec.training.gradcache import cached_backward
-from vlm2vec.types import Batch
 
 TinyVlm = Callable[[str], Path]
 CHUNKS = [[0, 1], [2, 3], [4]]

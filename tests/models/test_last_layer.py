@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm2vec import Embedder, EmbeddingInput
+from vlm2vec.batch import Batch
 from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import last_token
-from vlm2vec.types import Batch
 
 TEXTS = [EmbeddingInput("a red car parked on the street"), EmbeddingInput("dogs"), EmbeddingInput("a dog and a cat")]
 SEEN = [{"image": draw_image(60, 60, 1)}, {"image": draw_image(40, 70, 2), "text": "what is <|image_1|>?"}]

@@ -9,7 +9,7 @@ import torch
 from tiny.dual import DUAL
 
 from vlm2vec import Embedder, EmbeddingInput
-from vlm2vec.types import Batch
+from vlm2vec.batch import Batch
 
 SMALL = {"num_layers": 1, "visual_tokens": 4, "image_size": 64}
 

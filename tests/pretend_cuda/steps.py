@@ -19,7 +19,7 @@ from vlm2vec.data.examples import TrainExample
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.models.device import process_device
-from vlm2vec.models.encode import Pipeline
+from vlm2vec.models.encoding.pipeline import Pipeline
 from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.training.config import LossSettings, TrainSettings
 from vlm2vec.training.objective import Objective

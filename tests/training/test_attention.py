@@ -8,11 +8,11 @@ import torch
 from test_gradcache import batch_of, build, gradients, plain, whole
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vlm2vec.batch import Batch
 from vlm2vec.training import step
 from vlm2vec.training.attention import SHORT, attention_for
 from vlm2vec.training.config import Recipe
 from vlm2vec.training.run import train
-from vlm2vec.types import Batch
 
 CPU = torch.device("cpu")
 

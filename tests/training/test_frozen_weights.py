@@ -6,9 +6,9 @@ from test_gradcache import batch_of, build, gradients, loss
 from torch import nn
 
 from vlm2vec import Embedder
+from vlm2vec.batch import cut_by_tokens
 from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.gradcache import cached_backward
-from vlm2vec.types import cut_by_tokens
 
 
 def step_gradients(embedder: Embedder) -> tuple[float, dict[str, torch.Tensor]]:

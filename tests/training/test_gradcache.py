@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlm2vec import Embedder, EmbeddingInput
+from vlm2vec.batch import Batch, cut_by_tokens
 from vlm2vec.losses import NO_QUERY, Exclusions, Labels, Reference, contrastive_loss, info_nce
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.training import gradcache
 from vlm2vec.training.gradcache import cached_backward
-from vlm2vec.types import Batch, cut_by_tokens
 
 SIZE = 7
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from vlm2vec import EmbeddingInput, UserError
+from vlm2vec.batch import Batch
 from vlm2vec.data.collate import collate_pairs
 from vlm2vec.data.records import read_train_records
 from vlm2vec.training import reference
 from vlm2vec.training.config import LossSettings, Recipe
 from vlm2vec.training.run import read_log, read_sets, train
-from vlm2vec.types import Batch
 
 ROWS = [
     {"query": "a", "targets": ["a 1", "a 2", "a 3"], "negatives": ["b"], "target_scores": [3, 2.5, None]}

@@ -11,13 +11,13 @@ from test_gradcache import batch_of, gradients, loss
 from test_tuning import recipe
 
 from vlm2vec import Embedder
+from vlm2vec.batch import cut_by_tokens
 from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.training.dora import norms_once
 from vlm2vec.training.frozen_weights import FrozenCopies
 from vlm2vec.training.gradcache import cached_backward
 from vlm2vec.training.run import build_embedder
-from vlm2vec.types import cut_by_tokens
 
 Gradients = dict[str, torch.Tensor]
 

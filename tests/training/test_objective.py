@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import distributed, multiprocessing
 
+from vlm2vec.batch import Batch
 from vlm2vec.data.collate import PairBatch
 from vlm2vec.losses import Exclusions, info_nce
 from vlm2vec.training.config import LossSettings
 from vlm2vec.training.objective import GatheredTargets, Objective
-from vlm2vec.types import Batch
 
 SETTINGS: list[dict[str, Any]] = [
     {},

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from vlm2vec.batch import Batch
 from vlm2vec.data.examples import TrainExample
-from vlm2vec.types import Batch, EmbeddingInput, by_reference, content_key
+from vlm2vec.types import EmbeddingInput, by_reference, content_key
 
 
 @dataclass

@@ -5,25 +5,27 @@ Shapes: N inputs, B examples, D embedding dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError, shown
 from vlm2vec.models import loading
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, EmbedderFile
 from vlm2vec.models.device import process_device
-from vlm2vec.models.encode import EncodeOptions, EncodeSettings, Pipeline
+from vlm2vec.models.encoding.pipeline import Pipeline
+from vlm2vec.models.encoding.settings import EncodeSettings
 from vlm2vec.models.loading import LoadSettings
 from vlm2vec.quantize import check_precision, quantize_rows, ranges_of
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 Inputs = Iterable[Any]
 
@@ -136,13 +138,19 @@ class Embedder(nn.Module):
         """Unit-norm vectors [B, D] in float32."""
         return F.normalize(self.backbone(batch).float(), dim=-1)
 
-    def encode(
+    def encode(  # noqa: PLR0913 - public arguments, all by keyword
         self,
         inputs: Inputs,
         *,
+        instruction: str | None = None,
+        truncate_dim: int | None = None,
         precision: str = "float32",
         ranges: np.ndarray | None = None,
-        **options: Unpack[EncodeOptions],
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        workers: int | None = None,
+        on_error: Callable[[int, UserError], None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Vectors of the inputs, in order. Use `encode_stream` if inputs or vectors do not fit in memory.
 
@@ -151,14 +159,17 @@ class Embedder(nn.Module):
         Args:
             inputs: Strings, image paths (`pathlib.Path`), PIL images, dicts (`text`, `image` / `images`, `video`,
                 `instruction`) or `EmbeddingInput`s. A single string or dict is an error: pass a list.
+            instruction: For inputs without one of their own.
+            truncate_dim: Keeps the first dimensions only and normalizes again. Default: all.
             precision: "float32", "float16", "int8", "uint8", "binary" or "ubinary", see `vlm2vec.quantize`.
             ranges: For int8 and uint8: minimum and maximum of each dimension. Default: those of these vectors.
-            **options: `instruction` for inputs without one of their own. `truncate_dim` keeps the first dimensions
-                only and normalizes again. `on_error(position, error)` is called for each bad input, and its row is
-                zeros; without it, the first bad input raises. `progress(done)` is called with the number of inputs
-                done since the last call. `batch_size` and `batch_tokens` limit a forward pass (tokens include visual
-                tokens and padding); default: no limit of inputs, and a number of tokens that depends on the device.
-                `workers` is the number of threads that prepare inputs.
+            batch_size: Maximum number of inputs in a forward pass. Default: no limit.
+            batch_tokens: Maximum number of tokens in a forward pass, visual tokens and padding included. Default: 2048
+                on a CPU, 32768 on a GPU.
+            workers: Threads that prepare inputs. Default: one per CPU core, at least 2 and at most 16.
+            on_error: Called as `on_error(position, error)` for each bad input, whose row is zeros. Default: the first
+                bad input raises.
+            progress: Called with the number of inputs that were encoded since the last call.
 
         Returns:
             Array [N, D], of unit norm before quantization.
@@ -167,21 +178,28 @@ class Embedder(nn.Module):
             UserError: for an empty or unreadable input, or an unknown precision.
         """
         check_precision(precision)
-        parts = list(self._pipeline(inputs, options).stream(inputs))
+        settings = EncodeSettings(instruction, batch_size, batch_tokens, truncate_dim, workers, on_error, progress)
+        parts = list(self._pipeline(inputs, settings).stream(inputs))
         bad = [part.begin + row for part in parts for row in part.bad]
-        dim = options.get("truncate_dim") or self.embedding_dim
+        dim = truncate_dim or self.embedding_dim
         vectors_ND = np.concatenate([part.vectors for part in parts] or [np.zeros((0, dim), np.float32)])
         if ranges is None and precision.endswith("int8") and len(vectors_ND):
             ranges = ranges_of(np.delete(vectors_ND, bad, axis=0))
         return quantize_rows(vectors_ND, precision, ranges, bad)
 
-    def encode_stream(
+    def encode_stream(  # noqa: PLR0913 - public arguments, all by keyword
         self,
         inputs: Inputs,
         *,
+        instruction: str | None = None,
+        truncate_dim: int | None = None,
         precision: str = "float32",
         ranges: np.ndarray | None = None,
-        **options: Unpack[EncodeOptions],
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        workers: int | None = None,
+        on_error: Callable[[int, UserError], None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Iterator[np.ndarray]:
         """`encode` for any number of inputs in flat memory: arrays [n, D] of consecutive inputs, in order.
 
@@ -193,13 +211,14 @@ class Embedder(nn.Module):
             raise UserError(
                 f"precision={precision}: ranges is missing; pass ranges=vlm2vec.quantize.ranges_of(sample of vectors)"
             )
-        parts = self._pipeline(inputs, options).stream(inputs)
+        settings = EncodeSettings(instruction, batch_size, batch_tokens, truncate_dim, workers, on_error, progress)
+        parts = self._pipeline(inputs, settings).stream(inputs)
         return (quantize_rows(part.vectors, precision, ranges, part.bad) for part in parts)
 
-    def _pipeline(self, inputs: Inputs, options: EncodeOptions) -> Pipeline:
+    def _pipeline(self, inputs: Inputs, settings: EncodeSettings) -> Pipeline:
         if isinstance(inputs, str | dict | EmbeddingInput):
             raise UserError("encode expects a list of inputs; wrap a single input: encode([...])")
-        return Pipeline(self, EncodeSettings(**options))
+        return Pipeline(self, settings)
 
     def encode_query(self, inputs: Inputs, **kwargs: Any) -> np.ndarray:
         """`encode` with `prompts["query"]` as the default instruction."""

@@ -16,9 +16,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 
 class EmbedderModule(InputModule):

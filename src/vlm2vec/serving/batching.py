@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vlm2vec.batch import Batch
 from vlm2vec.serving.refusals import Refusal
 from vlm2vec.serving.truncation import REFUSE, Truncation
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 
 @dataclass(frozen=True, slots=True)

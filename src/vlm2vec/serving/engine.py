@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.models.device import is_device_broken
 from vlm2vec.serving.batching import Budget, Embedded, Job, Outcome, take_batch
@@ -29,7 +30,7 @@ from vlm2vec.serving.guards import InputLimits
 from vlm2vec.serving.logs import log_failure
 from vlm2vec.serving.refusals import Refusal
 from vlm2vec.serving.truncation import REFUSE, TextLimits, Truncation
-from vlm2vec.types import Batch, EmbeddingInput, content_key
+from vlm2vec.types import EmbeddingInput, content_key
 
 if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder

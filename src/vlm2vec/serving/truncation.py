@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import torch
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.serving.refusals import Refusal
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 Side = Literal["left", "right"]
 PROBE_WORDS = 16_384  # more than any model here reads that cuts texts itself

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vlm2vec.types import Batch
+from vlm2vec.batch import Batch
 
 SHORT = 128
 """Tokens a row up to which, on a processor and in bfloat16, plain products are faster forward and backward than torch's

@@ -17,8 +17,8 @@ from typing import Literal
 
 import torch
 
+from vlm2vec.batch import Batch
 from vlm2vec.training.gather import max_over_ranks
-from vlm2vec.types import Batch
 
 Encode = Callable[[Batch], torch.Tensor]
 Loss = Callable[[torch.Tensor], torch.Tensor]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vlm2vec.batch import cut_by_tokens
 from vlm2vec.data.collate import PairBatch
 from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.training.attention import attention_for
@@ -19,7 +20,6 @@ from vlm2vec.training.config import TrainSettings
 from vlm2vec.training.gather import sum_gradients, sum_over_ranks
 from vlm2vec.training.gradcache import cached_backward
 from vlm2vec.training.objective import GatheredTargets, Objective
-from vlm2vec.types import cut_by_tokens
 
 
 @dataclass

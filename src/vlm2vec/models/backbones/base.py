@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError, shown
 from vlm2vec.models import st_folder
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import POOLINGS
 from vlm2vec.models.prompts import VIDEO_PLACEHOLDER, PromptTemplate, place_video
 from vlm2vec.models.vision.vision_cache import VisionCache
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 WEIGHTS_FILE = "model.safetensors"
 logger = logging.getLogger(__name__)

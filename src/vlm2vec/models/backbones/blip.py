@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.dual import DualEncoder
-from vlm2vec.types import Batch
 
 
 class Blip(DualEncoder):

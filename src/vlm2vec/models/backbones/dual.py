@@ -17,11 +17,12 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import Backbone, check_weight_files
 from vlm2vec.models.prompts import PLACEHOLDER
-from vlm2vec.types import BARE_IMAGE_TOKEN, Batch, EmbeddingInput
+from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 
 FIXED_LENGTH = ("siglip", "siglip2")  # trained on texts padded to full length, without a mask
 

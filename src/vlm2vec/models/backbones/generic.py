@@ -17,6 +17,7 @@ import transformers
 from PIL import Image
 from torch import nn
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import Frames
@@ -27,7 +28,7 @@ from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.prompts import place_video, split_at_images
 from vlm2vec.models.vision.raw_pixels import RAW, SIZES, RawPixels, as_bytes
 from vlm2vec.models.vision.resolution import side_of
-from vlm2vec.types import BARE_IMAGE_TOKEN, Batch, EmbeddingInput
+from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 
 SLOT = ImageRef()  # the place of a video among the images
 TOKEN_TENSORS = (

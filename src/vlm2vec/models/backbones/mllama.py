@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 
+from vlm2vec.batch import Batch
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.generic import Generic
-from vlm2vec.types import Batch
 
 
 class Mllama(Generic):

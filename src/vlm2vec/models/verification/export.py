@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.dual import DualEncoder
 from vlm2vec.models.backbones.generic import Generic
@@ -21,7 +22,7 @@ from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification import compare
 from vlm2vec.models.verification.golden import golden_inputs, write_golden
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 TOKENS = ("input_ids", "attention_mask", "position_ids")
 Run = Callable[[list[np.ndarray]], np.ndarray]

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm2vec.batch import Batch
 from vlm2vec.models.vision.vision_cache import FeatureStore
-from vlm2vec.types import Batch
 
 METHOD = "get_image_features"  # computes the vectors that replace image tokens, in models of transformers
 UNUSED = ("last_hidden_state", "hidden_states", "attentions")  # fields of its output that are large and never read

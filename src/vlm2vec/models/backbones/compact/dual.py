@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlm2vec.batch import Batch
 from vlm2vec.models.backbones.compact.model import Compact, CompactModel
 from vlm2vec.models.backbones.compact.processing import CompactBackbone
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import last_token
 from vlm2vec.models.prompts import split_at_images
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 
 class DualModel(nn.Module):

@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import nn
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import DecoderBackbone
 from vlm2vec.models.backbones.compact.class_words import ClassWords
 from vlm2vec.models.backbones.compact.parts import VISION_DIM, EfficientNetLite, load_language
 from vlm2vec.models.backbones.compact.processing import CompactBackbone
 from vlm2vec.models.prompts import split_at_images
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 SHIPPED = Path(__file__).with_name("compact_pretrained.safetensors")
 SHIPPED_SHA256 = "0552299f2ee4cd921ead3e6ff5f7dfa24cdbe71344e44545709087dc109879bc"

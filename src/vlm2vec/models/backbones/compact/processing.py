@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm2vec.batch import Batch
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.prompts import order_of_images
 from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, VisionCache, chunks
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 LANGUAGE_LINEARS = r".*\.(q|k|v|o|gate|up|down)_proj"
 MAX_TEXT_TOKENS = 512

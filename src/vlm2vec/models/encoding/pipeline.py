@@ -18,16 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vlm2vec.batch import Batch, cut_by_tokens
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.device import is_device_broken
-from vlm2vec.types import Batch, EmbeddingInput, Media, by_content, content_key, cut_by_tokens
+from vlm2vec.models.encoding.settings import EncodeSettings, EncodingModel
+from vlm2vec.types import EmbeddingInput, Media, by_content, content_key
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,66 +40,6 @@ POOL_BATCHES = 4  # rows of this many batches wait before batches are cut from t
 POOL_BYTES = 256 << 20
 RECENT_BYTES = 64 << 20
 USUAL_TOKENS = (0.25, 256.0)  # per character, per image; until calibrated
-
-
-class EncodeOptions(TypedDict, total=False):
-    """Keyword arguments of `Embedder.encode`, which explains them."""
-
-    instruction: str | None
-    batch_size: int | None
-    batch_tokens: int | None
-    truncate_dim: int | None
-    workers: int | None
-    on_error: Callable[[int, UserError], None] | None
-    progress: Callable[[int], None]
-
-
-class EncodingModel(Protocol):
-    """What the pipeline needs of a model. An `Embedder` implements it."""
-
-    backbone: Backbone
-    training: bool
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        ...
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length of a vector, D."""
-        ...
-
-    def train(self, mode: bool = True) -> Any:
-        """Enables or disables dropout."""
-        ...
-
-    def eval(self) -> Any:
-        """Disables dropout."""
-        ...
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Unit-norm vectors of a batch, [N, D]."""
-        ...
-
-
-@dataclass(frozen=True)
-class EncodeSettings:
-    """`EncodeOptions` with their defaults."""
-
-    instruction: str | None = None
-    batch_size: int | None = None
-    batch_tokens: int | None = None
-    truncate_dim: int | None = None
-    workers: int | None = None
-    on_error: Callable[[int, UserError], None] | None = None
-    progress: Callable[[int], None] = lambda done: None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "batch_tokens", "truncate_dim", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value}: expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -182,7 +123,7 @@ class Pipeline:
         for key, item in items.items():
             if key in self._recent:
                 vectors_ND[places[key]] = self._recent[key]
-                self.settings.progress(len(places[key]))
+                self._report(len(places[key]))
             else:
                 missing[key] = item
         for key, result in self._encode(missing, executor):
@@ -191,15 +132,19 @@ class Pipeline:
             else:
                 vectors_ND[places[key]] = result
                 self._remember(key, result)
-                self.settings.progress(len(places[key]))
+                self._report(len(places[key]))
         return Encoded(begin, vectors_ND, bad)
+
+    def _report(self, done: int) -> None:
+        if self.settings.progress is not None:
+            self.settings.progress(done)
 
     def _fail(self, begin: int, rows: list[int], error: UserError) -> list[int]:
         if self.settings.on_error is None:
             raise error
         for row in rows:
             self.settings.on_error(begin + row, error)
-        self.settings.progress(len(rows))
+        self._report(len(rows))
         return rows
 
     def _remember(self, key: bytes, vector: np.ndarray) -> None:
