@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from samples import write_train_set
 from tiny.models import FAMILIES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,9 +37,10 @@ from vlm2vec.planning.geometry import Geometry, geometry, geometry_of, known_con
 from vlm2vec.planning.plan import GPUS, chunk_tokens_for, gpu_of, plan_training
 from vlm2vec.planning.sizing import sizing_table
 from vlm2vec.training.chunks import training_of
-from vlm2vec.training.config import load_recipe
+from vlm2vec.training.config import Recipe, load_recipe
 from vlm2vec.training.precision import train_in_float32
 from vlm2vec.training.recipes import find_recipe
+from vlm2vec.training.sample import sample_inputs
 
 TINY = ["llava_next", "qwen2_vl", "qwen3_vl"]
 
@@ -208,6 +210,24 @@ def test_the_command_plans_training_encoding_and_an_evaluation_offline() -> None
         result = CliRunner().invoke(app, ["plan", "vlm2vec-v2-qwen2vl", *more])
         assert result.exit_code == 0, result.output
         assert "computed, not measured" in result.output and "GPU-hours" in result.output
+
+
+def test_an_average_pair_is_that_of_the_data_folder(tmp_path: Path) -> None:
+    for i in range(4):
+        Image.new("RGB", (100 + 40 * (i % 2), 50)).save(tmp_path / f"{i}.png")
+    row = {"qry": "<|image_1|>\n" + "a" * 27, "pos_text": "b" * 8, "neg_text": "c" * 16}
+    write_train_set(tmp_path, "Seen", [{**row, "qry_image_path": f"{i}.png"} for i in range(4)])
+    write_train_set(tmp_path, "Read", [{"qry": "d" * 80, "pos_text": "e" * 40}] * 100)
+    values = {"train": {"steps": 10}, "output": tmp_path / "run", "model": {"base": "Qwen/Qwen2-VL-2B-Instruct"}}
+    data = {"root": tmp_path, "sets": {"Seen": 3.0, "Read": 1.0}}
+    inputs, line = sample_inputs(Recipe.model_validate({**values, "data": data}))
+    assert inputs.images == (0.75, 0, 0) and inputs.texts == (0.75 * 10 + 0.25 * 20, 0.75 * 2 + 0.25 * 10, 0.75 * 4)
+    assert inputs.size[0] * inputs.size[1] == pytest.approx(120 * 50, rel=0.03)
+    assert str(tmp_path) in line and "4 characters taken as a token" in line
+    by_size = sample_inputs(Recipe.model_validate({**values, "data": {"root": tmp_path}}))[0]
+    assert by_size.images[0] == pytest.approx(4 / 104)  # all rows count, not only those that are read
+    nothing, line = sample_inputs(Recipe.model_validate({**values, "data": {"root": tmp_path / "no"}}))
+    assert nothing == Inputs() and "no such folder; assumed" in line
 
 
 def test_what_cannot_be_planned_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,10 +11,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.progress import say
 
 if TYPE_CHECKING:
-    from vlm2vec.planning.cost import Inputs
     from vlm2vec.training.config import Recipe
-
-ASSUMED = "Assumed: {texts} text tokens per pair (query and target), one {size} image per pair"
 
 
 def plan(
@@ -24,7 +22,9 @@ def plan(
     utilization: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the peak FLOP/s that the job is assumed to reach.")
     ] = 0.4,
-    image: Annotated[str, typer.Option(help="Size of an average image in pixels.")] = "640x480",
+    image: Annotated[
+        str | None, typer.Option(help="Size of an average image in pixels.  [default: that of the data, else 640x480]")
+    ] = None,
     encode: Annotated[
         int | None, typer.Option(min=1, help="Plan encoding this many inputs instead of training.")
     ] = None,
@@ -34,6 +34,8 @@ def plan(
 ) -> None:
     """Compute parameters, memory, FLOPs and time of a recipe from its model's configuration; offline.
 
+    Tokens per pair come from a sample of the recipe's data folder; without one, an average pair is assumed.
+
     Example: vlm2vec plan vlm2vec-v2-qwen2vl --gpu 4090
     """
     from vlm2vec.planning.geometry import geometry_of
@@ -41,11 +43,13 @@ def plan(
     from vlm2vec.training.chunks import training_of
     from vlm2vec.training.config import load_recipe
     from vlm2vec.training.recipes import find_recipe
+    from vlm2vec.training.sample import sample_inputs
 
     settings = load_recipe(find_recipe(recipe), overrides or [])
     model = geometry_of(settings.model.base, settings.model.options)
-    inputs = inputs_of(image)
-    about = ASSUMED.format(texts="+".join(map(str, inputs.texts)), size=image)
+    inputs, about = sample_inputs(settings)
+    if image:
+        inputs, about = replace(inputs, size=size_of(image)), f"{about}; with --image {image}"
     if encode or evaluate:
         num_inputs = encode or num_inputs_of(str(evaluate))
         made = plan_encoding(model, num_inputs, inputs, gpu_of(gpu), count, utilization)
@@ -61,18 +65,16 @@ def plan(
     say(report(made, about))
 
 
-def inputs_of(image: str) -> Inputs:
-    """An average pair with an image of this size.
+def size_of(image: str) -> tuple[int, int]:
+    """Width and height from WIDTHxHEIGHT.
 
     Raises:
-        UserError: for a size that is not WIDTHxHEIGHT.
+        UserError: for any other text.
     """
-    from vlm2vec.planning.cost import Inputs
-
     width, _, height = image.partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise UserError(f"--image {image}: expected WIDTHxHEIGHT, such as 640x480")
-    return Inputs(size=(int(width), int(height)))
+    return int(width), int(height)
 
 
 def num_inputs_of(benchmark: str) -> int:
@@ -95,6 +97,7 @@ def verdict_for(recipe: Recipe) -> tuple[str, bool] | None:
     from vlm2vec.planning.geometry import geometry_of
     from vlm2vec.planning.plan import Gpu, plan_training, verdict
     from vlm2vec.training.chunks import chunk_tokens_of, training_of
+    from vlm2vec.training.sample import sample_inputs
 
     if not torch.cuda.is_available():
         return None
@@ -106,6 +109,6 @@ def verdict_for(recipe: Recipe) -> tuple[str, bool] | None:
     gpu = Gpu(torch.cuda.get_device_name(0), memory, 1.0)
     count = int(os.environ.get("WORLD_SIZE", "1"))
     chunk = chunk_tokens_of(recipe, torch.device("cuda", 0))
-    made = plan_training(model, training_of(recipe, chunk or 8192), inputs_of("640x480"), gpu, count)
+    made = plan_training(model, training_of(recipe, chunk or 8192), sample_inputs(recipe)[0], gpu, count)
     # The closed forms are within about 15 %; only what exceeds the memory by more is refused.
     return verdict(made), made.memory.total <= 1.15 * memory * GIB

@@ -50,16 +50,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an average pair holds.
+    """What an average pair holds. The defaults are assumed, for where there is no data to sample.
 
     Attributes:
-        texts: Text tokens of each input (query, target).
-        images: Images of each input.
+        texts: Mean text tokens of each input (query, target, then negatives).
+        images: Mean number of images of each input.
         size: Width and height of an image in pixels.
     """
 
-    texts: tuple[int, ...] = (40, 16)
-    images: tuple[int, ...] = (1, 0)
+    texts: tuple[float, ...] = (40, 16)
+    images: tuple[float, ...] = (1, 0)
     size: tuple[int, int] = (640, 480)
 
 
@@ -119,7 +119,7 @@ class Flops:
 def lengths(model: Geometry, inputs: Inputs) -> list[int]:
     """Tokens of each input of a pair."""
     image = model.image(*inputs.size)
-    return [text + count * image.tokens for text, count in zip(inputs.texts, inputs.images, strict=True)]
+    return [round(text + count * image.tokens) for text, count in zip(inputs.texts, inputs.images, strict=True)]
 
 
 def step_flops(model: Geometry, training: Training, inputs: Inputs) -> Flops:
@@ -128,7 +128,7 @@ def step_flops(model: Geometry, training: Training, inputs: Inputs) -> Flops:
     The backward pass is one forward pass's FLOPs for the states, and as many for weights where these are trained.
     """
     forward = sum(decoder_flops(model, tokens, training.rank) for tokens in lengths(model, inputs))
-    images = sum(inputs.images) * vision_flops(model, model.image(*inputs.size))
+    images = round(sum(inputs.images) * vision_flops(model, model.image(*inputs.size)))
     passes = 2 + int(training.checkpointing)
     base = sum(decoder_flops(model, tokens) for tokens in lengths(model, inputs))
     backward = 2 * forward if training.rank == 0 else base + 2 * (forward - base)
@@ -142,7 +142,7 @@ def step_flops(model: Geometry, training: Training, inputs: Inputs) -> Flops:
 
 def forward_flops(model: Geometry, inputs: Inputs) -> int:
     """Encoding every input of a pair once."""
-    images = sum(inputs.images) * vision_flops(model, model.image(*inputs.size))
+    images = round(sum(inputs.images) * vision_flops(model, model.image(*inputs.size)))
     return images + sum(decoder_flops(model, tokens) for tokens in lengths(model, inputs))
 
 

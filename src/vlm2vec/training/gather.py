@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
+
+BUCKET_BYTES = 64 << 20
+"""Size up to which gradients share one all-reduce."""
 
 
 def world_size() -> int:
@@ -94,10 +97,12 @@ def _row_counts(local: torch.Tensor) -> list[int]:
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sums the parameters' gradients over the ranks; a gradient that a rank does not have counts as zero.
 
-    Sharded gradients already are the mean over the ranks; they are scaled to the sum.
+    Gradients are all-reduced in buckets of `BUCKET_BYTES`: hundreds of small adapters cost a few collectives. Sharded
+    gradients already are the mean over the ranks; they are scaled to the sum.
     """
     if world_size() == 1:
         return
+    gradients = []
     for parameter in parameters:
         if isinstance(parameter, DTensor):
             if parameter.grad is not None:
@@ -105,4 +110,26 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         elif parameter.requires_grad:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        if len(bucket) == 1:
+            dist.all_reduce(bucket[0])
+            continue
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(gradients: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Gradients in order, in groups of one dtype and at most `BUCKET_BYTES`; a larger gradient is its own group."""
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for gradient in gradients:
+        if bucket and (size + gradient.nbytes > BUCKET_BYTES or gradient.dtype is not bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.nbytes
+    if bucket:
+        yield bucket

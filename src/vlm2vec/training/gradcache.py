@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -75,23 +76,27 @@ def cached_backward(
     """
     device = torch.device(device)
     num_idle = max_over_ranks(len(chunks), device) - len(chunks) if sharded else 0
-    chunks = [chunks[-1]] * num_idle + list(chunks)
-    keep = _Keeping(kept_chunks, len(chunks), device, sharded)
+    # The batch is copied once, in the chunks' order; both passes then take views of it.
+    ordered = batch.select([row for chunk in chunks for row in chunk])
+    ends = list(accumulate(len(chunk) for chunk in chunks))
+    bounds = list(zip([0, *ends], ends, strict=False))
+    bounds = [bounds[-1]] * num_idle + bounds
+    keep = _Keeping(kept_chunks, len(bounds), device, sharded)
 
     def forward(i: int) -> torch.Tensor:
-        part = batch.select(chunks[i])
+        part = ordered.slice(*bounds[i])
         with around(i, part):
             return encode(part.to(device))
 
     states: list[RandomState] = []
     first_pass: list[torch.Tensor] = []
-    for i in range(len(chunks)):
+    for i in range(len(bounds)):
         states.append(RandomState(device))
         with torch.set_grad_enabled(keep.next(i)):
             first_pass.append(forward(i))
-    value, gradients = _loss_by_vector(loss, first_pass[num_idle:], chunks[num_idle:])
+    value, gradients = _loss_by_vector(loss, first_pass[num_idle:], chunks)
     gradients = [torch.zeros_like(vectors) for vectors in first_pass[:num_idle]] + gradients
-    for i in sorted(range(len(chunks)), key=lambda i: i not in keep.kept):  # graphs that are held are freed first
+    for i in sorted(range(len(bounds)), key=lambda i: i not in keep.kept):  # graphs that are held are freed first
         if i in keep.kept:
             vectors = first_pass[i]
         else:

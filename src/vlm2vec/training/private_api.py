@@ -94,7 +94,7 @@ class CheckpointingTrainer(transformers.Trainer):
         barrier()
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
-        """The backbone's complete weights if they are sharded, else None; every rank must call it."""
+        """The backbone's complete weights on rank 0 if they are sharded, else None; every rank must call it."""
         return sharding.whole_state(self.embedder.backbone.model) if self.is_sharded else None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -153,7 +153,7 @@ class CheckpointingTrainer(transformers.Trainer):
         if resume_from_checkpoint is not None:
             self._load_step(Path(resume_from_checkpoint))
         if self.is_sharded:
-            sharding.shard(self.embedder, self.objective.parameters())
+            sharding.shard(self.embedder, self.objective.parameters(), in_half=self.args.bf16)
             self.is_distributed_loading_by_transformers = True  # the Trainer then neither wraps nor moves it
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

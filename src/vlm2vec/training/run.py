@@ -65,8 +65,12 @@ def build_embedder(recipe: Recipe) -> Embedder:
     return embedder
 
 
-def read_sets(recipe: Recipe) -> Sets:
+def read_sets(recipe: Recipe, limit: int | None = None) -> Sets:
     """Examples of every set that the recipe names: in memory in the MMEB-train layout, else streamed.
+
+    Args:
+        recipe: Settings.
+        limit: Read at most this many first rows of each file in the MMEB-train layout. Default: all.
 
     Raises:
         UserError: see `read_train_set` and `StreamedSet`.
@@ -74,21 +78,20 @@ def read_sets(recipe: Recipe) -> Sets:
     root = recipe.data.root
     files = WORDINGS[recipe.data.instructions]
     names = list(recipe.data.sets) if recipe.data.sets else sorted({*streamed_sets(root), *_listed(root, files)})
-    return {name: _read_set(recipe, name) for name in names}
+    return {name: _read_set(recipe, name, limit) for name in names}
 
 
 def _listed(root: Path, files: str) -> list[str]:
     return [] if streamed_sets(root) and not any(root.glob(f"*/{files}")) else list_sets(root, files)
 
 
-def _read_set(recipe: Recipe, name: str) -> Sequence[TrainExample]:
-    data = recipe.data
+def _read_set(recipe: Recipe, name: str, limit: int | None) -> Sequence[TrainExample]:
+    data, cap = recipe.data, pair_limit(recipe, name)
     own = data.sets.get(name) if isinstance(data.sets, dict) else None
-    cap = own.max_pairs if isinstance(own, SetSettings) and own.max_pairs else data.max_pairs
     instruction = own.target_instruction if isinstance(own, SetSettings) else None
     streamed = streamed_sets(data.root)
     if name not in streamed:
-        rows = read_train_set(data.root, name, data.use_negatives, data.instructions)
+        rows = read_train_set(data.root, name, data.use_negatives, data.instructions, limit)
         kept = capped(rows, cap, recipe.train.seed, name)
         return _with_target_instruction(kept, instruction, name) if instruction else kept
     examples = StreamedSet(streamed[name], name, None, data.use_negatives, instruction)
@@ -108,6 +111,12 @@ def _with_target_instruction(examples: Sequence[TrainExample], instruction: str,
             len(found),
         )
     return found
+
+
+def pair_limit(recipe: Recipe, name: str) -> int | None:
+    """The most pairs of a set that the recipe uses; None: all."""
+    own = recipe.data.sets.get(name) if isinstance(recipe.data.sets, dict) else None
+    return own.max_pairs if isinstance(own, SetSettings) and own.max_pairs else recipe.data.max_pairs
 
 
 def check_images(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:

@@ -16,25 +16,32 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlm2vec.errors import UserError
-from vlm2vec.training.gather import world_size
+from vlm2vec.training.gather import rank, world_size
 
 
-def shard(embedder: Any, kept_whole: Iterable[nn.Parameter]) -> None:
-    """Cuts a model's parameters over the processes, in place.
+def shard(embedder: Any, kept_whole: Iterable[nn.Parameter], in_half: bool = False) -> None:
+    """Shards a model's parameters over the ranks, in place.
 
     Args:
         embedder: With a `backbone`, whose `model` it is.
-        kept_whole: Parameters that every process holds.
+        kept_whole: Parameters that every rank holds.
+        in_half: Layers are gathered in bfloat16, half the traffic and memory; gradients are reduced in float32, and the
+            vectors stay float32. Shards keep the parameters' own dtype.
     """
     _use_all(embedder.backbone)
     mesh = init_device_mesh(embedder.device.type, (world_size(),))
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if in_half else None,
+        reduce_dtype=torch.float32 if in_half else None,
+        cast_forward_inputs=False,  # autocast decides the dtype of each operation, as without shards
+    )
     for layer in _language_layers(embedder.backbone):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(embedder, mesh=mesh, ignored_params=set(kept_whole))
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(embedder, mesh=mesh, mp_policy=policy, ignored_params=set(kept_whole))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -43,12 +50,20 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights of a sharded model that a checkpoint may hold, on the CPU; every process must call it."""
+    """All weights of a sharded model that a checkpoint may hold, on the CPU of rank 0.
+
+    Every rank must call it. The others get an empty dictionary: a machine holds the complete model once, not once per
+    rank.
+    """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     everything = trained == {name for name, _ in model.named_parameters()}
-    return {
-        name: whole(value.detach()).cpu() for name, value in model.state_dict().items() if everything or name in trained
-    }
+    state = {}
+    for name, value in model.state_dict().items():
+        if everything or name in trained:
+            complete = whole(value.detach())
+            if rank() == 0:
+                state[name] = complete.cpu()
+    return state
 
 
 def _use_all(backbone: Any) -> None:
@@ -75,11 +90,14 @@ def _use_all(backbone: Any) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimiser remembers, whole and by the parameters' names; every process must call it."""
-    state = {
-        name: {key: whole(value).cpu() if isinstance(value, torch.Tensor) else value for key, value in mine.items()}
-        for name, mine in _states(model, optimizer)
-    }
+    """The complete optimizer state by parameter name, on rank 0; every rank must call it, the others get no state."""
+    state: dict[str, dict[str, Any]] = {}
+    for name, mine in _states(model, optimizer):
+        for key, value in mine.items():
+            complete = whole(value) if isinstance(value, torch.Tensor) else value
+            if rank() == 0:
+                complete = complete.cpu() if isinstance(complete, torch.Tensor) else complete
+                state.setdefault(name, {})[key] = complete
     return {"state": state}
 
 

@@ -1,6 +1,6 @@
-"""One contrastive step without an optimiser: pairs in, gradients of the whole batch's loss in the parameters.
+"""One contrastive step without an optimizer: pairs in, gradients of the whole batch's loss in the parameters.
 
-Shapes: U distinct inputs of this process, B queries, D embedding dim.
+Shapes: U distinct inputs that this rank read, B queries, D embedding dim.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vlm2vec.data.collate import PairBatch
 from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.training.attention import attention_for
 from vlm2vec.training.config import TrainSettings
+from vlm2vec.training.dealing import DealtRows
 from vlm2vec.training.gather import sum_gradients, sum_over_ranks
 from vlm2vec.training.gradcache import cached_backward
 from vlm2vec.training.objective import GatheredTargets, Objective
@@ -69,6 +70,8 @@ class ContrastiveStep:
         """Adds the gradient to the parameters; `parameters` are summed over the processes at the end."""
         pairs = _keys_to(pairs, self.device)
         gathered = GatheredTargets.of(pairs, self.device)
+        dealt = DealtRows(pairs.inputs, self.device)
+        inputs = dealt.batch
         seen: dict[str, float] = {}
 
         def encode(batch: Any) -> torch.Tensor:
@@ -76,17 +79,18 @@ class ContrastiveStep:
                 vectors: torch.Tensor = self.model(batch)
             return vectors
 
-        def loss(vectors_UD: torch.Tensor) -> torch.Tensor:
+        def loss(vectors: torch.Tensor) -> torch.Tensor:
+            vectors_UD = dealt.own(vectors)
             seen["mean_cosine"] = mean_cosine(vectors_UD.detach())
             return self.objective(vectors_UD[pairs.query_rows], vectors_UD[pairs.target_rows], pairs, gathered)  # type: ignore[no-any-return]
 
         tokens = self.settings.chunk_tokens
         assert tokens != "auto", "vlm2vec.training.chunks puts a number in its place"
-        chunks = cut_by_tokens(pairs.inputs.lengths(), self.settings.chunk_size, tokens)
-        with attention_for(pairs.inputs, self.device, self.in_half):
+        chunks = cut_by_tokens(inputs.lengths(), self.settings.chunk_size, tokens)
+        with attention_for(inputs, self.device, self.in_half):
             value = cached_backward(
                 encode,
-                pairs.inputs,
+                inputs,
                 loss,
                 chunks,
                 self.settings.kept_chunks,

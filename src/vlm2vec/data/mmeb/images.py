@@ -44,7 +44,11 @@ def list_sets(root: Path, files: str = TRAIN_FILES) -> list[str]:
 
 
 def read_train_set(
-    root: Path, name: str, use_negatives: bool = True, wording: Literal["original", "diverse"] = "original"
+    root: Path,
+    name: str,
+    use_negatives: bool = True,
+    wording: Literal["original", "diverse"] = "original",
+    limit: int | None = None,
 ) -> list[TrainExample]:
     """Pairs of one set in the MMEB-train layout: `<root>/<name>/original-*.parquet`, or `diverse_instruction-*`.
 
@@ -55,13 +59,14 @@ def read_train_set(
         name: Folder of the set.
         use_negatives: Whether `neg_*` columns become explicit negatives.
         wording: The published sets have two: one instruction a set, or several.
+        limit: Read at most this many first rows of each file. Default: all.
 
     Raises:
         UserError: for a missing or empty set, a missing or unknown column, or a row without query or target.
     """
     examples = []
     media = Media(root)
-    for where, row in _rows(root, name, WORDINGS[wording], TRAIN_COLUMNS):
+    for where, row in _rows(root, name, WORDINGS[wording], TRAIN_COLUMNS, limit=limit):
         query = _train_input(row["qry"], row["qry_image_path"], media, f"{where}, field qry_image_path")
         target = _train_input(row["pos_text"], row["pos_image_path"], media, f"{where}, field pos_image_path")
         found = [
@@ -74,6 +79,11 @@ def read_train_set(
         negatives = tuple(negative for negative in found if negative is not None) if use_negatives else ()
         examples.append(TrainExample(query, target, negatives, name, origin=where))
     return examples
+
+
+def num_pairs(root: Path, name: str, wording: Literal["original", "diverse"] = "original") -> int:
+    """Pairs of a set in the MMEB-train layout, from the heads of its files."""
+    return sum(pq.read_metadata(file).num_rows for file in (root / name).glob(WORDINGS[wording]))
 
 
 def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirks = PUBLISHED) -> list[EvalQuery]:
@@ -200,14 +210,16 @@ def _pairs(texts: Any, paths: Any, where: str) -> list[tuple[str | None, str | N
     return list(zip(texts, paths, strict=True))
 
 
-def _rows(root: Path, name: str, pattern: str, *layouts: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+def _rows(
+    root: Path, name: str, pattern: str, *layouts: Sequence[str], limit: int | None = None
+) -> list[tuple[str, dict[str, Any]]]:
     """Rows of a set with where each stands; its columns must be those of one of the layouts."""
     files = sorted((root / name).glob(pattern))
     if not files:
         raise UserError(f"{root / name}: no {pattern} there; known sets: {', '.join(list_sets(root, pattern))}")
     rows = []
     for file in files:
-        table = read_parquet(file)
+        table = read_parquet(file, limit=limit)
         found = set(table.schema.names)
         columns = min(layouts, key=lambda layout: len(set(layout) ^ found))
         for column in sorted(set(columns) ^ found):
@@ -219,14 +231,18 @@ def _rows(root: Path, name: str, pattern: str, *layouts: Sequence[str]) -> list[
     return rows
 
 
-def read_parquet(file: Path, columns: Sequence[str] | None = None) -> Any:
-    """A parquet file as an arrow table.
+def read_parquet(file: Path, columns: Sequence[str] | None = None, limit: int | None = None) -> Any:
+    """A parquet file, or its `limit` first rows, as an arrow table.
 
     Raises:
         UserError: if it is not readable.
     """
     try:
-        return pq.read_table(file, columns=columns)
+        if limit is None:
+            return pq.read_table(file, columns=columns)
+        with pq.ParquetFile(file) as opened:
+            first = next(opened.iter_batches(limit, columns=columns), None)
+            return opened.schema_arrow.empty_table() if first is None else pa.Table.from_batches([first])
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file}: not a readable parquet file ({error}); download it again") from error
 
