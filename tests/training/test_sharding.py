@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from vlm2vec import Embedder, EmbeddingInput
 from vlm2vec.data.collate import collate_pairs
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.verification.golden import verify_golden
 from vlm2vec.training import sharding
@@ -26,7 +27,6 @@ from vlm2vec.training.objective import Objective
 from vlm2vec.training.run import build_embedder, read_log, read_sets, train
 from vlm2vec.training.step import ContrastiveStep
 from vlm2vec.training.trainer import ContrastiveTrainer
-from vlm2vec.types import TrainExample
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"lora": None},

@@ -108,7 +108,7 @@ def _exchange(parts: Sequence[Batch | None], device: torch.device) -> list[Batch
     counts = incoming.tolist()
     received = torch.empty(sum(counts), dtype=torch.uint8, device=device)
     dist.all_to_all_single(received, torch.cat(sent).to(device), counts, [len(data) for data in sent])
-    batches = [_from_bytes(data) if len(data) else None for data in received.cpu().split(counts)]
+    batches = [_from_bytes(data) if len(data) else None for data in torch.split(received.cpu(), counts)]
     batches[rank()] = parts[rank()]
     return [batch for batch in batches if batch is not None]
 

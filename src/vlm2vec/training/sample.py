@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mmeb.images import num_pairs
 from vlm2vec.data.streams import StreamedSet
 from vlm2vec.errors import UserError
@@ -16,7 +17,7 @@ from vlm2vec.planning.cost import Inputs
 from vlm2vec.training.config import Recipe
 from vlm2vec.training.run import pair_limit, read_sets
 from vlm2vec.training.trainer import recipe_weights
-from vlm2vec.types import EmbeddingInput, TrainExample
+from vlm2vec.types import EmbeddingInput
 
 PER_SET = 64
 """Pairs of a set that are looked at."""
