@@ -76,6 +76,13 @@ def test_a_bad_recipe_is_one_line_that_names_file_and_key(
     assert "\n" not in str(caught.value)
 
 
+def test_an_earlier_name_of_a_key_still_works_with_a_notice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL + "model: {towers: vision}\n"))
+    assert recipe.model.components == "vision"
+    assert "model.towers is deprecated; use model.components" in caplog.text
+    assert "towers" not in dump_recipe(recipe)
+
+
 def test_a_missing_recipe_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such recipe"):
         load_recipe(tmp_path / "absent.yaml")

@@ -122,7 +122,7 @@ def test_a_recipe_with_labels_trains(recipe_values: dict[str, Any], tmp_path: Pa
 def test_a_guide_and_a_teacher_encode_each_distinct_input_once_and_a_second_run_encodes_nothing(
     recipe_values: dict[str, Any], tmp_path: Path, tiny_qwen2_vl: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VLM2VEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(reference, "default_cache", lambda: tmp_path / "cache")
     encoded: list[str | None] = []
     fill = reference.fill
 

@@ -18,19 +18,19 @@ def trained(base: str, **changes: object) -> set[str]:
     return {name for name, p in build_embedder(recipe(base, **changes)).named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("towers", ["language", "vision", "both"])
-def test_adapters_stand_in_the_chosen_towers_only(tiny_qwen2_vl: str, towers: str) -> None:
-    names = trained(tiny_qwen2_vl, model={"towers": towers})
+@pytest.mark.parametrize("components", ["language", "vision", "both"])
+def test_adapters_stand_in_the_chosen_components_only(tiny_qwen2_vl: str, components: str) -> None:
+    names = trained(tiny_qwen2_vl, model={"components": components})
     assert all("lora_" in name for name in names)
     where = {"vision" if ".visual." in name else "language" for name in names}
-    assert where == ({"language", "vision"} if towers == "both" else {towers})
+    assert where == ({"language", "vision"} if components == "both" else {components})
 
 
-@pytest.mark.parametrize("towers", ["language", "vision", None])
-def test_full_tuning_leaves_the_other_tower_frozen(tiny_qwen2_vl: str, towers: str | None) -> None:
-    names = trained(tiny_qwen2_vl, lora=None, model={"towers": towers})
+@pytest.mark.parametrize("components", ["language", "vision", None])
+def test_full_tuning_leaves_the_other_component_frozen(tiny_qwen2_vl: str, components: str | None) -> None:
+    names = trained(tiny_qwen2_vl, lora=None, model={"components": components})
     where = {"vision" if ".visual." in name else "language" for name in names}
-    assert where == ({"language", "vision"} if towers is None else {towers})
+    assert where == ({"language", "vision"} if components is None else {components})
 
 
 def test_dora_adds_a_length_to_every_adapter(tiny_qwen2_vl: str) -> None:
@@ -42,8 +42,8 @@ def test_dora_adds_a_length_to_every_adapter(tiny_qwen2_vl: str) -> None:
 
 def test_components_of_a_model_that_trains_a_fixed_set_are_refused() -> None:
     small = {"num_layers": 1, "visual_tokens": 4, "image_size": 64}
-    with pytest.raises(UserError, match=r"model\.towers: compact always trains language model, projector, head"):
-        build_embedder(recipe("compact", model={"options": small, "towers": "vision"}))
+    with pytest.raises(UserError, match=r"model\.components: compact always trains language model, projector, head"):
+        build_embedder(recipe("compact", model={"options": small, "components": "vision"}))
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(tiny_qwen2_vl: str) -> None:

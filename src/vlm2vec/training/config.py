@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.losses import LOSSES, Hardness
 
+logger = logging.getLogger(__name__)
+
 
 class Section(BaseModel):
     """Settings whose unknown keys are errors."""
@@ -22,10 +25,10 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """What is trained."""
+    """The model and its trained components."""
 
     base: str = "compact"
-    """A built-in, a folder or a hub id."""
+    """A built-in model, a folder or a hub id."""
     revision: str | None = None
     family: str | None = None
     """`model_type` of the base's HF config; only a dry run needs it, to build a tiny model of the same family."""
@@ -33,24 +36,34 @@ class ModelSettings(Section):
     """Settings of the family, such as `num_layers` of compact."""
     pooling: Literal["last", "mean"] = "last"
     gradient_checkpointing: bool = False
-    """Activations of a chunk are computed again in its backward pass: less memory, about a third more time."""
-    towers: Literal["language", "vision", "both"] | None = None
-    """What is tuned. "vision" is everything before the language model: encoder and projector. null: with LoRA the
-    language model, without it both."""
+    """Recomputes the activations of a chunk in its backward pass: less memory, about a third more time."""
+    components: Literal["language", "vision", "both"] | None = None
+    """Which components are trained. "vision" is everything before the language model: vision encoder and projector.
+    null: with LoRA the language model, without it both."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "towers" in values:
+            logger.warning("model.towers is deprecated; use model.components")
+            values = {name: value for name, value in values.items() if name != "towers"} | {
+                "components": values.get("components", values["towers"])
+            }
+        return values
 
 
 class LoraSettings(Section):
-    """Low-rank adapters; `lora: null` in a recipe tunes everything that is not frozen."""
+    """Low-rank adapters; `lora: null` trains every parameter that is not frozen."""
 
     rank: int = Field(default=8, ge=1)
     """VLM2Vec's ablation favours 4 to 8 (arXiv 2410.05160, table 3)."""
     alpha: int = Field(default=64, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     targets: list[str] | None = None
-    """Linear layers by name; null: those of `model.towers`."""
+    """Linear layers by name; null: those of `model.components`."""
     dora: bool = False
-    """Weight-decomposed adapters: a trained length beside the low-rank change; slower, a little closer to full tuning.
-    The published VLM2Vec code always has it on."""
+    """Weight-decomposed adapters: a trained norm beside the low-rank update. Slower, and slightly closer to full
+    fine-tuning. The published VLM2Vec code always uses it."""
 
 
 class SetSettings(Section):
@@ -59,59 +72,59 @@ class SetSettings(Section):
     weight: float | None = Field(default=None, gt=0)
     """Share in the batches, on any scale; null: by size."""
     max_pairs: PositiveInt | None = None
-    """At most so many pairs, chosen by chance; null: as `data.max_pairs` says."""
+    """Maximum number of pairs, sampled at random; null: `data.max_pairs`."""
     target_instruction: str | None = None
     """Instruction of targets and negatives that have none of their own; encode candidates with the same one. Verbatim
     prompts (with `<|image_1|>`, as MMEB publishes) stay as they are. null: none."""
 
 
 class DataSettings(Section):
-    """What it is trained on."""
+    """The training sets and how batches are drawn from them."""
 
     root: Path
-    """A folder, relative to where the command runs: of sets in the MMEB-train layout, and of sets of records (`.jsonl`,
-    `.parquet`, webdataset `.tar`, or folders of these), which are streamed."""
+    """Folder of the sets, relative to the working directory: sets in the MMEB-train layout, and sets of records
+    (`.jsonl`, `.parquet`, webdataset `.tar`, or folders of these), which are streamed."""
     sets: dict[str, float | SetSettings] | list[str] | None = None
-    """Names, or names with weights (or weight and cap); null: every set of the folder."""
+    """Names, or names with weights or with settings of the set; null: every set of the folder."""
     max_pairs: PositiveInt | None = None
-    """Pairs of a set at most, chosen by chance; the paper took 50,000."""
+    """Maximum number of pairs of each set, sampled at random; the paper used 50,000."""
     size_exponent: float = Field(default=1.0, ge=0, le=1)
-    """Sets without a weight are drawn by size to this power: 1 by size, 0 all alike."""
+    """A set without a weight is weighted by its size to this power: 1 by size, 0 all equal."""
     batching: Literal["mixed", "single", "interleaved"] = "interleaved"
-    """Each pair from any set; each batch from one set; or each batch of sub-batches from one set each. VLM2Vec-V2
+    """Each pair from any set; each batch from one set; or each sub-batch from one set. VLM2Vec-V2
     found sub-batches of 64 in 1,024 best on images (arXiv 2507.04590, table 4)."""
     sub_batch_size: int = Field(default=64, ge=1)
-    """Pairs of a sub-batch over all processes (interleaved); divides `train.batch_size`, or is at least as large."""
+    """Pairs per sub-batch over all ranks (interleaved); divides `train.batch_size`, or is at least as large."""
     instructions: Literal["original", "diverse"] = "original"
-    """Which files of sets in the MMEB-train layout: `original-*` (one wording a set) or `diverse_instruction-*`."""
+    """Which files of sets in the MMEB-train layout: `original-*` (one wording per set) or `diverse_instruction-*`."""
     use_negatives: bool = True
     mask_equal_targets: bool = True
     """Targets equal to a query's positive are not its negatives."""
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """Before the first step every image is checked; an unreadable one stops the run, or its pairs are left out
-    and counted."""
+    """Every image is checked before the first step. An unreadable one stops the run, or its pairs are left out and
+    counted."""
     num_workers: int = Field(default=0, ge=0)
-    """Processes that prepare batches; 0: in the main process, which suffices where images are cached."""
+    """Processes that prepare batches; 0: the main process, which suffices if images are cached."""
 
 
 class TrainSettings(Section):
-    """How it is trained."""
+    """Optimization, memory and output of a run."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(default=128, ge=2)
-    """Pairs a step over all processes; every other pair's target is a negative."""
+    """Pairs per step over all ranks. The targets of all other pairs are negatives."""
     chunk_size: int | None = Field(default=32, ge=1)
-    """Inputs a forward pass on each process (GradCache): a memory knob that does not change the gradient; null: as
-    many as `chunk_tokens` lets in."""
+    """Maximum number of inputs per forward pass on each rank (GradCache). It changes memory, not the gradient. null:
+    limited by `chunk_tokens` only."""
     chunk_tokens: PositiveInt | Literal["auto"] | None = None
-    """Tokens a forward pass on each process, visual ones and padding included; null: no limit. auto: on a GPU as many
-    as the plan finds to fit its memory, halved once if they do not; on a CPU 2,048."""
+    """Maximum number of tokens per forward pass on each rank, visual tokens and padding included; null: no limit. auto:
+    on a GPU the number that fits its memory by the plan, halved once if it does not fit; on the CPU 2,048."""
     kept_chunks: NonNegativeInt | Literal["auto"] = "auto"
-    """So many chunks keep their graph and skip the second forward pass: faster, more memory, same gradient. auto: on
-    a GPU as many as its memory takes; elsewhere one, which costs nothing at the peak."""
+    """Number of chunks that keep their graph and skip the second forward pass: faster, more memory, same gradient.
+    auto: on a GPU as many as fit its memory; elsewhere one, which does not raise the peak."""
     reuse_vision: Literal["no", "step", "disk"] = "step"
-    """Where the vision side is frozen: run it twice a step, once a step, or once an image (features in the cache
-    folder, about 3 KB a visual token)."""
+    """Runs a frozen vision encoder twice per step, once per step, or once per image (features in the cache folder,
+    about 3 KB per visual token)."""
     merge_equal: bool = True
     """Equal inputs of one side of a batch are encoded once. With dropout they then share its mask."""
     learning_rate: float = Field(default=2e-5, gt=0)
@@ -121,30 +134,30 @@ class TrainSettings(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=0.02, gt=0)
     bf16: bool | None = None
-    """null: where the processor computes in bfloat16 natively."""
+    """Trains under autocast to bfloat16; null: if the hardware computes in bfloat16 natively."""
     seed: int = 42
     log_steps: int = Field(default=10, ge=1)
     save_steps: int = Field(default=500, ge=1)
     report_to: list[str] | None = None
-    """Trackers of transformers, such as tensorboard; null: trackio where it is installed, else none. The run's own
-    report.html is written in any case."""
+    """Trackers of transformers, such as tensorboard; null: trackio if it is installed, else none. The run's own
+    report.html is always written."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Saves the moving average of the trained weights instead of the last ones; null: off."""
+    """Decay of the moving average of the trained weights, which is saved instead of the last weights; null: off."""
     sharding: Literal["none", "full"] = "none"
-    """Of several processes: each holds the whole model (DDP), or parameters, gradients and optimiser state are cut over
-    them (FSDP2)."""
+    """On several ranks: each rank holds the whole model (DDP), or parameters, gradients and optimizer state are sharded
+    over the ranks (FSDP2)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         if self.sharding == "full" and self.ema_decay is not None:
-            raise ValueError("sharding full keeps no moving average; set ema_decay to null")
+            raise ValueError("sharding full does not support a moving average; set ema_decay to null")
         return self
 
 
 class LossSettings(Section):
-    """What is minimised; the temperature is `train.temperature`."""
+    """The loss; its temperature is `train.temperature`."""
 
     kind: str = "info_nce"
     """A name from `vlm2vec.losses.LOSSES`. `info_nce`: softmax over the batch; with several positives per query, the
@@ -164,7 +177,7 @@ class LossSettings(Section):
     guide_margin: float = Field(default=0.0, ge=-2, le=2)
     """The guide's cosine must exceed the positive's by more than this."""
     teacher: str | None = None
-    """A model whose similarities (`also: {distillation: 1}`) or vectors (`distill_vectors`) are imitated."""
+    """A model whose similarities (`also: {distillation: 1}`) or vectors (`distill_vectors`) are the training target."""
     teacher_temperature: float = Field(default=0.02, gt=0)
     """Divides the teacher's cosines."""
     distill_vectors: float = Field(default=0.0, ge=0)
@@ -172,19 +185,19 @@ class LossSettings(Section):
     score_temperature: float = Field(default=1.0, gt=0)
     """Divides the data's scores before their softmax; read by `soft_labels`."""
     directions: Literal["query", "both"] = "query"
-    """Each query finds its target, as VLM2Vec trains; or also each target its query, mean of the two."""
+    """From queries to targets, as VLM2Vec trains; or the mean of that loss and the loss from targets to queries."""
     learn_temperature: bool = False
+    """Learns the temperature, starting at `train.temperature`."""
     bias: float = -10.0
-    """Of the sigmoid loss: start value; SigLIP's is -10."""
+    """Initial bias of the sigmoid loss; -10 as in SigLIP."""
     learn_bias: bool = True
-    """Of the sigmoid loss."""
+    """Learns the bias of the sigmoid loss."""
     matryoshka_dims: list[PositiveInt] | None = None
-    """Lengths that vectors may be cut to afterwards; the loss is the mean over them."""
+    """Dimensions to which vectors may be truncated later; the loss is the mean over them."""
     mask_equal_queries: bool = True
-    """The target of an equal query is no negative."""
+    """Targets of an equal query are not negatives."""
     mask_margin: float | None = Field(default=None, ge=-2, le=2)
-    """Targets whose cosine exceeds the positive's by more than this are taken for unmarked positives and left out;
-    null: none is."""
+    """Masks targets whose cosine exceeds the positive's by more than this: unlabelled positives. null: no mask."""
 
     @property
     def losses(self) -> dict[str, float]:
@@ -207,31 +220,31 @@ class LossSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """Evaluation during training, on all its processes."""
+    """Evaluation during training, on all ranks."""
 
     benchmark: str
     """A shipped benchmark's name or a YAML file."""
     data: Path | None = None
-    """Folder of the evaluation sets; null: as the benchmark's file says."""
+    """Folder of the evaluation sets; null: the one that the benchmark's file names."""
     tasks: list[str] | None = None
     """Names; null: every task."""
     num_queries: int | None = Field(default=None, ge=1)
-    """So many first queries of each task; null: all."""
+    """Number of queries of each task, from the first; null: all."""
     every_steps: int = Field(default=100, ge=1)
-    """And after the last step."""
+    """Interval of evaluations in steps; the last step is always evaluated."""
     at_start: bool = False
-    """Also before the first step, to compare with the untrained model."""
+    """Also evaluates before the first step, to compare with the untrained model."""
     best_by: str = "overall"
-    """The group whose highest mean makes a checkpoint the one kept in `best/`."""
+    """Group of tasks; the checkpoint with its highest mean is kept in `best/`."""
 
 
 class GuardSettings(Section):
-    """When a run is stopped."""
+    """Conditions that stop a run."""
 
     collapse_cosine: float = Field(default=0.9999, gt=0, le=1)
-    """Mean cosine of different inputs above which vectors count as all alike."""
+    """Mean cosine of different inputs above which the embeddings count as collapsed."""
     collapse_steps: PositiveInt = 50
-    """For so many steps in a row."""
+    """Number of consecutive collapsed steps that stops the run."""
     memory_climb_mib: PositiveInt | None = None
     """Growth of memory after it has settled that stops the run (a step checkpoint is there); null: only recorded."""
     memory_settle_steps: PositiveInt = 20
@@ -256,7 +269,7 @@ class Recipe(Section):
             raise ValueError("model.pooling has no effect on compact-dual; remove it")
         if self.train.sharding == "full" and self.evaluate is not None:
             raise ValueError(
-                "train.sharding full cannot be evaluated on the way; score its checkpoints with vlm2vec eval"
+                "train.sharding full does not support evaluation during training; use vlm2vec eval on its checkpoints"
             )
         batch, part = self.train.batch_size, self.data.sub_batch_size
         if self.data.batching == "interleaved" and part < batch and batch % part:

@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm2vec.training.trainer_internals import PEFT_METHODS, dora_layers
+
 
 @contextmanager
 def norms_once(model: nn.Module) -> Iterator[None]:
     """Around a step: each DoRA layer of linear layers computes its norm at its first forward pass only."""
-    from peft.tuners.lora.dora import DoraLinearLayer
-
-    layers = [module for module in model.modules() if type(module) is DoraLinearLayer]
+    layers = dora_layers(model)
     for layer in layers:
         _remember(layer)
     try:
         yield
     finally:
         for layer in layers:
-            for name in ("get_lora_weight", "get_weight_norm"):
+            for name in PEFT_METHODS:
                 object.__delattr__(layer, name)
 
 
 def _remember(layer: Any) -> None:
-    """Puts functions that remember before the layer's own two."""
+    """Replaces the layer's two functions by ones that compute the norm once."""
     get_lora_weight, get_weight_norm = layer.get_lora_weight, layer.get_weight_norm
     norm: torch.Tensor | None = None
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from vlm2vec.errors import UserError
-from vlm2vec.training.private_api import step_checkpoints
+from vlm2vec.training.trainer_internals import step_checkpoints
 
 CHECKPOINTS = "checkpoints"
 BEFORE_FIRST_CHECKPOINT = {CHECKPOINTS, "evaluations.json", "best"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlm2vec.errors import UserError
 from vlm2vec.training.config import Recipe, load_recipe
-from vlm2vec.training.private_api import RECIPE_FILE
+from vlm2vec.training.trainer_internals import RECIPE_FILE
 
 FIXED = ("model", "lora", "loss.kind", "loss.learn_temperature", "loss.learn_bias", "train.ema_decay")
 """Sections and keys whose change needs weights or state that the checkpoint does not have."""

@@ -29,11 +29,11 @@ from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
 from vlm2vec.training.data_checks import check_negatives, check_scores
 from vlm2vec.training.output import CHECKPOINTS, check_new
 from vlm2vec.training.precision import base_dtype, train_in_float32
-from vlm2vec.training.private_api import step_checkpoints
 from vlm2vec.training.reference import open_references
 from vlm2vec.training.report import write_report
 from vlm2vec.training.resume import check_resume
 from vlm2vec.training.trainer import ContrastiveTrainer
+from vlm2vec.training.trainer_internals import step_checkpoints
 
 LOG_FILE = "log.json"
 REPORT_FILE = "report.html"
@@ -50,15 +50,15 @@ def build_embedder(recipe: Recipe) -> Embedder:
         settings.base, dtype=base_dtype(recipe, device), device=device, revision=settings.revision, **settings.options
     )
     embedder.backbone.pooling = settings.pooling
-    towers, lora = settings.towers, recipe.lora
+    components, lora = settings.components, recipe.lora
     if lora:
-        targets = lora.targets or (linear_layers(embedder.backbone, towers) if towers else None)
+        targets = lora.targets or (linear_layers(embedder.backbone, components) if components else None)
         checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, targets, lora.dora)
         train_in_float32(embedder)
     elif checkpoint.has_adapter(embedder.backbone):
         raise UserError(f"model.base: {settings.base} brings an adapter: merge it first (vlm2vec export --to merged)")
-    elif towers:
-        freeze_other(embedder.backbone, towers)
+    elif components:
+        freeze_other(embedder.backbone, components)
     if settings.gradient_checkpointing:
         embedder.backbone.enable_gradient_checkpointing()
     embedder.backbone.cache_images(cache_folder() / "vision")

@@ -38,9 +38,9 @@ from vlm2vec.training.gather import sum_over_ranks, world_size
 from vlm2vec.training.guard import Guard
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.precision import uses_bf16
-from vlm2vec.training.private_api import CheckpointingTrainer, on_one_gpu
 from vlm2vec.training.reference import ReferenceModel
 from vlm2vec.training.step import ContrastiveStep, StepResult
+from vlm2vec.training.trainer_internals import CheckpointingTrainer, on_one_gpu
 
 
 class ContrastiveTrainer(CheckpointingTrainer):

@@ -82,7 +82,7 @@ def add_adapter(
             kind = " ".join(f"lora.{name}={value}" for name, value in found.items())
             raise UserError(
                 f"the base brings an adapter, which is trained on as it is: set {kind} and neither lora.targets nor "
-                "model.towers; or merge it first (vlm2vec export --to merged)"
+                "model.components; or merge it first (vlm2vec export --to merged)"
             )
         backbone.model.set_adapter("default")
         return

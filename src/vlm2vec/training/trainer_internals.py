@@ -1,7 +1,8 @@
-"""Undocumented methods of `transformers.Trainer` that training overrides, and what they are overridden with.
+"""Everything that training uses of transformers and PEFT beyond their documented API.
 
-Everything here depends on transformers' internals. `PRIVATE` lists each name with its parameters, and
-tests/training/test_private_api.py names the ones that a new version has removed, changed or stopped calling.
+That is the methods of `transformers.Trainer` that `CheckpointingTrainer` overrides, and the DoRA layers of PEFT. The
+tables below list each name with its parameters. tests/training/test_trainer_internals.py names the ones that a new
+version has removed, changed or stopped calling.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ PRIVATE = {
 """Overridden methods of the Trainer with their parameters."""
 PRIVATE_ATTRIBUTES = ("is_distributed_loading_by_transformers",)
 """Attributes of the Trainer that are set from outside."""
+PEFT_METHODS = {
+    "get_lora_weight": {"lora_A", "lora_B", "adapter_name"},
+    "get_weight_norm": {"weight", "lora_weight", "scaling", "adapter_name"},
+}
+"""Methods of PEFT's `DoraLinearLayer` that `training/dora.py` replaces during a step, with parameters that PEFT names
+in its calls."""
 
 EXTRA_FILE = "training_state.safetensors"
 RECIPE_FILE = "recipe.yaml"
@@ -47,6 +54,13 @@ def on_one_gpu(arguments: transformers.TrainingArguments) -> transformers.Traini
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
+
+
+def dora_layers(model: torch.nn.Module) -> list[Any]:
+    """The modules in which PEFT computes the norms of DoRA for linear layers; they have `PEFT_METHODS`."""
+    from peft.tuners.lora.dora import DoraLinearLayer
+
+    return [module for module in model.modules() if type(module) is DoraLinearLayer]
 
 
 def step_checkpoints(folder: Path) -> list[Path]:
