@@ -21,6 +21,7 @@ from vlm2vec.data.records import read_eval_records, read_train_records
 from vlm2vec.evaluation.benchmark import EvalTask
 from vlm2vec.evaluation.tasks import read_task
 from vlm2vec.media.images import ImageRef
+from vlm2vec.media.videos import VideoRef
 
 T = "<|image_1|>"
 
@@ -197,6 +198,21 @@ def test_json_lines_parquet_and_shards_of_ones_own_are_the_same_records(tmp_path
         assert example.query.images[0].digest() == found[0].query.images[0].digest()
 
 
+def test_a_video_of_a_record_is_a_folder_of_frames_a_file_or_a_list_of_images(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    frames = [draw_image(tmp_path / f"clip/{i}.png", i) for i in range(3)]
+    sides = [{"text": "what", "video": video} for video in ("clip", "clip.mp4", [f"clip/{i}.png" for i in (2, 0)])]
+    rows = [{"query": side, "target": "this", "negatives": [{"video": "clip"}]} for side in sides]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    folder, file, images = read_train_records(tmp_path / "a.jsonl")
+    assert folder.query.video.sample(8).images == [ImageRef(path=str(frame)) for frame in frames]
+    assert file.query.video == VideoRef(path=str(tmp_path / "clip.mp4")) and file.negatives[0].video.path
+    assert [Path(frame.path).name for frame in images.query.video.frames] == ["2.png", "0.png"]
+    (tmp_path / "b.jsonl").write_text('{"query": {"video": 3}, "target": "this"}')
+    with pytest.raises(UserError, match="line 1, field query: expected a video's path or a list of frames, found 3"):
+        read_train_records(tmp_path / "b.jsonl")
+
+
 def test_queries_of_ones_own_have_candidates_and_grades(tmp_path: Path) -> None:
     row = {"query": "q", "candidates": ["a", "b", {"text": "c"}], "relevant": [2, 0], "gains": [2, 1]}
     (tmp_path / "Mine").mkdir()
@@ -215,8 +231,8 @@ def test_queries_of_ones_own_have_candidates_and_grades(tmp_path: Path) -> None:
         ("{", "line 1: not valid JSON"),
         ('{"query": "q"}', "line 1: field candidates: expected a list"),
         ('{"query": "q", "candidates": ["a"], "relevant": [3]}', "field relevant: expected positions 0 to 0"),
-        ('{"query": "q", "candidates": [{}]}', r"field candidates\[0\]: neither text nor picture"),
-        ('{"query": "q", "candidats": []}', r"unknown fields \['candidats'\]"),
+        ('{"query": "q", "candidates": [{}]}', r"field candidates\[0\]: empty; expected a text, an image or a video"),
+        ('{"query": "q", "candidats": []}', r"unknown field 'candidats'; did you mean candidates\?"),
         ('{"candidates": ["a"]}', "field query is missing"),
     ],
 )

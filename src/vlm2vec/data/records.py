@@ -1,18 +1,21 @@
-"""Data of one's own: JSON lines, parquet with image columns, webdataset shards -> training pairs or queries.
+"""Records of one's own as training pairs or queries: JSON lines, parquet with image columns, webdataset shards.
 
-A record has `query`, and `target` (training) or `candidates` (evaluation); each of them is a text or an object with
-`text`, `image` or `images`, `instruction`. Further fields for training: `negatives` (a list), `targets` (a list of
-positives, instead of `target`), `target_scores` and `negative_scores` (a number each, of a reranker for example),
-`target_instruction` (for targets and negatives without one of their own); for evaluation: `relevant` (positions
-among the candidates, default [0]) and `gains`. In JSON lines images are paths beside the file; in parquet flat
-columns do the same (`query_text`, `query_image`, `target_text`, `target_image`), images being cells of bytes or of
-the hub's Image type; in a webdataset shard, one record is the files of one key: `KEY.json` and images that it names
-by ending (`"image": "query.jpg"` is `KEY.query.jpg`).
+A record has `query`, and `target` (training) or `candidates` (evaluation). Each of these is a text or an object with
+some of `text`, `image` or `images`, `video` and `instruction`. Further fields for training: `negatives` (a list),
+`targets` (a list of positives, instead of `target`), `target_scores` and `negative_scores` (a number each, of a
+reranker for example), `target_instruction` (for targets and negatives without their own). Further fields for
+evaluation: `relevant` (positions among the candidates, default [0]) and `gains`.
+
+- JSON lines: images and videos are paths relative to the file. A video is a file, a folder of frames, or a list of
+  images.
+- Parquet: flat columns (`query_text`, `query_image`, `target_text`, `target_image`); images are cells of bytes or of
+  the hub's Image type.
+- Webdataset shards: a record is the files of one key, `KEY.json` and the images that it names by ending
+  (`"image": "query.jpg"` is `KEY.query.jpg`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,14 +26,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.data.examples import TrainExample
-from vlm2vec.errors import UserError, shown
+from vlm2vec.data.json_lines import JsonLines, json_object
+from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.media import archives
 from vlm2vec.media.images import ImageRef
+from vlm2vec.media.text import decode
+from vlm2vec.media.videos import VideoRef
 from vlm2vec.types import EmbeddingInput, EvalQuery
 
 ENDINGS = (".jsonl", ".parquet", ".tar")
 BLOCK = 256  # records that are read at once where the file says nothing
-SIDE_FIELDS = {"text", "image", "images", "instruction"}
+SIDE_FIELDS = {"text", "image", "images", "video", "instruction"}
 FIELDS = {"query", "target", "candidates", "negatives", "relevant", "gains"}
 FIELDS |= {"targets", "target_scores", "negative_scores", "target_instruction"}
 FLAT = tuple(f"{side}_{part}" for side in ("query", "target", "negative") for part in ("text", "image", "instruction"))
@@ -52,10 +58,22 @@ class Record:
         if isinstance(name, ImageRef):
             return name
         if not isinstance(name, str) or not name:
-            raise UserError(f"{origin}: expected the path of a picture, found {shown(name)}")
+            raise UserError(f"{origin}: expected the path of an image, found {shown(name)}")
         if self.key:
             return ImageRef(path=str(self.place), member=f"{self.key}.{name}", origin=origin)
         return ImageRef(path=str(self.place.parent / name), origin=origin)
+
+    def video(self, name: Any, origin: str) -> VideoRef:
+        """A video that the record names: a file, a folder of frames, or a list of images."""
+        if isinstance(name, list) and name:
+            return VideoRef(frames=tuple(self.image(frame, origin) for frame in name), origin=origin)
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{origin}: expected a video's path or a list of frames, found {shown(name)}")
+        if self.key:
+            raise UserError(
+                f"{origin}: a shard's record has no video files; list the frames, as in video: [0.jpg, 1.jpg]"
+            )
+        return VideoRef(path=str(self.place.parent / name), origin=origin)
 
 
 def read_train_records(path: Path) -> list[TrainExample]:
@@ -183,31 +201,12 @@ def open_records(file: Path) -> RecordFile:
 
 class _Lines:
     def __init__(self, file: Path) -> None:
-        self._file = file
-        self.sizes: list[int] = []
-        self._begins: list[tuple[int, int]] = []  # byte and line number
-        place = 0
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    if not self.sizes or self.sizes[-1] == BLOCK:
-                        self._begins.append((place, number))
-                        self.sizes.append(0)
-                    self.sizes[-1] += 1
-                place += len(line)
+        self._file, self._lines = file, JsonLines(file, BLOCK)
+        self.sizes = self._lines.sizes
 
     def read(self, number: int) -> list[Record]:
-        """Lines of a block, parsed."""
-        place, line_number = self._begins[number]
-        found: list[Record] = []
-        with self._file.open("rb") as lines:
-            lines.seek(place)
-            while len(found) < self.sizes[number]:
-                line = lines.readline().decode("utf-8", "replace")
-                if line.strip():
-                    found.append(_parsed(line, f"{self._file}, line {line_number}", self._file))
-                line_number += 1
-        return found
+        """Records of a block."""
+        return [_record(values, where, self._file) for where, values in self._lines.read(number)]
 
 
 class _Shard:
@@ -222,19 +221,17 @@ class _Shard:
         """Records of a block, by key."""
         found = []
         for name in self._names[number * BLOCK : (number + 1) * BLOCK]:
-            content = archives.read_member(self._file, name).decode("utf-8", "replace")
-            found.append(_parsed(content, f"{self._file}, record {name}", self._file, name.removesuffix(".json")))
+            where = f"{self._file}, record {name}"
+            values = json_object(decode(archives.read_member(self._file, name), where), where)
+            found.append(_record(values, where, self._file, name.removesuffix(".json")))
         return found
 
 
-def _parsed(content: str, where: str, file: Path, key: str = "") -> Record:
-    try:
-        values = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from error
-    if not isinstance(values, dict) or set(values) - FIELDS:
-        unknown = sorted(set(values) - FIELDS) if isinstance(values, dict) else type(values).__name__
-        raise UserError(f"{where}: unknown fields {unknown}; expected {', '.join(sorted(FIELDS))}")
+def _record(values: dict[str, Any], where: str, file: Path, key: str = "") -> Record:
+    if unknown := sorted(set(values) - FIELDS):
+        near = did_you_mean(unknown[0], FIELDS)
+        names = ", ".join(map(shown, unknown))
+        raise UserError(f"{where}: unknown field {names}{near or ';'} expected {', '.join(sorted(FIELDS))}")
     return Record(values, where, file, key)
 
 
@@ -293,6 +290,7 @@ def _input(record: Record, value: Any, field: str) -> EmbeddingInput:
         raise UserError(f"{origin}: expected a text or an object with {', '.join(sorted(SIDE_FIELDS))}")
     given = value.get("images") or ([value["image"]] if value.get("image") else [])
     images = tuple(record.image(name, origin) for name in given)
-    if not images and not value.get("text"):
-        raise UserError(f"{origin}: neither text nor picture")
-    return EmbeddingInput(value.get("text") or None, images, value.get("instruction"))
+    video = record.video(value["video"], origin) if value.get("video") else None
+    if not images and not value.get("text") and video is None:
+        raise UserError(f"{origin}: empty; expected a text, an image or a video")
+    return EmbeddingInput(value.get("text") or None, images, value.get("instruction"), video)

@@ -1,8 +1,8 @@
-"""Training sets that stay where they are: webdataset shards, parquet, JSON lines, a few blocks of them in memory.
+"""Training sets that are read in blocks on demand: webdataset shards, parquet, JSON lines.
 
-What is held of a set is the size of its blocks (a row group, or some hundred records). So a pair can be asked for by
-its number, which keeps the order a function of the seed, whatever the number of workers, and makes resuming free; the
-sampler mixes a few blocks at a time, so that few are read again.
+Only the sizes of a set's blocks (a row group, or some hundred records) stay in memory. A pair is requested by its
+number, so the order is a function of the seed for any number of workers, and resuming is free. The sampler mixes a few
+blocks at a time, so that blocks are rarely read twice.
 """
 
 from __future__ import annotations
@@ -13,29 +13,31 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import overload
+from typing import Protocol, overload
 
 from vlm2vec.data.examples import TrainExample
-from vlm2vec.data.records import RecordFile, open_records, pair_of, record_files
+from vlm2vec.data.mmeb.training_sets import SETS, PageFile, PageSet, open_conversations, set_files
+from vlm2vec.data.records import open_records, pair_of, record_files
 from vlm2vec.errors import UserError
 
 MMEB_FILES = ("original-", "diverse_instruction-")
 WINDOW = 8
-"""Blocks that are mixed with each other, and kept by each reading process."""
+"""Number of blocks that are mixed with each other and kept in memory by each reading process."""
 
 
 class StreamedSet(Sequence[TrainExample]):
-    """The pairs of a `.jsonl`, `.parquet` or `.tar` file, or of a folder of them, read when they are asked for.
+    """The pairs of some files, read block by block on demand.
 
     Args:
-        path: The file or folder.
-        name: Of the set.
-        chosen: Numbers of the pairs that belong to it, ascending; None: all.
+        path: A `.jsonl`, `.parquet` or `.tar` file of records, a folder of them, or the data folder of a set that
+            `training_sets.SETS` names.
+        name: Name of the set.
+        chosen: Numbers of the pairs that belong to the set, ascending; None: all.
         use_negatives: Whether the records' negatives are kept.
         target_instruction: Put on targets and negatives that have no instruction of their own; None: none.
 
     Raises:
-        UserError: if nothing is there.
+        UserError: if there are no pairs.
     """
 
     def __init__(
@@ -48,12 +50,13 @@ class StreamedSet(Sequence[TrainExample]):
     ) -> None:
         self.path, self.name, self._chosen, self._use_negatives = path, name, chosen, use_negatives
         self._target_instruction = target_instruction
-        files = record_files(path)
-        parts = [(file, number, size) for file in files for number, size in enumerate(open_records(file).sizes)]
-        self._parts = [(str(file), number) for file, number, _ in parts]
-        self._ends = list(accumulate(size for _, _, size in parts))
+        files = set_files(path, name) if name in SETS else record_files(path)
+        sizes = [(file, number, size) for file in files for number, size in enumerate(_open(file, name).sizes)]
+        self._parts = [(str(file), number) for file, number, _ in sizes]
+        self._ends = list(accumulate(size for _, _, size in sizes))
         if not self._ends or not self._ends[-1]:
-            raise UserError(f"{path}: no records there; expected .jsonl, .parquet or .tar files")
+            what = "files of this set" if name in SETS else ".jsonl, .parquet or .tar files"
+            raise UserError(f"{path}: no records of {name} there; expected {what}")
 
     @property
     def blocks(self) -> list[int]:
@@ -87,23 +90,53 @@ class StreamedSet(Sequence[TrainExample]):
 
 
 def streamed_sets(root: Path) -> dict[str, Path]:
-    """The sets of records in a data folder: files and folders of files, by name without ending.
+    """The sets of a data folder that are read on demand, by name, each with the path that `StreamedSet` takes.
 
-    A folder in the MMEB-train layout is none.
+    These are files and folders of records, by name without ending, and the sets that `training_sets.SETS` names.
+    Folders in the MMEB-train layout are not among them.
     """
-    found: dict[str, Path] = {}
+    found = {name: root for name in SETS if set_files(root, name)}
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         inside = record_files(path) if path.suffix in ("", ".jsonl", ".parquet", ".tar") else []
         if inside and not any(file.name.startswith(MMEB_FILES) for file in inside):
-            found[path.stem if path.is_file() else path.name] = path
+            found.setdefault(path.stem if path.is_file() else path.name, path)
     return found
 
 
+class PairFile(Protocol):
+    """A file of pairs in blocks.
+
+    Attributes:
+        sizes: Pairs in each block.
+    """
+
+    sizes: list[int]
+
+    def read(self, number: int) -> list[TrainExample]:
+        """The pairs of a block; images are not read."""
+        ...
+
+
+class _RecordPairs:
+    def __init__(self, file: Path, name: str) -> None:
+        self._records, self._name = open_records(file), name
+        self.sizes = self._records.sizes
+
+    def read(self, number: int) -> list[TrainExample]:
+        return [pair_of(record, self._name) for record in self._records.read(number)]
+
+
+def _open(file: Path, name: str) -> PairFile:
+    if name not in SETS:
+        return _RecordPairs(file, name)
+    return PageFile(file, name) if isinstance(SETS[name], PageSet) else open_conversations(file, name)
+
+
 @lru_cache(maxsize=2 * WINDOW)
-def _block(file: str, number: int, source: str, process_id: int) -> list[TrainExample]:
-    return [pair_of(record, source) for record in _opened(file, process_id).read(number)]
+def _block(file: str, number: int, name: str, process_id: int) -> list[TrainExample]:
+    return _opened(file, name, process_id).read(number)
 
 
 @lru_cache(maxsize=WINDOW)
-def _opened(file: str, process_id: int) -> RecordFile:
-    return open_records(Path(file))
+def _opened(file: str, name: str, process_id: int) -> PairFile:
+    return _open(Path(file), name)
