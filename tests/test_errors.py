@@ -47,7 +47,12 @@ def test_a_fault_of_another_library_is_one_line_with_the_place_and_exit_code_one
     ("error", "line"),
     [
         (UserError("a: wrong;\n expected b"), "a: wrong; expected b"),
-        (OSError(28, "No space left on device", "out.parquet"), "out.parquet: No space left on device"),
+        (
+            OSError(28, "No space left on device", "out.parquet"),
+            "out.parquet: No space left on device; free some space and run the same command again",
+        ),
+        (OSError(30, "wrapped: [errno 30]", "x"), "x: Read-only file system; choose a folder that can be written to"),
+        (FileNotFoundError(2, "No such file or directory", "x"), "x: No such file or directory"),
     ],
 )
 def test_what_the_user_can_correct_is_its_own_line_and_exit_code_two(error: Exception, line: str) -> None:

@@ -9,6 +9,7 @@ A reader never sees half a file, and a process that is killed leaves the previou
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the target's folder and renames it to `path` when the block ends.
 
     Whatever was at `path` is replaced: a file, or a folder. Parent folders are created. If the block raises, the
-    temporary file or folder is removed and `path` keeps its previous content.
+    temporary file or folder is removed and `path` keeps its previous content. An error of the operating system
+    that names no file (as from most libraries if the disk is full) gets the name of `path`.
 
     Args:
         path: The target.
@@ -36,12 +38,24 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{TEMPORARY}{path.suffix}")
     try:
-        yield beside
+        with named_errors(path):
+            yield beside
         if path.is_dir() and beside.is_dir():
             shutil.rmtree(path)
         beside.replace(path)
     finally:
         _remove(beside)
+
+
+@contextmanager
+def named_errors(path: Path | str) -> Iterator[None]:
+    """Adds a path to errors of the operating system that name none, such as pyarrow's when the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:

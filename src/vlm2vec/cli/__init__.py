@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import typer
 
 from vlm2vec import __version__
 from vlm2vec.cli import cache, data, embed, index, mcp, models, plan, score, search, serve, train, ui
-from vlm2vec.cli.failures import explain
+from vlm2vec.cli.failures import Interrupted, explain
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Train": {
@@ -100,6 +101,8 @@ def run(arguments: Sequence[str]) -> int:
         if DEBUG in arguments:
             traceback.print_exc()
         line, exit_code = explain(error)
+        if isinstance(error, Interrupted):
+            line += f". To continue: {shlex.join(['vlm2vec', *arguments])}"
         sys.stderr.write(f"error: {line}\n")
         return exit_code
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlm2vec.cli.failures import resumable
 from vlm2vec.cli.options import (
     AddressOption,
     EncodingOption,
@@ -21,10 +22,12 @@ from vlm2vec.cli.options import (
     settings_of,
 )
 from vlm2vec.media.text import ENCODING
-from vlm2vec.progress import say
+from vlm2vec.progress import progress_bar, say
 
 if TYPE_CHECKING:
-    from vlm2vec.jobs.embed import EmbedReport
+    from vlm2vec.distributed.cluster import RayPool
+    from vlm2vec.jobs.embed import EmbedReport, Job
+    from vlm2vec.models.embedder import Embedder
 
 
 def embed(
@@ -64,13 +67,11 @@ def embed(
     Example: vlm2vec embed photos/ -o vectors.parquet
     """
     from vlm2vec.distributed.cluster import RayPool
-    from vlm2vec.distributed.ray_embed import run_on_ray
     from vlm2vec.jobs.embed import EmbedSettings, Job, check_output, was_finished
     from vlm2vec.jobs.records import SourceSettings
     from vlm2vec.jobs.sources import open_source
     from vlm2vec.jobs.stores import facts_of
     from vlm2vec.models.embedder import Embedder
-    from vlm2vec.progress import progress_bar
 
     model, source = model_and_source(first, second)
     by_ray = check_engine(engine)
@@ -86,14 +87,22 @@ def embed(
     embedder = Embedder.from_pretrained(model, **options)
     facts = facts_of(embedder, model, options=options, instruction=instruction)
     job = Job(records, output, settings, facts, overwrite)
-    with progress_bar(f"embedding {source.name or source}", records.expected()) as advance:
-        if by_ray:
-            run_on_ray(job, RayPool(model, workers, address, gpus, {**options, "dtype": embedder.dtype}), advance)
-        else:
-            job.run(embedder, advance)
-    done = job.finish()
+    pool = RayPool(model, workers, address, gpus, {**options, "dtype": embedder.dtype}) if by_ray else None
+    done = _run(job, embedder, pool)
     say_skipped(records)
     _say_result(done, output)
+
+
+def _run(job: Job, embedder: Embedder, pool: RayPool | None) -> EmbedReport:
+    from vlm2vec.distributed.ray_embed import run_on_ray
+
+    source = job.source.path
+    with resumable(job.kept), progress_bar(f"embedding {source.name or source}", job.source.expected()) as advance:
+        if pool is not None:
+            run_on_ray(job, pool, advance)
+        else:
+            job.run(embedder, advance)
+        return job.finish()
 
 
 def _say_result(done: EmbedReport, output: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlm2vec.cli.failures import resumable
 from vlm2vec.cli.options import (
     EncodingOption,
     ModelArgument,
@@ -24,6 +25,9 @@ from vlm2vec.cli.options import (
 from vlm2vec.errors import UserError
 from vlm2vec.media.text import ENCODING
 from vlm2vec.progress import progress_bar, say
+
+if TYPE_CHECKING:
+    from vlm2vec.jobs.indexing import IndexReport
 
 
 def index(
@@ -57,7 +61,7 @@ def index(
 
     Example: vlm2vec index photos/ --store photos.lance
     """
-    from vlm2vec.jobs.indexing import index_source, write_errors
+    from vlm2vec.jobs.indexing import index_source
     from vlm2vec.jobs.records import SourceSettings
     from vlm2vec.jobs.sources import open_source
     from vlm2vec.jobs.stores import facts_of, only_writer
@@ -73,25 +77,35 @@ def index(
     embedder = Embedder.from_pretrained(model, **settings)
     facts = facts_of(embedder, model, options=settings, instruction=instruction, precision=precision)
     opened = open_store(store, create=facts)
-    with only_writer(opened), progress_bar(f"indexing {source}", inputs.expected()) as advance:
+    with (
+        only_writer(opened),
+        resumable(lambda: f"{store} keeps its {opened.count()} rows"),
+        progress_bar(f"indexing {source}", inputs.expected()) as advance,
+    ):
         report = index_source(embedder, inputs, opened, keep_images=keep_images, index=index, progress=advance)
+    say_skipped(inputs)
+    _say_report(report, store, errors or _errors_file(store))
+    say(f"Store: {store}, {opened.count()} rows, search is {report.index.kind} ({report.index.reason})")
+    say(f'Next: vlm2vec search "a dog on the beach" --store {shlex.quote(store)}')
+    opened.close()
+
+
+def _say_report(report: IndexReport, store: str, errors: Path) -> None:
+    """Prints what a run changed, and writes the list of unreadable inputs."""
+    from vlm2vec.jobs.indexing import write_errors
+
     say(
         f"{report.num_new} new, {report.num_changed} changed, {report.num_same} unchanged, "
         f"{report.num_removed} removed; {report.num_encoded} encoded"
     )
-    say_skipped(inputs)
     for name, count in report.gone.items():
         say(
             f"{name} no longer exists, and the store has {count} of its rows. If it was deleted: "
             f"{_command('forget', store, name)}. If it was moved: {_command('relocate', store, name, 'NEW')}"
         )
-    place = errors or _errors_file(store)
-    write_errors(report, place)
+    write_errors(report, errors)
     if report.errors:
-        say(f"{len(report.errors)} could not be read, listed in {place}; the first: {report.errors[0][1]}")
-    say(f"Store: {store}, {opened.count()} rows, search is {report.index.kind} ({report.index.reason})")
-    say(f'Next: vlm2vec search "a dog on the beach" --store {shlex.quote(store)}')
-    opened.close()
+        say(f"{len(report.errors)} could not be read, listed in {errors}; the first: {report.errors[0][1]}")
 
 
 def forget(

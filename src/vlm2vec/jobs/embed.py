@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.errors import UserError, shown
-from vlm2vec.files import replacing, write_json, write_text
+from vlm2vec.files import named_errors, replacing, write_json, write_text
 from vlm2vec.jobs.outputs import FORMATS, read_part, write_output
 from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.sources import Source
@@ -160,9 +160,15 @@ class Job:
             reason = f"; the first: {self.report.errors[0][1]}" if self.report.errors else ""
             raise UserError(f"{self.source.path}: none of {total} inputs could be embedded{reason}")
         (self.folder / LAST_FILE).touch()
-        write_output(self.output, files, self.facts, self.folder)
+        with named_errors(self.output):
+            write_output(self.output, files, self.facts, self.folder)
         shutil.rmtree(self.folder)
         return self.report
+
+    def kept(self) -> str:
+        """What a run that stops now leaves for the next run."""
+        parts = len(list(self.folder.glob("part-*.parquet")))
+        return f"{self.folder} keeps {parts} finished parts of {self.settings.part} inputs"
 
     def _begin(self) -> None:
         """Writes the settings of a new job, or refuses to resume a job with other settings."""

@@ -3,7 +3,8 @@
 A row of the store is a record of the source (`vlm2vec.jobs.sources`); its key is the source's path and the record's
 key. The field `version` (size and time of the file) shows whether an input may have changed, `digest` (of its content)
 whether it did: a file that was moved, copied or touched takes the vector that the store has. A file whose version is
-known is not opened. Rows are written in parts, so a killed process loses at most one part and the next run resumes.
+known is not opened. Rows are written in parts of at most 512 rows or about 30 seconds, so a killed process loses at
+most one part and the next run resumes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +32,9 @@ from vlm2vec.retrieval.metadata import PREFIX, THUMBNAIL, own
 from vlm2vec.retrieval.vector_store import IndexFacts, VectorStore
 from vlm2vec.types import EmbeddingInput, content_key
 
-PART = 512
+FIRST_PART, PART = 16, 512
+COMMIT_SECONDS = 30.0
+"""Time between two commits: the size of a part follows the encoder's speed, from `FIRST_PART` up to `PART` rows."""
 PART_BYTES = 256 << 20  # of encoded images that wait to be encoded
 TEXT_SHOWN = 1000
 THUMBNAIL_PIXELS = 512
@@ -235,20 +239,21 @@ class _Writer:
         self.by_digest = {row.digest: key for key, row in state.rows.items() if row.digest}
         self.waiting: list[_Row] = []
         self.waiting_bytes = 0
+        self.part = min(FIRST_PART, PART)
         self.written: set[str] = set()
 
     def add(self, row: _Row) -> None:
         """Takes a row; writes a part when it is full."""
         self.waiting.append(row)
         self.waiting_bytes += row.num_bytes()
-        if len(self.waiting) >= PART or self.waiting_bytes >= PART_BYTES:
+        if len(self.waiting) >= self.part or self.waiting_bytes >= PART_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Writes the rows that wait: new ones in one commit, changed ones in another."""
         part, self.waiting, self.waiting_bytes = self.waiting, [], 0
         self._take_known(part)
-        _encode([row for row in part if row.vector_D is None], self.encoder, self.report)
+        self._encode_in_time([row for row in part if row.vector_D is None])
         ready = [row for row in part if row.vector_D is not None]
         new = [row for row in ready if row.key not in self.known]
         changed = [row for row in ready if row.key in self.known]
@@ -258,6 +263,14 @@ class _Writer:
         self.report.num_changed += len(changed)
         self.report.num_new += len(new)
         self.written |= {row.key for row in ready}
+
+    def _encode_in_time(self, rows: list[_Row]) -> None:
+        """Encodes rows, and makes the next part as large as the encoder's speed allows in `COMMIT_SECONDS`."""
+        since = time.monotonic()
+        _encode(rows, self.encoder, self.report)
+        seconds = max(time.monotonic() - since, 1e-6)
+        if rows:
+            self.part = max(1, min(PART, int(len(rows) / seconds * COMMIT_SECONDS)))
 
     def _take_known(self, part: list[_Row]) -> None:
         keys = {self.by_digest[row.digest] for row in part if row.digest in self.by_digest}

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm2vec.errors import UserError, shown
-from vlm2vec.retrieval.lance_tables import FACTS, column_types, kind_of, new_schema, plain_row, rows_of, rows_table
+from vlm2vec.retrieval.lance_tables import (
+    FACTS,
+    column_types,
+    disk_errors,
+    kind_of,
+    new_schema,
+    plain_row,
+    rows_of,
+    rows_table,
+)
 from vlm2vec.retrieval.metadata import RESERVED, THUMBNAIL, clean_metadata, resolve_fields
 from vlm2vec.retrieval.vector_store import (
     LANCE_ENDING,
@@ -67,7 +76,8 @@ def open_lance(uri: str, create: StoreFacts | None) -> LanceStore:
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         if create is None or ("://" not in uri and not empty):
             raise UserError(f"{uri}: not a LanceDB table ({_first_line(error)})") from error
-        table = database.create_table(name, schema=new_schema(create))
+        with disk_errors(uri):
+            table = database.create_table(name, schema=new_schema(create))
     about = (table.schema.metadata or {}).get(FACTS)
     if about is None:
         raise UserError(f"{uri}: a LanceDB table that vlm2vec index did not make; choose another --store")
@@ -110,7 +120,9 @@ class LanceStore:
 
     def upsert(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> None:
         """Adds rows, or replaces rows of the same key, in one commit."""
-        if keys:
+        if not keys:
+            return
+        with disk_errors(self.uri):
             merge = self._table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
             merge.execute(self._rows(keys, vectors_ND, metadata))
 
@@ -122,7 +134,8 @@ class LanceStore:
         if "://" in self.uri:
             self.upsert(keys, vectors_ND, metadata)
         elif keys:
-            self._table.add(self._rows(keys, vectors_ND, metadata))
+            with disk_errors(self.uri):
+                self._table.add(self._rows(keys, vectors_ND, metadata))
 
     def _rows(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Rows as a table with the store's columns, which are made where they are missing."""
@@ -133,7 +146,8 @@ class LanceStore:
     def delete(self, keys: Sequence[str]) -> None:
         """Removes rows; absent keys are ignored."""
         for start in range(0, len(keys), KEYS_AT_ONCE):
-            self._table.delete(_among(keys[start : start + KEYS_AT_ONCE]))
+            with disk_errors(self.uri):
+                self._table.delete(_among(keys[start : start + KEYS_AT_ONCE]))
 
     def scan(
         self, fields: Sequence[str] | None = None, where: str | None = None, *, vectors: bool = False
@@ -179,12 +193,13 @@ class LanceStore:
         chosen = choose_kind(self.count(), kind, above=offered[0], offered=offered)
         if chosen.kind != "exact":
             self._index_keys()
-        self._table.optimize(cleanup_older_than=timedelta(days=1))
-        if self._probes and chosen.kind == "exact":
-            self._table.drop_index(INDEX_NAME)
-        elif chosen.kind != "exact" and self._index_kind() != chosen.kind:
-            config = _index_config(chosen.kind, self.count())
-            self._table.create_index("vector", config=config, replace=True, name=INDEX_NAME)
+        with disk_errors(self.uri):
+            self._table.optimize(cleanup_older_than=timedelta(days=1))
+            if self._probes and chosen.kind == "exact":
+                self._table.drop_index(INDEX_NAME)
+            elif chosen.kind != "exact" and self._index_kind() != chosen.kind:
+                config = _index_config(chosen.kind, self.count())
+                self._table.create_index("vector", config=config, replace=True, name=INDEX_NAME)
         self._probes = self._count_probes()
         return chosen
 

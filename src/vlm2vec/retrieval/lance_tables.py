@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +18,24 @@ if TYPE_CHECKING:
 
 FACTS = b"vlm2vec"
 """Key of the store's facts in the metadata of its schema."""
+
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def disk_errors(uri: str) -> Iterator[None]:
+    """Turns a `RuntimeError` of Lance about the disk (full, read-only) into an `OSError` that names the store.
+
+    A write that fails is no commit, so the store keeps the rows that it had.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        found = OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), uri) from error
 
 
 def new_schema(facts: StoreFacts) -> pa.Schema:
