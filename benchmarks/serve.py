@@ -16,8 +16,8 @@ load, every server receives the same requests in turn, and the vectors are compa
 clock: run it on a quiet machine. On a busy machine, `--cpu-time` compares the CPU time of the server processes.
 
 `--soak SECONDS` runs serve_soak.py instead: 8 clients send two inputs per request to `vlm2vec serve` in float32, 5 % of
-them bad. It counts responses that are not the library's vector (or not the expected refusal), requests without status
-200, and memory at the end compared with minute 2.
+them of the kinds in serve_inputs.py. It counts responses that are not the library's vector (or not the expected
+refusal), requests that failed, and memory at the end compared with minute 2 or a fifth of a shorter test.
 """
 
 from __future__ import annotations

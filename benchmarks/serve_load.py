@@ -150,9 +150,9 @@ class Wire:
         host, _, port = running.url.removeprefix("http://").partition(":")
         return cls(*await asyncio.open_connection(host, int(port)))
 
-    async def post(self, body: bytes) -> tuple[int, bytes]:
+    async def post(self, body: bytes, content_type: str = "application/json") -> tuple[int, bytes]:
         """Send a request and return status and body."""
-        head = "POST /v1/embeddings HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: "
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: here\r\nContent-Type: {content_type}\r\nContent-Length: "
         self._writer.write(f"{head}{len(body)}\r\n\r\n".encode() + body)
         lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
         length = next(int(line.partition(":")[2]) for line in lines if line.startswith("content-length:"))

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,7 +228,7 @@ def test_a_task_changes_the_scores_and_the_model_card_is_shown(visit: Any) -> No
 
 
 def test_the_keyboard_goes_from_the_text_through_the_form_to_the_results(visit: Any) -> None:
-    page, order = visit(), ["text", "go", "image", "task", "where", "number", "results"]
+    page, order = visit(), ["text", "go", "clear", "image", "task", "where", "number", "results"]
     for place in ("#image button", "#task input"):  # the page loads these after the results
         page.wait_for_selector(place)
     seen = []
@@ -253,8 +254,47 @@ CONTRAST = """(element) => {
 }"""  # contrast of a text with its background as defined by WCAG 2, which requires 4.5
 
 
+def test_recent_searches_can_be_repeated_and_the_form_cleared(visit: Any, photos: Path) -> None:
+    page = visit()
+    for words in ("red", "<b>blue</b>", "red"):
+        page.get_by_label("Search for").fill(words)
+        page.get_by_label("Search for").press("Enter")
+        expect(page.locator("#recent button").first).to_have_text(words)
+    assert page.locator("#recent button").all_inner_texts() == ["red", "<b>blue</b>"]
+    said(page, "24 nearest")
+    red = scores(page)
+    page.locator("#recent button").nth(1).click()
+    expect(page.get_by_label("Search for")).to_have_value("<b>blue</b>")
+    expect(page.locator("#recent button").first).to_have_text("<b>blue</b>")
+    assert scores(page) != red
+    drop(page, photos / "green_01.png")
+    page.wait_for_selector("#image img")
+    page.get_by_label("Filter").fill("path LIKE '%red%'")
+    page.get_by_role("button", name="Clear", exact=True).click()
+    said(page, "42 rows in this store")
+    assert page.get_by_label("Search for").input_value() == page.get_by_label("Filter").input_value() == ""
+    assert page.locator("#image img").count() == 0 and page.locator("#recent button").count() == 2
+
+
+def test_a_result_links_to_its_file_and_to_no_other(visit: Any, address: str, photos: Path) -> None:
+    page = visit()
+    page.get_by_role("button", name="blue_10.png: show details").click()
+    link = page.locator("#detail .file")
+    expect(link).to_have_text("Open the file")
+    with urllib.request.urlopen(address + link.get_attribute("href")) as answer:
+        assert answer.headers["Content-Type"] == "image/png" and answer.read() == (photos / "blue_10.png").read_bytes()
+    page.get_by_role("button", name="note.txt").first.click()
+    expect(page.locator("#detail h2")).to_have_text("note.txt")
+    assert page.locator("#detail .file").count() == 0
+    for key in ("/etc/hostname", "../note.txt", "note.txt", ""):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{address}vlm2vec/original?key={urllib.parse.quote(key)}")
+        assert refused.value.code == 404
+        refused.value.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [400, 1280])
 def test_the_page_fits_the_screen_with_enough_contrast(visit: Any, width: int, scheme: str) -> None:
     page = visit(width, 760, scheme)
     page.get_by_label("Filter").fill("path LIKE '%note%' OR path LIKE '%red%'")

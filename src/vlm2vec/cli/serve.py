@@ -7,10 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm2vec.cli.options import OptionsOption, PickleOption, settings_of
+from vlm2vec.cli.options import OptionsOption, PickleOption, key_value, settings_of
 
 if TYPE_CHECKING:
     from vlm2vec.serving.settings import ServeSettings
+
+DtypeOption = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16 or float16; auto: bfloat16 if the device supports it natively.")
+]
+KeyFileOption = Annotated[
+    Path | None, typer.Option(help="File with one API key per line; without it no key is required.")
+]
+OriginOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Origin of a web page that may call the server, such as https://app.example.org; repeatable."),
+]
+LimitOption = Annotated[
+    list[str] | None, typer.Option(help="Any other setting as key=value; see docs/guides/serving.md.")
+]
 
 
 def serve(
@@ -21,29 +35,18 @@ def serve(
     workers: Annotated[int, typer.Option(help="Number of processes; each loads the model. Use one per GPU.")] = 1,
     name: Annotated[list[str] | None, typer.Option(help="Name of the model in requests; repeatable.")] = None,
     device: Annotated[str | None, typer.Option(help="Device, such as cuda:1 or cpu.")] = None,
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16 or float16; auto: bfloat16 if the device supports it natively.")
-    ] = "auto",
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File with one API key per line; without it no key is required.")
-    ] = None,
+    dtype: DtypeOption = "auto",
+    api_key_file: KeyFileOption = None,
     rate_limit: Annotated[float, typer.Option(help="Requests per minute for each key or address; 0: no limit.")] = 0.0,
     allow_urls: Annotated[
         list[str] | None, typer.Option(help="Host from which images may be fetched; repeatable.")
     ] = None,
     media_root: Annotated[Path | None, typer.Option(help="Folder with images that requests may name by path.")] = None,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Origin of a web page that may call the server, such as https://app.example.org; repeatable."
-        ),
-    ] = None,
+    cors_origin: OriginOption = None,
     max_batch_tokens: Annotated[int, typer.Option(help="Maximum number of tokens in a forward pass.")] = 4096,
     max_queue: Annotated[int, typer.Option(help="Maximum number of queued inputs; requests beyond it get 429.")] = 1024,
     timeout: Annotated[float, typer.Option(help="Maximum duration of a request in seconds; then 408.")] = 60.0,
-    limit: Annotated[
-        list[str] | None, typer.Option(help="Any other setting as key=value; see docs/guides/serving.md.")
-    ] = None,
+    limit: LimitOption = None,
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
@@ -51,7 +54,6 @@ def serve(
 
     Example: vlm2vec serve runs/photos --store photos.lance --api-key-file keys.txt
     """
-    from vlm2vec.cli.options import key_value
     from vlm2vec.serving.run import serve as run_server
 
     values: dict[str, Any] = {

@@ -49,7 +49,7 @@ def ui(
         searcher, note = _demo(model or DEFAULT_MODEL, consent)
         title = "Demo: drawn images"
     page = build_page(searcher, title, note)
-    address = launch_page(page, host, port)
+    address = launch_page(page, searcher, host, port)
     say(f"Page: {address} (Ctrl-C stops it)")
     if host not in ("127.0.0.1", "localhost", "::1"):
         say("Anyone who can reach this address can search the store and see its images; no key is required")

@@ -4,15 +4,30 @@ sends no analytics, and creates no public link.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 from vlm2vec.errors import UserError
 from vlm2vec.jobs.searching import Query, Searcher
 from vlm2vec.media.images import ImageRef
-from vlm2vec.serving.ui_parts import Answer, SearchPage, fields_line, model_card, tasks
+from vlm2vec.retrieval.vector_store import VectorStore
+from vlm2vec.serving.ui_parts import (
+    ORIGINAL,
+    Answer,
+    SearchPage,
+    fields_line,
+    model_card,
+    original_image,
+    recent_list,
+    tasks,
+    with_recent,
+)
 
 TEMPLATES = Path(__file__).with_name("templates")
 RESULTS = 24
@@ -48,37 +63,59 @@ def build_page(searcher: Searcher, title: str, note: str = "") -> gr.Blocks:
         gr.HTML(_head(title, note), apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=290):
-                asked, go = _form(answers)
+                asked, go, clear = _form(answers)
                 with gr.Accordion("The model", open=False):
                     gr.HTML(model_card(searcher.store), apply_default_css=False)
-            with gr.Column(scale=3, min_width=300):
+            with gr.Column(scale=4, min_width=300):
                 begin = answers.first(RESULTS)
+                recent = gr.HTML("", elem_id="recent", js_on_load=script, apply_default_css=False)
                 status = gr.HTML(begin.status, elem_id="status", apply_default_css=False)
                 detail = gr.HTML("", elem_id="detail", js_on_load=script, apply_default_css=False)
                 results = gr.HTML(begin.results, elem_id="results", js_on_load=script, apply_default_css=False)
-        shown = [status, detail, results]
-        text, image, _, where, number = asked
-
-        def search(words: str, file: str | None, task: str | None, where: str, number: float) -> list[Any]:
-            image = ImageRef(path=file, origin="the uploaded image") if file else None
-            return _changes(answers.search(Query(words, image, task), int(number), where.strip()))
-
-        def act(event: gr.EventData, where: str, number: float) -> list[Any]:
-            if event.act == "open":
-                return _changes(answers.detail(event.key))
-            return _changes(answers.similar(event.key, int(number), where.strip()))
-
-        gr.on([go.click, text.submit, where.submit], search, asked, shown, **ONE_AT_A_TIME, **PRIVATE)
-        image.upload(search, asked, shown, **ONE_AT_A_TIME, **PRIVATE)
-        gr.on([detail.click, results.click], act, [where, number], shown, **PRIVATE)
+        _connect(answers, asked, (go, clear), recent, [status, detail, results])
     return page
 
 
-def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -> str:
+def _connect(
+    answers: SearchPage, asked: list[Any], buttons: tuple[gr.Button, gr.Button], recent: gr.HTML, shown: list[Any]
+) -> None:
+    """Connect the events of the page with its answers."""
+    (text, image, _, where, number), (go, clear) = asked, buttons
+    _, detail, results = shown
+    past = gr.State([])  # texts of this visit, newest first
+
+    def search(words: str, file: str | None, task: str | None, where: str, number: float, past: list[str]) -> list[Any]:
+        image = ImageRef(path=file, origin="the uploaded image") if file else None
+        kept = with_recent(past, words)
+        answer = answers.search(Query(words, image, task), int(number), where.strip())
+        return [*_changes(answer), recent_list(kept), kept]
+
+    def again(event: gr.EventData, task: str | None, where: str, number: float, past: list[str]) -> list[Any]:
+        return [event.key, None, *search(event.key, None, task, where, number, past)]
+
+    def act(event: gr.EventData, where: str, number: float) -> list[Any]:
+        if event.act == "open":
+            return _changes(answers.detail(event.key))
+        return _changes(answers.similar(event.key, int(number), where.strip()))
+
+    def empty() -> list[Any]:
+        return ["", None, "", "", RESULTS, *_changes(answers.first(RESULTS))]
+
+    gr.on(
+        [go.click, text.submit, where.submit, image.upload],
+        search, [*asked, past], [*shown, recent, past], **ONE_AT_A_TIME, **PRIVATE,
+    )  # fmt: skip
+    recent.click(again, [*asked[2:], past], [text, image, *shown, recent, past], **ONE_AT_A_TIME, **PRIVATE)
+    clear.click(empty, [], [*asked, *shown], **PRIVATE)
+    gr.on([detail.click, results.click], act, [where, number], shown, **PRIVATE)
+
+
+def launch_page(page: gr.Blocks, searcher: Searcher, host: str = "127.0.0.1", port: int | None = None) -> str:
     """Serve the page from threads of this process and return its address.
 
     Args:
         page: A page from `build_page`.
+        searcher: The store of the page, whose images `ORIGINAL` serves in their own format.
         host: Address to bind to.
         port: TCP port; None: the first free port from 7860 on.
 
@@ -86,7 +123,7 @@ def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = Non
         UserError: if the port is in use.
     """
     try:
-        _, address, _ = page.launch(
+        app, address, _ = page.launch(
             server_name=host,
             server_port=port,
             share=False,
@@ -105,17 +142,33 @@ def launch_page(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = Non
         raise UserError(
             f"--host {host} --port {port or 7860}: cannot bind to this address ({error}); choose another"
         ) from error
+    app.router.routes.insert(0, Route(f"/{ORIGINAL}", original_of(searcher.store)))
     return str(address)
 
 
-def _form(answers: SearchPage) -> tuple[list[Any], gr.Button]:
-    """The form fields in keyboard order, and the search button."""
+def original_of(store: VectorStore) -> Callable[[Request], Response]:
+    """An endpoint that serves the image file of a row, `?key=…`: no other file, and nothing that is not an image."""
+
+    def original(request: Request) -> Response:
+        found = original_image(store, request.query_params.get("key", ""))
+        if found is None:
+            return PlainTextResponse("this row has no image", 404)
+        data, media_type = found
+        return Response(data, media_type=media_type, headers={"X-Content-Type-Options": "nosniff"})
+
+    return original
+
+
+def _form(answers: SearchPage) -> tuple[list[Any], gr.Button, gr.Button]:
+    """The form fields in keyboard order, and the buttons to search and to clear."""
     text = gr.Textbox(
         label="Search for", placeholder="a dog on the beach", lines=1, max_lines=1, autofocus=True, elem_id="text"
     )
-    go = gr.Button("Search", variant="primary", elem_id="go")
+    with gr.Row(elem_id="buttons"):
+        go = gr.Button("Search", variant="primary", elem_id="go", min_width=120)
+        clear = gr.Button("Clear", elem_id="clear", min_width=80)
     image = gr.Image(
-        label="Image (drop, paste or choose)", type="filepath", sources=["upload", "clipboard"], height=190,
+        label="Image (drop, paste or choose)", type="filepath", sources=["upload", "clipboard"], height=112,
         elem_id="image", buttons=[],
     )  # fmt: skip
     task = gr.Dropdown(
@@ -126,7 +179,7 @@ def _form(answers: SearchPage) -> tuple[list[Any], gr.Button]:
         info=f"Fields: {fields_line(answers.store)}",
     )  # fmt: skip
     number = gr.Slider(4, MOST_RESULTS, RESULTS, step=4, label="Results", elem_id="number")
-    return [text, image, task, where, number], go
+    return [text, image, task, where, number], go, clear
 
 
 def _theme() -> gr.themes.Base:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import jinja2
+from PIL import Image
 
 from vlm2vec.errors import UserError
 from vlm2vec.jobs.indexing import thumbnail
@@ -25,7 +28,10 @@ from vlm2vec.retrieval.vector_store import Hit, VectorStore
 TEMPLATE = Path(__file__).with_name("templates") / "ui.html.j2"
 LARGE = 960
 MAX_README = 20_000
+MAX_RECENT = 8
 HIDDEN = (*STATE, THUMBNAIL)
+ORIGINAL = "vlm2vec/original"
+"""Path of the page's endpoint that serves the image of a row."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ class SearchPage:
 
 def fields_line(store: VectorStore) -> str:
     """The fields that a filter may use."""
-    return ", ".join(f"{name} ({kind})" for name, kind in store.fields().items() if name not in HIDDEN) or "none"
+    fields = {name: kind for name, kind in store.fields().items() if name not in HIDDEN}
+    return ", ".join(f"{_short(name, fields)} ({kind})" for name, kind in fields.items()) or "none"
 
 
 def model_card(store: VectorStore) -> str:
@@ -124,6 +131,41 @@ def model_card(store: VectorStore) -> str:
     return _render("card", rows=rows, readme=text)
 
 
+def original_image(store: VectorStore, key: str) -> tuple[bytes, str] | None:
+    """The image file of a row as it was indexed, and its media type; None for a row without one.
+
+    A page of a PDF and a frame of a video are drawn as JPEG. A file that is gone is replaced by the store's thumbnail.
+    """
+    rows = store.fetch([key])
+    if not rows.keys:
+        return None
+    kept = with_images(store, [Hit(key, 0.0, rows.metadata[0])])[0].metadata
+    own_file = {name: value for name, value in kept.items() if name != THUMBNAIL}
+    for image in (image_ref(own_file), image_ref(kept)):
+        if image is None:
+            continue
+        try:
+            if image.is_rendered():
+                return thumbnail(image, LARGE), "image/jpeg"
+            data = image.read()
+            with Image.open(io.BytesIO(data)) as opened:
+                return data, opened.get_format_mimetype() or "application/octet-stream"
+        except (UserError, OSError):
+            continue
+    return None
+
+
+def with_recent(past: Sequence[str], text: str) -> list[str]:
+    """Recent texts with a new one in front, each once."""
+    text = text.strip()
+    return [text, *(one for one in past if one != text)][:MAX_RECENT] if text else list(past)
+
+
+def recent_list(past: Sequence[str]) -> str:
+    """The buttons that repeat a recent search."""
+    return _render("recent", texts=past) if past else ""
+
+
 def tasks() -> list[tuple[str, str]]:
     """The tasks of a query as (label, value of `Query.instruction`)."""
     return [("model default", ""), *((f"{name}: {sentence}", name) for name, sentence in PRESETS.items())]
@@ -139,9 +181,17 @@ def _gone(key: str) -> Answer:
 
 def _full(hit: Hit) -> str:
     image, why = _image(image_ref(hit.metadata))
-    facts = {name: value for name, value in hit.metadata.items() if name not in (*HIDDEN, f"{PREFIX}text")}
+    shown = {name: value for name, value in hit.metadata.items() if name not in (*HIDDEN, f"{PREFIX}text")}
+    facts = {_short(name, shown): value for name, value in shown.items()}
     text = str(hit.metadata.get(f"{PREFIX}text", ""))
-    return _render("detail", key=hit.key, name=name_of(hit), image=image, why=why, text=text, facts=facts)
+    file = f"{ORIGINAL}?{urlencode({'key': hit.key})}" if image else ""
+    return _render("detail", key=hit.key, name=name_of(hit), image=image, why=why, text=text, facts=facts, file=file)
+
+
+def _short(name: str, fields: Container[str]) -> str:
+    """The name of a field of this package without its prefix, as filters accept it, unless a user's column has it."""
+    short = name.removeprefix(PREFIX)
+    return name if short in fields else short
 
 
 def _image(image: ImageRef | None) -> tuple[str | None, str]:
