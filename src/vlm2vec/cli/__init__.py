@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "plan": plan.plan,
         "recipes": train.recipes,
         "mine": train.mine,
+        "merge": train.merge,
     },
     "Evaluate": {"eval": score.evaluate, "report": score.report},
     "Embed and search": {

@@ -1,4 +1,4 @@
-"""Commands that train: demo, train, recipes, mine."""
+"""Commands that train: demo, train, recipes, mine, merge."""
 
 from __future__ import annotations
 
@@ -180,3 +180,23 @@ def mine(
     for name, mean in run_mining(model, data, output, rule, sets or ()).items():
         say(f"{name}: {mean:.2f} negatives for each pair")
     say(f"Sets with negatives: {output}\nNext: vlm2vec train RECIPE.yaml data.root={output}")
+
+
+def merge(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN[=WEIGHT]...", help="Two or more models of one base; default weight: 1.")
+    ],
+    output: OutputOption,
+    method: Annotated[
+        str, typer.Option(help="linear: the mean of the weights; spherical: along the arc between them (SLERP).")
+    ] = "linear",
+) -> None:
+    """Merge several models of one base into a new model, by a weighted mean of their weights.
+
+    Example: vlm2vec merge runs/a=0.7 runs/b=0.3 -o runs/merged
+    """
+    from vlm2vec.models.checkpoints.merging import merge as run_merge
+    from vlm2vec.models.checkpoints.merging import parse_run
+
+    folder = run_merge([parse_run(run) for run in runs], output, method)
+    say(f"Merged model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
