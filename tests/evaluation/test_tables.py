@@ -61,7 +61,7 @@ def test_the_third_table_has_190_tasks_and_says_of_each_without_a_reader_what_is
     assert len(third.tasks) == 190 and len({task.name for task in third.tasks}) == 190
     assert [task.name for task in third.tasks[:78]] == [task.name for task in TABLES["mmeb-v2"].tasks]
     assert count(Benchmark(name="new", tasks=new), "modality") == {"text": 53, "audio": 11, "agent": 47, "image": 1}
-    assert Counter(task.reader for task in new) == {"corpus": 89, None: 23}
+    assert Counter(task.reader for task in new) == {"corpus": 89, "gui": 8, None: 15}
     for task in new:
         assert task.source == "TIGER-Lab/MMEB-V3" and task.revision is None
         assert task.metric == ("ndcg_linear@5" if task.modality == "text" else "hit@1")
@@ -70,7 +70,12 @@ def test_the_third_table_has_190_tasks_and_says_of_each_without_a_reader_what_is
             with pytest.raises(UserError, match=r"has no reader yet; name other tasks with --task"):
                 read_task(task, Path(), third.quirks)
         else:
-            assert task.files and task.scope == "global" and task.query and task.target
+            assert task.scope == "global"
+            assert (
+                (task.config and task.hub_split)
+                if task.reader == "gui"
+                else (task.files and task.query and task.target)
+            )
 
 
 def test_a_corpus_row_without_its_files_is_refused() -> None:

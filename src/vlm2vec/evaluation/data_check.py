@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm2vec.data.mmeb.gui import gui_files
 from vlm2vec.data.mmeb.video_rows import form_of, row_files
 from vlm2vec.data.records import record_files
 from vlm2vec.errors import UserError
@@ -75,7 +76,7 @@ def fetch_task(task: EvalTask, folder: Path, download: Callable[..., str], media
     recorded = read_revisions(folder)
     wanted = task.revision or recorded.get(task.source)
     # Repositories with a folder a set, or files of many sets, keep their layout; the others are one set.
-    place = folder if task.files is not None or task.reader == "mmeb" else folder / task.name
+    place = folder if task.files is not None or task.reader in ("mmeb", "gui") else folder / task.name
     found = {task.source: _snapshot(download, task.source, wanted, place, _row_patterns(task))}
     if media and task.media_source and task.media_files:
         pinned = recorded.get(task.media_source, found.get(task.media_source))
@@ -108,6 +109,8 @@ def _row_patterns(task: EvalTask) -> list[str] | None:
         return list(task.files.values())
     if task.reader == "mmeb":
         return [f"{task.config or task.name}/*"]
+    if task.reader == "gui":
+        return [f"gui*tasks/{task.config}/*"]
     return [f"*{task.config}*"] if task.config else None
 
 
@@ -119,6 +122,10 @@ def _row_files(task: EvalTask, folder: Path) -> list[Path]:
         return record_files(folder / task.name)
     if task.reader == "video":
         return row_files(folder / task.name, task.hub_split)
+    if task.reader == "gui":
+        parts = ("queries", "corpus")
+        found = [gui_files(folder, task.config or "", part, task.hub_split or "") for part in parts]
+        return [file for files in found for file in files] if all(found) else []
     return sorted(path for path in (folder / task.name).rglob("*.*") if path.suffix in (".parquet", ".jsonl", ".tar"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlm2vec.data.mmeb.corpora import read_corpus_set
 from vlm2vec.data.mmeb.documents import read_visdoc_set
+from vlm2vec.data.mmeb.gui import read_gui_set
 from vlm2vec.data.mmeb.images import read_eval_set
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.data.mmeb.videos import read_video_set
@@ -21,6 +22,7 @@ READERS: dict[str, Reader] = {
     "video": lambda task, folder, quirks: read_video_set(folder, task.name, quirks, task.hub_split),
     "visdoc": lambda task, folder, quirks: read_visdoc_set(folder, task.name, task.language, quirks),
     "corpus": lambda task, folder, quirks: read_corpus_set(folder, task.name, task.files or {}),
+    "gui": lambda task, folder, quirks: read_gui_set(folder, task.config or "", task.hub_split or "", quirks),
     "records": lambda task, folder, quirks: read_eval_records(folder / task.name),
 }
 """Functions that read one task's queries from a data folder, by the name under `reader` in a benchmark file."""

@@ -10,7 +10,9 @@ from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import FRAME_ENDINGS, natural, spread
 
 IMAGE_ENDINGS = FRAME_ENDINGS
-ARCHIVE_FOLDERS = (".", "image-tasks", "video-tasks", "video-tasks/frames", "visdoc-tasks")
+ARCHIVE_FOLDERS = (
+    ".", "image-tasks", "video-tasks", "video-tasks/frames", "visdoc-tasks", "gui-tasks", "gui_tasks"
+)  # fmt: skip
 """Where archives are looked for: the published layouts' places."""
 MOST_PREFIX = 3
 """Leading folders that a published archive may add or lack (`MMEB/…`, `video_ret/…`)."""
