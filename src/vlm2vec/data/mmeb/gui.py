@@ -1,10 +1,10 @@
 """MMEB-V3's retrieval of GUI trajectories: queries and a corpus in parquet, a split for each of the eight tasks.
 
-`gui-tasks/<collection>/` holds the parquet files of the configurations `queries` and `corpus`; a file belongs to a split
-by its name or folder (`queries/q2t-00000-of-00001.parquet`). Screenshots are in `gui-tasks/<images>/`, or in a zip there.
-Every query is ranked against all candidates: the targets of all queries, then the corpus, each id once. The folder may
-also have the name that the hub gives it, `gui_tasks`. Facts: the reference repository's `eval/gui.yaml`, GUI loader and
-`generate_cand_dataset` (2026).
+`gui-tasks/<collection>/` holds the parquet files of the configurations `queries` and `corpus`. A file belongs to a
+split by its name or folder (`queries/q2t-00000-of-00001.parquet`). Screenshots are in `gui-tasks/<images>/`, or in a
+zip there. Every query is ranked against all candidates: the targets of all queries, then the corpus, each id once. The
+folder may also have the name that the hub gives it, `gui_tasks`. Facts: the reference repository's `eval/gui.yaml`, GUI
+loader and `generate_cand_dataset` (2026).
 """
 
 from __future__ import annotations
