@@ -1,4 +1,4 @@
-"""Model inputs of several examples, and how rows are grouped into batches.
+"""Model inputs of several examples as one value, and grouping of rows into batches by tokens.
 
 Shapes: B examples, L tokens.
 """
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """Model inputs of B examples that can be split, moved and gathered without knowing the backbone.
+    """Model inputs of B examples. They can be split, moved and joined without knowledge of the backbone.
 
     Attributes:
         tensors: By name. The first dimension is the example, unless the name is in `rows`.
         rows: For each packed tensor (such as the images of all examples in sequence), the number of its rows that
             belong to each example, shape [B].
-        padded: Names of tensors [B, L, ...] that share the token dimension of `attention_mask`. Columns that are
-            padding in every selected example are dropped when a batch is split.
+        padded: Names of tensors [B, L, ...] that share the token dimension of `attention_mask`. Splitting a batch drops
+            positions that are padding in all remaining examples.
         fill: Padding value of `input_ids`. Other tensors are padded with zeros.
         left: Whether padding comes before the tokens.
         dropped: Text tokens of each example that exceeded the model's limit and were dropped, length B. Empty: none.
@@ -38,7 +38,7 @@ class Batch:
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
-        """Concatenates batches in order and pads to the longest example. Some of them may have no images."""
+        """Concatenates batches in order and pads to the longest example. Batches without images may be among them."""
         import torch
 
         joined = dataclasses.replace(parts[0], tensors={}, rows={}, dropped=())
@@ -72,7 +72,7 @@ class Batch:
         return self.tensors.get(name)
 
     def slice(self, start: int, stop: int) -> Batch:
-        """Examples `start` to `stop` - 1 with their packed rows. Padding that none of them needs is dropped."""
+        """Examples `start` to `stop` - 1 with their packed rows. Padding beyond the longest is dropped."""
         tensors = {}
         for name, tensor in self.tensors.items():
             if name in self.rows:
@@ -85,7 +85,7 @@ class Batch:
         return dataclasses.replace(self, tensors=tensors, rows=rows, dropped=dropped)._trimmed()
 
     def select(self, rows: Sequence[int]) -> Batch:
-        """These examples in this order with their packed rows. Padding that none of them needs is dropped."""
+        """These examples in this order with their packed rows. Padding beyond the longest is dropped."""
         import torch
 
         index = torch.as_tensor(rows, dtype=torch.long)
@@ -158,14 +158,15 @@ def _same_shape(tensors: Sequence[torch.Tensor], value: int, left: bool) -> list
 def cut_by_tokens(
     lengths: Sequence[int], max_rows: int | None, max_tokens: int | None, enough: int | None = None
 ) -> list[list[int]]:
-    """Groups rows of similar length, longest first: little padding, and a lack of memory shows at once.
+    """Groups rows of similar length, longest first. Padding stays low, and the first chunk needs the most memory.
 
     Args:
         lengths: Tokens of each row, visual tokens included.
         max_rows: Maximum rows per chunk. None: no limit.
         max_tokens: Maximum tokens per chunk, padding included (rows times its longest row). None: no limit. A row
-            longer than this is a chunk of its own.
-        enough: Tokens from which a chunk ends before a row that is a quarter shorter than its longest. None: never.
+            longer than this becomes a chunk alone.
+        enough: If a chunk has at least this number of tokens, rows more than a quarter shorter than its longest row
+            start a new chunk, which saves padding. None: no such limit.
 
     Returns:
         Positions in `lengths`, one list per chunk.

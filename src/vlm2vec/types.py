@@ -1,4 +1,4 @@
-"""The values that modules exchange. No file is opened here.
+"""Inputs of a model and their identity, and the interfaces that packages share.
 
 Shapes: B examples, M targets, L tokens, D embedding dim.
 """
@@ -23,17 +23,18 @@ if TYPE_CHECKING:
     from vlm2vec.batch import Batch
 
 BARE_IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105
-"""In the text of an input without images: the model reads its own image token there, with no image behind it."""
+"""Marks the model's own image token in the text of an input that has no image."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInput:
-    """One input, of which one vector is made: text, images, a video or several of them, with an optional instruction.
+    """One input, which becomes one vector: text, images, a video or any combination, with an optional instruction.
 
     Attributes:
-        text: Free text. If it contains the canonical placeholder `<|image_1|>`, it is the whole prompt, verbatim.
+        text: Free text. If it contains the canonical placeholder `<|image_1|>`, it is used verbatim as the prompt.
         images: Images in the order of their placeholders, not decoded yet.
-        instruction: What the vector is for. Ignored if `text` contains a placeholder (it is then part of the text).
+        instruction: Task of the vector, such as "Represent the given image for classification." Ignored if `text`
+            contains a placeholder, because the text is then the whole prompt.
         video: A video, not decoded yet. It comes before the images, or at `<|video_1|>` in `text`.
         text_first: Whether the text was given before the images and the video. Only templates that keep the order of
             their input use it (folders written by sentence-transformers); all others put the text last.
@@ -46,10 +47,10 @@ class EmbeddingInput:
     text_first: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the types, so that a missing or numeric text of a table is an error of its own input.
+        """Checks the types, so that a missing or numeric text in a table is an error of that input only.
 
         Raises:
-            UserError: naming the field and what it holds.
+            UserError: naming the field and its value.
         """
         for name in ("text", "instruction"):
             value = getattr(self, name)
@@ -104,7 +105,7 @@ Media = ImageRef | VideoRef
 
 
 def by_content(media: Media) -> bytes:
-    """SHA-256 of an image's or a video's content, wherever it is stored. The file is read.
+    """SHA-256 of the content of an image or a video. Reads the file.
 
     Raises:
         UserError: if the file is missing.
@@ -113,7 +114,7 @@ def by_content(media: Media) -> bytes:
 
 
 def by_reference(media: Media) -> bytes:
-    """SHA-256 of an image's or a video's path, or of its bytes where it is in memory. No file is opened."""
+    """SHA-256 of the path of an image or a video, or of its bytes if it is in memory. Opens no file."""
     key = hashlib.sha256()
     for part in dataclasses.fields(media):
         value = getattr(media, part.name)
@@ -123,12 +124,12 @@ def by_reference(media: Media) -> bytes:
 
 
 def content_key(item: EmbeddingInput, digest: Callable[[Media], bytes] = by_content) -> bytes:
-    """What identifies an input: a SHA-256 of all its fields. Equal inputs share a key, and no others do.
+    """SHA-256 over all fields of an input. Equal inputs share a key; different inputs have different keys.
 
     Args:
         item: The input.
-        digest: What identifies an image or a video. Default: its content, so that a moved file keeps its key.
-            `by_reference` costs no file access; files of equal content then count as different.
+        digest: Key of an image or a video. Default: a hash of its content, so that a moved file keeps its key.
+            `by_reference` reads no file, but gives two files of equal content different keys.
 
     Returns:
         32 bytes, the same on every machine and in every process.
@@ -145,7 +146,7 @@ def content_key(item: EmbeddingInput, digest: Callable[[Media], bytes] = by_cont
 
 
 def _feed(key: Any, name: str, value: Any, digest: Callable[[Media], bytes]) -> None:
-    """Adds a field's values to a hash, each after its name and length, so that no two inputs give the same bytes."""
+    """Adds a field's values to a hash. Each follows its name and length, so different inputs feed different bytes."""
     for piece in value if isinstance(value, tuple) else (value,):
         if isinstance(piece, ImageRef | VideoRef):
             content = digest(piece)
@@ -160,9 +161,9 @@ class EvalQuery:
 
     Attributes:
         query: The query.
-        candidates: Its own candidates (local scope), or the tuple that all queries of a set share (global scope).
+        candidates: The candidates of this query (local scope), or the tuple that all queries share (global scope).
         relevant: Positions of the relevant candidates, at least one.
-        gains: Relevance of each of them. Empty: all are equally relevant.
+        gains: Relevance of each candidate in `relevant`. Empty: all are equally relevant.
     """
 
     query: EmbeddingInput
@@ -181,7 +182,7 @@ class Processor(Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What evaluation and search need of a model. A class of ten lines can implement it."""
+    """The method that evaluation and search call. Any class with this method is an encoder."""
 
     def encode(self, inputs: Sequence[EmbeddingInput]) -> np.ndarray:
         """Unit-norm vectors [N, D] in input order."""

@@ -183,6 +183,6 @@ def test_a_hub_id_that_says_how_its_vectors_are_made_is_followed(tiny_vlm, tmp_p
 
 
 def test_a_hub_id_that_is_not_there_is_one_clear_line(hub_cache):
-    with pytest.raises(UserError, match="nobody/nothing: neither a folder") as caught:
+    with pytest.raises(UserError, match="nobody/nothing: not a folder") as caught:
         Embedder.from_pretrained("nobody/nothing")
     assert "\n" not in str(caught.value)

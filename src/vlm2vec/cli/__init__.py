@@ -51,7 +51,6 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
 }
 DEPRECATED = ("store",)
 DEBUG = "--debug"
-NOISY = ("torchao", "torch.utils._pytree")  # on import, torchao logs which GPU kernels it lacks
 
 app = typer.Typer(
     help="Turn a vision-language model into an embedding model for text and images: train, evaluate, serve.",
@@ -111,6 +110,4 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of the `vlm2vec` program."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     sys.exit(run(sys.argv[1:]))

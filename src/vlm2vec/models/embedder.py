@@ -1,4 +1,4 @@
-"""`Embedder`: a backbone with pooling and normalization, and the public methods.
+"""`Embedder`: a backbone with pooling and normalization, and its public methods.
 
 Shapes: N inputs, B examples, D embedding dim.
 """
@@ -76,9 +76,9 @@ class Embedder(nn.Module):
         Args:
             source: The built-in "compact" or "compact-embed"; a folder that `save_pretrained`, `vlm2vec train` or
                 sentence-transformers wrote; or a folder or hub id of a base VLM or of a PEFT adapter.
-            base: Base model for an adapter, instead of the one that the adapter names.
-            device: Default: CUDA if available, else the CPU.
-            dtype: Of the base weights. Default: `best_dtype(device)`.
+            base: Base model for an adapter. Default: the base that the adapter names.
+            device: Device of the weights. Default: CUDA if available, else the CPU.
+            dtype: Data type of the base weights. Default: `best_dtype(device)`.
             revision: Hub revision of the base.
             like: Hub id of a known published model of which `source` is a copy. Its template, pooling and settings
                 are used. A known id as `source` needs no `like`.
@@ -201,7 +201,7 @@ class Embedder(nn.Module):
         on_error: Callable[[int, UserError], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[np.ndarray]:
-        """`encode` for any number of inputs in flat memory: arrays [n, D] of consecutive inputs, in order.
+        """`encode` for any number of inputs in constant memory. Yields arrays [n, D] of consecutive inputs, in order.
 
         Inputs are taken from their iterator one window at a time. int8 and uint8 require `ranges`. Everything else is
         as in `encode`.
@@ -230,11 +230,11 @@ class Embedder(nn.Module):
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Cosines of all pairs of unit-norm rows: [N, D] and [M, D] -> [N, M]."""
+        """Cosine similarities of all pairs of unit-norm rows: [N, D] and [M, D] -> [N, M]."""
         return np.asarray(a, dtype=np.float32) @ np.asarray(b, dtype=np.float32).T
 
     def save_pretrained(self, folder: str | Path, extra: Sequence[tuple[str, Any]] = ()) -> Path:
-        """Writes a checkpoint folder. It is complete or absent, never half-written.
+        """Writes a checkpoint folder in one step: an interrupted call leaves no partial folder.
 
         Args:
             folder: Replaced if it exists.
@@ -250,9 +250,9 @@ class Embedder(nn.Module):
         """Writes the checkpoint's files into an existing folder.
 
         Args:
-            folder: An existing one.
+            folder: Must exist.
             extra: Further JSON files as (name, content).
-            state: Weights of the backbone to write instead of those in memory.
+            state: Weights to write. Default: the weights of the backbone.
         """
         adapter = checkpoint.save_weights(self.backbone, folder, state)
         self.backbone.save_processor(folder)

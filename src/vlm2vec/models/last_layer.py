@@ -1,10 +1,9 @@
-"""Computes the last layer at the last token only, if the vector is read there.
+"""Computes the last layer at the last token only, for models with last-token pooling.
 
-In a layer only the attention mixes tokens. Its other parts (the products before and after, the feed-forward part)
-work on each token by itself. After the last attention no other token's state is read, so queries, output product and
-feed-forward part of the last layer need one token per row: everything but keys, values and their attention. That
-saves about a quarter of the matrix products of a 4-layer model and a thirtieth of a 28-layer one. The gradient is the
-same.
+Within a layer, only attention mixes tokens. The query and output projections and the feed-forward block process each
+token independently, and pooling reads the last token only, so in the last layer they need one token per row. Keys and
+values still need all tokens. This saves about a quarter of the matrix products of a 4-layer model and a thirtieth of a
+28-layer model. Vectors and gradients do not change.
 
 Shapes: B examples, L tokens, D any width.
 """
@@ -25,9 +24,9 @@ BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
 
 
 def by_token(layer: nn.Module) -> list[nn.Module]:
-    """The modules of a layer that work on each token by itself and consist of linear layers only.
+    """The modules of a layer that process each token independently and consist of linear layers only.
 
-    A feed-forward part with a router or experts is left out, and so is a module of another name.
+    Feed-forward blocks with a router or experts are left out, and so are modules with names not in `BY_TOKEN`.
     """
     if getattr(layer, "gradient_checkpointing", False):  # activations are recomputed later, outside the context
         return []
@@ -42,13 +41,13 @@ def _only_linear(part: nn.Module) -> bool:
 
 @contextmanager
 def last_token_only(parts: Sequence[nn.Module], mask_BL: torch.Tensor) -> Iterator[None]:
-    """Context of a forward pass whose result is read at each row's last token only.
+    """Context of a forward pass of which only the last token of each row is read.
 
-    A module that is called by keyword, or with another number of rows or tokens than the mask has, works as usual.
-    So do calls from other threads. For all other tokens the modules return zeros.
+    The modules compute that token and return zeros for all other tokens. They work as usual if they are called by
+    keyword, from another thread, or with a number of rows or tokens that differs from the mask.
 
     Args:
-        parts: Modules that work on each token by itself.
+        parts: Modules that process each token independently, see `by_token`.
         mask_BL: 1 for tokens, 0 for padding.
     """
     if not parts or torch.compiler.is_compiling():  # a graph must not fix the positions
@@ -68,7 +67,7 @@ def last_token_only(parts: Sequence[nn.Module], mask_BL: torch.Tensor) -> Iterat
 
 
 class _Places:
-    """Selects the last tokens of a module's input, and puts its output back among zeros."""
+    """Hooks that select the last tokens of a module's input and scatter its output into zeros."""
 
     def __init__(self, mask_BL: torch.Tensor) -> None:
         self.shape = mask_BL.shape

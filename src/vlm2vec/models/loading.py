@@ -1,4 +1,4 @@
-"""From a source to a backbone with its weights, template, pooling and prompts: one function per kind of source.
+"""Loads a backbone with its weights, template, pooling and prompts: one function per kind of source.
 
 A source is the name of a built-in, a folder or a hub id. A hub id whose repository describes its vectors
 (`embedder.json` or `modules.json`) is downloaded and treated as a folder.
@@ -32,15 +32,15 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """How a source is loaded; see `Embedder.from_pretrained`.
+    """Arguments of `Embedder.from_pretrained`, which explains them.
 
     Attributes:
-        dtype: Of the base weights.
-        base: Base model for an adapter, instead of the one that it names.
+        dtype: Data type of the base weights.
+        base: Base model for an adapter. Default: the base that the adapter names.
         revision: Hub revision of the base.
         like: Hub id of the known checkpoint whose template, pooling and settings are used.
         options: Settings of the family.
-        device: Where the weights go. A GPU is filled while files are read.
+        device: Device of the weights. Files are read directly into GPU memory.
     """
 
     dtype: torch.dtype
@@ -53,10 +53,10 @@ class LoadSettings:
 
 @dataclass
 class Loaded:
-    """What an `Embedder` is made of, with the names that its saved folder records.
+    """The parts of an `Embedder`, with the names that its saved folder records.
 
     Attributes:
-        backbone: On the device of the settings, or still on the CPU.
+        backbone: On the device of the settings or on the CPU; the caller moves it.
         base: Built-in name, folder or hub id of the base weights.
         revision: Hub revision of `base`.
         prompts: Instructions of `encode_query` and `encode_document`.
@@ -72,7 +72,7 @@ def load(source: str, settings: LoadSettings) -> Loaded:
     """Loads any kind of source.
 
     Raises:
-        UserError: if `source` is no checkpoint, or its tensors do not fit the base.
+        UserError: if `source` is not a checkpoint, or its tensors do not fit the base.
     """
     shipped = shipped_folder(source)
     source = source if shipped is None else str(shipped)
@@ -87,20 +87,21 @@ def load(source: str, settings: LoadSettings) -> Loaded:
 
 
 def _load_folder(folder: Path, source: str, row: known.KnownCheckpoint | None, settings: LoadSettings) -> Loaded:
-    """Chooses by the files that the folder has. The files of a hub id are not looked at here."""
+    """Chooses the loader by the files in the folder. A hub id has no folder here."""
     if (folder / EMBEDDER_FILE).is_file():
         return load_saved(folder, settings)
     if row is not None:
         return load_known(source, row, settings)
     if about := st_folder.read_folder(folder):
         return load_sentence_transformers(folder, about, settings)
+    loaded = load_adapter_or_base(source, settings)
     if source not in BUILT_IN:
         logger.warning("%s: not a known embedding model; using the default template and pooling of its family", source)
-    return load_adapter_or_base(source, settings)
+    return loaded
 
 
 def load_saved(folder: Path, settings: LoadSettings) -> Loaded:
-    """A folder that `Embedder.save_pretrained` wrote: all weights of a transformers model, an adapter, or weights."""
+    """A folder that `Embedder.save_pretrained` wrote: a whole transformers model, an adapter, or weights alone."""
     saved = checkpoint.read_embedder_file(folder)
     options = resolution.merged(saved.options, settings.options)
     whole = not saved.adapter and (folder / checkpoint.CONFIG_FILE).is_file()
@@ -149,7 +150,7 @@ def load_sentence_transformers(folder: Path, about: SentenceTransformersFolder, 
 
 
 def load_adapter_or_base(source: str, settings: LoadSettings) -> Loaded:
-    """A PEFT adapter that another library saved, on its base; or the base of a model family."""
+    """A base model of a family, or a PEFT adapter that another library saved, on its base."""
     adapter = adapters.find_adapter(source, settings.revision)
     if adapter is None:
         backbone = load_base(source, settings.dtype, settings.revision, settings.options, settings.device)
@@ -161,7 +162,7 @@ def load_adapter_or_base(source: str, settings: LoadSettings) -> Loaded:
 
 
 def family_of(source: str, revision: str | None = None) -> type[Backbone]:
-    """The class of the base model behind any kind of source; no weights are read.
+    """The class of the base model of any kind of source. Reads no weights.
 
     Raises:
         UserError: as `backbone_class`.

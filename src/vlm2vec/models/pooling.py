@@ -1,4 +1,4 @@
-"""Pooling: hidden states of L tokens -> one vector. Shapes: B examples, L tokens, D embedding dim."""
+"""Pooling: one vector from the hidden states of L tokens. Shapes: B examples, L tokens, D embedding dim."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def last_places(mask_BL: torch.Tensor) -> torch.Tensor:
-    """Position of the last token of each row that is not padding, shape [B].
+    """Position of the last non-padding token of each row, shape [B].
 
     Args:
         mask_BL: 1 for tokens, 0 for padding.
@@ -16,7 +16,7 @@ def last_places(mask_BL: torch.Tensor) -> torch.Tensor:
 
 
 def last_token(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-    """The hidden state of each row's last token that is not padding, on either padding side.
+    """The hidden state of the last non-padding token of each row. Padding may be on either side.
 
     Args:
         hidden_BLD: Hidden states after the final norm, shape [B, L, D].
@@ -29,7 +29,7 @@ def last_token(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
 
 
 def mean(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-    """The mean over each row's tokens without padding. Arguments and result as `last_token`."""
+    """The mean over the non-padding tokens of each row. Arguments and result as in `last_token`."""
     weights_BL1 = mask_BL.unsqueeze(-1).to(hidden_BLD.dtype)
     return (hidden_BLD * weights_BL1).sum(dim=1) / weights_BL1.sum(dim=1).clamp(min=1)
 

@@ -1,4 +1,4 @@
-"""Which class loads which model: one line per family, keyed by the HF `model_type` or the name of a built-in."""
+"""The class of each model family, by the `model_type` of its config or the name of a built-in model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def backbone_class(source: str, revision: str | None = None) -> type[Backbone]:
         revision: Hub revision.
 
     Raises:
-        UserError: if `source` is none of these.
+        UserError: if `source` is not a built-in, a folder with a config, or a hub id.
     """
     if source in BUILT_IN:
         return _import(BUILT_IN[source])
@@ -51,10 +51,10 @@ def backbone_class(source: str, revision: str | None = None) -> type[Backbone]:
 
 
 def shipped_folder(source: str) -> Path | None:
-    """The folder of a checkpoint that ships with the package; None for any other source.
+    """The folder of a checkpoint that ships with the package. None for any other source.
 
     Raises:
-        UserError: if its weights are not those that were shipped.
+        UserError: if its weights differ from the shipped weights.
     """
     if source not in SHIPPED:
         return None

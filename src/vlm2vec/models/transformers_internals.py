@@ -7,7 +7,8 @@ and tests/models/test_transformers_internals.py fails with its name.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -29,6 +30,7 @@ DOORS: dict[str, str] = {
     "transformers.conversion_mapping.get_model_conversion_mapping": "adapters made with older classes",
     "transformers.core_model_loading.WeightRenaming": "adapters made with older classes",
     "transformers.core_model_loading.WeightRenaming.rename_source_key": "adapters made with older classes",
+    "transformers.modeling_gguf_pytorch_utils.tqdm": "converting the built-in model without a progress bar",
     "transformers.utils.cached_file": "adapters on the hub",
     "transformers.PreTrainedConfig.get_config_dict": "the model type of a hub id",
 }
@@ -166,3 +168,21 @@ def forget_quantization(model: Any) -> None:
     """Makes a model whose weights were dequantized save as a plain one."""
     del model.config.quantization_config
     model.is_quantized, model.hf_quantizer = False, None
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Suppresses the progress bars of transformers, and its report on weights that are not loaded on purpose."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), door("transformers.modeling_gguf_pytorch_utils.tqdm")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    gguf.tqdm = partial(bar, disable=True)  # this bar does not follow the setting above
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
+        logging.enable_progress_bar()
+        logging.set_verbosity(level)

@@ -1,9 +1,9 @@
-"""The throughput pipeline behind `Embedder.encode`: any number of inputs -> vectors in input order, in flat memory.
+"""The pipeline of `Embedder.encode`: vectors of any number of inputs, in input order, in constant memory.
 
 The inputs are processed in windows. In a window, equal inputs (by content) become one row, and rows are sorted by an
-estimate of their tokens. Workers read, decode and preprocess them in that order, a little ahead of the model. Batches
-are then cut by exact token counts, visual tokens included, texts and images together. Batches depend on the inputs
-alone, never on time, so encoding the same inputs again gives bitwise equal vectors.
+estimate of their tokens. Workers read, decode and preprocess them in that order, slightly ahead of the model. Batches
+are then formed by exact token counts, visual tokens included, texts and images together. Batches depend on the inputs
+only, never on timing, so encoding the same inputs again gives bitwise equal vectors.
 
 Workers are threads: decoders, resizing, hashes and tokenizers release the GIL.
 
@@ -48,7 +48,7 @@ class Encoded:
 
     Attributes:
         begin: Position of the first input.
-        vectors: Unit-norm vectors [n, D]; zeros for inputs that failed.
+        vectors: Unit-norm vectors [n, D]. Rows of inputs that failed are zeros.
         bad: Rows of inputs that failed.
     """
 
@@ -59,7 +59,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Row:
-    """One distinct input as a batch of its own."""
+    """One distinct input, prepared as a batch of one."""
 
     key: bytes
     batch: Batch
@@ -82,7 +82,7 @@ class Pipeline:
         self.budget = settings.batch_tokens or BATCH_TOKENS.get(embedder.device.type, BATCH_TOKENS["cuda"])
         self.workers = settings.workers or min(16, max(2, os.cpu_count() or 2))
         if embedder.backbone.vision_cache is not None:
-            self.workers = 1  # which images the cache encodes together must not depend on time
+            self.workers = 1  # which images the cache encodes together must not depend on timing
         self._recent: dict[bytes, np.ndarray] = {}
         self._per_character, self._per_image = USUAL_TOKENS
         self._calibrated = False
@@ -148,13 +148,13 @@ class Pipeline:
         return rows
 
     def _remember(self, key: bytes, vector: np.ndarray) -> None:
-        """Keeps a vector for equal inputs of later windows; the oldest are dropped beyond a budget of bytes."""
+        """Keeps a vector for equal inputs in later windows. Beyond `RECENT_BYTES` the oldest are dropped."""
         if len(self._recent) * vector.nbytes >= RECENT_BYTES:
             del self._recent[next(iter(self._recent))]
         self._recent[key] = vector
 
     def _keyed(self, values: Sequence[Any], executor: ThreadPoolExecutor) -> Iterator[tuple[Any, bytes | UserError]]:
-        """Each value as an input with its key, or with the error that it causes."""
+        """Each value as an input with its key, or the error that it causes."""
         digests: dict[Media, bytes] = {}
 
         def digest(media: Media) -> bytes:
@@ -246,7 +246,7 @@ class Pipeline:
                 self._per_character = tokens / max(1, len(item.text) + len(item.instruction or ""))
 
     def _prepare(self, group: Sequence[tuple[bytes, EmbeddingInput]]) -> list[tuple[bytes, Batch | UserError]]:
-        """Runs in a worker: each input as a batch of its own, or the error that it causes."""
+        """Each input as a batch of one, or the error that it causes. Runs in a worker."""
         keys = [key for key, _ in group]
         try:
             return list(zip(keys, self.embedder.backbone.process_each([item for _, item in group]), strict=True))
@@ -258,7 +258,7 @@ class Pipeline:
         return [result for one in group for result in self._prepare([one])]
 
     def _forward(self, rows: Sequence[_Row]) -> Any:
-        """Vectors of a batch, still on the device. If the pass fails, a list of halves, down to the row that fails."""
+        """Vectors of a batch, on the device. A failing forward pass is repeated with halves, down to single rows."""
         try:
             return self._vectors(Batch.join([row.batch for row in rows]))
         except Exception as error:  # out of memory, or whatever a kernel raises for one row
@@ -289,7 +289,7 @@ class Pipeline:
 
 
 def _ahead(executor: ThreadPoolExecutor, work: Callable[[T], R], parts: Sequence[T], most: int) -> Iterator[R]:
-    """Results in order, at most `most` parts submitted ahead. A single part needs no worker."""
+    """Results in order, with at most `most` parts submitted ahead. A single part runs in this thread."""
     if len(parts) == 1:
         yield work(parts[0])
         return
@@ -307,7 +307,7 @@ def _size(rows: Sequence[_Row]) -> int:
 
 
 def _as_user_error(value: Any, error: Exception) -> UserError:
-    """The error of one input, with the input's text and media in one line; the cause keeps the traceback."""
+    """The error of one input in one line, with its text and media. The cause keeps the traceback."""
     if isinstance(error, UserError):
         return error
     parts: list[str] = [type(value).__name__]

