@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,9 +19,12 @@ from typer.testing import CliRunner
 
 from vlm2vec import Embedder, EmbeddingInput
 from vlm2vec.cli import app
+from vlm2vec.data.collate import collate_pairs
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints.folder import add_adapter
+from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.planning.cost import (
     GIB,
     Inputs,
@@ -37,10 +41,12 @@ from vlm2vec.planning.geometry import Geometry, geometry, geometry_of, known_con
 from vlm2vec.planning.plan import GPUS, chunk_tokens_for, gpu_of, plan_training
 from vlm2vec.planning.sizing import sizing_table
 from vlm2vec.training.chunks import training_of
-from vlm2vec.training.config import Recipe, load_recipe
+from vlm2vec.training.config import LossSettings, Recipe, TrainSettings, load_recipe
+from vlm2vec.training.objective import Objective
 from vlm2vec.training.precision import train_in_float32
 from vlm2vec.training.recipes import find_recipe
 from vlm2vec.training.sample import sample_inputs
+from vlm2vec.training.step import ContrastiveStep
 
 TINY = ["llava_next", "qwen2_vl", "qwen3_vl"]
 
@@ -128,6 +134,30 @@ def test_activations_of_a_layer_are_those_that_autograd_keeps(tmp_path: Path) ->
         kept.append(sum(size for size, _ in sizes.values()) / batch["input_ids"].numel())
     model = geometry("tiny", config, {})
     assert layer_bytes(model, dropout=True, mask_bytes=4) == pytest.approx((kept[1] - kept[0]) / 2, rel=0.15)
+
+
+def test_flops_of_a_whole_training_step_are_those_that_torch_counts(tmp_path: Path) -> None:
+    FAMILIES["qwen2_vl"].build(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    # Wide enough that the heads of one rank do not dominate.
+    config["text_config"] |= {"num_hidden_layers": 3, "layer_types": None, "intermediate_size": 512}
+    embedder = grown(tmp_path, tmp_path / "wide", config)
+    image = ImageRef.of(Image.new("RGB", (70, 50)))
+    examples = [TrainExample(EmbeddingInput("a" * 40 + str(i), (image,)), EmbeddingInput("b" * 9)) for i in range(4)]
+    batch = collate_pairs(embedder.backbone.process, examples, merge_equal=False)
+    settings = TrainSettings(steps=1, chunk_size=2, kept_chunks=0)
+    objective, device = Objective(LossSettings(), 0.1), torch.device("cpu")
+    with patch("vlm2vec.training.step.attention_for", lambda *args: sdpa_kernel(SDPBackend.MATH)):
+        step = ContrastiveStep(embedder, objective, settings, device, FrozenVision(embedder.backbone.model))
+        with FlopCounterMode(display=False) as counter:
+            step.backward(batch)
+    size = getattr(embedder.backbone.processor.image_processor, "size", {})
+    limits = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+    model = geometry("tiny", config, {name: value for name, value in limits.items() if value})
+    lengths = batch.inputs.lengths()
+    texts = (lengths[0] - model.image(70, 50).tokens, lengths[-1])
+    planned = step_flops(model, replace(TRAINING, pairs=4, rank=4), Inputs(texts, (1, 0), (70, 50))).total
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def grown(source: Path, folder: Path, config: dict[str, object]) -> Embedder:

@@ -77,8 +77,7 @@ def parameters(model: Geometry) -> dict[str, int]:
 def adapter_parameters(model: Geometry, rank: int) -> int:
     """Of LoRA on all linear layers of the language model: rank * (in + out) a layer."""
     decoder = model.decoder
-    h, i, q, k = decoder.hidden, decoder.inner, decoder.queries, decoder.keys
-    return decoder.layers * rank * ((h + q) + 2 * (h + k) + (q + h) + 3 * (h + i))
+    return decoder.layers * rank * (decoder.adapted_inputs + decoder.adapted_outputs)
 
 
 def decoder_flops(model: Geometry, tokens: int, rank: int = 0) -> int:
@@ -159,7 +158,7 @@ def layer_bytes(model: Geometry, dropout: bool = False, dora: bool = False, mask
     kept = sum(factor * size for factor, size in zip(ACTIVATION_BYTES, (d.hidden, d.inner, d.keys), strict=True))
     kept += HEAD_NORM_BYTES * (d.queries + d.keys) if d.norms_heads else 0
     kept *= DORA_ACTIVATIONS if dora else 1
-    return kept + (mask_bytes * (6 * d.hidden + d.inner) if dropout else 0)
+    return kept + (mask_bytes * d.adapted_inputs if dropout else 0)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ class Decoder:
         keys: Width of all key heads; that of the value heads.
         vocabulary: Number of token embeddings.
         norms_heads: Queries and keys are normalized per head (Qwen3).
+        fused: Queries, keys and values are one linear layer, and so are both inputs of the feed-forward part (Phi-3):
+            fewer adapters.
     """
 
     hidden: int
@@ -37,6 +39,17 @@ class Decoder:
     keys: int
     vocabulary: int
     norms_heads: bool = False
+    fused: bool = False
+
+    @property
+    def adapted_inputs(self) -> int:
+        """Width of the inputs of all linear layers of a layer: each is the input of one adapter."""
+        return (2 if self.fused else 5) * self.hidden + self.queries + self.inner
+
+    @property
+    def adapted_outputs(self) -> int:
+        """Width of their outputs."""
+        return self.queries + 2 * self.keys + 2 * self.hidden + 2 * self.inner
 
     @property
     def layer_parameters(self) -> int:
@@ -168,6 +181,7 @@ def geometry(name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -
         keys=int(text.get("num_key_value_heads") or heads) * head,
         vocabulary=int(text["vocab_size"]),
         norms_heads=family.startswith("qwen3"),
+        fused=family == "phi3_v",
     )
     vision, image = FAMILIES[family](config, decoder, options)
     return Geometry(name, decoder, vision, image)
