@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.types import EmbeddingInput
 
 Vectors = list[list[float]]
 
@@ -71,6 +70,6 @@ class AdapterModel:
             return self._model
 
 
-def as_image(value: Any) -> EmbeddingInput:
-    """An image as input of the model; a string is a path or a data URI."""
-    return EmbeddingInput.of({"image": value.getvalue() if isinstance(value, io.BytesIO) else value})
+def as_image(value: Any) -> dict[str, Any]:
+    """An image as input of the model, which gets the model's instruction; a string is a path or a data URI."""
+    return {"image": value.getvalue() if isinstance(value, io.BytesIO) else value}
