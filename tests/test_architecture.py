@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/vlm2vec"
 LAYERS = [
     {"errors"},
-    {"media", "cache", "progress", "files"},
+    {"media", "cache", "progress", "files", "extras"},
     {"types", "batch", "losses", "quantize"},
     {"data", "models", "planning", "retrieval"},
     {"training", "evaluation", "jobs"},
-    {"demo", "monitor", "distributed", "serving", "integrations"},
+    {"demo", "doctor", "monitor", "distributed", "serving", "integrations"},
     {"cli"},
     {"__main__"},
 ]

