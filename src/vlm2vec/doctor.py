@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -78,13 +79,9 @@ def _attention(device: torch.device) -> str:
     flash = installed_version("flash-attn")
     if device.type != "cuda":
         return "PyTorch's CPU kernels"
-    backends = torch.backends.cuda
-    enabled = {
-        "flash": backends.flash_sdp_enabled(),
-        "memory-efficient": backends.mem_efficient_sdp_enabled(),
-        "cuDNN": backends.cudnn_sdp_enabled(),
-        "math": backends.math_sdp_enabled(),
-    }
+    backends: Any = torch.backends.cuda  # its functions have no types
+    names = {"flash": "flash", "mem_efficient": "memory-efficient", "cudnn": "cuDNN", "math": "math"}
+    enabled = {name: getattr(backends, f"{key}_sdp_enabled")() for key, name in names.items()}
     kernels = ", ".join(name for name, is_on in enabled.items() if is_on)
     return f"PyTorch's {kernels}; flash-attn {flash or 'not installed (not required)'}"
 

@@ -26,7 +26,7 @@ def models(json_output: JsonOption = False) -> None:
     from vlm2vec.models.checkpoints.catalog import catalog
     from vlm2vec.models.device import process_device
     from vlm2vec.models.embedder import best_dtype
-    from vlm2vec.models.encode import BATCH_TOKENS
+    from vlm2vec.models.encoding.pipeline import BATCH_TOKENS
 
     device = process_device()
     dtype, available = best_dtype(device), memory_gib(device)

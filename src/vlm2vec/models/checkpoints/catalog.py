@@ -42,7 +42,7 @@ def catalog(batch_tokens: int) -> list[CatalogRow]:
     """Built-in models, then known checkpoints, then bases; checkpoints that this package cannot load are left out.
 
     Args:
-        batch_tokens: Size of a batch for which memory is computed; see `vlm2vec.models.encode.BATCH_TOKENS`.
+        batch_tokens: Size of a batch for which memory is computed; see `vlm2vec.models.encoding.pipeline.BATCH_TOKENS`.
     """
     built_in = [
         CatalogRow(name, "built in", count, BUILT_IN_DIM, "Apache-2.0", 1.0 + 2.0 * count / GIB)
