@@ -16,7 +16,7 @@ LAYERS = [
     {"types", "batch", "losses", "quantize"},
     {"data", "models", "planning", "retrieval"},
     {"training", "evaluation", "jobs"},
-    {"demo", "doctor", "monitor", "distributed", "serving", "integrations"},
+    {"catalog", "demo", "doctor", "monitor", "distributed", "serving", "integrations"},
     {"cli"},
     {"__main__"},
 ]

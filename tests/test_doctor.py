@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from vlm2vec.catalog import CatalogRow, catalog
 from vlm2vec.cli import run
 from vlm2vec.doctor import findings, memory_gib
 from vlm2vec.extras import Extra, extras
 from vlm2vec.models.backbones.compact import install
 from vlm2vec.models.backbones.compact.parts import package_file
-from vlm2vec.models.checkpoints.catalog import CatalogRow, catalog
 from vlm2vec.models.checkpoints.known import table
 from vlm2vec.models.registry import KNOWN
 from vlm2vec.planning.geometry import known_configs

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vlm2vec import Embedder, UserError
+from vlm2vec.catalog import catalog
 from vlm2vec.cli import app
 from vlm2vec.models import registry
-from vlm2vec.models.checkpoints.catalog import catalog
 from vlm2vec.models.registry import SHIPPED, shipped_folder
 
 (FOLDER, DIGEST) = SHIPPED["compact-embed"]

@@ -22,8 +22,8 @@ def models(json_output: JsonOption = False) -> None:
     import torch
     from rich.table import Table
 
+    from vlm2vec.catalog import catalog
     from vlm2vec.doctor import memory_gib
-    from vlm2vec.models.checkpoints.catalog import catalog
     from vlm2vec.models.device import process_device
     from vlm2vec.models.embedder import best_dtype
     from vlm2vec.models.encoding.pipeline import BATCH_TOKENS
