@@ -16,7 +16,7 @@ from torch import nn
 
 from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError, shown
-from vlm2vec.models import loading
+from vlm2vec.models import loading, st_folder
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, EmbedderFile
@@ -261,12 +261,16 @@ class Embedder(nn.Module):
             revision=self.revision,
             options=self.backbone.options(),
             pooling=self.backbone.pooling,
+            attention=self.backbone.attention,
             embedding_dim=self.embedding_dim,
             template=self.backbone.template.settings(),
             prompts=self.prompts,
             adapter=adapter,
         )
-        self.backbone.write_sentence_transformers(folder, self.prompts)
+        if self.backbone.attention == "causal":
+            self.backbone.write_sentence_transformers(folder, self.prompts)
+        else:  # sentence-transformers' own modules would use the family's mask
+            st_folder.write_own(folder, self.prompts)
         checkpoint.write_json(folder / EMBEDDER_FILE, about.model_dump())
         for name, content in extra:
             checkpoint.write_json(folder / name, content)

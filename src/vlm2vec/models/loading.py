@@ -109,7 +109,7 @@ def load_saved(folder: Path, settings: LoadSettings) -> Loaded:
     source, revision_there = (str(folder), None) if whole else (base, revision)
     backbone = load_base(source, settings.dtype, revision_there, options, settings.device)
     backbone.template = PromptTemplate(**saved.template)
-    backbone.pooling = saved.pooling
+    backbone.pooling, backbone.attention = saved.pooling, saved.attention
     if saved.adapter:
         checkpoint.load_adapter(backbone, folder)
     elif not whole:

@@ -35,6 +35,9 @@ class ModelSettings(Section):
     options: dict[str, Any] = {}
     """Settings of the family, such as `num_layers` of compact."""
     pooling: Literal["last", "mean"] = "last"
+    """The state of the last token, or the mean over all tokens."""
+    attention: Literal["causal", "bidirectional"] | None = None
+    """The family's own mask between tokens, or attention of every token to all tokens. null: as in the base."""
     gradient_checkpointing: bool = False
     """Recomputes the activations of a chunk in its backward pass: less memory, about a third more time."""
     components: Literal["language", "vision", "both"] | None = None

@@ -50,6 +50,8 @@ def build_embedder(recipe: Recipe) -> Embedder:
         settings.base, dtype=base_dtype(recipe, device), device=device, revision=settings.revision, **settings.options
     )
     embedder.backbone.pooling = settings.pooling
+    if settings.attention:
+        embedder.backbone.attention = settings.attention
     components, lora = settings.components, recipe.lora
     if lora:
         targets = lora.targets or (linear_layers(embedder.backbone, components) if components else None)

@@ -19,6 +19,7 @@ from torch import nn
 from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError, shown
 from vlm2vec.models import st_folder
+from vlm2vec.models.backbones import attention
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import POOLINGS
 from vlm2vec.models.prompts import VIDEO_PLACEHOLDER, PromptTemplate, place_video
@@ -116,6 +117,16 @@ class Backbone(nn.Module, ABC):
     def pooling(self, name: str) -> None:
         if name != "last":
             raise UserError(f"pooling {shown(name)}: {self.name} has no token states to pool; remove the setting")
+
+    @property
+    def attention(self) -> str:
+        """ "causal": the family's own mask between tokens. "bidirectional": every token attends to all tokens."""
+        return "causal"
+
+    @attention.setter
+    def attention(self, name: str) -> None:
+        if name != "causal":
+            raise UserError(f"attention {shown(name)}: {self.name} is not a decoder; remove the setting")
 
     @property
     def language_model(self) -> nn.Module:
@@ -264,6 +275,7 @@ class DecoderBackbone(Backbone):
     """A family whose network returns a hidden state per token, of which pooling makes the vector."""
 
     _pooling: str = "last"
+    _attention: str = "causal"
 
     @abstractmethod
     def hidden_states(self, batch: Batch) -> torch.Tensor:
@@ -286,6 +298,36 @@ class DecoderBackbone(Backbone):
         if name not in POOLINGS:
             raise UserError(f"pooling {shown(name)}: expected one of {', '.join(POOLINGS)}")
         self._pooling = name
+
+    @property
+    def attention(self) -> str:
+        """Which tokens a token attends to, a value of `ATTENTIONS`.
+
+        Setting it changes the network in place, before or after adapters are added.
+
+        Raises:
+            UserError: if the network cannot attend in both directions.
+        """
+        return self._attention
+
+    @attention.setter
+    def attention(self, name: str) -> None:
+        if name not in attention.ATTENTIONS:
+            raise UserError(f"attention {shown(name)}: expected one of {', '.join(attention.ATTENTIONS)}")
+        if name == self._attention:
+            return
+        language = self.language_model
+        if one_way := attention.layers_without_mask(language):
+            raise UserError(f"attention {name}: {self.name} has layers of kind {', '.join(one_way)}; use causal")
+        attention.set_causal(language, name == "causal")
+        if name == "bidirectional" and not self._attends_to_all():
+            attention.set_causal(language, True)
+            raise UserError(f"attention {name}: the network of {self.name} stays causal; use causal")
+        self._attention = name
+
+    def _attends_to_all(self) -> bool:
+        batch = self.process([EmbeddingInput(text="one two three")]).to(next(self.model.parameters()).device)
+        return attention.first_token_reads_last(self, batch)
 
     def last_parts(self) -> list[nn.Module]:
         """Modules of the last layer that work on each token by itself, see `models/last_layer.py`."""

@@ -41,6 +41,7 @@ class EmbedderFile(BaseModel):
     revision: str | None = None
     options: dict[str, Any] = {}
     pooling: str = "last"
+    attention: str = "causal"
     embedding_dim: int
     normalize: bool = True
     template: dict[str, Any] = {}

@@ -113,7 +113,13 @@ def _check_alike(merged: Embedder, other: Embedder, names: tuple[str, str]) -> N
     """
     where = f"{names[1]}: cannot be merged with {names[0]}"
     facts = [
-        {"family": each.name, "pooling": each.pooling, "template": each.template.settings(), "options": each.options()}
+        {
+            "family": each.name,
+            "pooling": each.pooling,
+            "attention": each.attention,
+            "template": each.template.settings(),
+            "options": each.options(),
+        }
         for each in (merged.backbone, other.backbone)
     ]
     for key, value in facts[0].items():
