@@ -120,7 +120,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def attention(self) -> str:
-        """ "causal": the family's own mask between tokens. "bidirectional": every token attends to all tokens."""
+        """Attention between tokens: "causal" (the family's own mask) or "bidirectional" (all tokens but padding)."""
         return "causal"
 
     @attention.setter

@@ -39,9 +39,8 @@ def describe(embedder: Embedder, model: str) -> dict[str, str]:
         "resolution": resolution(backbone),
         "precision": str(embedder.dtype).removeprefix("torch."),
         "pooling": backbone.pooling,
-        **(
-            {} if backbone.attention == "causal" else {"attention": backbone.attention}
-        ),  # absent before it was a setting
+        # Left out if causal: vectors cached before it was a setting keep their fingerprint.
+        **({} if backbone.attention == "causal" else {"attention": backbone.attention}),
         "device": embedder.device.type,
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
     }
