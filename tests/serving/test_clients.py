@@ -207,6 +207,20 @@ def test_the_store_of_the_command_line_is_searched(server: Server) -> None:
     assert [result["score"] for result in results] == pytest.approx(np.sort(cosines)[::-1], abs=1e-3)
 
 
+def test_the_command_line_asks_the_server_without_loading_a_model(server: Server) -> None:
+    want = httpx.post(f"{server.url}/v1/search", json={"query": TEXTS[1], "k": 2}).json()["results"]
+    code = (
+        "import sys; from vlm2vec.cli import run; status = run(sys.argv[1:]); "
+        "heavy = {'torch', 'transformers', 'lancedb'} & set(sys.modules); sys.exit(status or str(heavy) * bool(heavy))"
+    )
+    asked = ["search", TEXTS[1], "--server", server.url, "-k", "2", "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [hit["key"] for hit in found] == [hit["key"] for hit in want]
+    assert [hit["score"] for hit in found] == pytest.approx([hit["score"] for hit in want], abs=1e-6)
+
+
 def test_it_binds_to_loopback_by_default(server: Server) -> None:
     listening = {
         connection.laddr.ip

@@ -47,18 +47,32 @@ def search(
     as_json: JsonOption = False,
     html: HtmlOption = None,
     model: ModelOption = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="Address of a running vlm2vec serve --store, in place of --store: no model is loaded here."),
+    ] = None,
     allow_pickle: PickleOption = False,
 ) -> None:
     """Search a vector store by text, by image, or by both.
 
     Example: vlm2vec search "a dog on the beach" --store photos.lance
     """
-    from vlm2vec.jobs.searching import Query, Searcher, with_images
-    from vlm2vec.jobs.stores import load_model_of
+    from vlm2vec.jobs.searching import Query
     from vlm2vec.media.images import ImageRef
 
     query = Query(text, ImageRef(path=str(image)) if image else None, instruction)
     query.as_input()  # an empty query is refused before a model is loaded
+    if server:
+        from vlm2vec.jobs.remote_search import search_server
+
+        for name, value in {"--store": store, "--model": model, "--html": html}.items():
+            if value:
+                raise UserError(f"{name} cannot be combined with --server: the server has its own store and model")
+        _print_hits(search_server(server, query, k, where), as_json)
+        return
+    from vlm2vec.jobs.searching import Searcher, with_images
+    from vlm2vec.jobs.stores import load_model_of
+
     opened = open_vector_store(store)
     hits = Searcher(load_model_of(opened, model, _consent(allow_pickle)), opened).search(query, k, where)
     if html:
