@@ -1,0 +1,84 @@
+"""The two rows of a language-model head that a yes-or-no answer needs.
+
+Embedding models are loaded without their head, so its rows are read from the weight files: two rows of D numbers in
+place of a matrix of vocabulary x D.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.base import Backbone
+
+HEAD = "lm_head.weight"
+
+
+def answer_direction(backbone: Backbone, source: str, revision: str | None, answers: tuple[str, str]) -> torch.Tensor:
+    """Head row of the first answer minus that of the second, float32, shape [D].
+
+    Its product with the last hidden state is the difference of the two answers' logits.
+
+    Args:
+        backbone: Its tokenizer names the rows, and its input embeddings are the head where a model ties them.
+        source: Folder or hub id of the base weights.
+        revision: Hub revision of `source`.
+        answers: Two words of one token each.
+
+    Raises:
+        UserError: if an answer is not one token, or the weights have no head.
+    """
+    ids = [_single_token(backbone, answer) for answer in answers]
+    rows = _rows_of_files(weight_files(source, revision), ids)
+    if rows is None:
+        rows = _tied_rows(backbone, ids, source)
+    return rows[0].float() - rows[1].float()
+
+
+def weight_files(source: str, revision: str | None) -> list[Path]:
+    """The safetensors files of a folder, or of a hub id as they are in the hub's cache after loading."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            patterns = ["*.safetensors"]
+            folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=True))
+        except (LocalEntryNotFoundError, ValueError):
+            return []
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _single_token(backbone: Backbone, answer: str) -> int:
+    ids: list[int] = backbone.tokenizer.encode(answer, add_special_tokens=False)
+    if len(ids) != 1:
+        raise UserError(
+            f"rerank: answer {answer!r} is {len(ids)} tokens of {backbone.name}; expected a word of one token"
+        )
+    return ids[0]
+
+
+def _rows_of_files(files: list[Path], ids: list[int]) -> torch.Tensor | None:
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118
+            if name is not None:
+                matrix = file.get_slice(name)
+                return torch.cat([matrix[i : i + 1] for i in ids])
+    return None
+
+
+def _tied_rows(backbone: Backbone, ids: list[int], source: str) -> torch.Tensor:
+    model: Any = backbone.model
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    tied = getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)
+    if not tied:
+        raise UserError(f"{source}: has no {HEAD}; expected a model that generates text, to rerank without training")
+    weight: torch.Tensor = model.get_input_embeddings().weight
+    return weight.detach()[ids].cpu()

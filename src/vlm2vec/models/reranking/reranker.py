@@ -1,0 +1,167 @@
+"""`Reranker`: any vision-language model that generates text, as a second stage that scores pairs.
+
+    reranker = Reranker.from_pretrained("Qwen/Qwen3-VL-2B-Instruct")
+    for found in reranker.rank("a red square", [Path("red.png"), Path("blue.png")]):
+        print(found.index, found.score)
+
+A score is the difference of two logits, "yes" minus "no", of the language-model head after a prompt with query and
+candidate (Qwen3-VL-Reranker; FreeRet, arXiv 2509.24621). No training is needed.
+
+Shapes: N candidates, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+
+from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.base import Backbone, DecoderBackbone
+from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.encode import EncodeOptions, EncodeSettings, Pipeline
+from vlm2vec.models.reranking.head import answer_direction
+from vlm2vec.models.reranking.prompt import RerankPrompt
+from vlm2vec.types import Batch, EmbeddingInput
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One candidate after reranking.
+
+    Attributes:
+        index: Its position among the candidates that were given.
+        score: Probability of the positive answer, 0 to 1. NaN where the candidate could not be read.
+        log_odds: Logit of the positive answer minus that of the negative one; candidates are ordered by it.
+    """
+
+    index: int
+    score: float
+    log_odds: float
+
+
+class PairScorer:
+    """A backbone and the direction of its answer, as a model that the encoding pipeline runs: one number per pair."""
+
+    embedding_dim = 1
+    training = False
+
+    def __init__(self, backbone: Backbone, direction_D: torch.Tensor) -> None:
+        self.backbone = backbone
+        self._direction_D = direction_D
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.backbone.parameters()).device
+
+    def train(self, mode: bool = True) -> None:
+        """Enables or disables dropout."""
+        self.training = mode
+        self.backbone.train(mode)
+
+    def eval(self) -> None:
+        """Disables dropout."""
+        self.train(False)
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Log-odds of a batch of pairs, [N, 1]."""
+        hidden_ND = self.backbone(batch).float()
+        log_odds_N1: torch.Tensor = hidden_ND @ self._direction_D.to(hidden_ND.device)[:, None]
+        return log_odds_N1
+
+
+class Reranker:
+    """Scores candidates by reading each together with the query.
+
+    Args:
+        embedder: The model. Its pooling must be that of the last token.
+        direction_D: Head row of the positive answer minus that of the negative one, [D].
+        prompt: What the model is asked.
+    """
+
+    def __init__(self, embedder: Embedder, direction_D: torch.Tensor, prompt: RerankPrompt) -> None:
+        backbone = _decoder(embedder)
+        self.prompt, self.backbone = prompt, backbone
+        chat = backbone.chat_template()
+        self._has_chat = bool(chat)
+        backbone.pooling, backbone.template = "last", prompt.template(chat)
+        self._model = PairScorer(backbone, direction_D)
+
+    @classmethod
+    def from_pretrained(cls, source: str, prompt: RerankPrompt | None = None, **options: Any) -> Reranker:
+        """Loads a model that generates text.
+
+        Args:
+            source: A folder or hub id.
+            prompt: What it is asked. Default: the wording of Qwen3-VL-Reranker.
+            options: Those of `Embedder.from_pretrained`, such as `device`, `dtype`, `revision`.
+
+        Raises:
+            UserError: if the source cannot be loaded, is a dual encoder, or has no language-model head.
+        """
+        prompt = prompt or RerankPrompt()
+        embedder = Embedder.from_pretrained(source, **options)
+        direction_D = answer_direction(_decoder(embedder), embedder.base, embedder.revision, prompt.answers)
+        return cls(embedder, direction_D, prompt)
+
+    def score(self, query: Any, candidates: Sequence[Any], **options: Unpack[EncodeOptions]) -> np.ndarray:
+        """Log-odds of each candidate, in the order given, float32, shape [N].
+
+        Args:
+            query: As an input of `Embedder.encode`.
+            candidates: Likewise. Equal candidates are scored once.
+            options: Those of `Embedder.encode`. `instruction` says what makes a candidate relevant (default: the
+                query's own, else the prompt's). With `on_error`, a candidate that cannot be read is NaN.
+
+        Raises:
+            UserError: for a query or, without `on_error`, a candidate that cannot be read.
+        """
+        asked = EmbeddingInput.of(query, options.pop("instruction", None))
+        scores_N = np.full(len(candidates), np.nan, dtype=np.float32)
+        report, good, pairs = options.pop("on_error", None), [], []
+        for index, candidate in enumerate(candidates):
+            try:
+                pairs.append(self.prompt.pair(asked, EmbeddingInput.of(candidate), self._has_chat))
+                good.append(index)
+            except UserError as error:
+                if report is None:
+                    raise
+                report(index, error)
+        if report is not None:
+            options["on_error"] = lambda position, error: report(good[position], error)
+        for part in Pipeline(self._model, EncodeSettings(**options)).stream(pairs):
+            for row, values in enumerate(part.vectors):
+                if row not in part.bad:
+                    scores_N[good[part.begin + row]] = values[0]
+        return scores_N
+
+    def rank(
+        self,
+        query: Any,
+        candidates: Sequence[Any],
+        top: int | None = None,
+        **options: Unpack[EncodeOptions],
+    ) -> list[Ranked]:
+        """Candidates by falling score; equal scores keep their order, unreadable candidates come last.
+
+        Args:
+            query: See `score`.
+            candidates: See `score`.
+            top: Number of candidates returned. Default: all.
+            options: See `score`.
+        """
+        log_odds_N = self.score(query, candidates, **options)
+        order = np.argsort(-np.nan_to_num(log_odds_N, nan=-np.inf), kind="stable")
+        odds = [float(log_odds_N[i]) for i in order[:top]]
+        return [Ranked(int(i), float(1 / (1 + np.exp(-value))), value) for i, value in zip(order, odds, strict=False)]
+
+
+def _decoder(embedder: Embedder) -> DecoderBackbone:
+    backbone = embedder.backbone
+    if not isinstance(backbone, DecoderBackbone):
+        raise UserError(f"{backbone.name}: reads text and image apart and cannot judge a pair; use a VLM to rerank")
+    return backbone
