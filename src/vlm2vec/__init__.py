@@ -14,17 +14,22 @@ from vlm2vec.types import EmbeddingInput
 
 if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder
+    from vlm2vec.models.reranking.reranker import Reranker
 
-__all__ = ["Embedder", "EmbeddingInput", "UserError", "__version__"]
+__all__ = ["Embedder", "EmbeddingInput", "Reranker", "UserError", "__version__"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Embedder needs torch, which takes seconds to import, and `vlm2vec --help` does not need it.
+    # These need torch, which takes seconds to import, and `vlm2vec --help` does not need it.
     if name == "Embedder":
         from vlm2vec.models.embedder import Embedder
 
         return Embedder
+    if name == "Reranker":
+        from vlm2vec.models.reranking.reranker import Reranker
+
+        return Reranker
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

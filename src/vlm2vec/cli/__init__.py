@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from vlm2vec import __version__
-from vlm2vec.cli import cache, data, embed, index, machine, mcp, models, plan, score, search, serve, train, ui
+from vlm2vec.cli import cache, data, embed, index, machine, mcp, models, plan, rerank, score, search, serve, train, ui
 from vlm2vec.cli.failures import Interrupted, explain
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
@@ -35,6 +35,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "forget": index.forget,
         "relocate": index.relocate,
         "search": search.search,
+        "rerank": rerank.rerank,
         "classify": search.classify,
         "duplicates": search.duplicates,
     },

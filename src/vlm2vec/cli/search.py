@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from vlm2vec.files import write_text
 from vlm2vec.progress import progress_bar, say
 
 if TYPE_CHECKING:
+    from vlm2vec.jobs.searching import Query
     from vlm2vec.retrieval.vector_store import Hit
 
 WhereOption = Annotated[
@@ -51,6 +53,10 @@ def search(
         str | None,
         typer.Option(help="Address of a running vlm2vec serve --store, in place of --store: no model is loaded here."),
     ] = None,
+    reranker: Annotated[
+        str | None, typer.Option("--rerank", help="A VLM that reads the query with each of the nearest rows.")
+    ] = None,
+    num_reranked: Annotated[int, typer.Option("--rerank-top", min=1, help="Number of rows that it reads.")] = 50,
     allow_pickle: PickleOption = False,
 ) -> None:
     """Search a vector store by text, by image, or by both.
@@ -65,7 +71,7 @@ def search(
     if server:
         from vlm2vec.jobs.remote_search import search_server
 
-        for name, value in {"--store": store, "--model": model, "--html": html}.items():
+        for name, value in {"--store": store, "--model": model, "--html": html, "--rerank": reranker}.items():
             if value:
                 raise UserError(f"{name} cannot be combined with --server: the server has its own store and model")
         _print_hits(search_server(server, query, k, where), as_json)
@@ -74,7 +80,10 @@ def search(
     from vlm2vec.jobs.stores import load_model_of
 
     opened = open_vector_store(store)
-    hits = Searcher(load_model_of(opened, model, _consent(allow_pickle)), opened).search(query, k, where)
+    searcher = Searcher(load_model_of(opened, model, _consent(allow_pickle)), opened)
+    hits = searcher.search(query, max(k, num_reranked) if reranker else k, where)
+    if reranker:
+        hits = _reranked(reranker, query, hits, k, allow_pickle)
     if html:
         from vlm2vec.jobs.sheet import write_sheet
 
@@ -170,6 +179,16 @@ def duplicates(
     say(f"{len(groups)} groups; {extra} rows are near one that comes before them (cosine {threshold} or more)")
     if html:
         say(f"Page: {html}")
+
+
+def _reranked(model: str, query: Query, hits: list[Hit], k: int, allow_pickle: bool) -> list[Hit]:
+    from vlm2vec.jobs.reranking import rerank_hits
+    from vlm2vec.models.reranking.reranker import Reranker
+
+    best, skipped = rerank_hits(Reranker.from_pretrained(model, **_consent(allow_pickle)), query, hits, k)
+    for reason in skipped:
+        sys.stderr.write(f"left out: {reason}\n")
+    return best
 
 
 def _consent(allow_pickle: bool) -> dict[str, object]:

@@ -12,20 +12,22 @@ Shapes: N candidates, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone, DecoderBackbone
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.models.encode import EncodeOptions, EncodeSettings, Pipeline
+from vlm2vec.models.encoding.pipeline import Pipeline
+from vlm2vec.models.encoding.settings import EncodeSettings
 from vlm2vec.models.reranking.head import answer_direction
 from vlm2vec.models.reranking.prompt import RerankPrompt
-from vlm2vec.types import Batch, EmbeddingInput
+from vlm2vec.types import EmbeddingInput
 
 
 @dataclass(frozen=True)
@@ -108,35 +110,47 @@ class Reranker:
         direction_D = answer_direction(_decoder(embedder), embedder.base, embedder.revision, prompt.answers)
         return cls(embedder, direction_D, prompt)
 
-    def score(self, query: Any, candidates: Sequence[Any], **options: Unpack[EncodeOptions]) -> np.ndarray:
+    def score(
+        self,
+        query: Any,
+        candidates: Sequence[Any],
+        *,
+        instruction: str | None = None,
+        batch_tokens: int | None = None,
+        on_error: Callable[[int, UserError], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
         """Log-odds of each candidate, in the order given, float32, shape [N].
 
         Args:
             query: As an input of `Embedder.encode`.
             candidates: Likewise. Equal candidates are scored once.
-            options: Those of `Embedder.encode`. `instruction` says what makes a candidate relevant (default: the
-                query's own, else the prompt's). With `on_error`, a candidate that cannot be read is NaN.
+            instruction: What makes a candidate relevant. Default: the query's own, else the prompt's.
+            batch_tokens: Maximum number of tokens in a forward pass. Default: as `Embedder.encode`.
+            on_error: Called with position and reason of a candidate that cannot be read, whose score is NaN. Default:
+                the first one raises.
+            progress: Called with the number of pairs done since the last call.
 
         Raises:
             UserError: for a query or, without `on_error`, a candidate that cannot be read.
         """
-        asked = EmbeddingInput.of(query, options.pop("instruction", None))
-        scores_N = np.full(len(candidates), np.nan, dtype=np.float32)
-        report, good, pairs = options.pop("on_error", None), [], []
+        asked = EmbeddingInput.of(query, instruction)
+        pairs = {}
         for index, candidate in enumerate(candidates):
             try:
-                pairs.append(self.prompt.pair(asked, EmbeddingInput.of(candidate), self._has_chat))
-                good.append(index)
+                pairs[index] = self.prompt.pair(asked, EmbeddingInput.of(candidate), self._has_chat)
             except UserError as error:
-                if report is None:
+                if on_error is None:
                     raise
-                report(index, error)
-        if report is not None:
-            options["on_error"] = lambda position, error: report(good[position], error)
-        for part in Pipeline(self._model, EncodeSettings(**options)).stream(pairs):
+                on_error(index, error)
+        places = list(pairs)
+        report = None if on_error is None else lambda position, error: on_error(places[position], error)
+        settings = EncodeSettings(batch_tokens=batch_tokens, on_error=report, progress=progress)
+        scores_N = np.full(len(candidates), np.nan, dtype=np.float32)
+        for part in Pipeline(self._model, settings).stream(pairs.values()):
             for row, values in enumerate(part.vectors):
                 if row not in part.bad:
-                    scores_N[good[part.begin + row]] = values[0]
+                    scores_N[places[part.begin + row]] = values[0]
         return scores_N
 
     def rank(
@@ -144,7 +158,10 @@ class Reranker:
         query: Any,
         candidates: Sequence[Any],
         top: int | None = None,
-        **options: Unpack[EncodeOptions],
+        *,
+        instruction: str | None = None,
+        on_error: Callable[[int, UserError], None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Ranked]:
         """Candidates by falling score; equal scores keep their order, unreadable candidates come last.
 
@@ -152,12 +169,13 @@ class Reranker:
             query: See `score`.
             candidates: See `score`.
             top: Number of candidates returned. Default: all.
-            options: See `score`.
+            instruction: See `score`.
+            on_error: See `score`.
+            progress: See `score`.
         """
-        log_odds_N = self.score(query, candidates, **options)
-        order = np.argsort(-np.nan_to_num(log_odds_N, nan=-np.inf), kind="stable")
-        odds = [float(log_odds_N[i]) for i in order[:top]]
-        return [Ranked(int(i), float(1 / (1 + np.exp(-value))), value) for i, value in zip(order, odds, strict=False)]
+        log_odds_N = self.score(query, candidates, instruction=instruction, on_error=on_error, progress=progress)
+        order = np.argsort(-np.nan_to_num(log_odds_N, nan=-np.inf), kind="stable")[:top]
+        return [Ranked(int(i), float(1 / (1 + np.exp(-log_odds_N[i]))), float(log_odds_N[i])) for i in order]
 
 
 def _decoder(embedder: Embedder) -> DecoderBackbone:

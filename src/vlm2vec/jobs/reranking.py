@@ -1,0 +1,55 @@
+"""The second stage of a search: a reranker reads the query with each of the nearest rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from vlm2vec.errors import UserError
+from vlm2vec.jobs.searching import Query, image_ref
+from vlm2vec.retrieval.vector_store import Hit
+from vlm2vec.types import EmbeddingInput
+
+
+class PairRanker(Protocol):
+    """Orders candidates by reading each with the query."""
+
+    def rank(self, query: EmbeddingInput, candidates: Sequence[EmbeddingInput], **options: Any) -> list[Any]:
+        """Positions (`index`) with their `score`, best first."""
+        ...
+
+
+def rerank_hits(ranker: PairRanker, query: Query, hits: Sequence[Hit], k: int) -> tuple[list[Hit], list[str]]:
+    """The k best of some hits, in the order of a reranker.
+
+    Args:
+        ranker: A `Reranker`.
+        query: What was searched for.
+        hits: Rows of the store with their metadata, nearest first.
+        k: Number of rows returned.
+
+    Returns:
+        The rows, with the reranker's probability as their score; and why rows were left out that could not be read.
+    """
+    readable, skipped = [], []
+    for hit in hits:
+        try:
+            readable.append((hit, _as_input(hit)))
+        except UserError as error:
+            skipped.append(str(error))
+    failed: dict[int, UserError] = {}
+    candidates = [item for _, item in readable]
+    ranked = ranker.rank(query.as_input(), candidates, on_error=failed.__setitem__)
+    skipped += [f"{readable[index][0].key}: {error}" for index, error in failed.items()]
+    best = [found for found in ranked if found.index not in failed][:k]
+    return [replace(readable[found.index][0], score=found.score) for found in best], skipped
+
+
+def _as_input(hit: Hit) -> EmbeddingInput:
+    image = image_ref(hit.metadata)
+    if image is None:
+        raise UserError(
+            f"{hit.key}: the store keeps no image of this row, so it is not reranked; use vlm2vec rerank on its file"
+        )
+    return EmbeddingInput(images=(image,))
