@@ -31,7 +31,7 @@ CHAT = (
 
 
 def load(folder: Path, prompt: RerankPrompt = PROMPT) -> Reranker:
-    return Reranker.from_pretrained(str(folder), prompt, device="cpu", dtype=torch.float32)
+    return Reranker.from_pretrained(str(folder), prompt=prompt, device="cpu", dtype=torch.float32)
 
 
 @torch.inference_mode()

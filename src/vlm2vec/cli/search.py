@@ -191,7 +191,7 @@ def _reranked(model: str, query: Query, hits: list[Hit], k: int, allow_pickle: b
     return best
 
 
-def _consent(allow_pickle: bool) -> dict[str, object]:
+def _consent(allow_pickle: bool) -> dict[str, Any]:
     return {"allow_pickle": True} if allow_pickle else {}
 
 

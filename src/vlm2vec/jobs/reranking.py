@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from vlm2vec.errors import UserError
 from vlm2vec.jobs.searching import Query, image_ref
 from vlm2vec.retrieval.vector_store import Hit
 from vlm2vec.types import EmbeddingInput
 
-
-class PairRanker(Protocol):
-    """Orders candidates by reading each with the query."""
-
-    def rank(self, query: EmbeddingInput, candidates: Sequence[EmbeddingInput], **options: Any) -> list[Any]:
-        """Positions (`index`) with their `score`, best first."""
-        ...
+if TYPE_CHECKING:
+    from vlm2vec.models.reranking.reranker import Reranker
 
 
-def rerank_hits(ranker: PairRanker, query: Query, hits: Sequence[Hit], k: int) -> tuple[list[Hit], list[str]]:
+def rerank_hits(ranker: Reranker, query: Query, hits: Sequence[Hit], k: int) -> tuple[list[Hit], list[str]]:
     """The k best of some hits, in the order of a reranker.
 
     Args:
-        ranker: A `Reranker`.
+        ranker: Reads the query with each row.
         query: What was searched for.
         hits: Rows of the store with their metadata, nearest first.
         k: Number of rows returned.

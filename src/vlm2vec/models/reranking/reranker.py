@@ -94,7 +94,7 @@ class Reranker:
         self._model = PairScorer(backbone, direction_D)
 
     @classmethod
-    def from_pretrained(cls, source: str, prompt: RerankPrompt | None = None, **options: Any) -> Reranker:
+    def from_pretrained(cls, source: str, *, prompt: RerankPrompt | None = None, **options: Any) -> Reranker:
         """Loads a model that generates text.
 
         Args:
