@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,7 +42,8 @@ def rerank(
         raise UserError(f"{source}: more than {MOST:,} candidates; select the nearest with vlm2vec search --rerank")
     good = [(record.key, record.item) for record in records if record.item is not None]
     errors = [record.error or record.key for record in records if record.item is None]
-    reranker = Reranker.from_pretrained(model, **settings_of(option, allow_pickle))
+    settings: dict[str, Any] = settings_of(option, allow_pickle)
+    reranker = Reranker.from_pretrained(model, **settings)
     failed: dict[int, UserError] = {}
     with progress_bar(f"reranking {source}", len(good)) as advance:
         ranked = reranker.rank(query, [item for _, item in good], on_error=failed.__setitem__, progress=advance)
