@@ -71,7 +71,7 @@ def test_train_verify_and_eval_go_from_a_recipe_to_results(recipe: Path, benchma
     run = tmp_path / "run"
     assert f"Next: vlm2vec eval {run}" in done.stdout.replace("\n", " ")
     done = vlm2vec("verify", run)
-    assert done.returncode == 0 and "lowest 1.0000" in done.stdout.replace("\n", " ")
+    assert done.returncode == 0 and "lowest cosine 1.0000" in done.stdout.replace("\n", " ")
     evaluation = ["eval", run, "--benchmark", benchmark, "--cache", tmp_path / "cache"]
     done = vlm2vec(*evaluation, "--output", tmp_path / "scores")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -112,7 +112,7 @@ def test_evaluation_on_a_missing_image_writes_nothing(benchmark: Path, tmp_path:
         (["train", "{recipe}", "data.root=absent"], ["absent", "no such data folder"]),
         (["train", "{recipe}", "train.warmup_steps=99"], ["warmup_steps 99 must be below steps 6"]),
         (["train", "{recipe}", "model.base={folder}"], ["not a checkpoint"]),
-        (["eval", "{folder}", "--benchmark", "{benchmark}", "-o", "x"], ["not a checkpoint", "no config.json"]),
+        (["eval", "{folder}", "--benchmark", "{benchmark}", "-o", "x"], ["not a checkpoint", "config.json"]),
         (["eval", "compact", "--benchmark", "absent.yaml", "-o", "x"], ["absent.yaml", "no such benchmark file"]),
         (
             ["eval", "compact", "--benchmark", "{benchmark}", "-o", "x", "--option", "layers=1"],
