@@ -1,1 +1,2 @@
+from tiny.checkpoints import adapter, merged  # noqa: F401
 from tiny.fixtures import tiny_vlm  # noqa: F401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -88,9 +88,7 @@ def embed(
     facts = facts_of(embedder, model, options=options, instruction=instruction)
     job = Job(records, output, settings, facts, overwrite)
     pool = RayPool(model, workers, address, gpus, {**options, "dtype": embedder.dtype}) if by_ray else None
-    done = _run(job, embedder, pool)
-    say_skipped(records)
-    _say_result(done, output)
+    _say_result(_run(job, embedder, pool), job)
 
 
 def _run(job: Job, embedder: Embedder, pool: RayPool | None) -> EmbedReport:
@@ -105,11 +103,12 @@ def _run(job: Job, embedder: Embedder, pool: RayPool | None) -> EmbedReport:
         return job.finish()
 
 
-def _say_result(done: EmbedReport, output: Path) -> None:
+def _say_result(done: EmbedReport, job: Job) -> None:
     from vlm2vec.jobs.embed import ERRORS_FILE
 
+    say_skipped(job.source)
     if done.num_kept:
         say(f"{done.num_kept} inputs were embedded by an earlier run")
     if done.errors:
-        say(f"{len(done.errors)} inputs could not be embedded: {output.with_name(ERRORS_FILE)}")
-    say(f"{done.num_vectors} vectors: {output}")
+        say(f"{len(done.errors)} inputs could not be embedded: {job.output.with_name(ERRORS_FILE)}")
+    say(f"{done.num_vectors} vectors: {job.output}")
