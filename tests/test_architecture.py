@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/vlm2vec"
 LAYERS = [
     {"errors"},
-    {"media", "cache", "progress", "files", "extras"},
+    {"media", "cache", "progress", "files", "extras", "charts"},
     {"types", "batch", "losses", "quantize"},
     {"data", "models", "planning", "retrieval"},
     {"training", "evaluation", "jobs"},

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from samples import COLORS, draw
 
 from vlm2vec import Embedder, UserError
-from vlm2vec.monitor import Monitor, read_history
+from vlm2vec.monitor import Monitor
 from vlm2vec.training.config import Recipe
+from vlm2vec.training.output import read_history
 from vlm2vec.training.run import train
 
 

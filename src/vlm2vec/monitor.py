@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import UserError
@@ -16,9 +14,9 @@ from vlm2vec.models.checkpoints.folder import write_json
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache
 from vlm2vec.training.config import Recipe
+from vlm2vec.training.output import HISTORY_FILE, read_history
 from vlm2vec.types import EvalQuery
 
-HISTORY_FILE = "evaluations.json"
 BEST_FOLDER = "best"
 
 
@@ -76,10 +74,3 @@ class Monitor:
         write_json(file, [*history, {"step": step, "groups": groups, "tasks": scores}])
         if groups[self.settings.best_by] > best:
             embedder.save_pretrained(self.output / BEST_FOLDER, [("evaluation.json", content)])
-
-
-def read_history(output: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run: step, group means, score by task."""
-    file = output / HISTORY_FILE
-    history: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
-    return history

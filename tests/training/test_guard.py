@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from vlm2vec.training import guard as guards
 from vlm2vec.training.config import GuardSettings
 from vlm2vec.training.ema import MovingAverage
 from vlm2vec.training.guard import Guard
-from vlm2vec.training.report import write_report
 from vlm2vec.training.step import mean_cosine
 from vlm2vec.training.trainer import trackers
 
@@ -74,19 +71,6 @@ def test_the_moving_average_follows_its_recurrence_and_leaves_frozen_weights() -
     assert list(average.state) == ["weight"]
     average.use()
     torch.testing.assert_close(layer.weight, torch.full((1, 2), 0.9 * (0.9 * 1 + 0.1 * 2) + 0.1 * 3))
-
-
-def test_the_report_holds_a_curve_for_each_recorded_number(tmp_path: Path) -> None:
-    log = [{"step": step, "loss": 2.0 - step / 10, "memory_mib": 900} for step in range(1, 6)]
-    write_report(tmp_path / "report.html", "run <1>", log, "train: {steps: 5}")
-    page = (tmp_path / "report.html").read_text()
-    tags: list[str] = []
-    parser = HTMLParser()
-    parser.handle_starttag = lambda tag, attrs: tags.append(tag)  # type: ignore[method-assign]
-    parser.feed(page)
-    assert tags.count("polyline") == 2 and "run &lt;1&gt;" in page and "http" not in page
-    assert "steps 1 to 5; from 1.9 to 1.5" in page
-    assert 'points="0.0,0.0 160.0,40.0 320.0,80.0 480.0,120.0 640.0,160.0"' in page
 
 
 def test_a_tracker_that_is_unknown_or_not_installed_is_one_line() -> None:

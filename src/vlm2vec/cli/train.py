@@ -135,7 +135,8 @@ def _run(settings: Recipe, resume: bool) -> None:
         folder = run_train(settings, resume=resume)
         say(f"Trained model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
         return
-    from vlm2vec.monitor import Monitor, read_history
+    from vlm2vec.monitor import Monitor
+    from vlm2vec.training.output import read_history
 
     folder = run_train(settings, resume=resume, monitor=Monitor(settings))
     history, group = read_history(folder), settings.evaluate.best_by

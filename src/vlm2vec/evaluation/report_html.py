@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from vlm2vec.charts import Chart, line_chart
 from vlm2vec.evaluation.comparison import Comparison, percent
 from vlm2vec.evaluation.evaluate import Sample, TaskResult
 from vlm2vec.media.images import ImageRef
@@ -24,9 +24,6 @@ QUERY_PIXELS = 128
 CANDIDATE_PIXELS = 96
 MOST_TEXT = 280
 PLACEHOLDER = re.compile(r"<\|(?:image|video)_\d+\|>")
-# The loss curve, in units of its viewBox.
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 24, 12, 58
 
 
 @dataclass(frozen=True)
@@ -58,31 +55,6 @@ class Card:
     """The relevant candidate, if it is not among the candidates shown."""
     is_hit: bool
     verdict: str
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A loss curve in the coordinates of the plot."""
-
-    name: str
-    points: str
-    first: str
-    last: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """The loss plot; ticks are (position, label)."""
-
-    curves: list[Curve]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    top: int = TOP
-    right: int = WIDTH - RIGHT
-    bottom: int = HEIGHT - BOTTOM
 
 
 @dataclass
@@ -149,39 +121,12 @@ def loss_chart(loss_curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart 
         loss_curves: By run, entries with `step` and `loss`; entries without both, or with a non-finite loss, are
             skipped.
     """
-    series = {}
-    for name, entries in loss_curves.items():
-        found = [(float(e["step"]), float(e["loss"])) for e in entries if "step" in e and "loss" in e]
-        finite = sorted(point for point in found if math.isfinite(point[1]))
-        if finite:
-            series[name] = finite
-    if not series:
-        return None
-    steps = [step for points in series.values() for step, _ in points]
-    losses = [loss for points in series.values() for _, loss in points]
-    x_values, y_values = _ticks(0, max(steps)), _ticks(min(losses), max(losses))
-
-    def x(step: float) -> float:
-        return round(LEFT + step / max(x_values[-1], max(steps)) * (WIDTH - LEFT - RIGHT), 1)
-
-    def y(loss: float) -> float:
-        share = (loss - y_values[0]) / (y_values[-1] - y_values[0])
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
-
-    curves = [
-        Curve(name, " ".join(f"{x(s)},{y(v)}" for s, v in points), f"{points[0][1]:.3f}", f"{points[-1][1]:.3f}")
-        for name, points in series.items()
-    ]
-    return Chart(curves, [(x(v), f"{v:g}") for v in x_values], [(y(v), f"{v:g}") for v in y_values])
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that enclose the range."""
-    span = high - low or max(abs(high), 1.0)
-    magnitude = 10.0 ** math.floor(math.log10(span / 5))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if span / (factor * magnitude) <= 6)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+    return line_chart(
+        {
+            name: [(float(e["step"]), float(e["loss"])) for e in entries if "step" in e and "loss" in e]
+            for name, entries in loss_curves.items()
+        }
+    )
 
 
 def _card(sample: Sample, thumbnails: Thumbnails) -> Card:

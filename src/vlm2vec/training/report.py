@@ -1,54 +1,106 @@
-"""A run's curves as one HTML page that needs no network and no tracker."""
+"""A run's report: held-out scores, first loss, curves and recipe as one HTML page that loads nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
+from vlm2vec.charts import Chart, line_chart
+from vlm2vec.files import write_text
+
+TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
 CURVES = {
-    "loss": "Loss",
-    "grad_norm": "Gradient norm before clipping",
-    "learning_rate": "Learning rate",
-    "mean_cosine": "Mean cosine of different inputs",
-    "memory_mib": "Memory, MiB",
+    "loss": ("Loss", "Contrastive loss at each logged step. "),
+    "grad_norm": ("Gradient norm", "Before clipping. "),
+    "learning_rate": ("Learning rate", ""),
+    "mean_cosine": ("Mean cosine of different inputs", "A value near 1 is an embedding collapse. "),
+    "memory_mib": ("Memory", "MiB. "),
 }
-WIDTH, HEIGHT = 640, 160
-STYLE = "body{font:15px sans-serif;max-width:720px;margin:2em auto}svg{width:100%;background:#f6f6f6}pre{overflow:auto}"
+FAR_ABOVE = 1.5
+"""A first loss above this multiple of log(batch size) draws a warning: the loss of equal vectors is log(batch size)."""
 
 
-def write_report(path: Path, title: str, log: Sequence[dict[str, Any]], recipe: str) -> None:
-    """Writes beside and renames.
+@dataclass(frozen=True)
+class RunFacts:
+    """What the report says besides the curves.
+
+    Attributes:
+        title: Heading of the page.
+        lines: Sentences below the heading, such as the model and the date.
+        recipe: The recipe as resolved.
+        batch_size: Pairs of a step.
+        scores: Held-out score by step, 0 to 1; empty without an evaluation.
+        metric: What the scores are, such as "overall".
+    """
+
+    title: str
+    lines: Sequence[str]
+    recipe: str
+    batch_size: int
+    scores: Mapping[int, float]
+    metric: str = "overall"
+
+
+def write_report(path: Path, facts: RunFacts, log: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the page; the file is complete or absent.
 
     Args:
         path: The HTML file.
-        title: Of the page.
-        log: Entries with `step` and any of the curves.
-        recipe: As resolved.
+        facts: Heading, recipe and held-out scores.
+        log: Entries with `step` and any of `CURVES`.
     """
-    parts = [f"<h1>{escape(title)}</h1>"]
-    for name, caption in CURVES.items():
-        points = [(float(entry["step"]), float(entry[name])) for entry in log if name in entry]
-        if points:
-            parts.append(f"<h2>{caption}</h2>\n{curve(points)}")
-    parts.append(f"<h2>Recipe</h2>\n<pre>{escape(recipe)}</pre>")
-    body = "\n".join(parts)
-    page = f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>\n{body}\n"
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(page)
-    beside.replace(path)
-
-
-def curve(points: Sequence[tuple[float, float]]) -> str:
-    """An SVG line through (step, value) with its range written beside it."""
-    steps, values = zip(*points, strict=True)
-    low, high = min(values), max(values)
-    across, up = max(steps) - min(steps) or 1, high - low or 1
-    line = " ".join(
-        f"{(step - min(steps)) / across * WIDTH:.1f},{HEIGHT - (value - low) / up * HEIGHT:.1f}"
-        for step, value in points
+    first = next((float(entry["loss"]) for entry in log if "loss" in entry), None)
+    remark, is_warning = _remark(first, facts.batch_size)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    path = f'<polyline fill="none" stroke="#2166ac" stroke-width="1.5" points="{line}"/>'
-    about = f"steps {steps[0]:g} to {steps[-1]:g}; from {values[0]:.4g} to {values[-1]:.4g}; {low:.4g} to {high:.4g}"
-    return f'<svg viewBox="0 -8 {WIDTH} {HEIGHT + 16}" role="img">{path}</svg><p>{about}</p>'
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=facts.title,
+        about=facts.lines,
+        numbers=list(_numbers(facts, first, log)),
+        remark=remark,
+        is_warning=is_warning,
+        charts=list(_charts(facts, log)),
+        recipe=facts.recipe,
+    )
+    write_text(path, page)
+
+
+def _numbers(facts: RunFacts, first: float | None, log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(name, value) for the tiles at the top."""
+    if facts.scores:
+        start, end = min(facts.scores), max(facts.scores)
+        if start != end:
+            yield f"Held-out score, step {start}", f"{100 * facts.scores[start]:.1f} %"
+        yield f"Held-out score, step {end}", f"{100 * facts.scores[end]:.1f} %"
+    if first is not None:
+        yield "First loss", f"{first:.3f}"
+        yield f"log({facts.batch_size})", f"{math.log(facts.batch_size):.3f}"
+        yield "Last loss", f"{next(float(entry['loss']) for entry in reversed(log) if 'loss' in entry):.3f}"
+
+
+def _remark(first: float | None, batch_size: int) -> tuple[str, bool]:
+    """A sentence on the first loss beside log(batch size), and whether it is a warning."""
+    if first is None or batch_size < 2:
+        return "", False
+    equal = math.log(batch_size)
+    text = f"The first logged loss is {first:.3f}; vectors that are all equal have a loss of log({batch_size}) = {equal:.3f}."
+    if first > FAR_ABOVE * equal:
+        return f"{text} It is far above: the temperature is low for this model; raise train.temperature.", True
+    return text, False
+
+
+def _charts(facts: RunFacts, log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Chart]]:
+    """(caption, sentence below, chart) for each curve that has points."""
+    level = (math.log(facts.batch_size), f"log({facts.batch_size})") if facts.batch_size > 1 else None
+    for name, (caption, unit) in CURVES.items():
+        points = [(float(entry["step"]), float(entry[name])) for entry in log if name in entry and "step" in entry]
+        if chart := line_chart({name: points}, level if name == "loss" else None):
+            yield caption, unit, chart
+        if name == "loss" and (chart := line_chart({"score": [(s, 100 * v) for s, v in facts.scores.items()]})):
+            yield "Held-out score", f"{facts.metric}, percent. ", chart

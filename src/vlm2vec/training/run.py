@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from vlm2vec.training.check_images import read_images
 from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
 from vlm2vec.training.data_checks import check_negatives, check_scores
-from vlm2vec.training.output import CHECKPOINTS, check_new
+from vlm2vec.training.output import CHECKPOINTS, check_new, read_history
 from vlm2vec.training.precision import base_dtype, train_in_float32
 from vlm2vec.training.reference import open_references
-from vlm2vec.training.report import write_report
+from vlm2vec.training.report import RunFacts, write_report
 from vlm2vec.training.resume import check_resume
 from vlm2vec.training.trainer import ContrastiveTrainer
 from vlm2vec.training.trainer_internals import step_checkpoints
@@ -239,7 +240,22 @@ def _save_run(
     checkpoint.write_json(output / "provenance.json", checkpoint.provenance(**facts))
     entries = [entry for entry in log if "loss" in entry]
     checkpoint.write_json(output / LOG_FILE, entries)
-    write_report(output / REPORT_FILE, str(output), entries, dump_recipe(recipe))
+    write_report(output / REPORT_FILE, _report_facts(recipe, facts), entries)
+
+
+def _report_facts(recipe: Recipe, facts: Mapping[str, Any]) -> RunFacts:
+    """What the report says besides the curves."""
+    train = recipe.train
+    tuning = f"LoRA of rank {recipe.lora.rank}" if recipe.lora else "no LoRA"
+    lines = (
+        f"Model {recipe.model.base}, {tuning}; {train.steps} steps of {train.batch_size} pairs in "
+        f"{facts['seconds']:,.0f} s; finished {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "Pairs: " + ", ".join(f"{name} {number:,}" for name, number in facts["pairs"].items()),
+    )
+    group = recipe.evaluate.best_by if recipe.evaluate else "overall"
+    history = read_history(recipe.output)
+    scores = {int(entry["step"]): float(entry["groups"][group]) for entry in history if group in entry["groups"]}
+    return RunFacts(recipe.output.name, lines, dump_recipe(recipe), train.batch_size, scores, group)
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
