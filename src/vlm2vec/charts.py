@@ -86,5 +86,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-    """Three decimals, or three significant digits for small values such as a learning rate."""
-    return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
+    """Three decimals, fewer for large values; three significant digits for small ones such as a learning rate."""
+    if abs(value) < 0.1 and value != 0:
+        return f"{value:.3g}"
+    return f"{value:,.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 3}f}"
