@@ -55,7 +55,11 @@ def test_every_recorded_curve_has_axes_ticks_and_its_range(tmp_path: Path) -> No
     assert page.count("polyline", "curve") == 3  # loss, held-out score, memory
     assert page.count("path", "axis") == 3
     assert page.count("line", "level") == 1  # log of the batch size, in the chart of the loss
-    assert "From 1.900 to 1.500." in page.text and "From 900 to 900." in page.text and "overall, percent. From 10.0 to 25.3." in page.text
+    assert (
+        "From 1.900 to 1.500." in page.text
+        and "From 900 to 900." in page.text
+        and "overall, percent. From 10.0 to 25.3." in page.text
+    )
 
 
 def test_the_page_loads_nothing_and_escapes_what_it_shows(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def _remark(first: float | None, batch_size: int) -> tuple[str, bool]:
     if first is None or batch_size < 2:
         return "", False
     equal = math.log(batch_size)
-    text = f"The first logged loss is {first:.3f}; vectors that are all equal have a loss of log({batch_size}) = {equal:.3f}."
+    text = f"The first logged loss is {first:.3f}; equal vectors have a loss of log({batch_size}) = {equal:.3f}."
     if first > FAR_ABOVE * equal:
         return f"{text} It is far above: the temperature is low for this model; raise train.temperature.", True
     return text, False
