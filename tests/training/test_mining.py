@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -38,6 +39,34 @@ def test_ranks_and_margin_choose_the_negatives(rule: MiningRule, expected: list[
 
 def test_no_positive_of_an_equal_query_is_mined() -> None:
     assert mined(MiningRule(num=2, margin=None), positives=(1, 0, 2)) == [3, 4]
+
+
+@pytest.mark.parametrize("rule", [MiningRule(3, 1, 20, 0.05), MiningRule(3, 0, None, 0.05), MiningRule(5, 2, 9, None)])
+def test_blocks_of_targets_give_the_negatives_of_one_full_sort_and_bound_the_scores_held(
+    rule: MiningRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    queries, targets = (random.standard_normal((count, 16), np.float32) for count in (50, 400))
+    queries, targets = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (queries, targets))
+    own = random.integers(400, size=50).tolist()
+    positives = [{own[n], *random.integers(400, size=3).tolist()} for n in range(50)]
+    expected = []
+    for n, scores in enumerate(queries.astype(np.float64) @ targets.T.astype(np.float64)):
+        limit = np.inf if rule.margin is None else scores[own[n]] - rule.margin
+        order = [m for m in np.argsort(-scores) if m not in positives[n]]
+        if rule.max_rank is None:
+            order = [m for m in order if scores[m] <= limit]
+        ranked = order[rule.skip : rule.max_rank]
+        expected.append([int(m) for m in ranked if scores[m] <= limit][: rule.num])
+    held: list[int] = []
+    monkeypatch.setattr("vlm2vec.training.mining.BLOCK", 16)
+    monkeypatch.setattr("vlm2vec.training.mining.TARGETS_AT_ONCE", 64)
+    real = torch.Tensor.topk
+    monkeypatch.setattr(
+        torch.Tensor, "topk", lambda self, *args, **kw: held.append(self.numel()) or real(self, *args, **kw)
+    )
+    assert mine_negatives(queries, targets, own, positives, rule) == expected
+    assert max(held) <= 16 * 64, "scores of one block, whatever the number of targets"
 
 
 def test_mined_sets_train_with_their_images_and_words(train_root: Path, tmp_path: Path) -> None:

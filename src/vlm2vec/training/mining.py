@@ -21,7 +21,7 @@ from vlm2vec.models.embedder import Embedder
 from vlm2vec.progress import progress_bar
 from vlm2vec.types import EmbeddingInput
 
-BLOCK = 1024  # queries scored at once
+BLOCK, TARGETS_AT_ONCE = 1024, 8192  # a block of scores is 32 MiB, however many pairs and targets there are
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,44 @@ def mine_negatives(
     wanted = rule.skip + rule.num if rule.max_rank is None else max(rule.max_rank, rule.skip)
     found = []
     for start in range(0, len(queries_ND), BLOCK):
-        part = torch.from_numpy(queries_ND[start : start + BLOCK]).float()
-        cosines_bM = part @ torch.from_numpy(targets_MD).float().T
-        rows = range(start, start + len(part))
-        limits = [float(cosines_bM[b, own_N[n]]) - (rule.margin or 0.0) for b, n in enumerate(rows)]
-        for b, n in enumerate(rows):
-            cosines_bM[b, list(positives[n])] = -torch.inf
-        if rule.margin is not None and rule.max_rank is None:
-            cosines_bM.masked_fill_(cosines_bM > torch.tensor(limits)[:, None], -torch.inf)
-        near = cosines_bM.topk(min(wanted, cosines_bM.shape[1]), dim=1)
-        for b in range(len(part)):
-            limit = limits[b] if rule.margin is not None else torch.inf
-            ranked = list(zip(near.values[b].tolist(), near.indices[b].tolist(), strict=True))[rule.skip :]
-            found.append([row for cosine, row in ranked if -torch.inf < cosine <= limit][: rule.num])
+        part_BD = queries_ND[start : start + BLOCK].astype(np.float32, copy=False)
+        rows = range(start, start + len(part_BD))
+        own_BD = targets_MD[[own_N[n] for n in rows]].astype(np.float32, copy=False)
+        limit_B = np.full(len(part_BD), np.inf, np.float32)
+        if rule.margin is not None:
+            limit_B = np.einsum("bd,bd->b", part_BD, own_BD) - np.float32(rule.margin)
+        # A rank limit counts every target that is no positive; without one, only targets below the limit compete.
+        bar_B = limit_B if rule.max_rank is None else np.full_like(limit_B, np.inf)
+        cosines, columns = _nearest(part_BD, targets_MD, [positives[n] for n in rows], bar_B, wanted)
+        for limit, values, places in zip(limit_B.tolist(), cosines.tolist(), columns.tolist(), strict=True):
+            ranked = list(zip(values, places, strict=True))[rule.skip :]
+            found.append([row for cosine, row in ranked if -np.inf < cosine <= limit][: rule.num])
     return found
+
+
+def _nearest(
+    queries_BD: np.ndarray, targets_MD: np.ndarray, positives: Sequence[set[int]], bar_B: np.ndarray, wanted: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and rows of the `wanted` nearest targets of each query that are no positives and not above its bar.
+
+    The targets are scored in blocks and only the best so far are kept, so memory does not grow with M. Places without a
+    target have the cosine -inf.
+    """
+    queries, bar_B1 = torch.from_numpy(queries_BD), torch.from_numpy(bar_B)[:, None]
+    best = torch.full((len(queries), wanted), -torch.inf)
+    best_rows = torch.zeros((len(queries), wanted), dtype=torch.long)
+    pairs = np.array([(b, m) for b, mine in enumerate(positives) for m in mine], np.int64).reshape(-1, 2)
+    for begin in range(0, len(targets_MD), TARGETS_AT_ONCE):
+        block = torch.from_numpy(targets_MD[begin : begin + TARGETS_AT_ONCE].astype(np.float32, copy=False))
+        cosines = queries @ block.T
+        cosines[cosines > bar_B1] = -torch.inf
+        inside = pairs[(pairs[:, 1] >= begin) & (pairs[:, 1] < begin + len(block))]
+        cosines[inside[:, 0], inside[:, 1] - begin] = -torch.inf
+        near = cosines.topk(min(wanted, len(block)), dim=1)
+        merged = torch.cat([best, near.values], dim=1).topk(wanted, dim=1)
+        best_rows = torch.cat([best_rows, near.indices + begin], dim=1).gather(1, merged.indices)
+        best = merged.values
+    return best, best_rows
 
 
 def mine(

@@ -1,0 +1,246 @@
+"""Growth with the number of rows: time, memory and counted work of each job at a size and at twice that size.
+
+    python benchmarks/scale.py [--rows 100000] [--dim 128]
+
+Random vectors replace the model, so the numbers are the cost outside it. Every case runs in a forked process of its
+own, at half the rows and at all rows, on one thread. The table has CPU seconds, the exponent of growth between both
+sizes (1 is linear, 2 quadratic), peak memory of the process, and the work that was counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm2vec.jobs.duplicates import find_duplicates
+from vlm2vec.jobs.embed import EmbedSettings, Job
+from vlm2vec.jobs.indexing import index_source
+from vlm2vec.jobs.sources import open_source
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache, fill
+from vlm2vec.retrieval.open import open_store
+from vlm2vec.retrieval.rank import rank_relevant
+from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
+from vlm2vec.training.mining import MiningRule, mine_negatives
+from vlm2vec.types import EmbeddingInput, content_key
+
+EQUAL_SHARE = 0.2  # of the rows that share a vector, for duplicates
+BAD_EVERY = 1024  # inputs per unreadable one, for embed
+QUERIES = 200
+Work = dict[str, Any]
+
+
+class Hashed:
+    """A vector for every text, from its hash."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim, self.num_encoded = dim, 0
+
+    def encode_document(self, inputs: Sequence[EmbeddingInput], **_: Any) -> np.ndarray:
+        """Unit vectors [N, D]."""
+        self.num_encoded += len(inputs)
+        seeds = (hashlib.blake2b((item.text or "").encode(), digest_size=8).digest() for item in inputs)
+        words = np.frombuffer(b"".join(seeds), np.uint64)[:, None]
+        bits = (words * (2 * np.arange(1, self.dim + 1, dtype=np.uint64) + 1)) >> np.uint64(40)
+        vectors_ND = bits.astype(np.float32) / np.float32(1 << 23) - 1
+        vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+        return vectors_ND
+
+
+def facts(dim: int) -> StoreFacts:
+    """A store's facts; without a model."""
+    return StoreFacts("random vectors", "0" * 16, dim, about={"weights": "none"})
+
+
+def lines(folder: Path, rows: int, changed: int = 0) -> Path:
+    """A table of texts with an id; every `BAD_EVERY`th row has none."""
+    path = folder / "rows.jsonl"
+    with path.open("w") as file:
+        for row in range(rows):
+            text = "" if row % BAD_EVERY == 7 else f"text {row}{' changed' if row < changed else ''}"
+            file.write(json.dumps({"id": row, "text": text, "price": row / 8}) + "\n")
+    return path
+
+
+def eval_cache(folder: Path, rows: int, dim: int) -> Work:
+    """The embedding cache of an evaluation: written in shards of 512, reopened, read in blocks."""
+    items = {content_key(item): item for item in (EmbeddingInput(f"text {row}") for row in range(rows))}
+    cache = EmbeddingCache(folder / "cache", {"model": "random"})
+    num_encoded = fill(cache, items, Hashed(dim).encode_document)
+    reopened = EmbeddingCache(folder / "cache", {"model": "random"}).rows(list(items))
+    for start in range(0, rows, 8192):
+        reopened[start : start + 8192]
+    return {"encoded": num_encoded, "open files": len(list(Path("/proc/self/fd").iterdir()))}
+
+
+def embed(folder: Path, rows: int, dim: int) -> Work:
+    """`vlm2vec embed` to parquet, one bad row in 1,024."""
+    encoder = Hashed(dim)
+    job = Job(open_source(lines(folder, rows)), folder / "out.parquet", EmbedSettings(), facts(dim))
+    job.run(encoder)
+    report = job.finish()
+    return {"encoded": encoder.num_encoded, "errors": len(report.errors)}
+
+
+def index(folder: Path, rows: int, dim: int) -> Work:
+    """`vlm2vec index` of a new store."""
+    encoder = Hashed(dim)
+    index_source(encoder, open_source(lines(folder, rows)), open_store(f"{folder}/s.lance", facts(dim)))
+    return {"encoded": encoder.num_encoded}
+
+
+def index_again(folder: Path, rows: int, dim: int) -> Work:
+    """`vlm2vec index` of an indexed folder of files, 10 of which changed."""
+    photos = folder / "texts"
+    for row in range(rows):
+        path = photos / f"{row // 1000:04d}/{row:07d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"text {row}")
+    index_source(Hashed(dim), open_source(photos), open_store(f"{folder}/s.lance", facts(dim)))
+    for row in range(10):
+        (photos / f"0000/{row:07d}.txt").write_text(f"text {row} changed")
+    encoder, since = Hashed(dim), time.process_time()
+    report = index_source(encoder, open_source(photos), open_store(f"{folder}/s.lance", facts(dim)))
+    return {"seconds": time.process_time() - since, "encoded": encoder.num_encoded, "unchanged": report.num_same}
+
+
+def filled_store(folder: Path, vectors_ND: np.ndarray) -> VectorStore:
+    """A store with these vectors."""
+    store = open_store(f"{folder}/s.lance", facts(vectors_ND.shape[1]))
+    for start in range(0, len(vectors_ND), 8192):
+        part = vectors_ND[start : start + 8192]
+        store.add([f"{start + i:08d}" for i in range(len(part))], part, [{"path": "photo.jpg"}] * len(part))
+    return store
+
+
+def duplicates(folder: Path, rows: int, dim: int) -> Work:
+    """`vlm2vec duplicates` where a fifth of the rows share one vector."""
+    random = np.random.default_rng(0)
+    vectors_ND = random.standard_normal((rows, dim), np.float32)
+    vectors_ND[random.random(rows) < EQUAL_SHARE] = vectors_ND[0]
+    store, since = filled_store(folder, vectors_ND), time.process_time()
+    groups = find_duplicates(store, 0.95)
+    return {"seconds": time.process_time() - since, "groups": len(groups), "largest": len(groups[0].hits)}
+
+
+def ranking(folder: Path, rows: int, dim: int) -> Work:
+    """Ranks of 1,000 queries among all rows."""
+    random = np.random.default_rng(0)
+    candidates_MD = random.standard_normal((rows, dim), np.float32)
+    golds = random.integers(rows, size=1000).tolist()
+    queries_BD = candidates_MD[golds] + random.standard_normal((1000, dim), np.float32)
+    since = time.process_time()
+    ranks = rank_relevant(queries_BD, candidates_MD, [[gold] for gold in golds])
+    return {"seconds": time.process_time() - since, "rank 1": sum(rank == [1] for rank in ranks)}
+
+
+def recall(folder: Path, rows: int, dim: int) -> Work:
+    """Recall@10 of the default index of large stores, and milliseconds per query."""
+    random = np.random.default_rng(0)
+    centers = random.standard_normal((max(rows // 50, 2), dim), np.float32)
+    noisy = centers[random.integers(len(centers), size=rows + QUERIES)]
+    noisy += random.standard_normal((rows + QUERIES, dim), np.float32) * 0.6
+    store = filled_store(folder, noisy[:rows])
+    chosen = store.build_index("IVF_RQ")
+    found, since = [], time.perf_counter()
+    for query in noisy[rows:]:
+        found.append({hit.key for hit in store.search(query, 10)})
+    ms = (time.perf_counter() - since) / QUERIES * 1000
+    exact = [{hit.key for hit in store.search(query, 10, exact=True)} for query in noisy[rows:]]
+    share = np.mean([len(mine & true) / 10 for mine, true in zip(found, exact, strict=True)])
+    return {"index": chosen.kind, "recall@10": round(float(share), 4), "ms a query": round(ms, 1)}
+
+
+def mining(folder: Path, rows: int, dim: int) -> Work:
+    """`vlm2vec mine` of 2,000 pairs among all rows as targets."""
+    random = np.random.default_rng(0)
+    targets_MD = random.standard_normal((rows, dim), np.float32)
+    own = random.integers(rows, size=2000).tolist()
+    queries_ND = targets_MD[own] + random.standard_normal((2000, dim), np.float32)
+    since = time.process_time()
+    mined = mine_negatives(queries_ND, targets_MD, own, [{row} for row in own], MiningRule(4))
+    return {"seconds": time.process_time() - since, "negatives": sum(map(len, mined))}
+
+
+CASES: dict[str, Callable[[Path, int, int], Work]] = {
+    "eval: embedding cache": eval_cache,
+    "embed, 1 bad row in 1,024": embed,
+    "index": index,
+    "index again, 10 files changed": index_again,
+    "duplicates, a fifth equal": duplicates,
+    "ranking, 1,000 queries": ranking,
+    "search through the index": recall,
+    "mine, 2,000 pairs": mining,
+}
+
+
+def measure(name: str, rows: int, dim: int) -> Work:
+    """One case in a forked process; a case that prepares data reports its own seconds."""
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    child = fork.Process(target=_measured, args=(name, rows, dim, theirs))
+    child.start()
+    theirs.close()
+    found: Work = ours.recv()
+    child.join()
+    return found
+
+
+def _measured(name: str, rows: int, dim: int, answer: Connection) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        since = time.process_time()
+        work = CASES[name](Path(folder), rows, dim)
+        seconds = work.pop("seconds", time.process_time() - since)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        answer.send({"seconds": seconds, "MiB": peak, "work": work})
+
+
+def table(measured: Iterable[tuple[str, int, Work, Work]]) -> Iterable[str]:
+    """Lines of a Markdown table: a case, the seconds at both sizes, exponent, memory, work."""
+    yield "| case | rows | CPU s | CPU s at half | exponent | peak MiB | counted |"
+    yield "|---|--:|--:|--:|--:|--:|---|"
+    for name, rows, half, whole in measured:
+        exponent = math.log2(max(whole["seconds"], 1e-3) / max(half["seconds"], 1e-3))
+        counted = ", ".join(
+            f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in whole["work"].items()
+        )
+        yield (
+            f"| {name} | {rows:,} | {whole['seconds']:.1f} | {half['seconds']:.1f} | {exponent:.2f} "
+            f"| {whole['MiB']:,.0f} | {counted} |"
+        )
+
+
+def main() -> None:
+    """Measures every case at both sizes and prints the table and a JSON line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
+    settings = parser.parse_args()
+    os.environ["LANCE_CPU_THREADS"] = "1"
+    torch.set_num_threads(1)
+    measured = []
+    for name in settings.case:
+        half, whole = (measure(name, rows, settings.dim) for rows in (settings.rows // 2, settings.rows))
+        measured.append((name, settings.rows, half, whole))
+        print(f"{name}: {whole}", file=sys.stderr, flush=True)
+    print("\n".join(table(measured)))
+    print(json.dumps({name: whole for name, _, _, whole in measured}))
+
+
+if __name__ == "__main__":
+    main()
