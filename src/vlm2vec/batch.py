@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,11 +93,7 @@ class Batch:
         tensors = {}
         for name, tensor in self.tensors.items():
             if name in self.rows:
-                ends = self.rows[name].cumsum(0).tolist()
-                bounds = [0, *ends]
-                # Slices are copied as blocks; an index of single rows is several times slower.
-                parts = [tensor[bounds[row] : ends[row]] for row in rows]
-                tensors[name] = torch.cat(parts) if parts else tensor[:0]
+                tensors[name] = _blocks(tensor, self.rows[name].tolist(), rows)
             else:
                 tensors[name] = tensor[index.to(tensor.device)]
         counts = {name: numbers[index] for name, numbers in self.rows.items()}
@@ -128,6 +125,21 @@ class Batch:
             if name in self.tensors:
                 self.tensors[name] = self.tensors[name][:, first:last]
         return self
+
+
+def _blocks(tensor: torch.Tensor, counts: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
+    """The blocks of rows of these examples. Copying whole blocks is several times faster than an index of single rows.
+
+    Not `torch.cat`: under autocast it changes data types, and fails for float16 on a CPU.
+    """
+    ends = list(accumulate(counts))
+    chosen = tensor.new_empty(sum(counts[row] for row in rows), *tensor.shape[1:])
+    start = 0
+    for row in rows:
+        stop = start + counts[row]
+        chosen[start:stop] = tensor[ends[row] - counts[row] : ends[row]]
+        start = stop
+    return chosen
 
 
 def _blank(like: torch.Tensor, part: Batch) -> torch.Tensor:

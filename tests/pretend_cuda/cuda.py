@@ -205,13 +205,18 @@ def activate(num_devices: int) -> None:
         "memory_allocated": 10 << 30,
         "memory_reserved": 10 << 30,
         "mem_get_info": (60 << 30, 80 << 30),
+        "get_rng_state_all": [state],
+        "set_rng_state_all": None,
+        "manual_seed": None,
         "_lazy_init": None,
         "empty_cache": None,
         "synchronize": None,
         "manual_seed_all": None,
     }
     for name, answer in answers.items():
-        setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+        for module in (torch.cuda, torch.cuda.random):
+            if hasattr(module, name):
+                setattr(module, name, lambda *args, answer=answer, **kwargs: answer)
     torch.cuda.current_device = lambda: current[0]
     torch.cuda.set_device = lambda device: current.__setitem__(0, device if isinstance(device, int) else device.index)
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False

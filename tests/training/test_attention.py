@@ -3,16 +3,18 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from test_gradcache import batch_of, build, gradients, plain, whole
+from test_gradcache import assert_equal, batch_of, build, gradients, plain, whole
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vlm2vec.batch import Batch
+from vlm2vec.errors import UserError
 from vlm2vec.training import step
-from vlm2vec.training.attention import SHORT, attention_for
+from vlm2vec.training.attention import SHORT, attention_for, use_kernel
 from vlm2vec.training.config import Recipe
-from vlm2vec.training.run import train
+from vlm2vec.training.run import build_embedder, train
 
 CPU = torch.device("cpu")
 
@@ -79,3 +81,26 @@ def test_activations_that_are_computed_again_take_the_same_way(
     model = {"base": tiny_qwen2_vl, "gradient_checkpointing": True}
     values = {"model": model, "train": {**recipe_values["train"], "bf16": True, "steps": 2}}
     train(Recipe.model_validate({**recipe_values, **values}))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next"])
+def test_each_kernel_that_runs_on_a_cpu_has_the_gradient_of_the_default(family: str, tiny_vlm: Any) -> None:
+    found = {}
+    for kernel in ("auto", "sdpa", "eager"):
+        embedder = build(str(tiny_vlm(family)), 0.0)
+        use_kernel(embedder.backbone, kernel)
+        batch = batch_of(embedder)
+        value, found[kernel] = gradients(embedder, lambda e=embedder, b=batch: plain(e, b, whole(b)))
+        assert np.isfinite(value)
+    assert_equal(found["auto"], found["sdpa"])
+    assert_equal(found["auto"], found["eager"])
+    assert any(not torch.equal(found["auto"][name], found["eager"][name]) for name in found["auto"]), "one kernel ran"
+
+
+def test_a_kernel_that_cannot_run_here_is_named_before_anything_is_loaded(tmp_path: Any) -> None:
+    values = {"data": {"root": tmp_path}, "train": {"steps": 1}, "output": tmp_path / "run"}
+    recipe = Recipe.model_validate({**values, "model": {"base": "nowhere", "attention_kernel": "flash_attention_2"}})
+    with pytest.raises(UserError, match="flash_attention_2 needs a GPU; choose auto on cpu"):
+        build_embedder(recipe)
+    with pytest.raises(UserError, match="compact has one attention only"):
+        use_kernel(build("compact", 0.0, num_layers=1, visual_tokens=4, image_size=64).backbone, "eager")

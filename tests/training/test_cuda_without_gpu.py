@@ -32,16 +32,31 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "llava_next"])
-def found(request: pytest.FixtureRequest, guard: Path, tiny_vlm: Callable[[str], Path]) -> dict[str, Any]:
-    """What `pretend_cuda.steps` saw, by device."""
+def pretended(guard: Path, module: str, *arguments: Path) -> dict[str, Any]:
+    """The JSON line that a module of `pretend_cuda` writes."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
     environment = {**os.environ, "LD_PRELOAD": str(guard), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pretend_cuda.steps", str(tiny_vlm(request.param))]
+    command = [sys.executable, "-m", f"pretend_cuda.{module}", *map(str, arguments)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return result
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "llava_next"])
+def found(request: pytest.FixtureRequest, guard: Path, tiny_vlm: Callable[[str], Path]) -> dict[str, Any]:
+    """What `pretend_cuda.steps` saw, by device."""
+    return pretended(guard, "steps", tiny_vlm(request.param))
+
+
+def test_training_resuming_golden_vectors_an_evaluation_and_the_server_run_on_one_of_two_gpus(
+    guard: Path, tiny_vlm: Callable[[str], Path], tmp_path: Path
+) -> None:
+    seen = pretended(guard, "whole", tmp_path, tiny_vlm("qwen2_vl"))
+    assert seen["steps"] == [1, 2, 3, 4] and seen["device"] == "cuda:0"
+    assert seen["golden"] > 0.999
+    assert seen["scored"] == {"tasks": 1, "written": True}
+    assert seen["served"] == 2
 
 
 def test_a_step_on_each_of_two_devices_has_the_gradient_of_the_cpu(found: dict[str, Any]) -> None:

@@ -40,6 +40,9 @@ class ModelSettings(Section):
     """The family's own mask between tokens, or attention of every token to all tokens. null: as in the base."""
     gradient_checkpointing: bool = False
     """Recomputes the activations of a chunk in its backward pass: less memory, about a third more time."""
+    attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How attention is computed. "auto" and "sdpa": torch's fused kernels; "eager": plain matrix products, for
+    comparisons; "flash_attention_2": the package flash-attn, on a GPU only. All compute the same attention."""
     components: Literal["language", "vision", "both"] | None = None
     """Which components are trained. "vision" is everything before the language model: vision encoder and projector.
     null: with LoRA the language model, without it both."""

@@ -24,6 +24,7 @@ from vlm2vec.models.device import idle_gpus, process_device
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.golden import write_golden
 from vlm2vec.progress import progress_bar
+from vlm2vec.training.attention import check_kernel, use_kernel
 from vlm2vec.training.check_images import read_images
 from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
@@ -47,12 +48,14 @@ def build_embedder(recipe: Recipe) -> Embedder:
     torch.manual_seed(recipe.train.seed)
     settings = recipe.model
     device = process_device()
+    check_kernel(settings.attention_kernel, device)
     embedder = Embedder.from_pretrained(
         settings.base, dtype=base_dtype(recipe, device), device=device, revision=settings.revision, **settings.options
     )
     embedder.backbone.pooling = settings.pooling
     if settings.attention:
         embedder.backbone.attention = settings.attention
+    use_kernel(embedder.backbone, settings.attention_kernel)
     components, lora = settings.components, recipe.lora
     if lora:
         targets = lora.targets or (linear_layers(embedder.backbone, components) if components else None)
@@ -139,7 +142,7 @@ def check_images(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
     whole = {name: examples for name, examples in sets.items() if name not in streamed}
     images = dict.fromkeys(image for examples in whole.values() for e in examples for image in example_images(e))
     bad: dict[ImageRef, UserError] = {}
-    with progress_bar("checking and encoding pictures", len(images)) as advance:
+    with progress_bar("checking and encoding images", len(images)) as advance:
         read_images(embedder, images, advance, bad if on_bad_image == "skip" else None)
     kept = {
         name: [e for e in examples if not any(image in bad for image in example_images(e))]
