@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from vlm2vec.data.mmeb.media import IMAGE_ENDINGS
 from vlm2vec.errors import UserError, shown
+from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.text import decode, read_text
 
@@ -93,25 +94,20 @@ def _csv_rows(source: Path) -> Rows:
 def _parquet_rows(source: Path) -> Rows:
     try:
         table = pq.ParquetFile(source)
-        kinds = {field.name: field.type for field in table.schema_arrow}
-        held = [name for name, kind in kinds.items() if _holds_bytes(kind)]
-        number = 0
-        for batch in table.iter_batches(columns=[name for name in kinds if name not in held]):
-            for values in batch.to_pylist() or [{}] * batch.num_rows:
-                place = f"row {number}"
-                cells = {
-                    name: ImageRef(path=str(source.absolute()), member=f"{name}[{number}]", origin=f"{source}, {place}")
-                    for name in held
-                }
-                yield place, {name: cells.get(name, values.get(name)) for name in kinds}
+        names = table.schema_arrow.names
+        held = image_columns(table.schema_arrow)
+        plain, number = [name for name in names if name not in held], 0
+        for batch in table.iter_batches(columns=[*plain, *columns_to_read(table, held)]):
+            found = images_of_rows(batch, held, number)
+            rows = batch.select(plain).to_pylist() if plain else [{}] * batch.num_rows
+            for values, members in zip(rows, found, strict=True):
+                place, path = f"row {number}", str(source.absolute())
+                origin = f"{source}, {place}"
+                cells = {name: [ImageRef(path, one, origin=origin) for one in members[name]] for name in held}
+                yield place, {name: cells.get(name, values.get(name)) for name in names}
                 number += 1
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{source}: not a readable parquet file ({error})") from error
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether a column's cells are images: bytes, or the struct of the hub's Image type."""
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind))
 
 
 def _folder_rows(source: Path) -> Rows:

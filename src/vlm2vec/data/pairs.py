@@ -179,7 +179,9 @@ class _Reader:
     def _sides(self, row: Row, names: Sequence[str]) -> list[Row]:
         """The side of these columns; of a column of lists, a side for each item. Empty ones are left out."""
         first = row.get(names[0])
-        cells = [{names[0]: item} for item in first] if len(names) == 1 and isinstance(first, list) else [row]
+        cells = [row]
+        if len(names) == 1 and isinstance(first, list) and not _are_images(first):
+            cells = [{names[0]: item} for item in first]
         found = [self._side([(name, each.get(name)) for name in names]) for each in cells]
         return [side for side in found if side.get("text") or side.get("images")]
 
@@ -194,6 +196,8 @@ class _Reader:
                 side |= {"instruction": value["instruction"]} if value.get("instruction") else {}
                 given = value.get("images") or ([value["image"]] if value.get("image") else [])
                 side.setdefault("images", []).extend(self._image(item, name) for item in given)
+            elif isinstance(value, list) and _are_images(value):
+                side.setdefault("images", []).extend(value)
             elif isinstance(value, ImageRef) or (name in self.images and value):
                 side.setdefault("images", []).append(self._image(value, name))
             elif isinstance(value, str):
@@ -217,6 +221,11 @@ class _Reader:
         if not path.is_file():
             raise UserError(f"{where}: {value}: no such image; paths are relative to {self.folder}")
         return ImageRef(path=str(path), origin=where)
+
+
+def _are_images(cell: list[Any]) -> bool:
+    """Whether a list is the images of one cell, which belong to one side. A list of texts is a side for each."""
+    return all(isinstance(item, ImageRef) for item in cell)
 
 
 def _key(side: Row) -> Any:

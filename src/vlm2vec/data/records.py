@@ -29,6 +29,7 @@ from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.json_lines import JsonLines, json_object
 from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.media import archives
+from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.text import decode
 from vlm2vec.media.videos import VideoRef
@@ -39,7 +40,8 @@ BLOCK = 256  # records that are read at once where the file says nothing
 SIDE_FIELDS = {"text", "image", "images", "video", "instruction"}
 FIELDS = {"query", "target", "candidates", "negatives", "relevant", "gains"}
 FIELDS |= {"targets", "target_scores", "negative_scores", "target_instruction"}
-FLAT = tuple(f"{side}_{part}" for side in ("query", "target", "negative") for part in ("text", "image", "instruction"))
+PARTS = ("text", "image", "images", "instruction")
+FLAT = tuple(f"{side}_{part}" for side in ("query", "target", "negative") for part in PARTS)
 
 
 @dataclass(frozen=True)
@@ -248,29 +250,33 @@ class _Table:
         unknown = sorted(set(schema.names) - set(FLAT) - FIELDS)
         if unknown:
             raise UserError(f"{file}: unknown columns {unknown}; expected some of {', '.join(FLAT)}")
-        texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_list(field.type)]
-        self._columns = texts
-        self._held = [name for name in schema.names if name not in texts]
+        self._held = image_columns(schema)
+        self._columns = [name for name in schema.names if name not in self._held]
+        self._looked_at = columns_to_read(self._table, self._held)
         self.sizes = [self._table.metadata.row_group(i).num_rows for i in range(self._table.num_row_groups)]
 
     def read(self, number: int) -> list[Record]:
         """Rows of a group; cells of images are only named."""
         try:
-            rows = self._table.read_row_group(number, columns=self._columns).to_pylist()
+            table = self._table.read_row_group(number, columns=[*self._columns, *self._looked_at])
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{self._file}: not a readable parquet file ({error})") from error
         begin = sum(self.sizes[:number])
-        rows = rows or [{}] * self.sizes[number]  # images only
-        return [self._record(begin + i, row) for i, row in enumerate(rows)]
+        rows = table.select(self._columns).to_pylist() if self._columns else [{}] * self.sizes[number]
+        members = images_of_rows(table, self._held, begin)
+        return [self._record(begin + i, row, members[i]) for i, row in enumerate(rows)]
 
-    def _record(self, number: int, row: dict[str, Any]) -> Record:
+    def _record(self, number: int, row: dict[str, Any], members: dict[str, list[str]]) -> Record:
         where = f"{self._file}, row {number}"
-        cells = {name: ImageRef(path=str(self._file), member=f"{name}[{number}]", origin=where) for name in self._held}
         sides: dict[str, dict[str, Any]] = {}
-        for name, value in {**row, **cells}.items():
+        for name, value in row.items():
             side, _, part = name.partition("_")
             if name in FLAT and value is not None:
                 sides.setdefault(side, {})[part] = value
+        for name, found in members.items():
+            images = [ImageRef(path=str(self._file), member=member, origin=where) for member in found]
+            if images:
+                sides.setdefault(name.partition("_")[0], {}).setdefault("images", []).extend(images)
         values = {name: value for name, value in row.items() if name in FIELDS}
         negative = sides.pop("negative", None)
         return Record({**values, **sides, **({"negatives": [negative]} if negative else {})}, where, self._file)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from vlm2vec.errors import UserError, shown
 from vlm2vec.jobs.records import Record, SourceSettings, row_version
+from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.text import printable, read_lines, require_unicode
 from vlm2vec.retrieval.metadata import column_name, own, plain_value, renamed_columns
@@ -166,34 +167,13 @@ def _parquet(path: Path, encoding: str) -> Iterator[Row]:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({error})") from error
-    cells = [field.name for field in file.schema_arrow if _holds_images(field.type)]
+    cells = image_columns(file.schema_arrow)
     plain = [name for name in file.schema_arrow.names if name not in cells]
     number = 0
-    for batch in file.iter_batches(columns=[*plain, *_with_gaps(file, cells)], batch_size=256):
+    for batch in file.iter_batches(columns=[*plain, *columns_to_read(file, cells)], batch_size=256):
         rows = batch.select(plain).to_pylist() if plain else [{} for _ in range(batch.num_rows)]
-        gaps = {name: batch.column(name).is_null().to_pylist() for name in cells if name in batch.schema.names}
-        for i, row in enumerate(rows):
+        for row, members in zip(rows, images_of_rows(batch, cells, number), strict=True):
             # A cell is a reference into the table, which is read when the cell is encoded.
-            images = {name: ImageRef(str(path), f"{name}[{number}]") for name in cells}
-            images |= {name: None for name, empty in gaps.items() if empty[i]}
+            images = {name: [ImageRef(str(path), member) for member in found] for name, found in members.items()}
             yield number, {**row, **images}
             number += 1
-
-
-def _with_gaps(file: pq.ParquetFile, cells: list[str]) -> list[str]:
-    """Image columns that may have empty cells; the other image columns are not read to list the rows."""
-    full = set(cells)
-    for group in range(file.num_row_groups):
-        about = file.metadata.row_group(group)
-        for place in range(about.num_columns):
-            column = about.column(place)
-            counted = column.statistics is not None and column.statistics.null_count == 0
-            if not counted and not column.path_in_schema.endswith(".path"):
-                full.discard(column.path_in_schema.partition(".")[0])
-    return [name for name in cells if name not in full]
-
-
-def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return {kind.field(i).name for i in range(kind.num_fields)} >= {"bytes"}
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

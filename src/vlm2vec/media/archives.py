@@ -24,9 +24,9 @@ from typing import Any
 
 from vlm2vec.errors import UserError
 from vlm2vec.media import documents
+from vlm2vec.media.cells import ParquetImages
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
-CELL = re.compile(r"(.+)\[(\d+)\]")
 PART = re.compile(r"(.+\.(?:zip|tar|tar\.gz|tgz))-(\d+)")
 CHUNK = 1 << 16
 SPACING = 8 << 20
@@ -56,7 +56,8 @@ def read_member(path: str | Path, name: str) -> bytes:
     try:
         return _open(str(path), os.getpid(), _stamp(path)).read(name)
     except KeyError as error:
-        raise UserError(f"{path}:{name}: the archive has no such file") from error
+        what = "the cell is empty or missing" if str(path).endswith(".parquet") else "the archive has no such file"
+        raise UserError(f"{path}:{name}: {what}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise UserError(f"{path}:{name}: the archive is damaged ({error}); download it again") from error
 
@@ -216,46 +217,6 @@ class _Tar:
         return content
 
 
-class _Parquet:
-    """The images in a parquet file's columns, as `column[row]`: bytes, or the hub's struct of bytes and path."""
-
-    def __init__(self, path: str) -> None:
-        import pyarrow.parquet as pq
-
-        self._file = pq.ParquetFile(path)
-        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        self._begins = [sum(counts[:i]) for i in range(len(counts))]
-        self._recent: tuple[int, str, Any] = (-1, "", None)
-        self._lock = threading.Lock()
-
-    def namelist(self) -> list[str]:
-        """Every cell that can hold an image."""
-        import pyarrow as pa
-
-        columns = [
-            field.name
-            for field in self._file.schema_arrow
-            if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type) or pa.types.is_struct(field.type)
-        ]
-        return [f"{column}[{row}]" for column in columns for row in range(self._file.metadata.num_rows)]
-
-    def read(self, name: str) -> bytes:
-        """Content of one cell; only its row group is read."""
-        found = CELL.fullmatch(name)
-        if not found or int(found[2]) >= self._file.metadata.num_rows:
-            raise KeyError(name)
-        column, row = found[1], int(found[2])
-        group = bisect.bisect_right(self._begins, row) - 1
-        with self._lock:
-            if self._recent[:2] != (group, column):
-                self._recent = (group, column, self._file.read_row_group(group, columns=[column]).column(column))
-            value = self._recent[2][row - self._begins[group]].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if not content:
-            raise KeyError(name)
-        return bytes(content)
-
-
 def _open_file(path: str, mode: str = "rb") -> Any:
     """A file, or the parts of one as one.
 
@@ -295,7 +256,7 @@ def _stamp(path: str | Path) -> tuple[int, int]:
 @lru_cache(maxsize=64)
 def _open(
     path: str, process_id: int, stamp: tuple[int, int]
-) -> zipfile.ZipFile | _Tar | _Parquet | documents.Pdf | documents.Video:
+) -> zipfile.ZipFile | _Tar | ParquetImages | documents.Pdf | documents.Video:
     """One handle an archive and process (an inherited one shares its file position with the parent); threads share."""
     if documents.is_document(path):
         return documents.open_document(path)
@@ -303,7 +264,7 @@ def _open(
     kind = Path(name).suffix.removeprefix(".") if name.endswith((".zip", ".parquet")) else "tar"
     try:
         if kind == "parquet":
-            return _Parquet(path)
+            return ParquetImages(path)
         if kind == "zip":
             return zipfile.ZipFile(_open_file(path) if PART.fullmatch(path) else path)
         return _Tar(path)

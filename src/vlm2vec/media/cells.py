@@ -1,0 +1,194 @@
+"""Columns of parquet files: which hold texts, which hold images, and the images in their cells.
+
+One function decides what an Arrow type holds, for every reader. An image cell is bytes of any binary type, the struct
+of the hub's Image type (`bytes`, `path`; a path alone is relative to the table), or a list of these.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+import threading
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlm2vec.errors import UserError, shown
+
+Kind = Literal["text", "image", "images", "other"]
+CELL = re.compile(r"(.+)\[(\d+)\]")
+types = pa.types
+
+
+def cell_kind(kind: pa.DataType) -> Kind:
+    """What a column of this Arrow type holds; "images": a list of images in each cell."""
+    if types.is_dictionary(kind):
+        return cell_kind(kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "text"
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return "image"
+    if types.is_fixed_size_binary(kind):
+        return "image"
+    if types.is_struct(kind):
+        names = {kind.field(i).name for i in range(kind.num_fields)}
+        return "image" if "bytes" in names or names == {"path"} else "other"
+    if is_list(kind):
+        return "images" if cell_kind(kind.value_type) == "image" else "other"
+    return "other"
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is a list of any layout."""
+    plain = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(plain or types.is_list_view(kind) or types.is_large_list_view(kind))
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns whose cells are images or lists of images."""
+    return [field.name for field in schema if cell_kind(field.type) in ("image", "images")]
+
+
+def columns_to_read(file: pq.ParquetFile, names: Sequence[str]) -> list[str]:
+    """Those of the image columns that `image_members` must see: lists, and columns that may have empty cells.
+
+    The statistics of the file say which columns have none, so that listing rows does not read their images.
+    """
+    full = {name for name in names if cell_kind(file.schema_arrow.field(name).type) == "image"}
+    for group in range(file.num_row_groups):
+        about = file.metadata.row_group(group)
+        for place in range(about.num_columns):
+            column = about.column(place)
+            counted = column.statistics is not None and column.statistics.null_count == 0
+            for name in [] if counted else list(full):
+                field = column.path_in_schema.removeprefix(name)
+                is_path = field == ".path" and _has_bytes(file.schema_arrow.field(name).type)
+                if field in ("", ".bytes", ".path") and not is_path:
+                    full.discard(name)
+    return [name for name in names if name not in full]
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    return bool(types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
+def images_of_rows(rows: Any, names: Sequence[str], first: int) -> list[dict[str, list[str]]]:
+    """`image_members` of each row and image column.
+
+    Args:
+        rows: An Arrow table or batch with the columns of `columns_to_read`.
+        names: The image columns of the file; cells of those that `rows` lacks are not empty.
+        first: Number of the first row in the file.
+    """
+    seen = {name: image_members(rows.column(name), name, first) for name in names if name in rows.schema.names}
+    return [
+        {name: seen[name][i] if name in seen else [f"{name}[{first + i}]"] for name in names}
+        for i in range(rows.num_rows)
+    ]
+
+
+def image_members(column: Any, name: str, first: int) -> list[list[str]]:
+    """The images in each cell of a column, as names that `ParquetImages.read` takes; an empty cell has none.
+
+    Args:
+        column: An Arrow array, or chunks of one.
+        name: Name of the column.
+        first: Number of its first row in the file.
+    """
+    if cell_kind(column.type) == "images":
+        cells = enumerate(column, start=first)
+        return [
+            [f"{name}[{row}][{i}]" for i, item in enumerate(cell.as_py() or ()) if _is_filled(item)]
+            for row, cell in cells
+        ]
+    return [[] if empty else [f"{name}[{row}]"] for row, empty in enumerate(_empty(column), start=first)]
+
+
+def _empty(column: Any) -> list[bool]:
+    """Which cells of an image column have neither bytes nor a path; only their lengths are looked at."""
+    kind = column.type
+    if types.is_struct(kind):
+        names = {kind.field(i).name for i in range(kind.num_fields)} & {"bytes", "path"}
+        fields = [_empty(pc.struct_field(column, name)) for name in sorted(names)]
+        return [all(parts) for parts in zip(*fields, strict=True)]
+    if types.is_null(kind):
+        return [True] * len(column)
+    if types.is_dictionary(kind) or types.is_binary_view(kind) or types.is_string_view(kind):  # lengths are unsupported
+        return [not _is_filled(cell.as_py()) for cell in column]
+    return [not length for length in pc.binary_length(column).to_pylist()]
+
+
+def _is_filled(value: Any) -> bool:
+    return bool((value.get("bytes") or value.get("path")) if isinstance(value, dict) else value)
+
+
+class ParquetImages:
+    """The images in a parquet file's columns by name: `column[row]`, or `column[row][place]` of a list.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path, self._file = Path(path), pq.ParquetFile(path)
+        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._begins = [0, *accumulate(counts)][:-1]
+        self._recent: tuple[int, str, Any] = (-1, "", None)
+        self._lock = threading.Lock()
+
+    def namelist(self) -> list[str]:
+        """Every cell of an image column; of a list column, the images in its cells."""
+        schema, rows = self._file.schema_arrow, self._file.metadata.num_rows
+        found: list[str] = []
+        for name in image_columns(schema):
+            if cell_kind(schema.field(name).type) == "image":
+                found += [f"{name}[{row}]" for row in range(rows)]
+            else:
+                column = self._file.read(columns=[name]).column(name)
+                found += [member for members in image_members(column, name, 0) for member in members]
+        return found
+
+    def read(self, name: str) -> bytes:
+        """The encoded image of a cell; only its row group is read.
+
+        Raises:
+            KeyError: if there is no such cell, or it is empty.
+            UserError: if the cell has only a path and no file is there.
+        """
+        column, *places = self._split(name)
+        group = bisect.bisect_right(self._begins, places[0]) - 1
+        with self._lock:
+            if self._recent[:2] != (group, column):
+                self._recent = (group, column, self._file.read_row_group(group, columns=[column]).column(column))
+            value = self._recent[2][places[0] - self._begins[group]].as_py()
+        for place in places[1:]:
+            value = value[place] if value and place < len(value) else None
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if content:
+            return bytes(content)
+        if isinstance(value, dict) and value.get("path"):
+            return self._beside(value["path"], name)
+        raise KeyError(name)
+
+    def _split(self, name: str) -> list[Any]:
+        """Column, row and, of a list, the place in the cell; a column's own name may end in a bracket."""
+        rest = name
+        places: list[int] = []
+        while found := CELL.fullmatch(rest):
+            rest, places = found[1], [int(found[2]), *places]
+            if rest in self._file.schema_arrow.names and places[0] < self._file.metadata.num_rows:
+                return [rest, *places]
+        raise KeyError(name)
+
+    def _beside(self, path: str, name: str) -> bytes:
+        try:
+            return (self._path.parent / path).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{self._path}, {name}: has no bytes, and its path {shown(path)} is not a file beside the table"
+            ) from error

@@ -1,0 +1,117 @@
+"""Text and image cells of any Arrow type are the same to every reader of parquet."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vlm2vec.data.pairs import read_pairs
+from vlm2vec.data.records import read_eval_records, read_train_records
+from vlm2vec.errors import UserError
+from vlm2vec.jobs.sources import open_source
+from vlm2vec.media import archives
+from vlm2vec.media.cells import cell_kind
+from vlm2vec.media.images import ImageRef
+
+HUB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+LARGE_HUB = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
+TEXTS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+IMAGES = [pa.binary(), pa.large_binary(), pa.binary_view(), HUB, LARGE_HUB, pa.struct([("path", pa.string())])]
+LISTS = [pa.list_(HUB), pa.large_list(HUB), pa.list_(pa.binary())]
+NUMBER = 3
+
+
+def png(number: int) -> bytes:
+    output = io.BytesIO()
+    Image.new("RGB", (8, 8), (number * 40, 0, 0)).save(output, "PNG")
+    return output.getvalue()
+
+
+def cell(kind: pa.DataType, number: int | None) -> Any:
+    """The cell of an image; None: an empty one."""
+    if pa.types.is_struct(kind):
+        if kind.num_fields == 1:
+            return {"path": None if number is None else f"{number}.png"}
+        return {"bytes": None if number is None else png(number), "path": None}
+    return None if number is None else png(number)
+
+
+def written(folder: Path, texts: pa.Array, images: pa.Array, name: str = "image") -> Path:
+    for number in range(NUMBER):
+        (folder / f"{number}.png").write_bytes(png(number))
+    number_of_rows = len(texts)
+    table = pa.table({"query_text": texts, f"query_{name}": images, "target_text": ["t"] * number_of_rows})
+    pq.write_table(table, folder / "a.parquet", row_group_size=2)
+    own = pa.table({"text": texts, name: images})
+    pq.write_table(own, folder / "b.parquet", row_group_size=2)
+    return folder
+
+
+def contents(images: Any) -> list[bytes]:
+    return [image.read() for image in images]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.sampled_from(TEXTS),
+    image=st.sampled_from(IMAGES),
+    rows=st.lists(st.sampled_from([0, 1, 2, None]), min_size=1, max_size=5),
+)
+def test_every_reader_gets_the_texts_and_images_of_every_type(
+    tmp_path: Path, text: pa.DataType, image: pa.DataType, rows: list[int | None]
+) -> None:
+    words = [f"text {i} é" for i in range(len(rows))]
+    column = pa.array(words).cast(text) if pa.types.is_dictionary(text) else pa.array(words, text)
+    written(tmp_path, column, pa.array([cell(image, number) for number in rows], image))
+    wanted = [[] if number is None else [png(number)] for number in rows]
+    examples = read_train_records(tmp_path / "a.parquet")
+    assert [example.query.text for example in examples] == words
+    assert [contents(example.query.images) for example in examples] == wanted
+    items = [record.item for record in open_source(tmp_path / "b.parquet")]
+    assert [(item.text, contents(item.images)) for item in items if item] == list(zip(words, wanted, strict=True))
+    pairs = read_pairs(tmp_path / "a.parquet", ("query_text", "query_image"), ("target_text",))
+    assert [contents(record["query"].get("images", ())) for record in pairs.records] == wanted
+
+
+@pytest.mark.parametrize("kind", LISTS, ids=str)
+def test_a_list_of_images_is_several_images_of_one_input(tmp_path: Path, kind: pa.DataType) -> None:
+    inner = kind.value_type
+    rows = [[cell(inner, 0), cell(inner, 1)], [], [cell(inner, None), cell(inner, 2)]]
+    written(tmp_path, pa.array(["a", "b", "c"]), pa.array(rows, kind), "images")
+    wanted = [[png(0), png(1)], [], [png(2)]]
+    examples = read_train_records(tmp_path / "a.parquet")
+    assert [contents(example.query.images) for example in examples] == wanted
+    assert all(image.exists() for example in examples for image in example.query.images)
+    items = [record.item for record in open_source(tmp_path / "b.parquet")]
+    assert [contents(item.images) for item in items if item] == wanted
+    pairs = read_pairs(tmp_path / "a.parquet", ("query_text", "query_images"), ("target_text",))
+    assert [contents(record["query"].get("images", ())) for record in pairs.records] == wanted
+
+
+def test_lists_of_texts_of_any_layout_are_candidates(tmp_path: Path) -> None:
+    for kind in (pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.large_string())):
+        pq.write_table(pa.table({"query": ["q"], "candidates": pa.array([["a", "b"]], kind)}), tmp_path / "a.parquet")
+        assert [item.text for item in read_eval_records(tmp_path / "a.parquet")[0].candidates] == ["a", "b"]
+
+
+def test_a_column_that_is_no_text_and_no_image_is_neither() -> None:
+    assert [cell_kind(kind) for kind in (pa.int64(), pa.list_(pa.string()), pa.struct([("a", pa.string())]))] == [
+        "other"
+    ] * 3
+
+
+def test_a_path_without_a_file_and_an_empty_cell_are_named(tmp_path: Path) -> None:
+    rows = pa.array([{"bytes": None, "path": "lost.png"}, {"bytes": None, "path": None}], HUB)
+    pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"image\[0\]: has no bytes, and its path 'lost.png' is not a file beside"):
+        ImageRef(path=str(tmp_path / "a.parquet"), member="image[0]").read()
+    with pytest.raises(UserError, match=r"image\[1\]: the cell is empty"):
+        archives.read_member(tmp_path / "a.parquet", "image[1]")
