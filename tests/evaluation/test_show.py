@@ -15,9 +15,9 @@ from tiny.models import FAMILIES
 from typer.testing import CliRunner
 
 from vlm2vec.cli import app
-from vlm2vec.evaluation.prompt_format import TOKENS, PromptFormat, format_of
+from vlm2vec.evaluation.prompt_format import PromptFormat, format_of
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.models.registry import BUILT_IN
+from vlm2vec.models.registry import BUILT_IN, families_with_tokens
 from vlm2vec.types import EmbeddingInput
 
 RUN = CliRunner()
@@ -103,7 +103,7 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str, tmp_pat
     assert message in f"{result.output}{result.exception}"
 
 
-@pytest.mark.parametrize("family", sorted(set(TOKENS) & set(FAMILIES)))
+@pytest.mark.parametrize("family", sorted(set(families_with_tokens()) & set(FAMILIES)))
 def test_prompts_are_those_that_the_processor_of_the_family_gets(family: str, tiny_vlm: Any) -> None:  # noqa: F811
     folder = tiny_vlm(family)
     backbone = Embedder.from_pretrained(str(folder), dtype=torch.float32).backbone

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,13 @@ from vlm2vec.models import st_folder
 from vlm2vec.models.checkpoints import adapters, hub, known
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, read_embedder_file
 from vlm2vec.models.prompts import PLACEHOLDER, PromptTemplate, place_video
-from vlm2vec.models.registry import BUILT_IN, shipped_folder
+from vlm2vec.models.registry import BUILT_IN, families_with_tokens, media_tokens, shipped_folder
 from vlm2vec.planning.geometry import config_of
 from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 
 DEFAULT_FAMILY = "qwen2_vl"
 NUM_FRAMES = 8
 SLOT = ImageRef()  # takes the place of a native video among the images
-QWEN = ("<|image_pad|>", "<|video_pad|>")
-NUMBERED = ("<|image_{k}|>", None)
-TOKENS: dict[str, tuple[str, str | None]] = {
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), QWEN),
-    "llava_onevision": ("<image>", "<video>"),
-    **dict.fromkeys(("llava", "llava_next", "paligemma"), ("<image>", None)),
-    "mistral3": ("[IMG]", None),
-    **dict.fromkeys(("phi3_v", *BUILT_IN), NUMBERED),
-}
-"""Image token and video token by family; None: the family reads the frames of a video as images."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +36,30 @@ class PromptFormat:
         template: For inputs without placeholders.
         num_frames: Frames of a video that is not sampled yet.
         special_tokens: Variables of a chat template, such as `bos_token`.
+        tokens: Image token and video token; video None: frames are read as images. Default: those of the family.
     """
 
     family: str = DEFAULT_FAMILY
     template: PromptTemplate = field(default_factory=PromptTemplate)
     num_frames: int = NUM_FRAMES
     special_tokens: dict[str, Any] = field(default_factory=dict)
+    tokens: tuple[str, str | None] | None = None
 
-    def __post_init__(self) -> None:
-        """Checks the family.
+    @cached_property
+    def media_tokens(self) -> tuple[str, str | None]:
+        """Image token and video token.
 
         Raises:
-            UserError: for a family whose tokens are not known here.
+            UserError: for a family whose folders name its tokens.
         """
-        if self.family not in TOKENS:
-            near = did_you_mean(self.family, TOKENS) or ";"
-            raise UserError(f"family {self.family}: its image tokens are unknown{near} known: {', '.join(TOKENS)}")
+        if found := self.tokens or media_tokens(self.family):
+            return found
+        known = families_with_tokens()
+        near = did_you_mean(self.family, known) or ";"
+        raise UserError(
+            f"family {self.family}: its image tokens are unknown{near} give --model with a folder, "
+            f"or one of the families {', '.join(known)}"
+        )
 
     def write(self, item: EmbeddingInput) -> tuple[str, list[ImageRef | VideoRef]]:
         """The prompt with the family's tokens, and the images and videos in their order.
@@ -68,7 +67,7 @@ class PromptFormat:
         Raises:
             UserError: if placeholders and images do not match in number.
         """
-        image_token, video_token = TOKENS[self.family]
+        image_token, video_token = self.media_tokens
         placed, video = item, item.video
         if video is not None:
             slots = [SLOT] if video_token else video.sample(self.num_frames).images
@@ -84,7 +83,7 @@ class PromptFormat:
 
     def _canonical(self, item: EmbeddingInput) -> tuple[str, list[int]]:
         if self.template.chat:
-            image_token, prompt_and_order = TOKENS[self.family][0], self.template.render_chat(item, self.special_tokens)
+            image_token, prompt_and_order = self.media_tokens[0], self.template.render_chat(item, self.special_tokens)
             prompt, order = prompt_and_order
             if not PLACEHOLDER.search(prompt):  # the template of another library writes the family's own token
                 pieces = prompt.split(image_token)

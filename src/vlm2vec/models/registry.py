@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from vlm2vec.errors import UserError, did_you_mean
-from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.backbones.base import Backbone, MediaTokens
 
 BUILT_IN = {
     "compact": "vlm2vec.models.backbones.compact.model:Compact",
@@ -48,6 +48,21 @@ def backbone_class(source: str, revision: str | None = None) -> type[Backbone]:
     if source in BUILT_IN:
         return _import(BUILT_IN[source])
     return _import(BACKBONES.get(_model_type(source, revision), GENERIC))
+
+
+def media_tokens(family: str) -> MediaTokens | None:
+    """The tokens of a family's prompts that mark an image and a video, see `Backbone.media_tokens`.
+
+    Args:
+        family: `model_type` of a config, or name of a built-in.
+    """
+    return _import({**BACKBONES, **BUILT_IN}.get(family, GENERIC)).media_tokens.get(family)
+
+
+def families_with_tokens() -> list[str]:
+    """The families that `media_tokens` has tokens of."""
+    paths = {GENERIC, *BACKBONES.values(), *BUILT_IN.values()}
+    return sorted(family for path in paths for family in _import(path).media_tokens)
 
 
 def shipped_folder(source: str) -> Path | None:

@@ -29,6 +29,8 @@ from vlm2vec.types import EmbeddingInput
 WEIGHTS_FILE = "model.safetensors"
 logger = logging.getLogger(__name__)
 _COUNTING = threading.Lock()  # of all backbones: an attribute could not be copied with its backbone
+MediaTokens = tuple[str, str | None]
+NUMBERED: MediaTokens = ("<|image_{k}|>", None)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -58,6 +60,8 @@ class Backbone(nn.Module, ABC):
         lora_targets: Names of the linear layers that LoRA adapts by default.
         template: How inputs without placeholders become prompts.
         trained_modules: Names of modules that LoRA runs train in full (new modules without pretrained weights).
+        media_tokens: By family, the tokens of prompts that mark an image and a video; None: frames are images.
+            Families that are not listed have no such token, or one that their folder names.
         model: The network. PEFT wraps it in place.
         num_frames: Frames sampled from a video, evenly spaced.
         quantized: Storage format of the weights, if `Embedder.from_pretrained(quantize=...)` changed it.
@@ -69,6 +73,7 @@ class Backbone(nn.Module, ABC):
     name: ClassVar[str]
     lora_targets: str | list[str] = "all-linear"
     trained_modules: ClassVar[list[str]] = []
+    media_tokens: ClassVar[Mapping[str, MediaTokens]] = {}
     template: PromptTemplate = PromptTemplate()
     model: nn.Module
     num_frames: int = 8

@@ -22,7 +22,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import Frames
 from vlm2vec.models import st_folder
-from vlm2vec.models.backbones.base import DecoderBackbone, check_weight_files
+from vlm2vec.models.backbones.base import DecoderBackbone, MediaTokens, check_weight_files
 from vlm2vec.models.backbones.hf_processor import current_names, load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.prompts import place_video, split_at_images
@@ -31,6 +31,7 @@ from vlm2vec.models.vision.resolution import side_of
 from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 
 SLOT = ImageRef()  # the place of a video among the images
+QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>")
 TOKEN_TENSORS = (
     "input_ids",
     "attention_mask",
@@ -58,6 +59,11 @@ class Generic(DecoderBackbone):
     """
 
     name: ClassVar[str] = "generic"
+    media_tokens: ClassVar[Mapping[str, MediaTokens]] = {
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), QWEN_TOKENS),
+        "llava_onevision": ("<image>", "<video>"),
+        **dict.fromkeys(("llava", "llava_next"), ("<image>", None)),
+    }
 
     def __init__(self, model: nn.Module, processor: Any, settings: dict[str, Any]) -> None:
         super().__init__(model)

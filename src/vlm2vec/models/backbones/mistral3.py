@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import transformers
 
+from vlm2vec.models.backbones.base import MediaTokens
 from vlm2vec.models.backbones.generic import Generic
 from vlm2vec.models.backbones.hf_processor import load_image_processor
 from vlm2vec.models.transformers_internals import processor_settings
@@ -73,6 +74,7 @@ class Mistral3(Generic):
     """As `Generic`, with a processor that does not require torchvision."""
 
     name: ClassVar[str] = "mistral3"
+    media_tokens: ClassVar[Mapping[str, MediaTokens]] = {"mistral3": (NAMES["image_token"], None)}
 
     @classmethod
     def load_processor(cls, source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:

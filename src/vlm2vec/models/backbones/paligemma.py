@@ -10,6 +10,7 @@ import torch
 
 from vlm2vec.media.videos import Frames
 from vlm2vec.models import st_folder
+from vlm2vec.models.backbones.base import MediaTokens
 from vlm2vec.models.backbones.generic import Generic
 
 
@@ -17,6 +18,7 @@ class PaliGemma(Generic):
     """As `Generic`; a text alone is written as its processor writes text after images: begin token, text, newline."""
 
     name: ClassVar[str] = "paligemma"
+    media_tokens: ClassVar[Mapping[str, MediaTokens]] = {"paligemma": ("<image>", None)}
 
     def read(self, prompt: str, images: list[Any], video: Frames | None = None) -> Mapping[str, Any]:
         """Tensors of one prompt and its images."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,7 +14,7 @@ from torch import nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.base import check_weight_files
+from vlm2vec.models.backbones.base import NUMBERED, MediaTokens, check_weight_files
 from vlm2vec.models.backbones.generic import Generic, first_line
 from vlm2vec.models.backbones.phi3_v_parts import IMAGE_TOKEN_ID, TILE, Phi3V, Phi3VConfig, num_tokens, tile
 from vlm2vec.models.prompts import PLACEHOLDER
@@ -52,6 +53,7 @@ class Phi3Vision(Generic):
     """
 
     name: ClassVar[str] = "phi3_v"
+    media_tokens: ClassVar[Mapping[str, MediaTokens]] = {"phi3_v": NUMBERED}
 
     def __init__(self, model: nn.Module, processor: Phi3VProcessor, settings: dict[str, Any]) -> None:
         super().__init__(model, processor, settings)

@@ -10,6 +10,7 @@ Shapes: B examples, N images, T visual tokens, D embedding dim.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.batch import Batch
+from vlm2vec.models.backbones.base import NUMBERED, MediaTokens
 from vlm2vec.models.backbones.compact.model import Compact, CompactModel
 from vlm2vec.models.backbones.compact.processing import CompactBackbone
 from vlm2vec.models.last_layer import by_token, last_token_only
@@ -68,6 +70,7 @@ class CompactDual(CompactBackbone):
     """The baseline and its processor. Settings as `Compact`; the visual tokens of an image are averaged."""
 
     name: ClassVar[str] = "compact-dual"
+    media_tokens: ClassVar[Mapping[str, MediaTokens]] = {"compact-dual": NUMBERED}
     trained_modules: ClassVar[list[str]] = ["projector", "image_head", "text_head"]
 
     @classmethod

@@ -10,6 +10,7 @@ Shapes: B examples, L tokens, T visual tokens per image, D embedding dim.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,7 +21,7 @@ from torch import nn
 
 from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.base import DecoderBackbone
+from vlm2vec.models.backbones.base import NUMBERED, DecoderBackbone, MediaTokens
 from vlm2vec.models.backbones.compact.class_words import ClassWords
 from vlm2vec.models.backbones.compact.parts import VISION_DIM, EfficientNetLite, load_language
 from vlm2vec.models.backbones.compact.processing import CompactBackbone
@@ -123,6 +124,7 @@ class Compact(CompactBackbone, DecoderBackbone):
     """
 
     name: ClassVar[str] = "compact"
+    media_tokens: ClassVar[Mapping[str, MediaTokens]] = {"compact": NUMBERED}
     trained_modules: ClassVar[list[str]] = ["projector", "head"]
 
     @classmethod
