@@ -22,7 +22,7 @@ from vlm2vec.cli import app
 from vlm2vec.jobs import indexing
 from vlm2vec.retrieval.lance_store import LanceStore
 
-indexing.PART = 20
+indexing.FIRST_PART = indexing.PART = 20
 add, parts = LanceStore.add, []
 
 def killed(*arguments):
