@@ -108,7 +108,9 @@ def test_an_image_is_shown_as_image_content(searcher: Searcher, photos: Path) ->
 def test_the_store_lists_its_fields_and_tasks(searcher: Searcher) -> None:
     about = call(searcher, "describe_store").structured_content
     assert about["rows"] == 13 and about["model"] == "compact" and about["tasks"] == PRESETS
-    assert "v2v_path" in about["fields"] and "v2v_thumbnail" not in about["fields"]
+    assert {"path", "width", "height"} <= set(about["fields"]) and "thumbnail" not in about["fields"]
+    for condition in about["filter_examples"]:
+        assert not call(searcher, "search", text="red", where=condition).is_error
 
 
 @pytest.mark.parametrize(

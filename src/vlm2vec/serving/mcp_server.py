@@ -22,9 +22,9 @@ from vlm2vec.jobs.indexing import thumbnail
 from vlm2vec.jobs.searching import PRESETS, Query, Searcher, image_ref, with_images
 from vlm2vec.jobs.sheet import name_of
 from vlm2vec.media.images import ImageRef
-from vlm2vec.retrieval.metadata import THUMBNAIL
 from vlm2vec.retrieval.vector_store import Hit
 from vlm2vec.serving.data_uris import base64_bytes, data_uri_bytes, is_data_uri
+from vlm2vec.serving.fields import filter_fields, visible
 from vlm2vec.serving.guards import InputLimits
 from vlm2vec.serving.settings import ServeSettings
 
@@ -164,13 +164,12 @@ class StoreTools:
         return ImageRef(data=data, origin="image of the query")
 
     def _about(self) -> StoreAbout:
-        fields = {name: kind for name, kind in self.store.fields().items() if name != THUMBNAIL}
         return StoreAbout(
             rows=self.store.count(),
             model=self.store.facts.model,
             dimensions=self.store.facts.dim,
-            fields=fields,
-            filter_examples=["width > 600", "v2v_path LIKE '%beach%' AND width > height"],
+            fields=filter_fields(self.store),
+            filter_examples=["width > 600", "path LIKE '%beach%' AND width > height"],
             tasks=PRESETS,
         )
 
@@ -190,9 +189,8 @@ def _checked(k: int) -> int:
 
 
 def _row(hit: Hit) -> Row:
-    values = {name: value for name, value in hit.metadata.items() if not isinstance(value, bytes)}
     plain = {
         name: value if isinstance(value, str | int | float | bool | None) else str(value)
-        for name, value in values.items()
+        for name, value in visible(hit.metadata).items()
     }
     return Row(key=hit.key, name=name_of(hit), score=round(float(hit.score), 4), metadata=plain)

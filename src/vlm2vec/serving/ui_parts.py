@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -20,16 +20,15 @@ from vlm2vec.errors import UserError
 from vlm2vec.jobs.indexing import thumbnail
 from vlm2vec.jobs.searching import PRESETS, Query, Searcher, image_ref, with_images
 from vlm2vec.jobs.sheet import card_of, name_of
-from vlm2vec.jobs.state import STATE
 from vlm2vec.media.images import ImageRef
 from vlm2vec.retrieval.metadata import PREFIX, THUMBNAIL
 from vlm2vec.retrieval.vector_store import Hit, VectorStore
+from vlm2vec.serving.fields import filter_fields, visible
 
 TEMPLATE = Path(__file__).with_name("templates") / "ui.html.j2"
 LARGE = 960
 MAX_README = 20_000
 MAX_RECENT = 8
-HIDDEN = (*STATE, THUMBNAIL)
 ORIGINAL = "vlm2vec/original"
 """Path of the page's endpoint that serves the image of a row."""
 
@@ -107,8 +106,7 @@ class SearchPage:
 
 def fields_line(store: VectorStore) -> str:
     """The fields that a filter may use."""
-    fields = {name: kind for name, kind in store.fields().items() if name not in HIDDEN}
-    return ", ".join(f"{_short(name, fields)} ({kind})" for name, kind in fields.items()) or "none"
+    return ", ".join(f"{name} ({kind})" for name, kind in filter_fields(store).items()) or "none"
 
 
 def model_card(store: VectorStore) -> str:
@@ -181,17 +179,10 @@ def _gone(key: str) -> Answer:
 
 def _full(hit: Hit) -> str:
     image, why = _image(image_ref(hit.metadata))
-    shown = {name: value for name, value in hit.metadata.items() if name not in (*HIDDEN, f"{PREFIX}text")}
-    facts = {_short(name, shown): value for name, value in shown.items()}
+    facts = visible({name: value for name, value in hit.metadata.items() if name != f"{PREFIX}text"})
     text = str(hit.metadata.get(f"{PREFIX}text", ""))
     file = f"{ORIGINAL}?{urlencode({'key': hit.key})}" if image else ""
     return _render("detail", key=hit.key, name=name_of(hit), image=image, why=why, text=text, facts=facts, file=file)
-
-
-def _short(name: str, fields: Container[str]) -> str:
-    """The name of a field of this package without its prefix, as filters accept it, unless a user's column has it."""
-    short = name.removeprefix(PREFIX)
-    return name if short in fields else short
 
 
 def _image(image: ImageRef | None) -> tuple[str | None, str]:
