@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.models.backbones.base import Backbone
 
 HEAD = "lm_head.weight"
@@ -58,7 +58,7 @@ def _single_token(backbone: Backbone, answer: str) -> int:
     ids: list[int] = backbone.tokenizer.encode(answer, add_special_tokens=False)
     if len(ids) != 1:
         raise UserError(
-            f"rerank: answer {answer!r} is {len(ids)} tokens of {backbone.name}; expected a word of one token"
+            f"rerank: answer {shown(answer)} is {len(ids)} tokens of {backbone.name}; expected a word of one token"
         )
     return ids[0]
 

@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.loading import family_of
 from vlm2vec.types import EmbeddingInput
 
 GOLDEN_FILE = "golden.safetensors"
@@ -61,18 +62,23 @@ def golden_dtype(folder: Path) -> torch.dtype:
     """The precision in which the golden vectors of a folder were computed; float32 for files that do not say.
 
     Raises:
-        UserError: if the folder has no golden file, or another precision than float32, bfloat16 or float16.
+        UserError: if the folder is not a checkpoint, has no golden file, or has another precision than float32,
+            bfloat16 or float16.
     """
     path = folder / GOLDEN_FILE
     if not path.is_file():
-        raise UserError(f"{path}: missing; only folders written by vlm2vec can be verified")
+        family = family_of(str(folder))  # raises if the folder is not a checkpoint at all
+        raise UserError(
+            f"{folder}: a checkpoint of {family.name} without {GOLDEN_FILE}, which vlm2vec train and export write; "
+            "nothing to compare with: try --against sentence-transformers"
+        )
     try:
         with safe_open(path, "pt") as file:
             precision = (file.metadata() or {}).get("precision", "float32")
     except SafetensorError as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
     if precision not in PRECISIONS:
-        raise UserError(f"{path}: precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        raise UserError(f"{path}: precision {shown(precision)}: expected one of {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
 
 
