@@ -41,7 +41,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Serve": {"serve": serve.serve, "ui": ui.ui, "mcp": mcp.mcp},
     "Models and this machine": {"models": machine.models, "doctor": machine.doctor},
-    "Checkpoints": {"verify": models.verify, "export": models.export},
+    "Checkpoints": {"verify": models.verify, "export": models.export, "push": models.push},
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (

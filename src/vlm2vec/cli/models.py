@@ -1,4 +1,4 @@
-"""Commands on a checkpoint: verify, export."""
+"""Commands on a checkpoint: verify, export, push."""
 
 from __future__ import annotations
 
@@ -52,3 +52,24 @@ def export(
     size = sum(path.stat().st_size for path in done.files) / 1e6
     say(f"{output}: {len(done.files)} files, {size:.1f} MB")
     say(f"Lowest cosine to the source: {done.cosine:.6f} of {done.num_inputs} inputs")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder that vlm2vec train or save_pretrained wrote.")],
+    repo_id: Annotated[str, typer.Argument(help="Hub id, owner/name; created if it does not exist.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="Open a pull request instead of committing to the main branch.")
+    ] = False,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+) -> None:
+    """Upload a saved model with its model card to the Hugging Face hub, by default to a private repository.
+
+    The token is HF_TOKEN or that of hf auth login.
+
+    Example: vlm2vec push runs/mine me/my-embedder
+    """
+    from vlm2vec.models.checkpoints.push import push_folder
+
+    url = push_folder(folder, repo_id, private=not public, pull_request=pull_request, message=message)
+    say(f"{folder}: uploaded to {url}")
