@@ -10,7 +10,7 @@ from vlm2vec.evaluation.benchmark import load_benchmark
 from vlm2vec.evaluation.evaluate import check_tasks, evaluate, groups_of, results_json
 from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.tasks import TaskReader
-from vlm2vec.models.checkpoints.folder import write_json
+from vlm2vec.files import write_json
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache
 from vlm2vec.training.config import Recipe

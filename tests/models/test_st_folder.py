@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 import transformers
 from tiny.models import draw_image
 
-from vlm2vec import Embedder, UserError
+from vlm2vec import Embedder
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.generic import Generic
 from vlm2vec.models.checkpoints import folder as checkpoint
@@ -201,29 +200,6 @@ def test_a_placeholder_says_where_in_a_chat_turn_a_image_stands(foreign):
     prompt, order = load(foreign).backbone.prompt(EmbeddingInput.of(PLAIN[5] | {"instruction": "Do."}))
     assert prompt == "<end><system>Do.<user>first<image>then<image>end<answer>"
     assert order == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("file", "change", "words"),
-    [
-        ("1_Pooling/config.json", {"pooling_mode": "max"}, "pooling_mode 'max' is not supported"),
-        ("sentence_bert_config.json", {"transformer_task": "retrieval"}, "expected feature-extraction"),
-        ("modules.json", [{"type": "x.Dense", "path": "3_Dense"}], "module x.Dense is not supported"),
-        ("modules.json", None, "not valid JSON"),
-    ],
-)
-def test_a_module_that_we_would_compute_otherwise_is_refused(foreign, tmp_path, file, change, words):
-    folder = tmp_path / "other"
-    for source in foreign.rglob("*"):
-        if source.is_file():
-            target = folder / source.relative_to(foreign)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())
-    content = {**json.loads((folder / file).read_text()), **change} if isinstance(change, dict) else change
-    (folder / file).write_text("{" if change is None else json.dumps(content))
-    with pytest.raises(UserError, match=words) as caught:
-        load(folder)
-    assert "\n" not in str(caught.value)
 
 
 def test_compact_needs_the_package_there_and_gives_equal_vectors(tmp_path):

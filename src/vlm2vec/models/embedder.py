@@ -6,7 +6,9 @@ Shapes: N inputs, B examples, D embedding dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -16,10 +18,14 @@ from torch import nn
 
 from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError, shown
+from vlm2vec.files import write_json
 from vlm2vec.models import loading, st_folder
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.checkpoints.card import write_card
+from vlm2vec.models.checkpoints.dense import Dense, write_dense
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, EmbedderFile
+from vlm2vec.models.checkpoints.origin import Origin, folder_of
 from vlm2vec.models.device import process_device
 from vlm2vec.models.encoding.pipeline import Pipeline
 from vlm2vec.models.encoding.settings import EncodeSettings
@@ -48,7 +54,11 @@ class Embedder(nn.Module):
         revision: Hub revision of the base.
 
     Attributes:
-        prompts: Default instructions of `encode_query` ("query") and `encode_document` ("document").
+        prompts: Default instructions of `encode_query` ("query"), `encode_document` ("document") and `encode`
+            ("default").
+        head: `Dense` layers after the pooling, as sentence-transformers folders may have; usually none.
+        truncate_dim: Number of dimensions that are kept; None: all.
+        origin: The files that the weights were read from, if they are known.
     """
 
     def __init__(self, backbone: Backbone, base: str, revision: str | None = None) -> None:
@@ -57,6 +67,9 @@ class Embedder(nn.Module):
         self.base = base
         self.revision = revision
         self.prompts: dict[str, str] = {}
+        self.head = nn.Sequential()
+        self.truncate_dim: int | None = None
+        self.origin: Origin | None = None
 
     @classmethod
     def from_pretrained(
@@ -93,10 +106,14 @@ class Embedder(nn.Module):
         settings = LoadSettings(dtype or best_dtype(where), base, revision, like, options, where)
         loaded = loading.load(str(source), settings)
         embedder = cls(loaded.backbone, loaded.base, loaded.revision)
-        embedder.prompts = loaded.prompts
+        embedder.prompts, embedder.truncate_dim = loaded.prompts, loaded.truncate_dim
+        embedder.head.extend(loaded.head)
         embedder.to(where).eval()
         if quantize:
             checkpoint.quantize(embedder.backbone, quantize)
+        facts = {"source": str(source), "dtype": settings.dtype, "like": like, "quantize": quantize, "options": options}
+        folders = [folder_of(name, of) for name, of in ((str(source), revision), (loaded.base, loaded.revision))]
+        embedder.origin = Origin.of(embedder.state_dict(), dict.fromkeys(folders), facts)
         return embedder
 
     def __repr__(self) -> str:
@@ -119,7 +136,13 @@ class Embedder(nn.Module):
     @property
     def embedding_dim(self) -> int:
         """Length of the vectors."""
-        return self.backbone.embedding_dim
+        layers = self.dense_layers()
+        full = layers[-1].about.out_features if layers else self.backbone.pooled_dim
+        return min(full, self.truncate_dim or full)
+
+    def dense_layers(self) -> list[Dense]:
+        """The layers of `head`."""
+        return [layer for layer in self.head if isinstance(layer, Dense)]
 
     @property
     def max_length(self) -> int | None:
@@ -136,7 +159,12 @@ class Embedder(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Unit-norm vectors [B, D] in float32."""
-        return F.normalize(self.backbone(batch).float(), dim=-1)
+        return self.finish(self.backbone(batch))
+
+    def finish(self, pooled_BP: torch.Tensor) -> torch.Tensor:
+        """Unit-norm vectors [B, D] from what the backbone returns: dense layers, truncation, normalization."""
+        vectors_BD = self.head(pooled_BP.float())
+        return F.normalize(vectors_BD[:, : self.embedding_dim], dim=-1)
 
     def encode(  # noqa: PLR0913 - public arguments, all by keyword
         self,
@@ -159,7 +187,8 @@ class Embedder(nn.Module):
         Args:
             inputs: Strings, image paths (`pathlib.Path`), PIL images, dicts (`text`, `image` / `images`, `video`,
                 `instruction`) or `EmbeddingInput`s. A single string or dict is an error: pass a list.
-            instruction: For inputs without one of their own.
+            instruction: For inputs without one of their own. Default: `prompts["default"]`, if the model has one; ""
+                means no instruction.
             truncate_dim: Keeps the first dimensions only and normalizes again. Default: all.
             precision: "float32", "float16", "int8", "uint8", "binary" or "ubinary", see `vlm2vec.quantize`.
             ranges: For int8 and uint8: minimum and maximum of each dimension. Default: those of these vectors.
@@ -218,15 +247,16 @@ class Embedder(nn.Module):
     def _pipeline(self, inputs: Inputs, settings: EncodeSettings) -> Pipeline:
         if isinstance(inputs, str | dict | EmbeddingInput):
             raise UserError("encode expects a list of inputs; wrap a single input: encode([...])")
-        return Pipeline(self, settings)
+        instruction = self.prompts.get("default") if settings.instruction is None else settings.instruction
+        return Pipeline(self, replace(settings, instruction=instruction or None))
 
     def encode_query(self, inputs: Inputs, **kwargs: Any) -> np.ndarray:
         """`encode` with `prompts["query"]` as the default instruction."""
-        return self.encode(inputs, **{"instruction": self.prompts.get("query"), **kwargs})
+        return self.encode(inputs, **{"instruction": self.prompts.get("query", ""), **kwargs})
 
     def encode_document(self, inputs: Inputs, **kwargs: Any) -> np.ndarray:
         """`encode` with `prompts["document"]` as the default instruction."""
-        return self.encode(inputs, **{"instruction": self.prompts.get("document"), **kwargs})
+        return self.encode(inputs, **{"instruction": self.prompts.get("document", ""), **kwargs})
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -266,11 +296,39 @@ class Embedder(nn.Module):
             template=self.backbone.template.settings(),
             prompts=self.prompts,
             adapter=adapter,
+            head=[f"{number}_Dense" for number in range(2, 2 + len(self.head))],
         )
+        for name, dense in zip(about.head, self.dense_layers(), strict=True):
+            write_dense(dense, folder / name)
         if self.backbone.attention == "causal":
             self.backbone.write_sentence_transformers(folder, self.prompts)
         else:  # sentence-transformers' own modules would use the family's mask
             st_folder.write_own(folder, self.prompts)
-        checkpoint.write_json(folder / EMBEDDER_FILE, about.model_dump())
+        st_folder.write_head(folder, about.head, self.truncate_dim)
+        write_json(folder / EMBEDDER_FILE, about.content())
         for name, content in extra:
-            checkpoint.write_json(folder / name, content)
+            write_json(folder / name, content)
+        write_card(folder)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = True, pull_request: bool = False, message: str | None = None
+    ) -> str:
+        """Saves the model and uploads it to the Hugging Face hub; the token is `HF_TOKEN` or that of `hf auth login`.
+
+        Args:
+            repo_id: `owner/name`; created if it does not exist.
+            private: Visibility of a new repository.
+            pull_request: Opens a pull request instead of committing to the main branch.
+            message: Of the commit.
+
+        Returns:
+            URL of the commit or pull request.
+
+        Raises:
+            UserError: if the hub refuses.
+        """
+        from vlm2vec.models.checkpoints.push import push_folder
+
+        with TemporaryDirectory() as folder:
+            saved = self.save_pretrained(Path(folder) / "model")
+            return push_folder(saved, repo_id, private=private, pull_request=pull_request, message=message)

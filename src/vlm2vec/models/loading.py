@@ -15,19 +15,21 @@ from typing import Any
 import torch
 
 from vlm2vec.errors import UserError
-from vlm2vec.models import st_folder
+from vlm2vec.models import st_reading
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.checkpoints import adapters, hub, known
 from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.checkpoints.dense import Dense, read_dense
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
-from vlm2vec.models.prompts import PromptTemplate
+from vlm2vec.models.prompts import PromptTemplate, with_variables
 from vlm2vec.models.registry import BUILT_IN, backbone_class, shipped_folder
-from vlm2vec.models.st_folder import SentenceTransformersFolder
+from vlm2vec.models.st_reading import SentenceTransformersFolder
 from vlm2vec.models.vision import resolution
 from vlm2vec.models.vision.patch_embed import use_matrix_products
 
 logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
+NO_LIMIT = 10**6  # tokenizers without a limit give a number of tokens that no model reads
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,34 @@ class Loaded:
         backbone: On the device of the settings or on the CPU; the caller moves it.
         base: Built-in name, folder or hub id of the base weights.
         revision: Hub revision of `base`.
-        prompts: Instructions of `encode_query` and `encode_document`.
+        prompts: Instructions of `encode_query`, `encode_document` and `encode` ("default").
+        head: Layers after the pooling.
+        truncate_dim: Number of dimensions that are kept; None: all.
     """
 
     backbone: Backbone
     base: str
     revision: str | None = None
     prompts: dict[str, str] = field(default_factory=dict)
+    head: list[Dense] = field(default_factory=list)
+    truncate_dim: int | None = None
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors before truncation."""
+        return self.head[-1].about.out_features if self.head else self.backbone.pooled_dim
+
+    def add_head(self, folders: list[Path], allow_pickle: bool) -> None:
+        """Reads the layers after the pooling.
+
+        Raises:
+            UserError: for a layer whose input has another length than what it is given.
+        """
+        for folder in folders:
+            dense = read_dense(folder, allow_pickle)
+            if dense.about.in_features != self.dim:
+                raise UserError(f"{folder}: in_features {dense.about.in_features}: expected {self.dim}")
+            self.head.append(dense)
 
 
 def load(source: str, settings: LoadSettings) -> Loaded:
@@ -92,7 +115,7 @@ def _load_folder(folder: Path, source: str, row: known.KnownCheckpoint | None, s
         return load_saved(folder, settings)
     if row is not None:
         return load_known(source, row, settings)
-    if about := st_folder.read_folder(folder):
+    if about := st_reading.read_folder(folder):
         return load_sentence_transformers(folder, about, settings)
     loaded = load_adapter_or_base(source, settings)
     if source not in BUILT_IN:
@@ -114,7 +137,15 @@ def load_saved(folder: Path, settings: LoadSettings) -> Loaded:
         checkpoint.load_adapter(backbone, folder)
     elif not whole:
         checkpoint.load_weights(backbone, folder)
-    return Loaded(backbone, base, revision, saved.prompts)
+    loaded = Loaded(backbone, base, revision, saved.prompts)
+    loaded.add_head([folder / name for name in saved.head], allow_pickle=False)
+    if saved.embedding_dim > loaded.dim:
+        raise UserError(
+            f"{folder / EMBEDDER_FILE}: embedding_dim {saved.embedding_dim}: the weights give vectors of {loaded.dim}; "
+            "the file belongs to another model"
+        )
+    loaded.truncate_dim = saved.embedding_dim if saved.embedding_dim < loaded.dim else None
+    return loaded
 
 
 def load_known(source: str, row: known.KnownCheckpoint, settings: LoadSettings) -> Loaded:
@@ -133,20 +164,33 @@ def load_sentence_transformers(folder: Path, about: SentenceTransformersFolder, 
     Raises:
         UserError: if it uses a chat template and its processor has none.
     """
-    loaded = load_adapter_or_base(str(folder), settings)
-    loaded.prompts = about.prompts
-    if about.pooling is None:  # a dual encoder: the model's own methods give the vectors
-        return loaded
+    options = resolution.merged(about.options, settings.options)
+    loaded = load_adapter_or_base(str(about.transformer), replace(settings, options=options))
     backbone = loaded.backbone
-    backbone.pooling = about.pooling
-    # Without a chat template, sentence-transformers writes the prompt directly before the text.
-    backbone.template = PromptTemplate(image="{image}", separator="", suffix="")
-    if about.chat:
-        chat = backbone.chat_template()
-        if not chat:
-            raise UserError(f"{folder}: its modules ask for a chat template, but the processor has none")
-        backbone.template = PromptTemplate(chat=chat, keeps_order=True)
+    loaded.base = str(folder) if loaded.base == str(about.transformer) else loaded.base
+    loaded.prompts = about.prompts
+    if about.pooling is not None:  # else a dual encoder: the model's own methods give the vectors
+        backbone.pooling = about.pooling
+        backbone.template = _template(folder, about, backbone)
+    loaded.add_head(about.dense, bool(options.get("allow_pickle")))
+    loaded.truncate_dim = about.truncate_dim if (about.truncate_dim or loaded.dim) < loaded.dim else None
+    limit = about.max_length or (backbone.tokenizer.model_max_length if about.pooling else None)
+    if about.truncates and limit and limit < NO_LIMIT:
+        backbone.limit_text(limit)
     return loaded
+
+
+def _template(folder: Path, about: SentenceTransformersFolder, backbone: Backbone) -> PromptTemplate:
+    """The chat template; without one, sentence-transformers writes the prompt directly before the text."""
+    if not about.chat:
+        return PromptTemplate(image="{image}", separator="", suffix="")
+    variables = dict(about.chat_variables)
+    chat = variables.pop("chat_template", backbone.chat_template())
+    if isinstance(chat, dict):
+        raise UserError(f"{folder}: several chat templates are not supported; expected one")
+    if not chat:
+        raise UserError(f"{folder}: its modules ask for a chat template, but the processor has none")
+    return PromptTemplate(chat=with_variables(chat, variables), keeps_order=True)
 
 
 def load_adapter_or_base(source: str, settings: LoadSettings) -> Loaded:
@@ -157,7 +201,7 @@ def load_adapter_or_base(source: str, settings: LoadSettings) -> Loaded:
         return Loaded(backbone, source, settings.revision)
     base, revision = (settings.base, None) if settings.base else adapters.base_of(adapter)
     backbone = load_base(base, settings.dtype, revision, settings.options, settings.device)
-    checkpoint.load_adapter(backbone, adapter)
+    checkpoint.load_adapter(backbone, adapter, allow_pickle=bool(settings.options.get("allow_pickle")))
     return Loaded(backbone, base, revision)
 
 

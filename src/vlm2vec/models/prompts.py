@@ -9,7 +9,7 @@ turn.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -94,6 +94,42 @@ class PromptTemplate:
             return render_chat(messages, chat, special_tokens), images
         except TemplateError as error:
             raise UserError(f"input {shown(item.text or '')}: the chat template refuses it: {error}") from error
+
+
+def with_variables(chat: str, variables: Mapping[str, Any]) -> str:
+    """A chat template with fixed values of its variables, such as `add_generation_prompt`.
+
+    Args:
+        chat: A Jinja chat template.
+        variables: JSON values by name.
+
+    Raises:
+        UserError: for a variable that the template does not use.
+    """
+    from jinja2 import TemplateSyntaxError
+
+    from vlm2vec.models.transformers_internals import template_variables
+
+    try:
+        used = template_variables(chat) if variables else set()
+    except TemplateSyntaxError as error:
+        raise UserError(f"the chat template is not valid Jinja: {error}") from error
+    if unknown := sorted(set(variables) - used):
+        raise UserError(f"setting {unknown[0]} of the chat template: the template has no such variable")
+    # One statement a line: the line breaks after statements are dropped, as transformers sets Jinja up.
+    lines = [f"{{% set {name} = {_literal(value)} %}}\n" for name, value in variables.items()]
+    return "".join(lines) + chat
+
+
+def _literal(value: Any) -> str:
+    """A JSON value as a Jinja expression."""
+    if value is None or isinstance(value, bool | int | float):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_literal(key)}: {_literal(part)}' for key, part in value.items())}}}"
+    return repr(str(value))
 
 
 def chat_messages(item: EmbeddingInput, keep_order: bool = False) -> tuple[list[dict[str, Any]], list[int]]:

@@ -1,18 +1,18 @@
-"""The files that make a checkpoint folder a sentence-transformers model, and what such a folder says to us.
+"""The files that make a checkpoint folder a sentence-transformers model; `st_reading.py` reads them.
 
-Neither direction imports sentence-transformers: its folder is JSON files beside the weights. Written for version 6.2.
+sentence-transformers is not imported: its folder is JSON files beside the weights. Written for version 6.2.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vlm2vec.errors import UserError, shown
+from vlm2vec.files import write_json, write_text
+from vlm2vec.models.pooling import JOIN, POOLINGS
 from vlm2vec.models.prompts import CHAT_IMAGE, PromptTemplate
 
 MODULES_FILE = "modules.json"
@@ -22,8 +22,9 @@ CHAT_FILE = "chat_template.jinja"
 OWN_MODULE = "vlm2vec.models.st_module.EmbedderModule"
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
+DENSE = "sentence_transformers.base.modules.dense.Dense"
 NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
-POOLING_MODES = {"last": "lasttoken", "mean": "mean"}
+POOLING_MODES = {name: "lasttoken" if name == "last" else name for name in POOLINGS}
 
 # Collects the parts of the messages. What our template has no place for is refused, never dropped.
 _COLLECT = """\
@@ -119,29 +120,38 @@ def chat_template(template: PromptTemplate, image_token: str, image_start: str =
     return constants + _COLLECT + _VERBATIM
 
 
-def write_native(folder: Path, chat: str, pooling: str, dim: int, prompts: Mapping[str, str]) -> None:
+def write_native(
+    folder: Path, chat: str, pooling: str, dim: int, prompts: Mapping[str, str], max_length: int | None = None
+) -> None:
     """Writes what makes sentence-transformers load a VLM's folder by itself.
 
     Args:
         folder: Holds the weights, `config.json` and the processor already.
         chat: The chat template; replaces the base model's.
-        pooling: "last" or "mean".
-        dim: Length of the vectors.
-        prompts: Instructions by name (`query`, `document`).
+        pooling: Keys of `POOLINGS`, joined by "+".
+        dim: Length of a token's hidden state.
+        prompts: Instructions by name (`query`, `document`, `default`).
+        max_length: Longer texts are truncated to this number of tokens.
     """
-    (folder / CHAT_FILE).write_text(chat)
+    text = {"truncation": False} if max_length is None else {"truncation": True, "max_length": max_length}
+    write_text(folder / CHAT_FILE, chat)
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     modalities: dict[str, Any] = dict.fromkeys(("text", "image", "image+text"), forward)
     about = {
         "transformer_task": "feature-extraction",
         "modality_config": {**modalities, "message": {**forward, "format": "structured"}},
         "module_output_name": "token_embeddings",
-        "processing_kwargs": {"text": {"truncation": False}},
+        "processing_kwargs": {"text": text},
     }
-    pooling_config = {"embedding_dimension": dim, "pooling_mode": POOLING_MODES[pooling], "include_prompt": True}
-    _write(folder / TRANSFORMER_FILE, about)
-    _write(folder / "1_Pooling/config.json", pooling_config)
-    _write(
+    modes = [POOLING_MODES[name] for name in pooling.split(JOIN)]
+    pooling_config = {
+        "embedding_dimension": dim,
+        "pooling_mode": modes[0] if len(modes) == 1 else modes,
+        "include_prompt": True,
+    }
+    write_json(folder / TRANSFORMER_FILE, about)
+    write_json(folder / "1_Pooling/config.json", pooling_config)
+    write_json(
         folder / "2_Normalize/config.json",
         {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"},
     )
@@ -164,8 +174,8 @@ def write_two_towers(folder: Path, methods: Mapping[str, str], text_settings: Ma
         "module_output_name": "sentence_embedding",
         "processing_kwargs": {"text": {"truncation": True, **text_settings}},
     }
-    _write(folder / TRANSFORMER_FILE, about)
-    _write(
+    write_json(folder / TRANSFORMER_FILE, about)
+    write_json(
         folder / "1_Normalize/config.json",
         {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"},
     )
@@ -177,9 +187,30 @@ def write_own(folder: Path, prompts: Mapping[str, str]) -> None:
     _write_modules(folder, {"": OWN_MODULE}, prompts)
 
 
+def write_head(folder: Path, dense: Sequence[str], truncate_dim: int | None) -> None:
+    """Adds what follows the pooling to the files that one of the other functions wrote.
+
+    Args:
+        folder: Has `modules.json`.
+        dense: Folders of `Dense` layers in it, in order. This package's own module loads them by `embedder.json`.
+        truncate_dim: Number of dimensions that are kept.
+    """
+    rows = json.loads((folder / MODULES_FILE).read_text())
+    if rows[0]["type"] != OWN_MODULE:
+        paths = [(row["path"], row["type"]) for row in rows]
+        paths[-1:-1] = [(path, DENSE) for path in dense]  # before Normalize
+        write_json(folder / MODULES_FILE, _rows(paths))
+    if truncate_dim is not None:
+        about = json.loads((folder / CONFIG_FILE).read_text())
+        write_json(folder / CONFIG_FILE, {**about, "truncate_dim": truncate_dim})
+
+
+def _rows(modules: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)]
+
+
 def _write_modules(folder: Path, modules: Mapping[str, str], prompts: Mapping[str, str]) -> None:
-    rows = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules.items())]
-    _write(folder / MODULES_FILE, rows)
+    write_json(folder / MODULES_FILE, _rows(modules.items()))
     try:
         written_for = version("sentence-transformers")
     except PackageNotFoundError:
@@ -189,74 +220,7 @@ def _write_modules(folder: Path, modules: Mapping[str, str], prompts: Mapping[st
         | {"pytorch": version("torch"), "sentence_transformers": written_for},
         "model_type": "SentenceTransformer",
         "prompts": {"query": "", "document": "", **prompts},
-        "default_prompt_name": None,
+        "default_prompt_name": "default" if prompts.get("default") else None,
         "similarity_fn_name": "cosine",
     }
-    _write(folder / CONFIG_FILE, about)
-
-
-def _write(path: Path, content: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-@dataclass(frozen=True)
-class SentenceTransformersFolder:
-    """What a sentence-transformers folder says about its vectors.
-
-    Attributes:
-        pooling: "last" or "mean"; None where the model's own method gives the vector (dual encoders).
-        chat: Whether inputs go through the chat template.
-        prompts: Instructions by name.
-    """
-
-    pooling: str | None
-    chat: bool
-    prompts: dict[str, str] = field(default_factory=dict)
-
-
-def read_folder(folder: Path) -> SentenceTransformersFolder | None:
-    """Reads a sentence-transformers folder; None where there is no `modules.json`.
-
-    Raises:
-        UserError: for a module, pooling or task that gives vectors which we would not give.
-    """
-    modules = _read(folder / MODULES_FILE)
-    if modules is None:
-        return None
-    pooling: str | None = None
-    for module in modules:
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        if kind == "Pooling":
-            pooling = _pooling(folder / str(module["path"]) / "config.json")
-        elif kind not in ("Transformer", "Normalize"):
-            raise UserError(
-                f"{folder / MODULES_FILE}: module {module.get('type')} is not supported; "
-                "expected Transformer, Pooling (lasttoken or mean) and Normalize"
-            )
-    about = _read(folder / TRANSFORMER_FILE) or {}
-    if (task := about.get("transformer_task", "feature-extraction")) != "feature-extraction":
-        raise UserError(f"{folder / TRANSFORMER_FILE}: transformer_task {shown(task)}: expected feature-extraction")
-    prompts = (_read(folder / CONFIG_FILE) or {}).get("prompts") or {}
-    return SentenceTransformersFolder(
-        pooling, "message" in about.get("modality_config", {}), {name: text for name, text in prompts.items() if text}
-    )
-
-
-def _pooling(path: Path) -> str:
-    config = _read(path) or {}
-    legacy = {"pooling_mode_lasttoken": "lasttoken", "pooling_mode_mean_tokens": "mean"}
-    mode = config.get("pooling_mode") or next((name for key, name in legacy.items() if config.get(key)), None)
-    for ours, theirs in POOLING_MODES.items():
-        if mode in (theirs, [theirs]):
-            return ours
-    raise UserError(f"{path}: pooling_mode {shown(mode)} is not supported; expected {sorted(POOLING_MODES.values())}")
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+    write_json(folder / CONFIG_FILE, about)

@@ -27,6 +27,7 @@ DOORS: dict[str, str] = {
     "transformers.BaseImageProcessor.valid_kwargs": "checking settings of image processors",
     "transformers.models.auto.tokenization_auto.get_tokenizer_config": "tokenizers of Phi-3 vision models",
     "transformers.utils.chat_template_utils.render_jinja_template": "prompts by a chat template",
+    "transformers.utils.chat_template_utils._get_template_variables": "checking settings of chat templates",
     "transformers.conversion_mapping.get_model_conversion_mapping": "adapters made with older classes",
     "transformers.core_model_loading.WeightRenaming": "adapters made with older classes",
     "transformers.core_model_loading.WeightRenaming.rename_source_key": "adapters made with older classes",
@@ -133,6 +134,16 @@ def render_chat(messages: Sequence[dict[str, Any]], template: str, variables: di
     rendered, _ = render([list(messages)], chat_template=template, **variables)
     prompt: str = rendered[0]
     return prompt
+
+
+def template_variables(template: str) -> set[str]:
+    """Names of the variables that a Jinja chat template reads.
+
+    Raises:
+        jinja2.TemplateSyntaxError: if the template is invalid.
+    """
+    names: set[str] = set(door("transformers.utils.chat_template_utils._get_template_variables")(template))
+    return names
 
 
 def weight_renamings(model: Any) -> list[Callable[[str], str]]:

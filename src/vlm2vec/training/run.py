@@ -18,8 +18,10 @@ from vlm2vec.data.mixture import capped
 from vlm2vec.data.mmeb.images import WORDINGS, list_sets, read_train_set
 from vlm2vec.data.streams import StreamedSet, streamed_sets
 from vlm2vec.errors import UserError
+from vlm2vec.files import write_json
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.checkpoints.card import write_card
 from vlm2vec.models.device import idle_gpus, process_device
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.golden import write_golden
@@ -240,10 +242,11 @@ def _save_run(
     # A sharded model cannot run on one process alone.
     write_golden(embedder if state is None else Embedder.from_pretrained(output, dtype=embedder.dtype), output)
     (output / "recipe.yaml").write_text(dump_recipe(recipe))
-    checkpoint.write_json(output / "provenance.json", checkpoint.provenance(**facts))
+    write_json(output / "provenance.json", checkpoint.provenance(**facts))
     entries = [entry for entry in log if "loss" in entry]
-    checkpoint.write_json(output / LOG_FILE, entries)
+    write_json(output / LOG_FILE, entries)
     write_report(output / REPORT_FILE, _report_facts(recipe, facts), entries)
+    write_card(output)
 
 
 def _report_facts(recipe: Recipe, facts: Mapping[str, Any]) -> RunFacts:

@@ -21,7 +21,7 @@ from vlm2vec.errors import UserError, shown
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones import attention
 from vlm2vec.models.last_layer import by_token, last_token_only
-from vlm2vec.models.pooling import POOLINGS
+from vlm2vec.models.pooling import JOIN, POOLINGS, pool
 from vlm2vec.models.prompts import VIDEO_PLACEHOLDER, PromptTemplate, place_video
 from vlm2vec.models.vision.vision_cache import VisionCache
 from vlm2vec.types import EmbeddingInput
@@ -59,6 +59,7 @@ class Backbone(nn.Module, ABC):
         name: Key in the registry: the `model_type` of the HF config, or a built-in's name.
         lora_targets: Names of the linear layers that LoRA adapts by default.
         template: How inputs without placeholders become prompts.
+        prompt_token: Image token in a prompt, if `evaluation.prompt_format.TOKENS` does not list the family.
         trained_modules: Names of modules that LoRA runs train in full (new modules without pretrained weights).
         media_tokens: By family, the tokens of prompts that mark an image and a video; None: frames are images.
             Families that are not listed have no such token, or one that their folder names.
@@ -71,6 +72,7 @@ class Backbone(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    prompt_token: ClassVar[str] = ""
     lora_targets: str | list[str] = "all-linear"
     trained_modules: ClassVar[list[str]] = []
     media_tokens: ClassVar[Mapping[str, MediaTokens]] = {}
@@ -102,7 +104,12 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def embedding_dim(self) -> int:
-        """Length of the vectors."""
+        """Length of the vectors; of one hidden state where several poolings are concatenated."""
+
+    @property
+    def pooled_dim(self) -> int:
+        """Length of what `forward` returns."""
+        return self.embedding_dim
 
     @property
     @abstractmethod
@@ -172,6 +179,15 @@ class Backbone(nn.Module, ABC):
     def max_length(self) -> int | None:
         """Maximum number of tokens that the model reads of a text; the rest is dropped. None: no limit."""
         return None
+
+    def limit_text(self, max_length: int) -> None:
+        """Truncates inputs to this number of tokens, as the folder that is being loaded asks for.
+
+        Raises:
+            UserError: if the family does not support it.
+        """
+        if self.max_length is None or self.max_length > max_length:
+            raise UserError(f"{self.name}: truncation to {max_length} tokens is not supported")
 
     def note_truncated(self, batch: Batch) -> None:
         """Counts the examples of a batch whose text was truncated, and logs a warning for the first of all."""
@@ -287,21 +303,26 @@ class DecoderBackbone(Backbone):
         """Hidden states after the final norm, shape [B, L, D]."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The pooled hidden states, not normalized, shape [B, D]."""
+        """The pooled hidden states, not normalized, shape [B, `pooled_dim`]."""
         mask_BL = batch["attention_mask"]
         with last_token_only(self.last_parts() if self.pooling == "last" else [], mask_BL):
             hidden_BLD = self.hidden_states(batch)
-        return POOLINGS[self.pooling](hidden_BLD, mask_BL)
+        return pool(self.pooling, hidden_BLD, mask_BL)
+
+    @property
+    def pooled_dim(self) -> int:
+        """Length of the pooled vectors: one hidden state for each pooling."""
+        return self.embedding_dim * len(self.pooling.split(JOIN))
 
     @property
     def pooling(self) -> str:
-        """Name of the pooling, a key of `POOLINGS`."""
+        """Name of the pooling, a key of `POOLINGS`, or several joined by "+", whose vectors are concatenated."""
         return self._pooling
 
     @pooling.setter
     def pooling(self, name: str) -> None:
-        if name not in POOLINGS:
-            raise UserError(f"pooling {shown(name)}: expected one of {', '.join(POOLINGS)}")
+        if not set(name.split(JOIN)) <= set(POOLINGS):
+            raise UserError(f"pooling {shown(name)}: expected one of {', '.join(POOLINGS)}, or several joined by +")
         self._pooling = name
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -30,6 +31,7 @@ from vlm2vec.models.vision.raw_pixels import RAW, SIZES, RawPixels, as_bytes
 from vlm2vec.models.vision.resolution import side_of
 from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 
+DROPPED = "dropped"  # number of tokens of an example that truncation dropped
 SLOT = ImageRef()  # the place of a video among the images
 QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>")
 TOKEN_TENSORS = (
@@ -49,6 +51,8 @@ class Generic(DecoderBackbone):
         padding_side: "right" (default) or "left".
         image_backend: "pil" (default) or "torchvision", which is faster and resizes a little differently.
         num_frames: Frames sampled from a video (default 8).
+        max_length: Truncates texts to this number of tokens, the prompt's end kept; a longer input with images is an
+            error. Default: no limit.
         video: "native" (default) uses the family's own video inputs, if it has them; "images" passes frames as images.
         resolution: "low", "mid" or "high" limits images to about 336, 672 or 1344 pixels squared, by settings of
             the family's image processor. `max_pixels` is an alternative. Families with one image size reject both.
@@ -131,6 +135,15 @@ class Generic(DecoderBackbone):
         """The settings given to `load`."""
         return dict(self.settings)
 
+    @property
+    def max_length(self) -> int | None:
+        """The setting of the same name."""
+        return self.settings.get("max_length")
+
+    def limit_text(self, max_length: int) -> None:
+        """Sets `max_length`, unless the user has set it."""
+        self.settings = {"max_length": max_length, **self.settings}
+
     def collate(self, inputs: Sequence[EmbeddingInput]) -> Batch:
         """Token tensors [B, L, ...], padded on one side, and the family's packed image tensors."""
         return Batch.join(self.collate_each(inputs))
@@ -140,9 +153,10 @@ class Generic(DecoderBackbone):
         return [self._batch_of_one(self._example(item)) for item in inputs]
 
     def _batch_of_one(self, tensors: dict[str, torch.Tensor]) -> Batch:
+        dropped = (int(tensors.pop(DROPPED)),) if DROPPED in tensors else ()
         packed = {name: torch.tensor([len(tensor)]) for name, tensor in tensors.items() if name not in TOKEN_TENSORS}
         left = self.settings.get("padding_side") == "left"
-        return Batch(tensors, packed, TOKEN_TENSORS, self.tokenizer.pad_token_id or 0, left)
+        return Batch(tensors, packed, TOKEN_TENSORS, self.tokenizer.pad_token_id or 0, left, dropped)
 
     def send_bytes(self) -> bool:
         """As in the base class. Families whose processor does more than scale and shift bytes return False."""
@@ -193,7 +207,7 @@ class Generic(DecoderBackbone):
         if as_text or (other_grid and hasattr(self.model, "peft_config")):
             return st_folder.write_own(folder, prompts)
         chat = st_folder.chat_template(self.template, self.image_token, start if self.rope_index is not None else "")
-        st_folder.write_native(folder, chat, self.pooling, self.embedding_dim, prompts)
+        st_folder.write_native(folder, chat, self.pooling, self.embedding_dim, prompts, self.max_length)
 
     def chat_template(self) -> str:
         """The processor's, else the tokenizer's, else ""."""
@@ -221,6 +235,8 @@ class Generic(DecoderBackbone):
         more: dict[str, Any] = {"add_special_tokens": False} if opened else {}
         if self._as_bytes:
             more["images_kwargs"] = RAW
+        if self.max_length is not None and not images and video is None:
+            more |= {"truncation": True, "max_length": self.max_length}
         if video is not None:
             more["videos"] = [[frame.load() for frame in video.images]]
             more["video_metadata"] = [metadata_of(video)]
@@ -241,11 +257,39 @@ class Generic(DecoderBackbone):
             about = ", ".join([repr(prompt[:60]), *map(str, item.images), *([str(item.video)] if video else [])])
             raise UserError(f"{about}: {str(error).splitlines()[0]}") from error
         tensors = {name: value for name, value in output.items() if name in self.accepted}
+        if dropped := self._truncated(tensors, prompt, item):
+            tensors[DROPPED] = torch.tensor(dropped)
         if self._as_bytes and "pixel_values" in tensors:
             tensors["pixel_values"] = as_bytes(tensors["pixel_values"])
         if tensors["input_ids"].shape[1] == 0:
             raise UserError("input has an empty text and no image; expected at least one of them")
         return tensors if self.rope_index is None else tensors | {"position_ids": self._positions(tensors)}
+
+    def _truncated(self, tensors: dict[str, torch.Tensor], prompt: str, item: EmbeddingInput) -> int:
+        """Repairs an input that reached `max_length`, and returns the number of tokens that truncation dropped.
+
+        The end of the chat template is written over the last tokens, as sentence-transformers does.
+
+        Raises:
+            UserError: for an input with images or a video, whose tokens cannot be cut.
+        """
+        ids_1L, limit = tensors["input_ids"], self.max_length
+        if limit is None or ids_1L.shape[1] < limit:
+            return 0
+        if ids_1L.shape[1] > limit:
+            raise UserError(f"input of {ids_1L.shape[1]} tokens: {self.name} reads {limit} (setting max_length)")
+        dropped = len(self._ids(prompt)) - limit
+        if dropped > 0 and self.template.chat:
+            ends = [self._ids(self.prompt(replace(item, text=filler))[0])[::-1] for filler in ("0", "1 2 3 4")]
+            size = next((i for i, (a, b) in enumerate(zip(*ends, strict=False)) if a != b), 0)
+            end = ends[0][:size][::-1][-limit:]
+            ids_1L[0, limit - len(end) :] = torch.tensor(end, dtype=ids_1L.dtype)
+        return max(dropped, 0)
+
+    def _ids(self, prompt: str) -> list[int]:
+        opened = prompt.startswith(self.tokenizer.bos_token or "\0")
+        ids: list[int] = self.tokenizer(prompt, add_special_tokens=not opened)["input_ids"]
+        return ids
 
     def _with_video_token(self, prompt: str, order: list[int]) -> tuple[str, list[int]]:
         """Replaces the first image's token, which stands for the video, by the family's video token."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
@@ -12,12 +13,13 @@ from vlm2vec.models.transformers_internals import build_processor, image_setting
 from vlm2vec.models.vision.resolution import SIDES, image_settings, side_of
 
 logger = logging.getLogger(__name__)
-SETTINGS: dict[str, tuple[Any, ...]] = {
+SETTINGS: dict[str, Sequence[Any]] = {
     "padding_side": ("right", "left"),
     "positions": ("auto", "text", "vision-start", "multimodal"),
     "image_backend": ("pil", "torchvision"),
     "video": ("native", "images"),
-    "num_frames": tuple(range(1, 769)),
+    "num_frames": range(1, 769),
+    "max_length": range(1, 10**6),
     "resolution": tuple(SIDES),
 }
 
@@ -77,5 +79,5 @@ def load_image_processor(source: str, common: dict[str, Any], options: dict[str,
     return load(**image_settings(images, side))
 
 
-def _in_words(values: tuple[Any, ...]) -> str:
+def _in_words(values: Sequence[Any]) -> str:
     return f"{values[0]} to {values[-1]}" if isinstance(values[0], int) else ", ".join(values)

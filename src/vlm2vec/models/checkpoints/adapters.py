@@ -1,9 +1,11 @@
-"""Adapters in PEFT's layout: where one lies, and what its tensors are called in the model that it goes on."""
+"""Adapters in PEFT's layout: finding one, and fitting its configuration and tensors to the model that it goes on."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from vlm2vec.models.transformers_internals import hub_file, weight_renamings
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-MARKERS = re.compile(r"\.(lora_|modules_to_save|base_layer)")
+PICKLED_FILE = "adapter_model.bin"
+MARKERS = re.compile(r"\.(lora_|modules_to_save|base_layer|token_adapter|trainable_tokens)")
+HEADS = ("lm_head", "score", "classifier")  # beside the network of whose hidden states the vectors are made
+logger = logging.getLogger(__name__)
 
 
 def find_adapter(source: str, revision: str | None = None) -> Path | None:
@@ -26,8 +31,10 @@ def find_adapter(source: str, revision: str | None = None) -> Path | None:
         return folder if (folder / CONFIG_FILE).is_file() else None
     if source.count("/") != 1 or source.startswith((".", "~", "/")):
         return None  # no hub id
-    found = [_from_hub(source, name, revision) for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    return found[0].parent if found[0] else None
+    config = _from_hub(source, CONFIG_FILE, revision)
+    if config is not None and _from_hub(source, WEIGHTS_FILE, revision) is None:
+        _from_hub(source, PICKLED_FILE, revision)  # loaded only where that is allowed
+    return config.parent if config else None
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:
@@ -53,33 +60,122 @@ def _from_hub(source: str, name: str, revision: str | None) -> Path | None:
         return None
 
 
-def rename_keys(state: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
-    """Gives an adapter's tensors the names that they have on `model`.
+def read_config(folder: Path) -> Any:
+    """PEFT's configuration of an adapter, as it is put on a model that has no head and no generation.
+
+    Raises:
+        UserError: if PEFT cannot read it, or the kind of adapter changes inputs instead of weights.
+    """
+    from peft import PeftConfig
+
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise UserError(f"{folder}: no readable {CONFIG_FILE} ({str(error).splitlines()[0]})") from error
+    if config.is_prompt_learning:
+        raise UserError(f"{folder / CONFIG_FILE}: peft_type {config.peft_type.value} is not supported; expected LORA")
+    config.base_model_name_or_path = None  # PEFT names the base that it is put on
+    config.task_type = None  # it selects a wrapper for a class with a head
+    return config
+
+
+def fit(state: dict[str, torch.Tensor], config: Any, model: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Gives an adapter's tensors the names that they have on `model`, and changes `config` to match.
 
     Adapters were made on other classes (with a language-model head around the model) and by older transformers, whose
-    modules had other paths. The paths of modules change as transformers changes them for weights. A name that leads
-    to no module of `model` stays as it is, so that whoever loads the adapter can report it.
+    modules had other paths. The paths of modules change as transformers changes them for weights. Tensors of heads are
+    left out, since they cannot change a vector. A name that leads to no module of `model` stays as it is, so that
+    whoever loads the adapter can report it.
 
     Args:
         state: Tensors by name, as saved.
+        config: PEFT's configuration; changed in place.
         model: The network without the adapter.
+        path: The adapter's file, for messages.
+
+    Raises:
+        UserError: for saved input embeddings that differ from the base's.
     """
     if not isinstance(model, PreTrainedModel):
         return state  # a network of this project: saved and loaded by the same names
-    modules = {name for name, _ in model.named_modules()}
-    renamings = weight_renamings(model)
-    return {_renamed(key, modules, renamings, f"{model.base_model_prefix}."): value for key, value in state.items()}
+    modules = dict(model.named_modules())
+    rename = _Renaming(set(modules), weight_renamings(model), f"{model.base_model_prefix}.")
+    found = {rename.key(key): value for key, value in state.items()}
+    heads = {key for key in found if _path(key).rpartition(".")[2] in HEADS and _path(key) not in modules}
+    if heads:
+        logger.info("%s: %d tensors of %s are not used: they cannot change a vector", path, len(heads), min(heads))
+    saved = {name.rpartition(".")[2] for name in getattr(config, "modules_to_save", None) or ()}
+    plain = {name: module for name, module in modules.items() if name.rpartition(".")[2] not in saved}
+    same = heads | {key for key, value in found.items() if _is_base_embedding(key, value, plain, path)}
+    found = {key: value for key, value in found.items() if key not in same}
+    if set(found) != set(state):
+        _fit_config(config, found, rename)
+    return found
 
 
-def _renamed(key: str, modules: set[str], renamings: list[Any], outer: str) -> str:
+def _fit_config(config: Any, state: Iterable[str], rename: _Renaming) -> None:
+    """Names the adapted modules one by one, by their paths on the model."""
+    adapted = {_path(key) for key in state if ".lora_" in key}
+    if adapted and hasattr(config, "layers_to_transform"):
+        config.target_modules, config.exclude_modules = sorted(adapted), None
+        config.layers_to_transform = config.layers_pattern = None
+    if getattr(config, "modules_to_save", None):
+        kept = [name for name in config.modules_to_save if name.rpartition(".")[2] not in HEADS]
+        config.modules_to_save = [rename.path(name) for name in kept] or None
+    for name in ("rank_pattern", "alpha_pattern"):
+        given: Mapping[str, Any] = getattr(config, name, None) or {}
+        if given:
+            setattr(config, name, {rename.path(pattern): value for pattern, value in given.items()})
+    if isinstance(tokens := getattr(config, "trainable_token_indices", None), dict):
+        config.trainable_token_indices = {rename.path(module): indices for module, indices in tokens.items()}
+
+
+def _path(key: str) -> str:
+    """The module's path in a tensor's name."""
     marker = MARKERS.search(key)
-    cut = marker.start() if marker else key.rfind(".")
-    path, leaf = key[:cut].removeprefix(PREFIX), key[cut:]
-    changed = f"{path}.weight"
-    for renaming in renamings:
-        changed = renaming(changed)
-    changed = changed.removesuffix(".weight")
-    for candidate in (path, path.removeprefix(outer), changed, changed.removeprefix(outer)):
-        if candidate in modules:
-            return f"{PREFIX}{candidate}{leaf}"
-    return key
+    return key[: marker.start() if marker else key.rfind(".")].removeprefix(PREFIX)
+
+
+def _is_base_embedding(key: str, value: torch.Tensor, modules: Mapping[str, Any], path: Path) -> bool:
+    """Whether a tensor is the base's input embedding, which PEFT saves beside an adapter of it."""
+    leaf = key.removeprefix(PREFIX + _path(key))
+    embedding = modules.get(_path(key))
+    if leaf not in (".weight", ".base_layer.weight") or not isinstance(embedding, torch.nn.Embedding):
+        return False
+    weight = embedding.weight.detach()
+    if weight.shape != value.shape or not torch.equal(weight, value.to(weight)):
+        raise UserError(
+            f"{path}: tensor {key} of shape {tuple(value.shape)} changes the base's input embeddings "
+            f"{tuple(weight.shape)}, which is not supported; merge the adapter into its base with PEFT first"
+        )
+    return True
+
+
+class _Renaming:
+    """From names of modules as saved to those of a model.
+
+    Args:
+        modules: Paths of the model's modules.
+        renamings: Those that transformers applies to weights.
+        outer: Prefix of the model in its class with a head.
+    """
+
+    def __init__(self, modules: set[str], renamings: list[Any], outer: str) -> None:
+        self.modules, self.renamings, self.outer = modules, renamings, outer
+
+    def path(self, path: str) -> str:
+        """The model's name of a module; as given where the model has none."""
+        changed = f"{path}.weight"
+        for renaming in self.renamings:
+            changed = renaming(changed)
+        changed = changed.removesuffix(".weight")
+        for candidate in (path, path.removeprefix(self.outer), changed, changed.removeprefix(self.outer)):
+            if candidate in self.modules:
+                return candidate
+        return path
+
+    def key(self, key: str) -> str:
+        """The model's name of a tensor."""
+        path = _path(key)
+        found = self.path(path)
+        return f"{PREFIX}{found}{key.removeprefix(PREFIX).removeprefix(path)}" if found in self.modules else key

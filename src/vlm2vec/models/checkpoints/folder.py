@@ -6,22 +6,20 @@ layout (`adapter_config.json`, `adapter_model.safetensors`) or all weights (`mod
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
-import uuid
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import BaseModel, ConfigDict, Field
 
 from vlm2vec.errors import UserError, shown
+from vlm2vec.files import replacing
 from vlm2vec.models.backbones.base import WEIGHTS_FILE
 from vlm2vec.models.checkpoints import adapters
+from vlm2vec.models.checkpoints.tensors import load_tensors, read_model
 
 if TYPE_CHECKING:
     from vlm2vec.models.backbones.base import Backbone
@@ -32,21 +30,42 @@ CONFIG_FILE = "config.json"
 
 
 class EmbedderFile(BaseModel):
-    """Content of `embedder.json`."""
+    """Content of `embedder.json`.
+
+    Attributes:
+        format: Version of this file.
+        base: Built-in name, folder or hub id of the base weights.
+        revision: Hub revision of the base.
+        options: Settings of the family.
+        pooling: See `Backbone.pooling`.
+        attention: See `Backbone.attention`.
+        embedding_dim: Length of the vectors. Where the model has more dimensions, these are the first ones.
+        normalize: In files of versions before 0.3; vectors always have unit norm.
+        template: See `PromptTemplate.settings`.
+        prompts: See `Embedder.prompts`.
+        adapter: Whether the weights are an adapter.
+        head: Folders of `Dense` layers after the pooling, in order.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int = 1
+    format: Literal[1] = 1
     base: str
     revision: str | None = None
     options: dict[str, Any] = {}
     pooling: str = "last"
     attention: str = "causal"
-    embedding_dim: int
-    normalize: bool = True
+    embedding_dim: int = Field(ge=1)
+    normalize: Annotated[Literal[True], Field(exclude=True)] = True
     template: dict[str, Any] = {}
     prompts: dict[str, str] = {}
     adapter: bool
+    head: list[str] = []
+
+    def content(self) -> dict[str, Any]:
+        """The file's JSON, without `head` and `attention` at their defaults: older versions can read it."""
+        new = self.model_dump(include={"head", "attention"}, exclude_defaults=True)
+        return self.model_dump(exclude={"head", "attention"}) | new
 
 
 def read_embedder_file(folder: Path) -> EmbedderFile:
@@ -55,13 +74,7 @@ def read_embedder_file(folder: Path) -> EmbedderFile:
     Raises:
         UserError: if it is not valid, naming the field.
     """
-    path = folder / EMBEDDER_FILE
-    try:
-        return EmbedderFile.model_validate_json(path.read_text())
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "content"
-        raise UserError(f"{path}: {field}: {first['msg']}; the checkpoint is damaged or of a newer version") from error
+    return read_model(folder / EMBEDDER_FILE, EmbedderFile)
 
 
 def add_adapter(
@@ -125,37 +138,46 @@ def save_weights(backbone: Backbone, folder: Path, state: dict[str, torch.Tensor
         )
     if isinstance(backbone.model, PeftModel):
         backbone.model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours has its metadata
         return True
     backbone.save_model(folder, state)
     return False
 
 
-def load_adapter(backbone: Backbone, folder: Path) -> None:
+def load_adapter(backbone: Backbone, folder: Path, allow_pickle: bool = False) -> None:
     """Puts a saved adapter on a base model; every tensor of the file must find its place, and every place a tensor.
 
     Raises:
-        UserError: naming the first tensor that is missing or left over, or if the adapter's files are no good.
+        UserError: naming the first tensor that is missing, left over or of another shape, or what else of the adapter
+            is not supported.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    state = _load_safetensors(folder / ADAPTER_FILE)
-    if not isinstance(backbone.model, PeftModel):
-        try:
-            config = PeftConfig.from_pretrained(str(folder))
-        except (ValueError, OSError, TypeError, KeyError) as error:
-            raise UserError(f"{folder}: no readable adapter_config.json ({str(error).splitlines()[0]})") from error
-        config.base_model_name_or_path = None  # PEFT names the base that it is put on
-        state = adapters.rename_keys(state, backbone.model)
-        backbone.model = get_peft_model(backbone.model, config)
-    expected = set(get_peft_model_state_dict(backbone.model, save_embedding_layers=False))
-    for problem, names in (("was not used", set(state) - expected), ("is missing", expected - set(state))):
-        if names:
-            raise UserError(
-                f"{folder / ADAPTER_FILE}: tensor {min(names)} {problem} ({len(names)} such tensors); "
-                "the adapter was made for another base or another version of it"
-            )
-    set_peft_model_state_dict(backbone.model, state)
+    path = folder / ADAPTER_FILE
+    state = load_tensors(path, folder / adapters.PICKLED_FILE, allow_pickle)
+    try:
+        if not isinstance(backbone.model, PeftModel):
+            config = adapters.read_config(folder)
+            state = adapters.fit(state, config, backbone.model, path)
+            backbone.model = get_peft_model(backbone.model, config)
+        expected = set(get_peft_model_state_dict(backbone.model, save_embedding_layers=False))
+        for problem, names in (("was not used", set(state) - expected), ("is missing", expected - set(state))):
+            if names:
+                raise UserError(
+                    f"{path}: tensor {min(names)} {problem} ({len(names)} such tensors); "
+                    "the adapter was made for another base or another version of it"
+                )
+        set_peft_model_state_dict(backbone.model, state)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:  # of PEFT
+        raise UserError(f"{folder}: PEFT cannot put this adapter on {backbone.name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The line of PEFT's or torch's message that names the tensor or setting."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "size mismatch" in line), lines[0])[:240]
 
 
 def merge_adapter(backbone: Backbone) -> None:
@@ -191,23 +213,17 @@ def load_weights(backbone: Backbone, folder: Path) -> None:
         UserError: naming a tensor that is missing, left over or of another shape.
     """
     try:
-        backbone.model.load_state_dict(_load_safetensors(folder / WEIGHTS_FILE))
+        backbone.model.load_state_dict(load_tensors(folder / WEIGHTS_FILE))
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / WEIGHTS_FILE}: does not fit the model ({detail})") from error
 
 
-def write_folder(folder: Path, write: Any) -> None:
-    """Calls `write(beside)` on a new folder beside and renames it: `folder` is whole or absent."""
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    beside.mkdir(parents=True)
-    try:
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` on a new folder and moves it to `folder`, which is then complete, or as it was before."""
+    with replacing(folder) as beside:
+        beside.mkdir()
         write(beside)
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def provenance(**facts: Any) -> dict[str, Any]:
@@ -222,20 +238,3 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **facts,
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON beside and renames."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    beside.replace(path)
-
-
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise UserError(f"{path}: missing; expected a safetensors file (pickled weights are not loaded)")
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-        return tensors
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from error

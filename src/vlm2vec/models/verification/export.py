@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vlm2vec.batch import Batch
@@ -101,15 +100,16 @@ class _Tower(nn.Module):
 
     def __init__(self, embedder: Embedder, names: list[str]) -> None:
         super().__init__()
-        self.backbone, self.names = embedder.backbone, names
+        self.embedder, self.names = embedder, names
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         given = dict(zip(self.names, tensors, strict=True))
-        backbone = self.backbone
+        backbone = self.embedder.backbone
         if isinstance(backbone, DualEncoder):
             features = backbone.image_features(given) if "pixel_values" in given else backbone.text_features(given)
-            return F.normalize(features, dim=-1)
-        return F.normalize(backbone(Batch(given)), dim=-1)
+            return self.embedder.finish(features)
+        vectors: torch.Tensor = self.embedder(Batch(given))
+        return vectors
 
 
 def _export_towers(embedder: Embedder, to: str, folder: Path, expected: dict[EmbeddingInput, np.ndarray]) -> Exported:

@@ -30,10 +30,17 @@ def describe(embedder: Embedder, model: str) -> dict[str, str]:
     tensors = embedder.state_dict()
     adapter = {name for name in tensors if any(part in name for part in ADAPTER_PARTS)}
     backbone = embedder.backbone
+
+    def hashes() -> dict[str, str]:
+        return {
+            "weights": _hash_tensors((name, tensors[name]) for name in sorted(tensors) if name not in adapter),
+            "adapter": _hash_tensors((name, tensors[name]) for name in sorted(adapter)) if adapter else "none",
+        }
+
+    weights = hashes() if embedder.origin is None else embedder.origin.remembered(tensors, hashes)
     return {
         "model": model,
-        "weights": _hash_tensors((name, tensors[name]) for name in sorted(tensors) if name not in adapter),
-        "adapter": _hash_tensors((name, tensors[name]) for name in sorted(adapter)) if adapter else "none",
+        **weights,
         "template": template_hash(embedder),
         "processor": _hash_text(_processor_text(backbone)),
         "resolution": resolution(backbone),
@@ -41,6 +48,7 @@ def describe(embedder: Embedder, model: str) -> dict[str, str]:
         "pooling": backbone.pooling,
         # Left out if causal: vectors cached before it was a setting keep their fingerprint.
         **({} if backbone.attention == "causal" else {"attention": backbone.attention}),
+        **({} if embedder.truncate_dim is None else {"dimensions": str(embedder.truncate_dim)}),
         "device": embedder.device.type,
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
     }
@@ -64,6 +72,8 @@ def template_hash(embedder: Embedder) -> str:
         "image_token": getattr(backbone, "image_token", None),
         "chat_template": getattr(backbone.tokenizer, "chat_template", None),
     }
+    if default := embedder.prompts.get("default"):
+        facts["default_prompt"] = default
     return _hash_text(json.dumps(facts, sort_keys=True, default=str))
 
 

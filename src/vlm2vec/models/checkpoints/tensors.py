@@ -1,0 +1,97 @@
+"""Files of a checkpoint that other programs may have written: JSON checked key by key, and tensors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from vlm2vec.errors import UserError, shown
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None if there is no such file.
+
+    Raises:
+        UserError: if it is not valid JSON.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_model(path: Path, kind: type[Model]) -> Model:
+    """A JSON file as an object of `kind`; defaults if there is no such file.
+
+    Raises:
+        UserError: naming the first unknown key or unsupported value.
+    """
+    return checked(path, read_json(path) or {}, kind)
+
+
+def checked(path: Path, content: Any, kind: type[Model]) -> Model:
+    """`content` of the file `path` as an object of `kind`.
+
+    Raises:
+        UserError: naming the first unknown key or unsupported value.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "content"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(kind.model_fields))
+            detail = f"unknown key {key}; this version supports {known}"
+        else:
+            given = "" if first["type"] == "missing" else f" {shown(first['input'])}"
+            detail = f"{key}{given}: {first['msg'].removeprefix('Value error, ')}"
+        raise UserError(f"{path}: {detail}") from error
+
+
+def load_tensors(path: Path, pickled: Path | None = None, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, or of a pickled file where that is allowed.
+
+    Args:
+        path: The safetensors file.
+        pickled: Read if `path` does not exist, with torch's loader that runs no code; None: there is none.
+        allow_pickle: Whether pickled files are accepted.
+
+    Raises:
+        UserError: if neither file can be read.
+    """
+    if pickled is not None and pickled.is_file() and not path.is_file():
+        return _load_pickled(pickled, path.name, allow_pickle)
+    if not path.is_file():
+        raise UserError(f"{path}: missing; expected a safetensors file (pickled weights are not loaded)")
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+
+
+def _load_pickled(path: Path, wanted: str, allow_pickle: bool) -> dict[str, torch.Tensor]:
+    if not allow_pickle:
+        raise UserError(
+            f"{path}: pickled weights can run code when they are loaded; convert them to {wanted}, "
+            "or allow them with allow_pickle=True (--allow-pickle)"
+        )
+    try:
+        tensors: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not a readable file of tensors ({str(error).splitlines()[0][:100]})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise UserError(f"{path}: expected a dict of tensors")
+    return tensors

@@ -1,0 +1,140 @@
+"""Adapters as PEFT writes them, put on the network without a head: equal hidden states, or one clear line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from vlm2vec import Embedder, EmbeddingInput, UserError
+
+TEXTS = ["a red cat on the mat", "two words"]
+LANGUAGE = r".*language_model.*\.(q_proj|v_proj)"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {"target_modules": ["q_proj"]},
+    "rslora": {"target_modules": ["q_proj"], "use_rslora": True},
+    "dora": {"target_modules": ["q_proj"], "use_dora": True},
+    "rank_pattern": {
+        "target_modules": ["q_proj", "v_proj"],
+        "rank_pattern": {"v_proj": 2},
+        "alpha_pattern": {"q_proj": 9},
+    },
+    "rank_pattern by path": {"target_modules": LANGUAGE, "rank_pattern": {r"language_model\.layers\.0\..*": 2}},
+    "bias": {"target_modules": ["q_proj"], "bias": "all"},
+    "bias of the layers": {"target_modules": ["q_proj"], "bias": "lora_only"},
+    "pattern": {"target_modules": LANGUAGE},
+    "all-linear": {"target_modules": "all-linear"},
+    "layers": {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": "layers"},
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "saved embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "trainable tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [5, 6]},
+    "trainable tokens by name": {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5, 6]}},
+}
+
+
+def write_adapter(base: Path, folder: Path, options: dict[str, Any], task_type: str | None) -> list[np.ndarray]:
+    """Trains nothing: fills every adapter tensor with noise, saves, and returns the last hidden state of each text."""
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(r=4, lora_alpha=6, task_type=task_type, **options)
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight) * 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says that it saves embeddings, too
+        adapted.save_pretrained(folder)
+    about = folder / "adapter_config.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "base_model_name_or_path": str(base)}))
+    reloaded = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), folder)
+    prepared = Embedder.from_pretrained(base, dtype=torch.float32, device="cpu")
+    vectors = []
+    for text in TEXTS:
+        ids = prepared.backbone.process([EmbeddingInput(text=text)])["input_ids"]
+        with torch.no_grad():
+            output = reloaded(input_ids=ids, output_hidden_states=True)
+        vector = output.hidden_states[-1][0, -1].numpy()
+        vectors.append(vector / np.linalg.norm(vector))
+    return vectors
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_adapter_gives_the_vectors_of_peft(tiny_vlm, tmp_path, family, name):
+    task_type = ["CAUSAL_LM", "FEATURE_EXTRACTION", None][list(OPTIONS).index(name) % 3]
+    expected = write_adapter(tiny_vlm(family), tmp_path / "adapter", OPTIONS[name], task_type)
+    embedder = Embedder.from_pretrained(tmp_path / "adapter", dtype=torch.float32, device="cpu")
+    np.testing.assert_allclose(embedder.encode(TEXTS), np.stack(expected), atol=2e-5)
+    again = Embedder.from_pretrained(embedder.save_pretrained(tmp_path / "again"), dtype=torch.float32, device="cpu")
+    np.testing.assert_allclose(again.encode(TEXTS), np.stack(expected), atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_vlm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter") / "plain"
+    write_adapter(tiny_vlm("qwen2_vl"), folder, OPTIONS["plain"], "CAUSAL_LM")
+    return folder
+
+
+def test_a_pickled_adapter_loads_where_it_is_allowed(plain, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(plain, folder)
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"adapter_model.bin: pickled weights can run code.*allow_pickle=True"):
+        Embedder.from_pretrained(folder)
+    vectors = [
+        Embedder.from_pretrained(path, dtype=torch.float32, device="cpu", **options).encode(TEXTS)
+        for path, options in ((plain, {}), (folder, {"allow_pickle": True}))
+    ]
+    np.testing.assert_array_equal(*vectors)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"r": 8}, "size mismatch"),
+        ({"peft_type": "NO_SUCH"}, "no readable adapter_config.json"),
+        ({"base_model_name_or_path": None}, "base_model_name_or_path is empty"),
+    ],
+)
+def test_a_bad_configuration_is_one_line(plain, tmp_path, change, words):
+    folder = tmp_path / "bad"
+    shutil.copytree(plain, folder)
+    about = folder / "adapter_config.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), **change}))
+    with pytest.raises(UserError, match=words) as caught:
+        Embedder.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_learned_prompt_is_refused(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "prompt")
+    base = json.loads((plain / "adapter_config.json").read_text())["base_model_name_or_path"]
+    about = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "base_model_name_or_path": base}
+    (tmp_path / "prompt/adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="peft_type PROMPT_TUNING is not supported"):
+        Embedder.from_pretrained(tmp_path / "prompt")
+
+
+def test_embeddings_of_a_resized_vocabulary_are_refused(tiny_vlm, tmp_path):
+    folder = tmp_path / "adapter"
+    write_adapter(tiny_vlm("llava"), folder, OPTIONS["embeddings"], None)
+    path = folder / "adapter_model.safetensors"
+    state = load_file(path)
+    name = next(key for key in state if key.endswith("base_layer.weight") and "embed" in key)
+    save_file({**state, name: torch.cat([state[name], state[name][:2]])}, path)
+    with pytest.raises(UserError, match="changes the base's input embeddings"):
+        Embedder.from_pretrained(folder)
