@@ -31,23 +31,6 @@ logger = logging.getLogger(__name__)
 _COUNTING = threading.Lock()  # of all backbones: an attribute could not be copied with its backbone
 MediaTokens = tuple[str, str | None]
 NUMBERED: MediaTokens = ("<|image_{k}|>", None)
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-def check_weight_files(source: str, allow_pickle: bool) -> None:
-    """Rejects a folder whose only weights are pickled.
-
-    Raises:
-        UserError: naming the file.
-    """
-    folder = Path(source)
-    if allow_pickle or not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
-        raise UserError(
-            f"{folder / pickled[0]}: pickled weights can run code when they are loaded; convert them to safetensors, "
-            "or allow them with allow_pickle=True (--allow-pickle)"
-        )
 
 
 class Backbone(nn.Module, ABC):
@@ -59,7 +42,6 @@ class Backbone(nn.Module, ABC):
         name: Key in the registry: the `model_type` of the HF config, or a built-in's name.
         lora_targets: Names of the linear layers that LoRA adapts by default.
         template: How inputs without placeholders become prompts.
-        prompt_token: Image token in a prompt, if `evaluation.prompt_format.TOKENS` does not list the family.
         trained_modules: Names of modules that LoRA runs train in full (new modules without pretrained weights).
         media_tokens: By family, the tokens of prompts that mark an image and a video; None: frames are images.
             Families that are not listed have no such token, or one that their folder names.
@@ -72,7 +54,6 @@ class Backbone(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    prompt_token: ClassVar[str] = ""
     lora_targets: str | list[str] = "all-linear"
     trained_modules: ClassVar[list[str]] = []
     media_tokens: ClassVar[Mapping[str, MediaTokens]] = {}

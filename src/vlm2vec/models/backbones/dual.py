@@ -20,7 +20,8 @@ from torch import nn
 from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.models import st_folder
-from vlm2vec.models.backbones.base import Backbone, check_weight_files
+from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.checkpoints.tensors import check_weight_files
 from vlm2vec.models.prompts import PLACEHOLDER
 from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 

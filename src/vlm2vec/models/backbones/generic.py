@@ -23,9 +23,10 @@ from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import Frames
 from vlm2vec.models import st_folder
-from vlm2vec.models.backbones.base import DecoderBackbone, MediaTokens, check_weight_files
+from vlm2vec.models.backbones.base import DecoderBackbone, MediaTokens
 from vlm2vec.models.backbones.hf_processor import current_names, load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
+from vlm2vec.models.checkpoints.tensors import check_weight_files
 from vlm2vec.models.prompts import place_video, split_at_images
 from vlm2vec.models.vision.raw_pixels import RAW, SIZES, RawPixels, as_bytes
 from vlm2vec.models.vision.resolution import side_of

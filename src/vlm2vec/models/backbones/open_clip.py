@@ -16,8 +16,8 @@ import transformers
 from safetensors.torch import load_file
 
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.base import check_weight_files
 from vlm2vec.models.backbones.dual import DualEncoder
+from vlm2vec.models.checkpoints.tensors import check_weight_files
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"

@@ -14,9 +14,10 @@ from torch import nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.base import NUMBERED, MediaTokens, check_weight_files
+from vlm2vec.models.backbones.base import NUMBERED, MediaTokens
 from vlm2vec.models.backbones.generic import Generic, first_line
 from vlm2vec.models.backbones.phi3_v_parts import IMAGE_TOKEN_ID, TILE, Phi3V, Phi3VConfig, num_tokens, tile
+from vlm2vec.models.checkpoints.tensors import check_weight_files
 from vlm2vec.models.prompts import PLACEHOLDER
 from vlm2vec.models.transformers_internals import image_processor_settings, tokenizer_config
 from vlm2vec.models.vision.resolution import side_of

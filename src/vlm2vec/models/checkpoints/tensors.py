@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from vlm2vec.errors import UserError, shown
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -80,6 +81,22 @@ def load_tensors(path: Path, pickled: Path | None = None, allow_pickle: bool = F
         return tensors
     except SafetensorError as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+
+
+def check_weight_files(source: str, allow_pickle: bool) -> None:
+    """Rejects a folder whose only weights are pickled.
+
+    Raises:
+        UserError: naming the file.
+    """
+    folder = Path(source)
+    if allow_pickle or not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
+        raise UserError(
+            f"{folder / pickled[0]}: pickled weights can run code when they are loaded; convert them to safetensors, "
+            "or allow them with allow_pickle=True (--allow-pickle)"
+        )
 
 
 def _load_pickled(path: Path, wanted: str, allow_pickle: bool) -> dict[str, torch.Tensor]:
