@@ -14,7 +14,7 @@ from typing import Any
 from vlm2vec.errors import UserError, did_you_mean
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import VideoRef
-from vlm2vec.models import st_folder
+from vlm2vec.models import st_reading
 from vlm2vec.models.checkpoints import adapters, hub, known
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, read_embedder_file
 from vlm2vec.models.prompts import PLACEHOLDER, PromptTemplate, place_video
@@ -109,7 +109,7 @@ def format_of(model: str) -> PromptFormat:
     row = known.find(model)
     if row is not None:
         return _format(row.family, known.template_of(row) or PromptTemplate(), folder, row.options)
-    if st_folder.read_folder(folder):
+    if st_reading.read_folder(folder):
         raise UserError(f"{folder}: a sentence-transformers folder, whose prompts are written while it encodes")
     adapter = adapters.find_adapter(str(folder))
     return _format(_family_of(adapters.base_of(adapter)[0] if adapter else str(folder)), PromptTemplate(), folder, {})
