@@ -11,7 +11,7 @@ from vlm2vec.cache import cache_folder
 from vlm2vec.data.emoji.prepare import prepare_demo
 from vlm2vec.evaluation.comparison import comparison_table
 from vlm2vec.evaluation.evaluate import TaskResult, results_json
-from vlm2vec.evaluation.report import write_html
+from vlm2vec.evaluation.report import opening_of, write_html
 from vlm2vec.evaluation.run import score_model
 from vlm2vec.models.checkpoints.folder import provenance
 from vlm2vec.progress import rule, say, stage_bars
@@ -49,8 +49,8 @@ def run_demo(output: Path, fresh: bool = False) -> None:
     say(comparison.remark)
     curves = {name: read_log(recipe.output) for name, recipe in recipes.items()}
     about = provenance(seconds=round(time.perf_counter() - since), seed=recipes["VLM2Vec"].train.seed)
-    write_html(output / "report.html", "vlm2vec demo", columns, results, curves, about)
     trained = recipes["VLM2Vec"].output
+    write_html(output / "report.html", "vlm2vec demo", columns, results, curves, about, opening_of(str(trained)))
     say(f"\nTook {about['seconds']} s. Report with images: {output / 'report.html'}")
     say(f"Next: vlm2vec eval {trained} --benchmark {root / 'benchmark.yaml'} --output {output / 'again'}")
 

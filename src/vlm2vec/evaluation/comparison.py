@@ -24,6 +24,8 @@ class ComparisonRow:
     scores: tuple[float | None, ...]
     """Score of each run, 0 to 1; None if the run lacks the task."""
     is_group: bool = False
+    intervals: tuple[tuple[float, float] | None, ...] = ()
+    """Interval of each run's score at 95 %, where the run recorded it; empty for a group."""
 
     def is_best(self, column: int) -> bool:
         """Whether no run scores higher; False if there is a single run."""
@@ -102,6 +104,7 @@ def comparison_table(columns: Mapping[str, dict[str, Any]]) -> Comparison:
             fact["split"] or "",
             fact["chance"],
             tuple(run["tasks"].get(name, {}).get("score") for run in runs),
+            intervals=tuple(run["tasks"].get(name, {}).get("interval") for run in runs),
         )
         for name, fact in facts.items()
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vlm2vec.evaluation.benchmark import Benchmark
 from vlm2vec.evaluation.comparison import ComparisonRow, comparison_table, markdown_table, percent, shared_metric
@@ -56,8 +58,8 @@ def write_evaluation(
     write_json(output / RESULTS_FILE, content)
     write_text(output / MARKDOWN_FILE, _results_markdown(content, facts))
     write_json(output / LEADERBOARD_FILE, leaderboard_json(content))
-    title = f"{model} on {benchmark.name}"
-    write_html(output / HTML_FILE, title, {model: content}, results, {}, facts)
+    title = f"{Path(model).name} on {benchmark.name}"
+    write_html(output / HTML_FILE, title, {model: content}, results, {}, facts, opening_of(model))
 
 
 def write_html(
@@ -67,6 +69,7 @@ def write_html(
     results_of_last: list[TaskResult],
     loss_curves: Mapping[str, list[dict[str, Any]]],
     about: dict[str, Any],
+    opening: Sequence[str] = (),
 ) -> None:
     """Writes a report as one self-contained HTML file.
 
@@ -77,12 +80,26 @@ def write_html(
         results_of_last: Task results of the last run, whose samples are shown.
         loss_curves: By run, the training log's entries with `step` and `loss`; entries without both are skipped.
         about: Facts for the end of the page.
+        opening: Sentences below the heading: model, recipe, date.
 
     Raises:
         UserError: if a sample's image cannot be read.
     """
-    page = render_page(title, comparison_table(columns), results_of_last, loss_curves, _facts(about))
-    write_text(path, page)
+    table = comparison_table(columns)
+    write_text(path, render_page(title, table, results_of_last, loss_curves, _facts(about), opening, path.parent))
+
+
+def opening_of(model: str) -> list[str]:
+    """Model, recipe and date; the recipe is that of the run, if the model is a folder that `vlm2vec train` wrote."""
+    lines = [f"Model {model}. Evaluated {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."]
+    saved = Path(model) / "recipe.yaml"
+    if saved.is_file():
+        recipe = yaml.safe_load(saved.read_text())
+        train, lora = recipe.get("train", {}), recipe.get("lora")
+        tuning = f"LoRA of rank {lora['rank']}" if lora else "no LoRA"
+        base, steps, pairs = recipe["model"]["base"], train.get("steps"), train.get("batch_size")
+        lines.append(f"Recipe {saved}: {base}, {tuning}, {steps} steps of {pairs} pairs.")
+    return lines
 
 
 def _results_markdown(content: dict[str, Any], about: dict[str, Any]) -> str:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
+from markupsafe import Markup, escape
 from PIL import Image
 
-from vlm2vec.charts import Chart, line_chart
-from vlm2vec.evaluation.comparison import Comparison, percent
+from vlm2vec.charts import Chart, line_chart, ticks
+from vlm2vec.evaluation.comparison import Comparison, ComparisonRow, percent
 from vlm2vec.evaluation.evaluate import Sample, TaskResult
 from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput
 
 TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
-QUERY_PIXELS = 128
-CANDIDATE_PIXELS = 96
+QUERY_PIXELS = 240
+CANDIDATE_PIXELS = 160
+MOST_CARDS = 90
+"""Cards on a page, about 4 MB; with more tasks, each task shows fewer of its samples."""
 MOST_TEXT = 280
+SMALL_CUTS = ("hit@1", "hit@5", "hit@10")
 PLACEHOLDER = re.compile(r"<\|(?:image|video)_\d+\|>")
 
 
@@ -34,6 +40,8 @@ class InlineImage:
     alt: str
     width: int
     height: int
+    file: str = ""
+    """Address of the original file, relative to the page; empty for a member of an archive."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,13 @@ class Card:
 
 @dataclass
 class Thumbnails:
-    """Small copies of images as data URIs, each made once."""
+    """Small copies of images as data URIs, each made once.
 
+    Attributes:
+        folder: The folder of the page, from which links to the original files start; None: no links.
+    """
+
+    folder: Path | None = None
     made: dict[tuple[ImageRef, int], InlineImage] = field(default_factory=dict)
 
     def get(self, image: ImageRef, pixels: int) -> InlineImage:
@@ -70,12 +83,18 @@ class Thumbnails:
             small = image.load()
             small.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
             encoded = io.BytesIO()
-            small.save(encoded, format="WEBP", quality=78, method=4)
+            small.save(encoded, format="WEBP", quality=70, method=4)
             uri = "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
             # The stem only, so that a shared page does not reveal folder names.
             alt = Path(image.member or image.path or "image").stem
-            self.made[key] = InlineImage(uri, alt, small.width, small.height)
+            self.made[key] = InlineImage(uri, alt, small.width, small.height, self._link(image))
         return self.made[key]
+
+    def _link(self, image: ImageRef) -> str:
+        """A relative address, so that a page that is shared names no folders above the common one."""
+        if self.folder is None or not image.path or image.member:
+            return ""
+        return quote(os.path.relpath(Path(image.path).absolute(), self.folder.absolute()))
 
 
 def render_page(
@@ -84,6 +103,8 @@ def render_page(
     results: Sequence[TaskResult],
     loss_curves: Mapping[str, Sequence[Mapping[str, Any]]],
     facts: Sequence[tuple[str, str]],
+    opening: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> str:
     """The whole page.
 
@@ -93,6 +114,8 @@ def render_page(
         results: Task results of the last run, whose samples are shown.
         loss_curves: Training log by run.
         facts: (name, value) for the end of the page.
+        opening: Sentences below the heading: model, recipe, date.
+        folder: The folder of the page, for links to the original images; None: no links.
 
     Raises:
         UserError: if an image cannot be read.
@@ -101,17 +124,41 @@ def render_page(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["percent"] = percent
-    thumbnails = Thumbnails()
-    tasks = [(result, [_card(sample, thumbnails) for sample in result.samples]) for result in results]
+    environment.filters["breakable"] = breakable
+    thumbnails = Thumbnails(folder)
+    per_task = max(1, MOST_CARDS // max(len(results), 1))
+    tasks = [(result, [_card(one, thumbnails) for one in _spread(result.samples, per_task)]) for result in results]
+    overall = next((row for row in comparison.rows if row.name == "overall" and row.is_group), None)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
+        opening=opening,
         comparison=comparison,
-        overall=next((row for row in comparison.rows if row.name == "overall" and row.is_group), None),
+        overall=overall,
+        scale=_scale(overall),
         anchors={result.task.name: f"task-{i}" for i, result in enumerate(results, start=1)},
         tasks=tasks,
+        cuts=SMALL_CUTS,
         chart=loss_chart(loss_curves),
         facts=facts,
     )
+
+
+def breakable(text: str) -> Markup:
+    """A name that may break after `/`, `_`, `-` and `.`, and only there."""
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[/_.-])", text) if part)
+
+
+def _scale(overall: ComparisonRow | None) -> list[float]:
+    """Ticks in percent, from 0 to the first at or above the largest bar."""
+    known = [score for score in (overall.chance, *overall.scores) if score is not None] if overall else []
+    return ticks(0, 100 * max(known)) if known else []
+
+
+def _spread(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """At most that many samples, spread evenly."""
+    if len(samples) <= most:
+        return list(samples)
+    return [samples[i * len(samples) // most] for i in range(most)]
 
 
 def loss_chart(loss_curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,9 @@ from vlm2vec.retrieval.rank import best_candidates, rank_relevant
 from vlm2vec.types import EmbeddingInput, EvalQuery
 
 SAMPLES_PER_TASK = 5
+MOST_CONFUSIONS = 5
+MOST_LABELS = 10_000
+"""With more candidates, confusions are not counted: each needs a pass over all of them."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class TaskResult:
     """Every metric at every cutoff."""
     interval: tuple[float, float] | None = None
     """Bootstrap interval of the score at 95 %."""
+    confusions: list[tuple[str, str, int]] = field(default_factory=list)
+    """The most frequent (gold, candidate ranked above it, number of queries), for texts that are gold repeatedly."""
 
 
 RowsOf = Callable[[Sequence[bytes]], Any]
@@ -129,6 +135,8 @@ def score_task(
     samples: dict[int, Sample] = {}
     shown = {round(i * (len(queries) - 1) / (SAMPLES_PER_TASK - 1)) for i in range(SAMPLES_PER_TASK)}
     sizes: dict[int, int] = {}
+    confused: Counter[tuple[str, str]] = Counter()
+    repeated = _repeated_golds(queries)
     for numbers in together.values():
         race = _Pool.of(queries[numbers[0]].candidates, key_of, merged)
         rows_MD = rows_of(race.keys)
@@ -141,6 +149,9 @@ def score_task(
             sizes[numbers[i]] = len(race.candidates)
             if numbers[i] in shown and places[i]:
                 samples[numbers[i]] = _sample(queries[numbers[i]], race, rows_MD, vectors_QD[i], places[i])
+            gold = _gold(queries[numbers[i]])
+            if gold in repeated and min(found.ranks) > 1 and len(race.keys) <= MOST_LABELS:
+                confused[gold, _first_wrong(race, rows_MD, vectors_QD[i], places[i])] += 1
     in_order = [ranked[number] for number in range(len(queries))]
     values = values_of(task.metric, in_order)
     return TaskResult(
@@ -153,6 +164,7 @@ def score_task(
         [samples[number] for number in sorted(samples)],
         all_metrics(in_order),
         bootstrap_interval(values),
+        [(*pair, count) for pair, count in confused.most_common(MOST_CONFUSIONS) if count > 1],
     )
 
 
@@ -185,6 +197,25 @@ def _ranked(
             further += [(rank, gain) for rank in rest]
         ranked.append(Ranked(tuple(best), tuple(worth[i]), tuple(further)))
     return ranked
+
+
+def _gold(query: EvalQuery) -> str:
+    """The text of the first relevant candidate; empty without one, or for an image."""
+    gold = query.candidates[query.relevant[0]] if query.relevant else None
+    return (gold.text or "").strip() if gold and not gold.images and not gold.video else ""
+
+
+def _repeated_golds(queries: Sequence[EvalQuery]) -> set[str]:
+    """Texts that are the gold of several queries, such as class names: only these can be confused repeatedly."""
+    counts = Counter(map(_gold, queries))
+    return {text for text, count in counts.items() if text and count > 1}
+
+
+def _first_wrong(race: _Pool, rows_MD: Any, query_D: np.ndarray, relevant: Sequence[int]) -> str:
+    """Text of the best candidate that is not relevant."""
+    places, _ = best_candidates(query_D, rows_MD, len(relevant) + 1)
+    wrong = next(place for place in places if int(place) not in relevant)
+    return (race.candidates[wrong].text or "").strip()
 
 
 def _sample(query: EvalQuery, race: _Pool, rows_MD: Any, query_D: np.ndarray, relevant: list[int]) -> Sample:
