@@ -111,8 +111,16 @@ class Batch:
             yield self.slice(start, min(start + chunk_size, len(self)))
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        """The same batch on a device. A GPU copies from pinned memory, so the host does not wait for the copy."""
+        import torch
+
+        on_gpu = torch.device(device).type == "cuda"
+        moved = {
+            name: (tensor.pin_memory() if on_gpu and tensor.device.type == "cpu" else tensor).to(
+                device, non_blocking=on_gpu
+            )
+            for name, tensor in self.tensors.items()
+        }
         return dataclasses.replace(self, tensors=moved)
 
     def _trimmed(self) -> Batch:

@@ -83,6 +83,23 @@ def test_kept_features_give_the_same_gradient_and_the_vision_side_runs_once(
     assert_equal(plain, gradient(embedder, batch, None), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next"])
+def test_the_second_pass_is_given_no_pixel_values(tiny_vlm: TinyVlm, family: str) -> None:  # noqa: F811
+    embedder = build(tiny_vlm(family))
+    embedder.backbone.send_bytes()
+    batch = batch_of(embedder)
+    plain = gradient(embedder, batch, None)
+    given: list[int] = []
+
+    def record(module: Embedder, inputs: tuple[Batch]) -> None:
+        if (pixels := inputs[0].get("pixel_values")) is not None and len(pixels):
+            given.append(pixels.untyped_storage().nbytes())
+
+    embedder.register_forward_pre_hook(record)
+    assert_equal(plain, gradient(embedder, batch, FrozenVision(embedder.backbone.model)), rtol=0, atol=0)
+    assert min(given[:2]) > 1000 and given[2:] == [4, 4]
+
+
 def test_a_trained_vision_side_is_found_out_and_trained(tiny_vlm: TinyVlm) -> None:  # noqa: F811
     embedder = build(tiny_vlm("qwen2_vl"), targets=r".*(q_proj|attn\.qkv)")
     batch = batch_of(embedder)

@@ -78,31 +78,31 @@ def test_parts_of_a_split_batch_hold_their_own_images(embedder):
 @given(st.integers(3, 900), st.integers(3, 900), st.integers(1, 16))
 @settings(max_examples=25, deadline=None)
 def test_tiles_put_together_are_the_image_in_white_borders(width, height, num_crops):
-    tiles, (down, across) = tile(Image.new("RGB", (width, height)), num_crops, [0.0] * 3, [1.0] * 3)
+    tiles, (down, across) = tile(Image.new("RGB", (width, height)), num_crops)
     assert 1 <= down * across <= num_crops
-    assert tiles.shape == (1 + down * across, 3, 336, 336)
-    whole = tiles[1:].view(down, across, 3, 336, 336).permute(2, 0, 3, 1, 4).reshape(3, down * 336, across * 336)
+    assert tiles.shape == (down * across, 3, 336, 336)
+    whole = tiles.view(down, across, 3, 336, 336).permute(2, 0, 3, 1, 4).reshape(3, down * 336, across * 336)
     black = (whole == 0).all(dim=0)
     rows, columns = black.any(dim=1), black.any(dim=0)
     assert int(rows.sum()) * int(columns.sum()) == int(black.sum())  # a rectangle
-    assert (whole[:, ~black] == 1).all()
+    assert (whole[:, ~black] == 255).all()
     scale = max(down, across) if width != height else across
     short = int(scale * 336 * min(width, height) / max(width, height))
     assert abs(int(rows.sum() if width >= height else columns.sum()) - short) <= 1
     assert bool(columns.all() if width >= height else rows.all())
 
 
-def test_a_image_on_its_side_has_its_tiles_on_their_side():
+def test_an_image_on_its_side_has_its_tiles_on_their_side():
     image = draw_image(300, 120, 5)
-    tiles, size = tile(image, 4, [0.5] * 3, [0.5] * 3)
-    turned, turned_size = tile(image.transpose(Image.Transpose.TRANSPOSE), 4, [0.5] * 3, [0.5] * 3)
+    tiles, size = tile(image, 4)
+    turned, turned_size = tile(image.transpose(Image.Transpose.TRANSPOSE), 4)
     assert turned_size == size[::-1]
-    assert torch.equal(turned[1:], tiles[1:].transpose(2, 3))
+    assert torch.equal(turned, tiles.transpose(2, 3))
 
 
 @pytest.mark.parametrize(("num_crops", "tokens"), [(1, 313), (4, 757), (16, 2509)])
 def test_the_number_of_crops_is_a_setting_and_is_saved(num_crops, tokens, tmp_path):
-    assert num_tokens(*tile(draw_image(50, 50, 0), num_crops, [0.5] * 3, [0.5] * 3)[1]) == tokens
+    assert num_tokens(*tile(draw_image(50, 50, 0), num_crops)[1]) == tokens
     if num_crops != 1:
         return
     item = {"image": draw_image(50, 50, 0), "text": "a cat"}

@@ -32,6 +32,8 @@ WAITING = {
 }
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 current = [0]
+PINNED: dict[int, torch.Tensor] = {}
+"""Pinned tensors by the address of their storage; they are held, so that no address is used again."""
 
 
 def device_of(device: Any) -> torch.device:
@@ -39,6 +41,20 @@ def device_of(device: Any) -> torch.device:
     found = torch.device(device)
     index = current[0] if found.index is None else found.index
     return torch.device("cuda", index) if found.type == "cuda" else found
+
+
+def pin(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
+    """As `Tensor.pin_memory`."""
+    if is_pinned(tensor):
+        return tensor
+    made = tensor.clone()
+    PINNED[made.untyped_storage().data_ptr()] = made
+    return made
+
+
+def is_pinned(tensor: torch.Tensor, device: Any = None) -> bool:
+    """As `Tensor.is_pinned`. A copy from a view with gaps goes through pageable memory."""
+    return tensor.is_contiguous() and tensor.untyped_storage().data_ptr() in PINNED
 
 
 def waits(what: str) -> None:
@@ -109,8 +125,6 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name, target = str(func), kwargs.get("device")
     if name.startswith("aten._fused_sdp_choice"):
         return 0
-    if name.startswith(("aten._pin_memory", "aten.is_pinned")):
-        return args[0] if "pin_memory" in name else False
     where = device_of(target) if target is not None else mine[0].device if mine else torch.device("cpu")
     plain_args, plain = tree_unflatten([v.elem if isinstance(v, Pretend) else v for v in flat], spec)
     plain = {key: value for key, value in plain.items() if key != "pin_memory"}
@@ -154,9 +168,12 @@ def _count(func: Any, args: Any, kwargs: dict[str, Any], mine: list[Pretend]) ->
                     waits("index on the CPU")
                 elif index.dtype in (torch.bool, torch.uint8):
                     waits("boolean index")
-    moves = str(func).startswith("aten._to_copy") and isinstance(args[0], Pretend) and target is not None
-    if moves and torch.device(target).type == "cpu":
+    moves = str(func).startswith("aten._to_copy") and target is not None
+    if moves and isinstance(args[0], Pretend) and torch.device(target).type == "cpu":
         waits("copy to the CPU")
+    uploads = moves and not isinstance(args[0], Pretend) and torch.device(target).type == "cuda" and args[0].dim() > 0
+    if uploads and not (is_pinned(args[0]) and kwargs.get("non_blocking")):
+        waits("copy from pageable memory")
     if func is aten.copy_.default and not isinstance(args[0], Pretend) and isinstance(args[1], Pretend):
         waits("copy to the CPU")
 
@@ -222,4 +239,5 @@ def activate(num_devices: int) -> None:
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.random.fork_rng = _fork_rng
     torch.tensor = _tensor_on
+    torch.Tensor.pin_memory, torch.Tensor.is_pinned = pin, is_pinned  # type: ignore[assignment, method-assign]
     torch.__future__.set_overwrite_module_params_on_conversion(True)

@@ -87,6 +87,16 @@ def by_place() -> dict[str, int]:
     return dict(counted)
 
 
+def pageable() -> list[int]:
+    """Synchronizations of copies from pageable and from pinned memory."""
+    found = []
+    for tensor in (torch.ones(3), torch.ones(3).pin_memory()):
+        cuda.SYNCHRONIZATIONS.clear()
+        tensor.to("cuda", non_blocking=True)
+        found.append(sum(cuda.SYNCHRONIZATIONS.values()))
+    return found
+
+
 def mismatch(embedder: Embedder) -> str:
     """What the pretended GPU says of a batch on another device than the model."""
     try:
@@ -132,6 +142,7 @@ def main(folder: str) -> None:
                 "encode waits": encode_waits,
                 "mismatch": mismatch(moved) if rank else "",
                 "seeded": seeded(moved),
+                "pageable": pageable(),
             }
     sys.stdout.write(json.dumps(found) + "\n")
 

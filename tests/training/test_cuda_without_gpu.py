@@ -83,4 +83,4 @@ def test_no_mini_batch_waits_for_the_device_by_code_of_this_package(found: dict[
 
 def test_a_mismatch_and_a_synchronization_are_seen(found: dict[str, Any]) -> None:
     assert "same device" in found["cuda:1"]["mismatch"]
-    assert all(seen["seeded"] >= 4 for seen in found.values())
+    assert all(seen["seeded"] >= 4 and seen["pageable"] == [1, 0] for seen in found.values())

@@ -111,6 +111,8 @@ class DataSettings(Section):
     counted."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that prepare batches; 0: the main process, which suffices if images are cached."""
+    prefetch_gib: float = Field(default=8.0, gt=0)
+    """Memory of all prepared batches of a machine. If `num_workers` would hold more, fewer processes run."""
 
 
 class TrainSettings(Section):

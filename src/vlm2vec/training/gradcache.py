@@ -23,7 +23,7 @@ from vlm2vec.training.gather import max_over_ranks
 
 Encode = Callable[[Batch], torch.Tensor]
 Loss = Callable[[torch.Tensor], torch.Tensor]
-Around = Callable[[int, Batch], AbstractContextManager[object]]
+Around = Callable[[int, Batch], AbstractContextManager[Batch]]
 GPU_RESERVE = 0.2  # share of GPU memory that stays free when graphs are kept automatically
 
 
@@ -54,7 +54,7 @@ def cached_backward(
     chunks: Sequence[Sequence[int]],
     kept_chunks: int | Literal["auto"] = 0,
     device: torch.device | str = "cpu",
-    around: Around = lambda i, part: nullcontext(),
+    around: Around = lambda i, part: nullcontext(part),
     sharded: bool = False,
 ) -> torch.Tensor:
     """Accumulates the parameters' gradient of `loss` over the batch, one chunk at a time.
@@ -67,7 +67,8 @@ def cached_backward(
         kept_chunks: Number of chunks that keep their graph from the first pass; the others run forward twice. "auto":
             on a GPU as many as fit in its memory, elsewhere only the last, whose graph does not raise the peak.
         device: Of the model.
-        around: Context manager around each forward pass, made from the chunk's number and content.
+        around: Context manager around each forward pass, made from the chunk's number and content; it gives the
+            content to encode.
         sharded: Whether layers are sharded over the ranks. All ranks then run as many forward passes as the rank with
             the most chunks; the additional ones repeat the shortest chunk with a gradient of zero.
 
@@ -85,8 +86,8 @@ def cached_backward(
 
     def forward(i: int) -> torch.Tensor:
         part = ordered.slice(*bounds[i])
-        with around(i, part):
-            return encode(part.to(device))
+        with around(i, part) as used:
+            return encode(used.to(device))
 
     states: list[RandomState] = []
     first_pass: list[torch.Tensor] = []

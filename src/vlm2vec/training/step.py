@@ -95,7 +95,7 @@ class ContrastiveStep:
                 chunks,
                 self.settings.kept_chunks,
                 self.device,
-                self.vision.serving if self.vision else (lambda i, part: nullcontext()),
+                self.vision.serving if self.vision else (lambda i, part: nullcontext(part)),
                 self.sharded,
             )
         if self.vision:

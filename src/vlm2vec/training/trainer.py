@@ -38,6 +38,7 @@ from vlm2vec.training.gather import sum_over_ranks, world_size
 from vlm2vec.training.guard import Guard
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.precision import uses_bf16
+from vlm2vec.training.prefetch import SAMPLE, prefetching
 from vlm2vec.training.reference import ReferenceModel
 from vlm2vec.training.step import ContrastiveStep, StepResult
 from vlm2vec.training.trainer_internals import CheckpointingTrainer, on_one_gpu
@@ -120,8 +121,16 @@ class ContrastiveTrainer(CheckpointingTrainer):
             self.train_dataset,
             batch_sampler=sampler,
             collate_fn=self._collate,
-            num_workers=self.recipe.data.num_workers,
+            **self._prefetching(sampler),
         )
+
+    def _prefetching(self, sampler: BatchSampler) -> Any:
+        data = self.recipe.data
+        if not data.num_workers:
+            return {}
+        numbers = next(iter(sampler))
+        some = [self.train_dataset[number] for number in numbers[:: -(-len(numbers) // SAMPLE)]]  # of every sub-batch
+        return prefetching(data.num_workers, data.prefetch_gib, lambda x: self._collate(x)["pairs"], some, len(numbers))
 
     def _collate(self, examples: Sequence[TrainExample]) -> dict[str, PairBatch]:
         # The base class looks for "labels" among a batch's keys.

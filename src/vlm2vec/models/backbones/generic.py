@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -28,7 +29,7 @@ from vlm2vec.models.backbones.hf_processor import current_names, load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.checkpoints.tensors import check_weight_files
 from vlm2vec.models.prompts import place_video, split_at_images
-from vlm2vec.models.vision.raw_pixels import RAW, SIZES, RawPixels, as_bytes
+from vlm2vec.models.vision.raw_pixels import REAL, RawPixels
 from vlm2vec.models.vision.resolution import side_of
 from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 
@@ -88,7 +89,7 @@ class Generic(DecoderBackbone):
             self.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints
         self.image_token = str(processor.image_token)
         self.raw_pixels: RawPixels | None = None
-        self._as_bytes = False
+        self._image_settings: dict[str, Any] = {}  # in place of the processor's own
 
     @classmethod
     def load(
@@ -160,28 +161,24 @@ class Generic(DecoderBackbone):
         return Batch(tensors, packed, TOKEN_TENSORS, self.tokenizer.pad_token_id or 0, left, dropped)
 
     def send_bytes(self) -> bool:
-        """As in the base class. Families whose processor does more than scale and shift bytes return False."""
+        """As in the base class. Families whose processor does more than scale, shift and pad return False."""
+        self.raw_pixels = None
 
-        def pixels(image: Image.Image, as_bytes: bool, count: int = 1) -> torch.Tensor:
-            self._as_bytes = as_bytes
-            return self.collate([EmbeddingInput(images=(ImageRef.of(image),) * count)])["pixel_values"]
+        def pixels(images: Sequence[Image.Image], settings: dict[str, Any]) -> torch.Tensor:
+            self._image_settings = settings
+            return self.collate([EmbeddingInput(images=tuple(map(ImageRef.of, images)))])["pixel_values"]
 
-        try:
-            grey = [Image.new("RGB", size) for size in SIZES]
-            # Batches pad rows of different shapes with zeros, which would be black as bytes.
-            shapes = {pixels(image, False, count).shape[1:] for image in grey for count in (1, 2)}
-            self.raw_pixels = RawPixels.of(pixels) if len(shapes) == 1 else None
-        except (KeyError, TypeError, ValueError):  # other tensor names, or a processor without these settings
-            self.raw_pixels = None
-        self._as_bytes = self.raw_pixels is not None
-        return self._as_bytes
+        with suppress(KeyError, TypeError):  # other tensor names, or a processor without these settings
+            self.raw_pixels = RawPixels.of(pixels)
+        self._image_settings = self.raw_pixels.settings if self.raw_pixels else {}
+        return self.raw_pixels is not None
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Hidden states [B, L, D] after the final norm. Packed tensors without rows are left out, as models expect."""
         dtype = next(self.model.parameters()).dtype
         used = {name: tensor for name, tensor in batch.tensors.items() if name not in batch.rows or len(tensor)}
         if self.raw_pixels is not None and "pixel_values" in used:
-            used["pixel_values"] = self.raw_pixels.pixel_values(used["pixel_values"])
+            used["pixel_values"] = self.raw_pixels.pixel_values(used["pixel_values"], used.pop(REAL, None))
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in used.items()}
         if self.rope_index is not None:
             tensors["position_ids"] = tensors["position_ids"].permute(2, 0, 1)
@@ -234,8 +231,8 @@ class Generic(DecoderBackbone):
         # A prompt that starts with the begin token (chat templates write it) gets no second one, as in transformers.
         opened = prompt.startswith(self.tokenizer.bos_token or "\0")
         more: dict[str, Any] = {"add_special_tokens": False} if opened else {}
-        if self._as_bytes:
-            more["images_kwargs"] = RAW
+        if self._image_settings:
+            more["images_kwargs"] = self._image_settings
         if self.max_length is not None and not images and video is None:
             more |= {"truncation": True, "max_length": self.max_length}
         if video is not None:
@@ -260,8 +257,8 @@ class Generic(DecoderBackbone):
         tensors = {name: value for name, value in output.items() if name in self.accepted}
         if dropped := self._truncated(tensors, prompt, item):
             tensors[DROPPED] = torch.tensor(dropped)
-        if self._as_bytes and "pixel_values" in tensors:
-            tensors["pixel_values"] = as_bytes(tensors["pixel_values"])
+        if self.raw_pixels is not None and "pixel_values" in tensors:
+            tensors |= self.raw_pixels.packed(tensors["pixel_values"])
         if tensors["input_ids"].shape[1] == 0:
             raise UserError("input has an empty text and no image; expected at least one of them")
         return tensors if self.rope_index is None else tensors | {"position_ids": self._positions(tensors)}

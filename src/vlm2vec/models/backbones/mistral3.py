@@ -38,7 +38,12 @@ class RowsOfPatches:
         return str(self.about["image_token"])
 
     def __call__(
-        self, text: list[str], images: list[list[Any]] | None, return_tensors: str, **more: Any
+        self,
+        text: list[str],
+        images: list[list[Any]] | None,
+        return_tensors: str,
+        images_kwargs: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
         """Tensors of one prompt and its images.
 
@@ -53,7 +58,7 @@ class RowsOfPatches:
         prompt = pieces[0]
         if images:
             side = int(self.about["patch_size"]) * int(self.about["spatial_merge_size"])
-            pixels = self.image_processor(images, patch_size=side, return_tensors=return_tensors)
+            pixels = self.image_processor(images, patch_size=side, return_tensors=return_tensors, **images_kwargs or {})
             for (height, width), piece in zip(pixels["image_sizes"].tolist(), pieces[1:], strict=True):
                 prompt += self._rows(height // side, width // side) + piece
         return {**self.tokenizer([prompt], return_tensors=return_tensors, **more), **pixels}

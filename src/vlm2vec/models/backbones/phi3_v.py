@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,10 +13,19 @@ import transformers
 from torch import nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import NUMBERED, MediaTokens
 from vlm2vec.models.backbones.generic import Generic, first_line
-from vlm2vec.models.backbones.phi3_v_parts import IMAGE_TOKEN_ID, TILE, Phi3V, Phi3VConfig, num_tokens, tile
+from vlm2vec.models.backbones.phi3_v_parts import (
+    IMAGE_TOKEN_ID,
+    TILE,
+    Phi3V,
+    Phi3VConfig,
+    normalize_tiles,
+    num_tokens,
+    tile,
+)
 from vlm2vec.models.checkpoints.tensors import check_weight_files
 from vlm2vec.models.prompts import PLACEHOLDER
 from vlm2vec.models.transformers_internals import image_processor_settings, tokenizer_config
@@ -58,6 +67,7 @@ class Phi3Vision(Generic):
 
     def __init__(self, model: nn.Module, processor: Phi3VProcessor, settings: dict[str, Any]) -> None:
         super().__init__(model, processor, settings)
+        self._sends_bytes = False
         self.lora_targets = r"layers\..*\.(qkv_proj|o_proj|gate_up_proj|down_proj)"
 
     @classmethod
@@ -102,6 +112,21 @@ class Phi3Vision(Generic):
         model: Any = self.model
         return [model.embed_tokens, model.layers, model.norm]
 
+    def send_bytes(self) -> bool:
+        """As in the base class. The small copy of an image is made of its tiles, on the model's device."""
+        self._sends_bytes = True
+        return True
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """As in the base class."""
+        pixels = batch.get("pixel_values")
+        if pixels is not None and pixels.dtype is torch.uint8 and len(pixels):
+            sizes = batch["image_sizes"].tolist()
+            tiles = torch.split(pixels, [down * across for down, across in sizes])
+            values = torch.cat([self._normalized(*image) for image in zip(tiles, sizes, strict=True)])
+            batch = replace(batch, tensors={**batch.tensors, "pixel_values": values})
+        return super().hidden_states(batch)
+
     def _example(self, item: EmbeddingInput) -> dict[str, torch.Tensor]:
         """Texts between images, empty ones included, are tokenized separately, each with the begin token."""
         ids: list[int] = []
@@ -121,11 +146,15 @@ class Phi3Vision(Generic):
         return tensors | ({"pixel_values": torch.cat(tiles), "image_sizes": torch.tensor(sizes)} if tiles else {})
 
     def _tiles(self, image: Any) -> tuple[torch.Tensor, list[int]]:
-        about = self.processor.image_settings
         try:
-            return tile(image.load(), about["num_crops"], about["image_mean"], about["image_std"])
+            tiles, size = tile(image.load(), self.processor.image_settings["num_crops"])
         except ValueError as error:
             raise UserError(f"{image}: {error}") from error
+        return (tiles if self._sends_bytes else self._normalized(tiles, size)), size
+
+    def _normalized(self, tiles: torch.Tensor, size: list[int]) -> torch.Tensor:
+        about = self.processor.image_settings
+        return normalize_tiles(tiles, size, about["image_mean"], about["image_std"])
 
 
 def _num_crops(options: dict[str, Any]) -> int | None:

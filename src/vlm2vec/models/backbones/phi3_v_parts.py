@@ -34,14 +34,14 @@ CLIP_L_336 = {  # openai/clip-vit-large-patch14-336; the published checkpoints o
 }
 
 
-def tile(image: Image.Image, num_crops: int, mean: list[float], std: list[float]) -> tuple[torch.Tensor, list[int]]:
+def tile(image: Image.Image, num_crops: int) -> tuple[torch.Tensor, list[int]]:
     """Cuts an image into tiles.
 
     The longer side becomes as many tiles as possible with at most `num_crops` tiles in all. The shorter side is padded
     with white, half on either side.
 
     Returns:
-        Normalized pixel values [1 + H * W, 3, 336, 336], the small copy of the whole image first, and [H, W].
+        Bytes [H * W, 3, 336, 336], and [H, W].
 
     Raises:
         ValueError: for an image so thin that its shorter side would have no pixels.
@@ -59,12 +59,26 @@ def tile(image: Image.Image, num_crops: int, mean: list[float], std: list[float]
     canvas = Image.new("RGB", (width, padded), (255, 255, 255))
     canvas.paste(wide.resize((width, height), Image.Resampling.BILINEAR), (0, (padded - height) // 2))
     canvas = canvas.transpose(Image.Transpose.TRANSPOSE) if upright else canvas
-    pixels = torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
-    pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    whole = nn.functional.interpolate(pixels[None], size=(TILE, TILE), mode="bicubic")
+    pixels = torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
     down, across = canvas.height // TILE, canvas.width // TILE
     tiles = pixels.view(3, down, TILE, across, TILE).permute(1, 3, 0, 2, 4).reshape(-1, 3, TILE, TILE)
-    return torch.cat([whole, tiles]), [down, across]
+    return tiles, [down, across]
+
+
+def normalize_tiles(tiles: torch.Tensor, size: list[int], mean: list[float], std: list[float]) -> torch.Tensor:
+    """Pixel values [1 + H * W, 3, 336, 336] of one image: a small copy of the whole image, then its tiles.
+
+    Args:
+        tiles: As from `tile`.
+        size: [H, W].
+        mean: Of each channel.
+        std: Of each channel.
+    """
+    down, across = size
+    mean_C11, std_C11 = (torch.tensor(value, device=tiles.device)[:, None, None] for value in (mean, std))
+    values = (tiles.float() / 255 - mean_C11) / std_C11
+    image = values.view(down, across, 3, TILE, TILE).permute(2, 0, 3, 1, 4).reshape(1, 3, down * TILE, across * TILE)
+    return torch.cat([nn.functional.interpolate(image, size=(TILE, TILE), mode="bicubic"), values])
 
 
 def num_tokens(down: int, across: int) -> int:

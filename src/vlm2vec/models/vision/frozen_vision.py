@@ -10,6 +10,7 @@ frozen parameters only.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,9 +20,11 @@ import torch
 from torch import nn
 
 from vlm2vec.batch import Batch
+from vlm2vec.models.vision.raw_pixels import REAL
 from vlm2vec.models.vision.vision_cache import FeatureStore
 
 METHOD = "get_image_features"  # computes the vectors that replace image tokens, in models of transformers
+PIXELS = "pixel_values"  # its input
 UNUSED = ("last_hidden_state", "hidden_states", "attentions")  # fields of its output that are large and never read
 
 
@@ -57,13 +60,26 @@ class FrozenVision:
         object.__delattr__(self._owner, METHOD)
 
     @contextmanager
-    def serving(self, chunk: int, batch: Batch) -> Iterator[None]:
-        """Context of a forward pass: features of this mini-batch are kept the first time and reused afterwards."""
+    def serving(self, chunk: int, batch: Batch) -> Iterator[Batch]:
+        """Context of a forward pass: features of this mini-batch are kept the first time and reused afterwards.
+
+        It gives the mini-batch to encode. Where features are reused, its pixel values are one zero on the model's
+        device, expanded to their shape: there is nothing to copy.
+        """
         self._chunk = (chunk, batch)
         try:
-            yield
+            yield self._without_pixels(batch) if chunk in self._memo else batch
         finally:
             self._chunk = None
+
+    def _without_pixels(self, batch: Batch) -> Batch:
+        pixels = batch.get(PIXELS)
+        if pixels is None:
+            return batch
+        like = next(self._owner.parameters())
+        blank = torch.zeros((), dtype=like.dtype, device=like.device).expand(pixels.shape)
+        tensors = {name: tensor for name, tensor in batch.tensors.items() if name != REAL}
+        return dataclasses.replace(batch, tensors={**tensors, PIXELS: blank})
 
     def forget(self) -> None:
         """Drops the features of the step. Call it when the step is over."""
