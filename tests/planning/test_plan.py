@@ -226,6 +226,13 @@ def test_what_does_not_fit_comes_with_changes_that_make_it_fit_cheapest_first() 
     assert eight.hours == pytest.approx(one.hours / 8)
 
 
+def test_the_last_change_for_a_small_gpu_is_a_base_in_fewer_bits() -> None:
+    model = geometry_of("Qwen/Qwen3-VL-8B-Instruct")
+    plan = plan_training(model, TRAINING, Inputs(), gpu_of("11,100"))
+    assert [change.setting for change in plan.changes[-2:]] == ["model.quantize=int8", "model.quantize=nf4"]
+    assert plan.changes[-1].memory_gib <= 11 < plan.changes[-2].memory_gib
+
+
 def test_the_largest_mini_batch_that_fits_is_found() -> None:
     model = geometry_of("Qwen/Qwen2-VL-2B-Instruct")
     found = chunk_tokens_for(model, TRAINING, Inputs(), 24)

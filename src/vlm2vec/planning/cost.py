@@ -17,6 +17,8 @@ HEAD_NORM_BYTES = 7.0
 """Of each unit of query and key width where heads are normalized; from counts of Qwen3-VL."""
 DORA_ACTIVATIONS = 1.9
 """DoRA keeps the base product of each linear layer a second time; between 1.75 and 2.0 in counts of six models."""
+WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.5625}
+"""Of a frozen weight under `model.quantize`; nf4 has a 4-byte scale for each 64 weights."""
 TRAINED_BYTES = 16
 """Of a trained parameter: weight, gradient and AdamW's two moments in float32."""
 
@@ -35,6 +37,7 @@ class Training:
         checkpointing: Activations are recomputed in the backward pass.
         reuses_vision: A frozen vision encoder runs once a step.
         sharded: Parameters, gradients and optimizer state are sharded over the GPUs.
+        weight_bytes: Of a frozen weight of the language model's layers.
     """
 
     pairs: int
@@ -46,6 +49,7 @@ class Training:
     checkpointing: bool = False
     reuses_vision: bool = True
     sharded: bool = False
+    weight_bytes: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,8 @@ def training_memory(model: Geometry, training: Training, inputs: Inputs, count: 
     total = sum(parameters(model).values())
     shards = count if training.sharded else 1
     if training.rank:
-        weights, trained = 2.0 * total, float(TRAINED_BYTES * adapter_parameters(model, training.rank))
+        saved = (2.0 - training.weight_bytes) * parameters(model)["language model"]
+        weights, trained = 2.0 * total - saved, float(TRAINED_BYTES * adapter_parameters(model, training.rank))
     else:  # autocast's bfloat16 copies beside the float32 weights
         weights, trained = 2.0 * total, float(TRAINED_BYTES * total)
     tokens = max(training.chunk_tokens, *lengths(model, inputs))

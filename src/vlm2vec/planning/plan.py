@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from vlm2vec.errors import UserError
 from vlm2vec.planning.cost import (
     GIB,
+    WEIGHT_BYTES,
     Inputs,
     Memory,
     Training,
@@ -205,6 +206,10 @@ def _cheaper(model: Geometry, training: Training, inputs: Inputs, count: int) ->
     if now.rank == 0:
         now = replace(now, rank=8)
         yield "lora.rank=8", now
+    for bits, size in WEIGHT_BYTES.items():
+        if size < now.weight_bytes and not now.sharded:
+            now = replace(now, weight_bytes=size)
+            yield f"model.quantize={bits}", now
 
 
 def report(plan: Plan, assumed: str) -> str:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from vlm2vec.errors import UserError
-from vlm2vec.planning.cost import GIB, Inputs, Training
+from vlm2vec.planning.cost import GIB, WEIGHT_BYTES, Inputs, Training
 from vlm2vec.planning.geometry import geometry_of
 from vlm2vec.planning.plan import LEAST_CHUNK, chunk_tokens_for
 from vlm2vec.training.config import Recipe, TrainSettings
@@ -33,6 +33,7 @@ def training_of(recipe: Recipe, chunk_tokens: int = 8192) -> Training:
         checkpointing=recipe.model.gradient_checkpointing,
         reuses_vision=train.reuse_vision != "no",
         sharded=train.sharding == "full",
+        weight_bytes=WEIGHT_BYTES.get(recipe.model.quantize or "", 2.0),
     )
 
 

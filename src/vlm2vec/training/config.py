@@ -40,6 +40,9 @@ class ModelSettings(Section):
     """The family's own mask between tokens, or attention of every token to all tokens. null: as in the base."""
     gradient_checkpointing: bool = False
     """Recomputes the activations of a chunk in its backward pass: less memory, about a third more time."""
+    quantize: Literal["int8", "nf4"] | None = None
+    """Keeps the frozen weights of the language model in 8 or 4 bits under LoRA; null: in the precision in which they
+    compute. The saved adapter belongs to the base in full precision."""
     attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """How attention is computed. "auto" and "sdpa": torch's fused kernels; "eager": plain matrix products, for
     comparisons; "flash_attention_2": the package flash-attn, on a GPU only. All compute the same attention."""
@@ -279,6 +282,8 @@ class Recipe(Section):
             raise ValueError(
                 "train.sharding full does not support evaluation during training; use vlm2vec eval on its checkpoints"
             )
+        if self.model.quantize and (self.lora is None or self.train.sharding == "full"):
+            raise ValueError("model.quantize needs lora and train.sharding none: it keeps frozen weights in fewer bits")
         batch, part = self.train.batch_size, self.data.sub_batch_size
         if self.data.batching == "interleaved" and part < batch and batch % part:
             raise ValueError(f"data.sub_batch_size {part} must divide train.batch_size {batch}")

@@ -33,6 +33,7 @@ from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
 from vlm2vec.training.data_checks import check_negatives, check_scores
 from vlm2vec.training.output import CHECKPOINTS, check_new, read_history
 from vlm2vec.training.precision import base_dtype, train_in_float32
+from vlm2vec.training.quantized_base import quantize_base
 from vlm2vec.training.reference import open_references
 from vlm2vec.training.report import RunFacts, write_report
 from vlm2vec.training.resume import check_resume
@@ -59,6 +60,8 @@ def build_embedder(recipe: Recipe) -> Embedder:
         embedder.backbone.attention = settings.attention
     use_kernel(embedder.backbone, settings.attention_kernel)
     components, lora = settings.components, recipe.lora
+    if settings.quantize:
+        quantize_base(embedder.backbone, settings.quantize)
     if lora:
         targets = lora.targets or (linear_layers(embedder.backbone, components) if components else None)
         checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, targets, lora.dora)
@@ -239,8 +242,12 @@ def _save_run(
 ) -> None:
     output = recipe.output
     embedder.write_files(output, state=state)
-    # A sharded model cannot run on one process alone.
-    write_golden(embedder if state is None else Embedder.from_pretrained(output, dtype=embedder.dtype), output)
+    # A sharded model cannot run on one process alone, and the vectors of a quantized base are not those of the folder.
+    if state is not None:
+        embedder = Embedder.from_pretrained(output, dtype=embedder.dtype)
+    elif recipe.model.quantize:  # on the CPU: the GPU need not hold the whole base
+        embedder = Embedder.from_pretrained(output, dtype=embedder.dtype, device="cpu")
+    write_golden(embedder, output)
     (output / "recipe.yaml").write_text(dump_recipe(recipe))
     write_json(output / "provenance.json", checkpoint.provenance(**facts))
     entries = [entry for entry in log if "loss" in entry]
