@@ -89,6 +89,7 @@ class Generic(DecoderBackbone):
             self.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints
         self.image_token = str(processor.image_token)
         self.raw_pixels: RawPixels | None = None
+        self._can_send_bytes: bool | None = None  # not measured yet
         self._image_settings: dict[str, Any] = {}  # in place of the processor's own
 
     @classmethod
@@ -162,8 +163,11 @@ class Generic(DecoderBackbone):
 
     def send_bytes(self) -> bool:
         """As in the base class. Families whose processor does more than scale, shift and pad return False."""
-        self.raw_pixels = None
+        if self._can_send_bytes is None:
+            self._can_send_bytes = self._measure_bytes()
+        return self._can_send_bytes
 
+    def _measure_bytes(self) -> bool:
         def pixels(images: Sequence[Image.Image], settings: dict[str, Any]) -> torch.Tensor:
             self._image_settings = settings
             return self.collate([EmbeddingInput(images=tuple(map(ImageRef.of, images)))])["pixel_values"]

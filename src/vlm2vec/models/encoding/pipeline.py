@@ -81,6 +81,8 @@ class Pipeline:
         self.dim = settings.truncate_dim or embedder.embedding_dim
         self.budget = settings.batch_tokens or BATCH_TOKENS.get(embedder.device.type, BATCH_TOKENS["cuda"])
         self.workers = settings.workers or min(16, max(2, os.cpu_count() or 2))
+        if embedder.device.type == "cuda":
+            embedder.backbone.send_bytes()  # a quarter of what is joined and copied to the GPU
         if embedder.backbone.vision_cache is not None:
             self.workers = 1  # which images the cache encodes together must not depend on timing
         self._recent: dict[bytes, np.ndarray] = {}
