@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from vlm2vec.planning.cost import (
 )
 from vlm2vec.planning.geometry import Geometry, geometry, geometry_of, known_configs
 from vlm2vec.planning.plan import GPUS, chunk_tokens_for, gpu_of, plan_training
-from vlm2vec.planning.sizing import sizing_table
+from vlm2vec.planning.sizing import memory_table, sizing_table
 from vlm2vec.training.chunks import training_of
 from vlm2vec.training.config import LossSettings, Recipe, TrainSettings, load_recipe
 from vlm2vec.training.objective import Objective
@@ -276,9 +277,10 @@ def test_what_cannot_be_planned_is_named() -> None:
         geometry("m", {"model_type": "mllama"}, {})
 
 
-def test_the_table_of_the_docs_is_the_planners() -> None:
+@pytest.mark.parametrize("table", [sizing_table, memory_table])
+def test_the_tables_of_the_docs_are_the_planners(table: Callable[[], str]) -> None:
     page = Path(__file__).parents[2] / "docs/guides/gpus.md"
-    assert sizing_table() in page.read_text(), "run sizing_table() again and put its text into the page"
+    assert table() in page.read_text(), f"run {table.__name__}() again and put its text into the page"
 
 
 @pytest.mark.parametrize("name", ["qwen3vl", "vlm2vec-v2-qwen2vl", "vlm2vec-phi35v", "vlm2vec-llava16"])

@@ -1,10 +1,10 @@
-"""The table of docs/guides/gpus.md: each known model on three machines, by the planner."""
+"""The tables of docs/guides/gpus.md, by the planner: each known model on three machines, and its memory by setting."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from vlm2vec.planning.cost import Inputs, Training, lengths
+from vlm2vec.planning.cost import GIB, WEIGHT_BYTES, Inputs, Training, lengths, training_memory
 from vlm2vec.planning.geometry import Geometry, geometry_of, known_configs
 from vlm2vec.planning.plan import GPUS, Gpu, chunk_tokens_for, plan_training
 
@@ -21,6 +21,28 @@ def sizing_table() -> str:
     for name in known_configs():
         model = geometry_of(name)
         rows.append([name, *(_cell(model, gpu, count) for gpu, count in MACHINES)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def memory_table() -> str:
+    """Markdown: GiB of one GPU for one mini-batch of 8,192 tokens (4,096 where it says so)."""
+    head = ["model", "weights", "activations, LoRA / with DoRA", "peak, LoRA / with DoRA", "peak, 4,096 tokens"]
+    head += ["peak, checkpointing", "and nf4 weights"]
+    rows = [head, ["---", *["--:"] * (len(head) - 1)]]
+    plain = replace(TRAINING, chunk_tokens=8192)
+    dora, small, again = (
+        replace(plain, **changes) for changes in ({"dora": True}, {"chunk_tokens": 4096}, {"checkpointing": True})
+    )
+    for name in known_configs():
+        model = geometry_of(name)
+        memory = [
+            training_memory(model, training, Inputs())
+            for training in (plain, dora, small, again, replace(again, weight_bytes=WEIGHT_BYTES["nf4"]))
+        ]
+        activations = [part.activations / GIB for part in memory]
+        peaks = [part.total / GIB for part in memory]
+        both = [f"{one:.1f} / {other:.1f}" for one, other in (activations[:2], peaks[:2])]
+        rows.append([name, f"{memory[0].weights / GIB:.1f}", *both, *(f"{peak:.1f}" for peak in peaks[2:])])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
