@@ -67,7 +67,7 @@ class QuantizedLinear(nn.Linear):
         return values.view(-1)[: self.out_features * self.in_features].view(self.out_features, self.in_features)
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> Any:  # type: ignore[override]
         """The expanded weight: a new tensor, changes to which are lost."""
         return self.expanded(self.dtype)
 
@@ -75,7 +75,7 @@ class QuantizedLinear(nn.Linear):
         """As `nn.Linear`."""
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        output: torch.Tensor = _Product.apply(input.to(dtype), self.expanded)
+        output: torch.Tensor = _Product.apply(input.to(dtype), self.expanded)  # type: ignore[no-untyped-call]
         return output if self.bias is None else output + self.bias.to(dtype)
 
 
@@ -88,7 +88,7 @@ class _Product(torch.autograd.Function):
         return F.linear(given, weight(given.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient @ ctx.weight(gradient.dtype), None
 
 
