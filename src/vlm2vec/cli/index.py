@@ -65,6 +65,7 @@ def index(
     from vlm2vec.jobs.records import SourceSettings
     from vlm2vec.jobs.sources import open_source
     from vlm2vec.jobs.stores import facts_of, only_writer
+    from vlm2vec.jobs.text_queries import keep_text_side
     from vlm2vec.models.embedder import Embedder
     from vlm2vec.retrieval.open import open_store
 
@@ -83,6 +84,7 @@ def index(
         progress_bar(f"indexing {source}", inputs.expected()) as advance,
     ):
         report = index_source(embedder, inputs, opened, keep_images=keep_images, index=index, progress=advance)
+    keep_text_side(embedder, facts)
     say_skipped(inputs)
     _say_report(report, store, errors or _errors_file(store))
     say(f"Store: {store}, {opened.count()} rows, search is {report.index.kind} ({report.index.reason})")

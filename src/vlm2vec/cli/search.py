@@ -22,8 +22,8 @@ from vlm2vec.files import write_text
 from vlm2vec.progress import progress_bar, say
 
 if TYPE_CHECKING:
-    from vlm2vec.jobs.searching import Query
-    from vlm2vec.retrieval.vector_store import Hit
+    from vlm2vec.jobs.searching import Query, QueryEncoder
+    from vlm2vec.retrieval.vector_store import Hit, VectorStore
 
 WhereOption = Annotated[
     str | None,
@@ -77,10 +77,9 @@ def search(
         _print_hits(search_server(server, query, k, where), as_json)
         return
     from vlm2vec.jobs.searching import Searcher, with_images
-    from vlm2vec.jobs.stores import load_model_of
 
     opened = open_vector_store(store)
-    searcher = Searcher(load_model_of(opened, model, _consent(allow_pickle)), opened)
+    searcher = Searcher(_query_encoder(opened, query, model, allow_pickle), opened)
     hits = searcher.search(query, max(k, num_reranked) if reranker else k, where)
     if reranker:
         hits = _reranked(reranker, query, hits, k, allow_pickle)
@@ -179,6 +178,19 @@ def duplicates(
     say(f"{len(groups)} groups; {extra} rows are near one that comes before them (cosine {threshold} or more)")
     if html:
         say(f"Page: {html}")
+
+
+def _query_encoder(store: VectorStore, query: Query, model: str | None, allow_pickle: bool) -> QueryEncoder:
+    """The store's model; for a text, its text side alone where this machine has it, which loads in a fraction."""
+    from vlm2vec.jobs.text_queries import keep_text_side, text_side_of
+
+    if query.image is None and model is None and (text_side := text_side_of(store.facts)):
+        return text_side
+    from vlm2vec.jobs.stores import load_model_of
+
+    embedder = load_model_of(store, model, _consent(allow_pickle))
+    keep_text_side(embedder, store.facts)
+    return embedder
 
 
 def _reranked(model: str, query: Query, hits: list[Hit], k: int, allow_pickle: bool) -> list[Hit]:
