@@ -42,7 +42,7 @@ class TextSide:
         self.settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
         self.template = PromptTemplate(**self.settings["template"])
         self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self.file = safe_open(folder / WEIGHTS, framework="numpy")
+        self.file: Any = safe_open(folder / WEIGHTS, framework="numpy")
         self.weights = {name: self.file.get_tensor(name) for name in self.file.keys() if name != "words"}  # noqa: SIM118
 
     def encode_query(self, inputs: Sequence[EmbeddingInput], **_: Any) -> np.ndarray:
