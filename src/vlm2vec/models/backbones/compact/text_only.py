@@ -36,13 +36,12 @@ class TextSide:
     """
 
     def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
         from tokenizers import Tokenizer
 
         self.settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
         self.template = PromptTemplate(**self.settings["template"])
         self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self.file: Any = safe_open(folder / WEIGHTS, framework="numpy")
+        self.file = _opened(folder / WEIGHTS)
         self.weights = {name: self.file.get_tensor(name) for name in self.file.keys() if name != "words"}  # noqa: SIM118
 
     def encode_query(self, inputs: Sequence[EmbeddingInput], **_: Any) -> np.ndarray:
@@ -141,6 +140,13 @@ def save_text_side(embedder: Embedder, folder: Path) -> None:
     save_file(weights, folder / WEIGHTS)
     backbone.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
     (folder / SETTINGS).write_text(json.dumps(settings))
+
+
+def _opened(path: Path) -> Any:
+    """An open safetensors file, whose tensors are read when they are asked for."""
+    from safetensors import safe_open
+
+    return safe_open(path, framework="numpy")
 
 
 def _effective(linear: nn.Module) -> tuple[np.ndarray, np.ndarray]:
