@@ -1,1 +1,1 @@
-"""How the built-in model `compact` is made: data, pretraining, and the way into the package. Not in the wheel."""
+"""Builds the model that ships as `compact`: training data, pretraining, packaging. Not part of the wheel."""

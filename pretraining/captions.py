@@ -1,8 +1,9 @@
-"""Images with words for the pretraining of `compact`, and words alone.
+"""Image-text pairs and text-only rows for the pretraining of `compact`.
 
-Drawings with names: OpenClipart (public domain; Debian packages `openclipart-png`, `openclipart-svg`), Tux Paint stamps
-(GPL-2; `tuxpaint-stamps-default`) and the emoji of the demo benchmark's training half. Definitions: WordNet
-(`wordnet-base`). No row of them holds a held-out name of the demo benchmark.
+Named drawings come from OpenClipart (public domain; Debian packages `openclipart-png` and `openclipart-svg`), from the
+Tux Paint stamps (GPL-2; `tuxpaint-stamps-default`) and from the emoji in the training half of the demo benchmark.
+Definitions come from WordNet (`wordnet-base`). `HeldOut` removes every row that contains a held-out name of the demo
+benchmark.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ KEYWORD_PROMPTS = ("Keywords:", "Which words go with it?")
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What the model reads and the words that answer; no image where `image` is None."""
+    """A training row: an image (None for text only), a prompt, and the answer to predict."""
 
     kind: str
     image: ImageRef | None
@@ -39,7 +40,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A single drawing: its name, words that go with it, and where it comes from."""
+    """A single drawing: its source, its name and its keywords."""
 
     source: str
     image: ImageRef
@@ -48,15 +49,15 @@ class Drawing:
 
 
 def clipart(root: Path) -> Iterator[Drawing]:
-    """OpenClipart drawings with titles and keywords.
+    """Yields the OpenClipart drawings that have a title, with their keywords.
 
     Raises:
-        UserError: if `root` does not hold the two unpacked packages.
+        UserError: if `root` does not contain the two unpacked packages.
     """
     base = root / "usr/share/openclipart"
     if not (base / "png").is_dir() or not (base / "svg").is_dir():
         raise UserError(
-            f"{root}: no OpenClipart there; unpack the Debian packages openclipart-png and openclipart-svg into it"
+            f"{root}: OpenClipart not found; unpack the Debian packages openclipart-png and openclipart-svg there"
         )
     for image in sorted((base / "png").rglob("*.png")):
         relative = image.relative_to(base / "png")
@@ -71,10 +72,14 @@ def clipart(root: Path) -> Iterator[Drawing]:
 
 
 def stamps(root: Path) -> Iterator[Drawing]:
-    """Tux Paint stamps, many of them photographs cut out, with their English captions."""
+    """Yields the Tux Paint stamps, many of them cut-out photographs, with their English captions.
+
+    Raises:
+        UserError: if `root` does not contain the unpacked package.
+    """
     base = root / "usr/share/tuxpaint/stamps"
     if not base.is_dir():
-        raise UserError(f"{root}: no stamps there; unpack the Debian package tuxpaint-stamps-default into it")
+        raise UserError(f"{root}: Tux Paint stamps not found; unpack the Debian package tuxpaint-stamps-default there")
     for image in sorted(base.rglob("*.png")):
         words = image.with_suffix(".txt")
         if words.is_file() and not image.stem.endswith("_mirror"):
@@ -85,7 +90,7 @@ def stamps(root: Path) -> Iterator[Drawing]:
 
 
 def emoji(root: Path) -> Iterator[Drawing]:
-    """Single emoji of the demo benchmark's training half, the skin tones among them."""
+    """Yields the single emoji in the training half of the demo benchmark, including their skin tones."""
     names: dict[str, str] = {}
     for row in pq.read_table(root / "train/EmojiName").to_pylist():
         image = _member(root, row["qry_image_path"])
@@ -98,25 +103,25 @@ def emoji(root: Path) -> Iterator[Drawing]:
 
 
 def wordnet_lines(root: Path, part: str) -> Iterator[tuple[list[str], str]]:
-    """The synsets of a part of speech: the fields of a line's data, and its gloss.
+    """Yields the synsets of a part of speech as (data fields, gloss).
 
     Raises:
-        UserError: if `root` does not hold the unpacked package.
+        UserError: if `root` does not contain the unpacked package.
     """
     base = root / "usr/share/wordnet"
     if not base.is_dir():
-        raise UserError(f"{root}: no WordNet there; unpack the Debian package wordnet-base into it")
+        raise UserError(f"{root}: WordNet not found; unpack the Debian package wordnet-base there")
     for line in (base / f"data.{part}").read_text(encoding="utf-8").splitlines():
-        if not line.startswith("  "):  # its licence
+        if not line.startswith("  "):  # the licence lines are indented
             data, _, gloss = line.partition(" | ")
             yield data.split(), gloss
 
 
 def definitions(root: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """WordNet's words, their definitions and examples.
+    """Yields WordNet's words with their definition and examples.
 
     Raises:
-        UserError: if `root` does not hold the unpacked package.
+        UserError: if `root` does not contain the unpacked package.
     """
     for part in ("noun", "verb", "adj"):
         for fields, gloss in wordnet_lines(root, part):
@@ -127,7 +132,7 @@ def definitions(root: Path) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def single_captions(drawings: Iterable[Drawing], rng: random.Random) -> Iterator[Caption]:
-    """What a drawing shows, in several wordings, and the words that go with it."""
+    """Yields rows that ask for a drawing's name, in several wordings, and for its keywords."""
     for drawing in drawings:
         if drawing.source == "tones":
             yield Caption("edit", drawing.image, rng.choice(NAME_PROMPTS), drawing.name)
@@ -140,7 +145,7 @@ def single_captions(drawings: Iterable[Drawing], rng: random.Random) -> Iterator
 
 
 def edit_captions(root: Path, rng: random.Random) -> Iterator[Caption]:
-    """An emoji and the words for a change of it: what it would be then."""
+    """Yields rows that show an emoji, name a change of skin tone, and ask for the name of the result."""
     names = {drawing.image: drawing for drawing in emoji(root)}
     for row in pq.read_table(root / "train/EmojiEdit").to_pylist():
         tone = row["qry"].split("change: with ", 1)[1].strip()
@@ -153,7 +158,7 @@ def edit_captions(root: Path, rng: random.Random) -> Iterator[Caption]:
 
 
 def text_captions(root: Path, titles: Iterable[str], rng: random.Random) -> Iterator[Caption]:
-    """Words alone: the word that a definition means, and texts to be held whole."""
+    """Yields text-only rows: definitions with the defined word, and texts to reproduce."""
     for lemma, meaning, examples in definitions(root):
         yield Caption("define", None, meaning, lemma)
         yield Caption("repeat", None, rng.choice([meaning, *examples]), "")
@@ -161,7 +166,7 @@ def text_captions(root: Path, titles: Iterable[str], rng: random.Random) -> Iter
 
 
 class HeldOut:
-    """Tells words that hold a held-out name of the demo benchmark, as whole words, also in the plural."""
+    """Detects held-out names of the demo benchmark in a text, as whole words, singular or plural."""
 
     def __init__(self, demo: Path) -> None:
         names = sorted(held_out_names(demo), key=len, reverse=True)
@@ -171,11 +176,11 @@ class HeldOut:
         return self._pattern.search(words.lower()) is not None
 
     def without(self, captions: Iterable[Caption]) -> list[Caption]:
-        """The rows with no such name in what is read or answered."""
+        """Returns the rows whose prompt and answer contain no held-out name."""
         return [caption for caption in captions if f"{caption.prompt} {caption.answer}" not in self]
 
     def known(self, drawings: Iterable[Drawing]) -> list[Drawing]:
-        """The drawings with other names, without such keywords."""
+        """Returns the drawings whose name is not held out, without held-out keywords."""
         return [
             replace(drawing, keywords=tuple(word for word in drawing.keywords if word not in self))
             for drawing in drawings
@@ -184,7 +189,7 @@ class HeldOut:
 
 
 def clean(words: str) -> str:
-    """Lower case, plain words; empty for file-like, foreign or overlong ones."""
+    """Normalizes a title to lower-case words; returns "" for file names, other scripts and overlong titles."""
     words = re.sub(r"[_\-]+", " ", words).strip().lower().rstrip(".")
     words = re.sub(r"\s*\b(v|version|nr|no)?\.?\s*\d+$", "", words).strip()
     return words if re.fullmatch(r"[a-z][a-z ',.&()]{2,50}", words) else ""

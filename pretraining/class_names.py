@@ -1,10 +1,10 @@
-"""Writes the names of the vision encoder's classes again from WordNet, for `models/backbones/compact/class_words.py`.
+"""Regenerates the class names of the vision encoder from WordNet, for `models/backbones/compact/class_words.py`.
 
     python -m pretraining.class_names WORDNET_FOLDER
 
-A line is a class: the WordNet 3.0 offset of its synset (ImageNet's classes are synsets, in the order of their offsets),
-its first name, and after a comma the nearest kind of thing above it that has an everyday name: one word that stands in
-at least `COMMON` of WordNet's definitions.
+Each line describes a class: the WordNet 3.0 offset of its synset (ImageNet's classes are synsets sorted by offset), its
+first name, and after a comma its nearest hypernym with an everyday name: a single word that occurs in at least `COMMON`
+of WordNet's definitions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pretraining.captions import wordnet_lines
 from vlm2vec.models.backbones.compact.class_words import NAMES
 
 COMMON = 100
-# Common words that say nothing of what a thing looks like, and kinds whose first name has a commoner other meaning.
+# Common words that say nothing about appearance, and hypernyms whose first name is better known in another meaning.
 VAGUE = {
     "area", "arm", "can", "case", "control", "course", "covering", "defense", "device", "display", "equal", "feed",
     "formation", "good", "home", "institution", "level", "light", "measure", "medicine", "mixture", "person", "piece",
@@ -29,10 +29,10 @@ Synsets = dict[str, tuple[list[str], list[str]]]
 
 
 def read_wordnet(root: Path) -> tuple[Synsets, Counter[str]]:
-    """Nouns by offset (their names, the offsets of what is above them), and how many definitions hold a word.
+    """Returns the nouns by offset, as (names, offsets of their hypernyms), and the number of definitions per word.
 
     Raises:
-        UserError: if `root` does not hold the unpacked Debian package `wordnet-base`.
+        UserError: if `root` does not contain the unpacked Debian package `wordnet-base`.
     """
     nouns: Synsets = {}
     found: Counter[str] = Counter()
@@ -48,7 +48,7 @@ def read_wordnet(root: Path) -> tuple[Synsets, Counter[str]]:
 
 
 def kind_of(offset: str, nouns: Synsets, found: Counter[str]) -> str:
-    """The everyday word for the nearest thing above a synset; empty if that is vague, or the name ends with it."""
+    """Returns the nearest everyday hypernym of a synset; "" if it is vague or the name already ends with it."""
     level = nouns[offset][1]
     while level:
         words = [name for above in level for name in nouns[above][0] if found[name.lower()] >= COMMON]
@@ -59,7 +59,7 @@ def kind_of(offset: str, nouns: Synsets, found: Counter[str]) -> str:
 
 
 def class_lines(offsets: list[str], root: Path) -> list[str]:
-    """`offset name, kind` of every class."""
+    """Returns the line `offset name, kind` of every class."""
     nouns, found = read_wordnet(root)
     kinds = [kind_of(offset, nouns, found) for offset in offsets]
     return [

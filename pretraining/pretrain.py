@@ -1,14 +1,17 @@
-r"""Pretrains `compact`: its cut language model learns to read images, in language-modelling losses only.
+r"""Pretrains `compact`: teaches its truncated language model to read images, with language-modelling losses only.
 
     python -m pretraining.pretrain pretraining/compact.yaml
 
-`<image>\n{prompt}\n<end> {answer}<end>`. Two losses, both cross entropies over the vocabulary: the answer token by
-token as usual, and all of the answer's words at once from the state of the first end token (parallel prediction, as in
-CapPa, arXiv 2306.07915, with rare words weighted up as in SuperClass, arXiv 2411.03313). The second makes that one
-state, which becomes the embedding, carry what the answer needs; it is the cheaper one and stands in every step, the
-first in every few. The projector, the final norm and a LoRA on the
-language model learn; with a head that whitens the states they are shipped together. A checkpoint is written at every
-evaluation, and a run that was stopped goes on from it.
+A row is `<image>\n{prompt}\n<end> {answer}<end>`. There are two losses, both cross entropies over the vocabulary:
+
+- autoregressive ("in turn"): the answer token by token, as usual;
+- parallel ("at once"): all tokens of the answer from the hidden state of the first end token (parallel prediction as in
+  CapPa, arXiv 2306.07915, with a higher weight for rare tokens as in SuperClass, arXiv 2411.03313).
+
+The parallel loss forces the content of the answer into that one state, which becomes the embedding. It is the cheaper
+loss and is computed in every step, the autoregressive loss in every `in_turn_every`-th step. The projector, the final
+norm and a LoRA on the language model are trained and shipped together with a head that whitens the states. Training
+writes a checkpoint at every evaluation and resumes from it after an interruption.
 
 Shapes: B rows, L tokens, A answer tokens of all rows, V vocabulary, D embedding dim.
 """
@@ -43,13 +46,14 @@ START_SCALE = 0.2
 
 
 class Pretrainer:
-    """A model that learns, and the rows; the model is the cut language model with its adapter, and the projector.
+    """Trains the truncated language model (through LoRA) and the projector on the rows of the corpus.
 
-    Another model can learn from the same rows: `build`, `image_ids`, `head`, `states` and `write` are what knows it.
+    To train another model on the same rows, override `build`, `image_ids`, `head`, `states` and `write`; nothing else
+    depends on the model.
 
     Attributes:
-        spent: Seconds of processor time that the run has taken, resumed or not; what came before the first step is not
-            counted.
+        spent: CPU time of the training steps in seconds, summed over all resumed runs; time before the first step is
+            not counted.
     """
 
     def __init__(self, recipe: PretrainRecipe) -> None:
@@ -59,20 +63,21 @@ class Pretrainer:
         self.model, tokenizer, self.cache = self.build()
         self.learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         for parameter in self.learned.values():
-            parameter.data = parameter.data.float()  # bfloat16 would swallow small steps
+            parameter.data = parameter.data.float()  # small updates would be rounded away in bfloat16
         self.rows = Rows(read_corpus(recipe, self.cache), tokenizer, self.image_ids(tokenizer))
         self.optimizer = torch.optim.AdamW(self.learned.values(), lr=recipe.learning_rate, betas=(0.9, 0.98))
         self.spent, self._looked = 0.0, time.process_time()
 
     def build(self) -> tuple[Any, Any, VisionCache]:
-        """The model, its tokenizer, and what keeps the images as the model reads them."""
+        """Builds the model, its tokenizer and the cache of visual features."""
         recipe = self.recipe
         language, tokenizer = load_language(recipe.num_layers, self.dtype)
         language.requires_grad_(False)
         config = LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_rank, target_modules=LANGUAGE_LINEARS)
         inject_adapter_in_model(config, language)
         language.norm.float().requires_grad_(True)
-        # The cut model's states are too long for the head that they are read with: a loss of 29, not of log V = 11.
+        # The states of the truncated model have too large a norm for the tied head: the initial loss is 29 instead of
+        # log V = 11.
         language.norm.weight.data.mul_(START_SCALE)
         vision = EfficientNetLite(recipe.image_size, recipe.visual_tokens)
         model = CompactModel(vision, make_projector(vision, language, tokenizer), language)
@@ -80,11 +85,11 @@ class Pretrainer:
         return model, tokenizer, VisionCache(vision, vision.fingerprint(), cache_folder() / "vision")
 
     def image_ids(self, tokenizer: Any) -> list[int]:
-        """The token ids that stand for an image."""
+        """Returns the placeholder token ids of an image."""
         return [self.model.image_token_id] * self.recipe.visual_tokens
 
     def losses(self, rows: Sequence[Caption], batch: RowBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The loss of the answers token by token, that of their words at once, and the scores [B, V] of the latter."""
+        """Returns the autoregressive loss, the parallel loss, and the logits [B, V] of the parallel prediction."""
         hidden_BLD = self.states(rows, batch)
         follows_BL = batch.labels_BL[:, 1:] != -100
         ends_BD = hidden_BLD[torch.arange(len(rows)), batch.ends_B]
@@ -103,7 +108,7 @@ class Pretrainer:
         return in_turn, at_once, scores_BV
 
     def states(self, rows: Sequence[Caption], batch: RowBatch) -> torch.Tensor:
-        """Final-norm states [B, L, D]; in training, some visual features are dropped."""
+        """Returns the states after the final norm [B, L, D]; training applies dropout to the visual features."""
         images = [row.image for row in rows if row.image]
         features = self.cache.features(images).float() if images else None
         if features is not None and self.model.training:
@@ -113,13 +118,13 @@ class Pretrainer:
         return hidden.float()
 
     def head(self) -> torch.Tensor:
-        """What turns states into scores [V, D]: SmolLM2 ties its head to the embeddings."""
+        """Returns the language-modelling head [V, D]: SmolLM2 ties its head to the token embeddings."""
         weight: torch.Tensor = self.model.language_model.get_input_embeddings().weight
         return weight
 
     @torch.no_grad()
     def held_out(self) -> str:
-        """Losses by kind on images that were never trained on, and how often the likeliest word is of the answer."""
+        """Returns the losses on held-out images by kind, and how often the most likely token occurs in the answer."""
         self.model.eval()
         told = []
         for kind, rows in sorted(self.rows.corpus.held_out.items()):
@@ -132,13 +137,13 @@ class Pretrainer:
                 in_turn += float(turn) * len(part) / len(chosen)
                 at_once += float(once) * len(part) / len(chosen)
                 right += sum(f in a for f, a in zip(first_B, batch.answers, strict=True)) / len(chosen)
-            told.append(f"{kind}: in turn {in_turn:.3f}, at once {at_once:.3f}, first word right {right:.3f}")
+            told.append(f"{kind}: autoregressive {in_turn:.3f}, parallel {at_once:.3f}, top token correct {right:.3f}")
         self.model.train()
         return "; ".join(told)
 
     @torch.no_grad()
     def describe(self, caption: Caption, max_tokens: int = 12) -> str:
-        """What the model says of an image, greedily."""
+        """Returns the model's answer to a row, decoded greedily."""
         self.model.eval()
         batch = self.rows.encode([caption])
         question = batch.ids_BL[0, : int(batch.ends_B[0]) + 1].tolist()
@@ -155,15 +160,15 @@ class Pretrainer:
 
     @torch.no_grad()
     def whitening_head(self) -> dict[str, torch.Tensor]:
-        """A linear map after which the states of end tokens have mean zero and no preferred direction.
+        """Returns a linear map that whitens the states of the end tokens (zero mean, equal variance per direction).
 
-        The states of a cut language model point almost the same way for every input, which contrastive training
-        would have to undo first. Source: BERT-whitening (arXiv 2103.15316), here with a tenth of the mean variance
-        added to every direction, so that noise is not blown up.
+        The states of a truncated language model have a cosine similarity close to 1 for all inputs, which contrastive
+        training would have to correct first. Source: BERT-whitening (arXiv 2103.15316); a tenth of the mean variance
+        is added to every direction so that noise is not amplified.
         """
         self.model.eval()
         rng, train = random.Random(self.recipe.seed), self.rows.corpus.train
-        sides = [train["name"] + train["scene"], train["titles"]]  # half images, half words
+        sides = [train["name"] + train["scene"], train["titles"]]  # half images, half texts
         parts = []
         for rows in sides:
             for part in chunks(rng.sample(rows, min(NUM_WHITENED, len(rows))), self.recipe.batch_size):
@@ -178,14 +183,14 @@ class Pretrainer:
         return {"head.weight": weight_DD, "head.bias": -weight_DD @ mean_D}
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, constant, linear to zero."""
+        """Returns the learning rate of a step: linear warm-up, constant, then linear decay to zero."""
         recipe = self.recipe
         return recipe.learning_rate * min(
             1.0, (step + 1) / recipe.warmup_steps, (recipe.steps - step) / recipe.decay_steps
         )
 
     def step(self, step: int) -> tuple[float, float]:
-        """One update; the two losses before it, the first one 0 where no answers are read."""
+        """Performs one update; returns both losses before it. The autoregressive loss is 0 in steps that skip it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         torch.manual_seed(self.recipe.seed + step)
@@ -201,11 +206,11 @@ class Pretrainer:
         return in_turn.item(), at_once.item()
 
     def finished(self, step: int) -> bool:
-        """Whether there are no steps after so many."""
+        """Returns whether training is finished after `step` steps."""
         return step >= self.recipe.steps
 
     def save(self, step: int) -> None:
-        """Writes the model and, beside it, what a resumed run needs."""
+        """Writes the model and, in a second file, the state needed to resume."""
         self.write()
         learned = {name: value.detach() for name, value in self.learned.items()}
         moments = {
@@ -215,19 +220,19 @@ class Pretrainer:
         _replace(self._state_path, learned | moments | run)
 
     def write(self) -> None:
-        """Writes what was learned and the whitening head in float16."""
+        """Writes the trained parameters and the whitening head in float16."""
         learned = {name: value.detach() for name, value in self.learned.items()}
         shipped = {name: value.half().contiguous() for name, value in (learned | self.whitening_head()).items()}
         _replace(self.recipe.output, shipped)
 
     def resume(self) -> int:
-        """Goes on from the last checkpoint, if there is one; returns the next step."""
+        """Loads the last checkpoint, if there is one; returns the next step."""
         if not self._state_path.is_file():
             return 0
         state = load_file(self._state_path)
         for name, parameter in self.learned.items():
             parameter.data.copy_(state[name])
-            if f"{name}/step" in state:  # else no step with images was done yet
+            if f"{name}/step" in state:  # absent until the first step with images
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 self.optimizer.state[parameter] = {key: state[f"{name}/{key}"] for key in keys}
         self.spent = float(state.get("spent", 0.0))
@@ -245,7 +250,7 @@ def _replace(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def pretrain(trainer: Pretrainer) -> None:
-    """Runs the pretraining to its last step, printing losses and what the model says of unseen images."""
+    """Runs the pretraining to its last step; prints losses and the model's answers for held-out images."""
     recipe = trainer.recipe
     recipe.output.parent.mkdir(parents=True, exist_ok=True)
     for side in ("train", "held_out"):
@@ -257,11 +262,11 @@ def pretrain(trainer: Pretrainer) -> None:
         step += 1
         if step % recipe.eval_every == 0 or trainer.finished(step):
             trainer.save(step)
-            seconds = f"{time.time() - since:.0f} s, {trainer.spent:.0f} s of processor"
+            seconds = f"{time.time() - since:.0f} s, {trainer.spent:.0f} s of CPU time"
             in_turn, at_once = (sum(losses) / len(seen) for losses in zip(*seen, strict=True))
-            losses = f"in turn {in_turn * recipe.in_turn_every:.3f}, at once {at_once:.3f}"
+            losses = f"autoregressive {in_turn * recipe.in_turn_every:.3f}, parallel {at_once:.3f}"
             print(f"step {step}/{recipe.steps} {losses} {seconds}", flush=True)
-            print(f"   unseen: {trainer.held_out()}", flush=True)
+            print(f"   held out: {trainer.held_out()}", flush=True)
             for rows in trainer.rows.corpus.held_out.values():
                 for row in rows[:: max(1, len(rows) // 3)]:
                     print(f"   {row.prompt} {row.answer!r} -> {trainer.describe(row)!r}", flush=True)

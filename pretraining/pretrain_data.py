@@ -1,6 +1,6 @@
-"""What `compact` is pretrained on: rows of an image, a prompt and an answer, and the batches of them.
+"""The pretraining corpus of `compact`: rows of an image, a prompt and an answer, and their batches.
 
-Shapes: B rows, L tokens, N visual tokens an image.
+Shapes: B rows, L tokens, N visual tokens per image.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ TEXT_KINDS = ("define", "repeat", "titles")
 
 @dataclass
 class Corpus:
-    """The rows to train on by kind, and those of images that are never trained on."""
+    """The training rows by kind, and the rows of held-out images by kind."""
 
     train: dict[str, list[Caption]]
     held_out: dict[str, list[Caption]]
 
 
 def read_corpus(recipe: PretrainRecipe, cache: VisionCache) -> Corpus:
-    """Reads and draws everything; what has a held-out name of the demo benchmark in it is left out.
+    """Reads the drawings, composes the scenes, and drops every row with a held-out name of the demo benchmark.
 
-    A held-out image is in no scene either.
+    Held-out images do not appear in scenes either.
     """
     held, rng = HeldOut(recipe.demo), random.Random(recipe.seed)
     drawings = held.known([*clipart(recipe.clipart), *stamps(recipe.stamps), *emoji(recipe.demo)])
-    unreadable: set[ImageRef] = set()  # OpenClipart holds a few of more than 178 megapixels
+    unreadable: set[ImageRef] = set()  # a few OpenClipart files have more than 178 megapixels
     cache.warm((drawing.image for drawing in drawings), on_error=lambda image, _: unreadable.add(image))
     drawings = [drawing for drawing in drawings if drawing.image not in unreadable]
     hidden = {drawing.image for drawing in rng.sample(drawings, recipe.num_held_out)}
@@ -77,12 +77,12 @@ def _divided(rows: Sequence[Caption], hidden: set[ImageRef]) -> Corpus:
 
 
 class Rows:
-    """Rows as token ids.
+    """Samples batches from the corpus and tokenizes them.
 
     Args:
-        corpus: Where batches are drawn from.
-        tokenizer: The language model's.
-        image_ids: The token ids that stand for an image.
+        corpus: The rows to sample from.
+        tokenizer: The tokenizer of the language model.
+        image_ids: The placeholder token ids of an image.
     """
 
     def __init__(self, corpus: Corpus, tokenizer: Any, image_ids: list[int]) -> None:
@@ -95,20 +95,23 @@ class Rows:
             self.rarity[token] = math.log(len(answers) / number)
 
     def draw(self, step: int, recipe: PretrainRecipe) -> list[Caption]:
-        """The rows of a step: a pure function of seed and step, so that a resumed run sees the same ones.
+        """Samples the rows of a step as a pure function of seed and step, so that a resumed run sees the same rows.
 
-        All with images or all of words alone, so that little is padding.
+        A batch contains either only rows with images or only text rows, which keeps padding low.
         """
         rng = random.Random(f"{recipe.seed}-{step}")
         if missing := set(recipe.shares) - set(self.corpus.train):
-            raise UserError(f"shares: no rows of kind {sorted(missing)}; there are {sorted(self.corpus.train)}")
+            raise UserError(f"shares: no rows of kind {sorted(missing)}; kinds present: {sorted(self.corpus.train)}")
         words = rng.random() < sum(share for kind, share in recipe.shares.items() if kind in TEXT_KINDS)
         shares = {kind: share for kind, share in recipe.shares.items() if (kind in TEXT_KINDS) == words}
         kinds = rng.choices(list(shares), weights=list(shares.values()), k=recipe.batch_size)
         return [rng.choice(self.corpus.train[kind]) for kind in kinds]
 
     def encode(self, rows: Sequence[Caption], answered: bool = True) -> RowBatch:
-        r"""`<image>\n{prompt}\n<end> {answer}<end>`, or without the answer; held words have no line break."""
+        r"""Tokenizes rows as `<image>\n{prompt}\n<end> {answer}<end>`, or without the answer.
+
+        Text rows have no line breaks around the prompt.
+        """
         prompts = self._ids([f"\n{row.prompt}\n" if row.image else row.prompt for row in rows])
         answers = self._ids([_answer(row) for row in rows])
         questions = [
@@ -135,7 +138,7 @@ class Rows:
 
 @dataclass
 class RowBatch:
-    """Token ids, mask and labels [B, L]; where the first end token stands [B]; the ids of the answers."""
+    """Token ids, mask and labels [B, L]; position of the first end token [B]; token ids of the answers."""
 
     ids_BL: torch.Tensor
     mask_BL: torch.Tensor
@@ -145,4 +148,4 @@ class RowBatch:
 
 
 def _answer(row: Caption) -> str:
-    return f" {row.answer or row.prompt}"  # no answer: hold the words themselves
+    return f" {row.answer or row.prompt}"  # without an answer, the prompt itself is the target

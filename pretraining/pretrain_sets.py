@@ -1,10 +1,10 @@
-"""The images and words of the pretraining as contrastive training sets of all four meta-tasks, for `compact-embed`.
+"""Converts the pretraining corpus to contrastive training sets of all four meta-tasks, for `compact-embed`.
 
     python -m pretraining.pretrain_sets pretraining/compact.yaml FOLDER
     vlm2vec train recipes/compact-embed.yaml data.root=FOLDER
 
-The sets have the MMEB-train layout and MMEB's instructions; nothing of them is a photograph of a benchmark, and no row
-holds a held-out name of the demo benchmark.
+The sets use the MMEB-train layout and MMEB's instructions. They contain no photograph of any benchmark and no held-out
+name of the demo benchmark.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ Row = dict[str, str]
 
 
 class Sets:
-    """Rows of the sets, and the images that they name.
+    """Builds the rows of the sets and copies their images.
 
     Args:
-        corpus: Of the pretraining; its held-out images are left out.
-        root: The folder to be written.
+        corpus: The pretraining corpus; only its training rows are used.
+        root: The output folder.
     """
 
     def __init__(self, corpus: Corpus, root: Path) -> None:
@@ -60,7 +60,7 @@ class Sets:
             self.drawn.setdefault(row.answer, []).append(row)
 
     def write(self) -> dict[str, int]:
-        """Writes every set; returns how many pairs each has."""
+        """Writes every set; returns the number of pairs in each."""
         asked = [row for row in self.scenes if row.prompt not in NAME_PROMPTS and not PLACED.match(row.prompt)]
         told = [row for row in self.scenes if row.prompt in NAME_PROMPTS]
         sets = {
@@ -83,7 +83,7 @@ class Sets:
             yield {"qry": query, "pos_text": IMAGE, "pos_image_path": self._path(row.image)}
 
     def _pointing(self) -> Iterable[Row]:
-        """A scene and the drawing of it that is named or placed, as an image of its own."""
+        """Yields rows that map a scene, plus a label or position, to the matching drawing as a separate image."""
         for row in self.scenes:
             label, place = LABELLED.match(row.prompt), PLACED.match(row.prompt)
             if row.answer in self.drawn and (label or place):
@@ -95,7 +95,7 @@ class Sets:
         return {"qry": query, "qry_image_path": self._path(image), "pos_text": text}
 
     def _path(self, image: ImageRef | None) -> str:
-        """Copies an image into the folder, once."""
+        """Copies an image into the output folder at its first use; returns its relative path."""
         assert image is not None
         if image not in self._paths:
             ending = Path(image.member or image.path or "x.png").suffix
@@ -110,7 +110,7 @@ class Sets:
 
 
 def main(recipe_file: str, folder: str) -> None:
-    """Writes the sets and says how large they are."""
+    """Writes the sets and prints their sizes."""
     recipe = PretrainRecipe.model_validate(yaml.safe_load(Path(recipe_file).read_text()))
     vision = EfficientNetLite(recipe.image_size, recipe.visual_tokens)
     corpus = read_corpus(recipe, VisionCache(vision, vision.fingerprint(), cache_folder() / "vision"))

@@ -1,6 +1,6 @@
-"""Composed images for the pretraining of `compact`: drawings of known names at known places, and questions on them.
+"""Composes scenes for the pretraining of `compact`: named drawings at known positions, and questions about them.
 
-Everything is drawn by one seed; a scene is an image of 192 px with five to eight captions.
+All scenes derive from a single seed. A scene is a square image of 192 pixels with two to nine captions.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Row = tuple[str, str]
 
 
 class Scenes:
-    """Draws scenes from named drawings.
+    """Composes scenes from named drawings.
 
     Args:
-        drawings: What to draw with; names of at most four words are used.
-        folder: Gets the images.
-        seed: The scenes are a pure function of it and the drawings.
+        drawings: The drawings to use; those with names of more than four words are skipped.
+        folder: Output folder of the images.
+        seed: The scenes are a pure function of the seed and the drawings.
     """
 
     def __init__(self, drawings: Sequence[Drawing], folder: Path, seed: int) -> None:
@@ -50,7 +50,7 @@ class Scenes:
                       self.single, self.written)  # fmt: skip
 
     def captions(self, number: int) -> Iterator[Caption]:
-        """The captions of `number` scenes; images that lie in the folder already are not drawn again."""
+        """Yields the captions of `number` scenes; image files that already exist are not drawn again."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for index in range(number):
             rng = random.Random(f"{self.seed}-{index}")
@@ -63,7 +63,7 @@ class Scenes:
                 yield Caption("scene", ImageRef(path=str(path)), prompt, answer)
 
     def grid(self, rng: random.Random) -> tuple[Image.Image, list[Row]]:
-        """Four drawings, one a quarter, of any size and place in it."""
+        """Draws four drawings, one in each quadrant, with random size and position."""
         four, canvas, half = self._draw(rng, 4), _canvas(rng), CANVAS // 2
         for place, drawing in enumerate(four):
             side = rng.randint(58, 92)
@@ -74,7 +74,7 @@ class Scenes:
         return canvas, [*rows, *self._beside(rng, names, 2, 3), *_everything(rng, names), _where(rng, names, CORNERS)]
 
     def sheet(self, rng: random.Random) -> tuple[Image.Image, list[Row]]:
-        """Nine drawings in three rows."""
+        """Draws nine drawings in a 3x3 grid."""
         nine, canvas, cell = self._draw(rng, 9), _canvas(rng), CANVAS // 3
         for place, drawing in enumerate(nine):
             side = rng.randint(52, cell)
@@ -86,7 +86,7 @@ class Scenes:
         return canvas, [*rows, *self._beside(rng, names, 3, 2), shown, _where(rng, names, PLACES)]
 
     def pair(self, rng: random.Random) -> tuple[Image.Image, list[Row]]:
-        """Two drawings, beside or above each other."""
+        """Draws two drawings side by side or one above the other."""
         two, canvas, upright = self._draw(rng, 2), _canvas(rng), rng.random() < 0.5
         for place, drawing in enumerate(two):
             side, shift = rng.randint(70, 96), rng.randint(0, 90)
@@ -98,7 +98,7 @@ class Scenes:
         return canvas, [*rows, *self._beside(rng, names, 1 if upright else 2, 2), *_everything(rng, names)]
 
     def count(self, rng: random.Random) -> tuple[Image.Image, list[Row]]:
-        """One drawing several times."""
+        """Draws one drawing one to nine times, for counting."""
         (drawing,), canvas, number = self._draw(rng, 1), _canvas(rng), rng.randint(1, 9)
         for place in rng.sample(range(9), number):
             self._paste(canvas, drawing, 64 * (place % 3), 64 * (place // 3), rng.randint(50, 64))
@@ -111,7 +111,7 @@ class Scenes:
         ]
 
     def colour(self, rng: random.Random) -> tuple[Image.Image, list[Row]]:
-        """A drawing's outline filled with one colour on another."""
+        """Draws the silhouette of a drawing in one colour on a background of another colour."""
         (drawing,) = self._draw(rng, 1)
         inside, around = rng.sample(list(COLOURS), 2)
         canvas, side = Image.new("RGB", (CANVAS, CANVAS), COLOURS[around]), rng.randint(100, 180)
@@ -123,7 +123,7 @@ class Scenes:
         return canvas, [*rows, (rng.choice(NAME_PROMPTS), f"{inside} {drawing.name}"), ("What is it?", drawing.name)]
 
     def single(self, rng: random.Random) -> tuple[Image.Image, list[Row]]:
-        """One drawing, anywhere, mirrored at times, on a coloured ground."""
+        """Draws one drawing at a random position, mirrored half of the time, mostly on a coloured background."""
         (drawing,) = self._draw(rng, 1)
         canvas, side = _canvas(rng, 0.3), rng.randint(80, 192)
         place = (rng.randint(0, CANVAS - side), rng.randint(0, CANVAS - side))
@@ -131,7 +131,7 @@ class Scenes:
         return canvas, [(prompt, drawing.name) for prompt in rng.sample(NAME_PROMPTS, 2)]
 
     def written(self, rng: random.Random) -> tuple[Image.Image, list[Row]]:
-        """A short name in large letters."""
+        """Renders the first three words of a name as text."""
         (drawing,) = self._draw(rng, 1)
         ground, ink = rng.choice((("white", "black"), ("black", "white"), ("white", "navy"), ("beige", "maroon")))
         canvas = Image.new("RGB", (CANVAS, CANVAS), ground)
@@ -142,7 +142,7 @@ class Scenes:
         return canvas, [(prompt, " ".join(words.split())) for prompt in prompts]
 
     def _draw(self, rng: random.Random, number: int) -> list[Drawing]:
-        """So many drawings with different names; mostly emoji, mostly of one source."""
+        """Samples `number` drawings with different names: all emoji with probability 0.6, otherwise no emoji."""
         pool = self.emoji if rng.random() < 0.6 else self.others
         chosen: dict[str, Drawing] = {}
         while len(chosen) < number:
@@ -170,10 +170,10 @@ class Scenes:
         if mirrored:
             sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         under = canvas.crop((left, top, left + side, top + side))
-        canvas.paste(ImageChops.multiply(under, sprite), (left, top))  # white lets the ground through
+        canvas.paste(ImageChops.multiply(under, sprite), (left, top))  # white becomes transparent
 
     def _beside(self, rng: random.Random, names: Sequence[str], columns: int, number: int) -> list[Row]:
-        """Questions on neighbours."""
+        """Builds questions about which drawing is next to another one."""
         rows = []
         for _ in range(number):
             near = rng.randrange(len(names))

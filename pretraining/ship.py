@@ -1,4 +1,4 @@
-"""Puts a finished adapter into the package, in half precision, with the vectors that it gives, and says its checksum.
+"""Copies a finished adapter into the package in float16, with reference embeddings, and prints its checksum.
 
 python -m pretraining.ship runs/compact-embed src/vlm2vec/models/backbones/compact/compact_embed
 """
@@ -20,7 +20,7 @@ from vlm2vec.models.verification.golden import write_golden
 
 
 def ship(run: Path, folder: Path) -> str:
-    """Copies what loading needs, the weights as float16; returns the SHA-256 of the weights."""
+    """Copies the files needed for loading, with float16 weights; returns the SHA-256 of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (EMBEDDER_FILE, "adapter_config.json"):
         shutil.copyfile(run / name, folder / name)

@@ -47,7 +47,7 @@ def test_it_learns_and_goes_on_where_it_stopped(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pretrain.pretrain(Pretrainer(recipe(whole)))
     told = capsys.readouterr().out
-    assert "unseen: name: in turn" in told and "What is it? 'red' ->" in told
+    assert "held out: name: autoregressive" in told and "What is it? 'red' ->" in told
     save = Pretrainer.save
 
     def stop_after_saving(trainer: Pretrainer, step: int) -> None:
