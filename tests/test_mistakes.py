@@ -129,7 +129,7 @@ MISTAKES = {
     ),
     "a benchmark whose rows are absent": (
         "eval compact --benchmark bench-rows.yaml -o scores",
-        "T: no such data",
+        "T: not found",
         "expected a .jsonl",
     ),
     "an unknown engine": (

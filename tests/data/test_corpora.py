@@ -66,7 +66,7 @@ def test_queries_without_an_answer_are_left_out_and_said(tmp_path: Path, caplog:
     ("part", "row", "problem"),
     [
         ("qrels", {"query-id": "q0", "corpus-id": "gone", "score": 1}, r"document gone is not in .*corpus\.jsonl"),
-        ("qrels", {"query-id": "q0", "corpus-id": "d0", "score": "high"}, "line 1: field score is no number"),
+        ("qrels", {"query-id": "q0", "corpus-id": "d0", "score": "high"}, "line 1: field score is not a number"),
         ("queries", {"text": "x"}, "line 1: expected one of _id, id, qid"),
         ("corpus", {"text": "x"}, "line 1: expected one of _id, id, doc_id"),
     ],
@@ -79,5 +79,5 @@ def test_a_row_that_does_not_fit_is_named(tmp_path: Path, part: str, row: dict[s
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"corpus\.jsonl: missing; `vlm2vec data check` says how to get it"):
+    with pytest.raises(UserError, match=r"corpus\.jsonl: not found; `vlm2vec data check` prints how to download it"):
         read_corpus_set(tmp_path, "LongEmbed/needle", APART)

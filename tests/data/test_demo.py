@@ -277,7 +277,7 @@ def test_without_npm_or_a_folder_to_write_to_one_line_says_what_to_do(
     with pytest.raises(UserError, match=r"^[^\n]*npm[^\n]*Install Node\.js[^\n]*$"):
         demo.prepare_demo(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file: cannot write here[^\n]*$"):
+    with pytest.raises(UserError, match=r"file: not writable[^\n]*$"):
         demo.prepare_demo(tmp_path / "file")
 
 
@@ -285,7 +285,7 @@ def test_without_npm_or_a_folder_to_write_to_one_line_says_what_to_do(
     ("script", "message"),
     [
         ("echo 'npm error no such host' >&2; echo 'A complete log' >&2; exit 1", r"\(npm error no such host\)"),
-        ("touch emoji-datasource-google-16.0.0.tgz", "google@16.0.0 that is not the pinned"),
+        ("touch emoji-datasource-google-16.0.0.tgz", "google@16.0.0 with another SHA-512"),
     ],
 )
 def test_a_failing_npm_or_a_wrong_package_is_told_in_one_line(

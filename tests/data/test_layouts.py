@@ -209,7 +209,7 @@ def test_a_video_of_a_record_is_a_folder_of_frames_a_file_or_a_list_of_images(tm
     assert file.query.video == VideoRef(path=str(tmp_path / "clip.mp4")) and file.negatives[0].video.path
     assert [Path(frame.path).name for frame in images.query.video.frames] == ["2.png", "0.png"]
     (tmp_path / "b.jsonl").write_text('{"query": {"video": 3}, "target": "this"}')
-    with pytest.raises(UserError, match="line 1, field query: expected a video's path or a list of frames, found 3"):
+    with pytest.raises(UserError, match="line 1, field query: expected a video path or a list of frames, found 3"):
         read_train_records(tmp_path / "b.jsonl")
 
 

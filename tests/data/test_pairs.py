@@ -173,7 +173,7 @@ def test_bad_rows_are_named_together(folder: Path) -> None:
     message = str(caught.value)
     for part in (
         "line 2: query is empty",
-        "line 4, image: images/absent.png: no such image",
+        "line 4, image: images/absent.png: image not found",
         "found 4",
         "and 1 more rows",
     ):

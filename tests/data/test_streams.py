@@ -108,5 +108,5 @@ def test_sets_of_records_are_found_beside_those_in_the_mmeb_layout(tmp_path: Pat
     (tmp_path / "Three/original-0.parquet").touch()
     assert streamed_sets(tmp_path) == {"One": tmp_path / "One.jsonl", "Two": tmp_path / "Two"}
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(UserError, match=r"empty\.jsonl: no records of empty there"):
+    with pytest.raises(UserError, match=r"empty\.jsonl: contains no records of empty"):
         StreamedSet(tmp_path / "empty.jsonl", "empty")

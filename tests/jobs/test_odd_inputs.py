@@ -130,7 +130,7 @@ def test_half_a_character_is_kept_escaped_in_metadata_and_refused_as_input(tmp_p
     assert report.num_new == 2
     assert rows_of(f"{tmp_path}/s.lance")[f"{tmp_path}/m.jsonl#1"]["note"] == "cut \\ud83d"
     ((_, reason),) = report.errors
-    assert "row 2: column text: character 5 is half a character (U+D83D" in reason
+    assert "row 2: column text: character 5 is a lone surrogate (U+D83D" in reason
 
 
 @pytest.mark.parametrize("name", ["my photos", "写真", "a[1]", "it's", "a#b?c%20", "ünï", "plain-1.2_x"])

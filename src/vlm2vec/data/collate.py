@@ -1,4 +1,4 @@
-"""Pairs -> the tensors of a step."""
+"""Collates training pairs into the tensors of a step."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from vlm2vec.types import EmbeddingInput, by_reference, content_key
 
 @dataclass
 class PairBatch:
-    """B pairs, ready for a model.
+    """A batch of B pairs as model inputs.
 
     Attributes:
-        inputs: The distinct inputs of both sides, U in all; each becomes one vector.
+        inputs: The U distinct inputs of queries and targets; each is encoded once.
         query_rows: Row in `inputs` of each query, shape [B].
         target_rows: Row in `inputs` of each target, shape [M]: the positives in query order, then all negatives.
-        query_keys: One integer a query; equal integers mean equal inputs, shape [B].
-        target_keys: One integer a target; equal integers mean equal inputs, shape [M].
-        target_ids: One integer a target: the document that it is, by the data's own `id`; where the data has none, as
-            `target_keys`, shape [M].
-        origins: Where each pair comes from, for messages, length B.
-        target_queries: Position in the batch of the query that each target came with, shape [M]. Default: the first B
-            targets belong to the queries in order, the others to none (-1).
-        is_positive: Whether a target is a positive of that query, shape [M]. Default: the first B are.
-        scores: A judge's score of each target for that query; NaN where there is none (the default), shape [M].
-        items: What `inputs` was made of, where a second model encodes it, too.
-        guide: Vectors of a guide model by row of `inputs`, shape [U, E].
-        teacher: Vectors of a teacher by row of `inputs`, shape [U, F].
+        query_keys: An integer per query; equal integers mean equal inputs, shape [B].
+        target_keys: An integer per target; equal integers mean equal inputs, shape [M].
+        target_ids: An integer per target that identifies its document by the `id` of the data; equal to `target_keys`
+            if the data has no ids, shape [M].
+        origins: File and row of each pair, for messages, length B.
+        target_queries: Position in the batch of the query that each target was given with, shape [M]. Default: the
+            first B targets belong to the queries in order, the remaining targets to no query (-1).
+        is_positive: Whether each target is a positive of its query, shape [M]. Default: True for the first B.
+        scores: Score of each target for its query, given by a reranker, for example; NaN (the default) if there is no
+            score, shape [M].
+        items: The untokenized inputs, if a second model (guide or teacher) encodes them, too.
+        guide: Embeddings of a guide model for the rows of `inputs`, shape [U, E].
+        teacher: Embeddings of a teacher for the rows of `inputs`, shape [U, F].
     """
 
     inputs: Batch
@@ -66,17 +67,17 @@ def collate_pairs(
     merge_equal: bool = True,
     keep_items: bool = False,
 ) -> PairBatch:
-    """The batch of these pairs, made by a backbone's processor.
+    """Builds the batch of the given pairs.
 
     Args:
-        process: Inputs -> tensors.
+        process: The backbone's function that converts inputs to tensors.
         examples: The pairs.
-        merge_equal: Equal inputs of one side become one row. A query that equals its target keeps a row of its own:
-            with dropout the two are two views of one input, as some methods want.
-        keep_items: Whether the batch carries the inputs themselves, for a second model to encode.
+        merge_equal: Whether equal queries share one row, and equal targets share one row. A query that equals its
+            target always keeps its own row: with dropout the two rows are two views of one input, as in SimCSE.
+        keep_items: Whether the batch keeps the untokenized inputs for a second model.
     """
     queries = [example.query for example in examples]
-    # First positives in query order, then further positives, then negatives; each with its query and its score.
+    # The first positives in query order, then further positives, then negatives; each with its query and its score.
     given = [
         *((b, e.target, e.target_id, _score(e, 0)) for b, e in enumerate(examples)),
         *((b, item, None, _score(e, k)) for b, e in enumerate(examples) for k, item in enumerate(e.targets) if k),
@@ -113,12 +114,12 @@ def _score(example: TrainExample, number: int) -> float:
 
 
 def key_number(item: EmbeddingInput) -> int:
-    """An integer that identifies an input, see `content_key`. Files count as equal if their paths are: none is read."""
+    """Returns an integer that identifies an input (see `content_key`). Files are compared by path and not read."""
     return _number(content_key(item, by_reference))
 
 
 def _rows(items: Sequence[EmbeddingInput], distinct: list[EmbeddingInput], merge_equal: bool) -> list[int]:
-    """Appends what is new to `distinct`; returns where each item stands there."""
+    """Appends new items to `distinct`; returns the position of each item in it."""
     place: dict[object, int] = {}
     rows = []
     for i, item in enumerate(items):

@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from vlm2vec.types import EmbeddingInput
 
 VERBATIM = "<|image_1|>"
-"""A text with this placeholder is a complete prompt."""
+"""A text that contains this placeholder is used verbatim as the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainExample:
-    """One contrastive pair and its hard negatives.
+    """A contrastive pair with its hard negatives.
 
     Attributes:
         query: The query.
         target: The positive.
         negatives: Hard negatives, if any.
-        source: Name of the training set, for batches of one source and for messages.
+        source: Name of the training set, for single-source batches and for messages.
         target_id: Id of the target document, if the data has ids. Targets with equal ids are never negatives of each
-            other, whatever their content.
+            other, even if their content differs.
         origin: File and row of the pair (`file, row 3`), for messages.
         more_targets: Further positives, if any.
-        scores: A judge's score of each target, then of each negative. Empty: no scores.
+        scores: Score of each target, then of each negative, given by a reranker, for example. Empty: no scores.
     """
 
     query: EmbeddingInput
@@ -37,11 +37,11 @@ class TrainExample:
     scores: tuple[float, ...] = ()
 
     def without_negatives(self) -> TrainExample:
-        """The same pair without its negatives and their scores."""
+        """Returns the pair without its negatives and their scores."""
         return dataclasses.replace(self, negatives=(), scores=self.scores[: len(self.targets)])
 
     def with_target_instruction(self, instruction: str) -> TrainExample:
-        """The same pair with an instruction on each target and negative that has none and is no verbatim prompt."""
+        """Returns the pair with `instruction` added to targets and negatives that lack one and are not verbatim."""
 
         def add(item: EmbeddingInput) -> EmbeddingInput:
             if item.instruction is not None or (item.text and VERBATIM in item.text):
@@ -57,5 +57,5 @@ class TrainExample:
 
     @property
     def targets(self) -> tuple[EmbeddingInput, ...]:
-        """All positives."""
+        """All positives, `target` first."""
         return (self.target, *self.more_targets)

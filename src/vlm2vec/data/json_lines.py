@@ -1,4 +1,4 @@
-"""JSON lines, decoded strictly and read in blocks: memory holds one block of a file of any length."""
+"""Reads JSON lines strictly and in blocks, so that memory holds only one block of a file of any length."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class JsonLines:
     Args:
         file: The file; blank lines are skipped.
         block: Objects per block.
-        keep: Which objects belong to the file's rows; None: all. With it, every line is parsed once at the start.
+        keep: Predicate for the objects to keep; None: keep all. If given, every line is parsed once at the start.
 
     Attributes:
         sizes: Number of objects in each block.
 
     Raises:
-        UserError: if the file is not readable, or, with `keep`, for a line that is not a JSON object.
+        UserError: if the file is not readable, or, with `keep`, if a line is not a JSON object.
     """
 
     def __init__(self, file: Path, block: int = BLOCK, keep: Callable[[Row], bool] | None = None) -> None:
         self._file, self._keep = file, keep
         self.sizes: list[int] = []
-        self._begins: list[tuple[int, int]] = []  # byte and line number of each block
+        self._begins: list[tuple[int, int]] = []  # byte offset and line number of each block
         for place, number, line in _lines(file):
             if keep is not None and not keep(_parsed(line, file, number)):
                 continue
@@ -42,10 +42,10 @@ class JsonLines:
             self.sizes[-1] += 1
 
     def read(self, number: int) -> list[tuple[str, Row]]:
-        """The objects of a block, each with its place (`file, line 3`).
+        """Returns the objects of a block, each with its location (`file, line 3`).
 
         Raises:
-            UserError: naming file and line, for bytes that are not UTF-8 or a line that is not a JSON object.
+            UserError: if a line is not UTF-8 or not a JSON object; the message names file and line.
         """
         found: list[tuple[str, Row]] = []
         for _, line_number, line in _lines(self._file, *self._begins[number]):
@@ -58,7 +58,7 @@ class JsonLines:
 
 
 def read_json_lines(file: Path) -> Iterator[tuple[str, Row]]:
-    """Every object of a file with its place, one at a time.
+    """Yields every object of a file with its location.
 
     Raises:
         UserError: as `JsonLines.read`.
@@ -68,10 +68,10 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Row]]:
 
 
 def json_object(text: str, where: str) -> Row:
-    """A JSON object.
+    """Parses a JSON object.
 
     Raises:
-        UserError: naming the place, if the text is anything else.
+        UserError: if the text is not a JSON object; the message names the location.
     """
     try:
         value = json.loads(text)
@@ -88,7 +88,7 @@ def _parsed(line: bytes, file: Path, number: int) -> Row:
 
 
 def _lines(file: Path, place: int = 0, number: int = 1) -> Iterator[tuple[int, int, bytes]]:
-    """Lines that are not blank, each with its first byte and its number, from a line on."""
+    """Yields the non-blank lines as (byte offset, line number, bytes), starting at a given offset."""
     try:
         with file.open("rb") as lines:
             lines.seek(place)

@@ -1,4 +1,4 @@
-"""How much of each training set goes into a run: caps and shares."""
+"""Caps and sampling shares of the training sets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 def capped(rows: Sequence[T], max_rows: int | None, seed: int, name: str) -> list[T]:
-    """At most `max_rows` of a set's rows, chosen by chance and left in their order; None: all of them.
+    """Returns a random sample of at most `max_rows` rows in their original order; None: all rows.
 
-    The first rows of a set are often of one kind (sorted by class or by image): taking them would not be a sample.
+    Taking the first rows would be biased: sets are often sorted by class or by image.
     """
     if max_rows is None or len(rows) <= max_rows:
         return list(rows)
@@ -21,13 +21,13 @@ def capped(rows: Sequence[T], max_rows: int | None, seed: int, name: str) -> lis
 
 
 def set_weights(sizes: Mapping[str, int], given: Mapping[str, float | None], exponent: float) -> dict[str, float]:
-    """Share of each set in the batches: the given weight, else size ** exponent; a positive scale of its own.
+    """Returns the sampling weight of each set: the given weight, or size ** exponent. The scale is arbitrary.
 
     Args:
-        sizes: Pairs of each set, after caps.
-        given: Weights by name; None where the size decides.
-        exponent: 1: by size; 0: all equal; between them, large sets are drawn less often than their size says (a
-            sampling temperature of 1 / exponent).
+        sizes: Number of pairs in each set, after caps.
+        given: Weights by name; None: use the size.
+        exponent: 1: proportional to size; 0: equal weights; values between 0 and 1 sample large sets less often than
+            their size implies (a sampling temperature of 1 / exponent).
     """
     weights = {}
     for name, size in sizes.items():

@@ -1,4 +1,4 @@
-"""The roles of a table's columns: query, target and negatives, found by name or given."""
+"""Assigns the roles query, target and negatives to the columns of a table, by name or as given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from vlm2vec.data.mmeb.media import IMAGE_ENDINGS
 from vlm2vec.errors import UserError, did_you_mean, shown
 
-NUM_LOOKED_AT = 20  # values of a column that decide whether its texts are paths of images
+NUM_LOOKED_AT = 20  # number of values inspected to decide whether a column contains image paths
 
 ALIASES = {
     **dict.fromkeys(("img", "image_path", "img_path", "image_file", "file_name", "filename", "picture"), "image"),
@@ -39,7 +39,7 @@ LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("title",), ("image",)),
     (("image",), ("label",)),
 )
-"""Columns of the query and of the target, the most specific layout first. A side of two columns needs one of them."""
+"""Columns of query and target, the most specific layout first. If a side lists two columns, one is sufficient."""
 NEGATIVES = ("negative", "negatives", "neg", "neg_text", "neg_image_path", "negative_text", "negative_image")
 
 
@@ -48,10 +48,10 @@ class PairColumns:
     """The roles of a table's columns.
 
     Attributes:
-        query: The column of the text or image, or two columns for both.
+        query: The column with the text or image, or two columns with both.
         target: The same for the target.
-        negatives: Each column is a negative, or a list of negatives.
-        unused: The other columns.
+        negatives: Columns that each contain a negative or a list of negatives.
+        unused: All remaining columns.
     """
 
     query: tuple[str, ...]
@@ -67,10 +67,10 @@ def find_columns(
     target: Sequence[str] = (),
     negatives: Sequence[str] = (),
 ) -> PairColumns:
-    """The roles of a table's columns.
+    """Determines the roles of a table's columns.
 
     Raises:
-        UserError: for an unknown column, a column in both roles, or names that fit no layout.
+        UserError: for an unknown column, a column that is both query and target, or names that match no layout.
     """
     for name in (*query, *target, *negatives):
         if name not in names:
@@ -98,7 +98,7 @@ def _is_negative(name: str) -> bool:
 
 
 def names_images(name: str, values: Sequence[Any]) -> bool:
-    """Whether a column's texts are paths of images: by the ending of the first ones, or by the column's name."""
+    """Returns whether a column contains image paths, judged by the endings of its first values or by its name."""
     texts = [value for value in values if isinstance(value, str) and value][:NUM_LOOKED_AT]
     if texts and all(text.lower().endswith(IMAGE_ENDINGS) or text.startswith("data:image/") for text in texts):
         return True

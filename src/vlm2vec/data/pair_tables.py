@@ -1,4 +1,4 @@
-"""Rows of a table, whatever its format: JSON lines, JSON, CSV, TSV, parquet, or a folder of images with captions."""
+"""Reads the rows of a table: JSON lines, JSON, CSV, TSV, parquet, or a folder of images with captions."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Rows = Iterator[tuple[str, Row]]
 
 
 def is_table(source: Path) -> bool:
-    """Whether a path names data: a folder, or a file with the ending of a table."""
+    """Returns whether a path is a folder or has the file ending of a table."""
     return source.is_dir() or source.suffix.lower() in TABLES
 
 
 def read_rows(source: Path) -> Rows:
-    """Every row with its place, such as `line 7`. Cells of images in parquet are `ImageRef`s; nothing is decoded.
+    """Yields every row with its location, such as `line 7`. Parquet image cells become `ImageRef`s, not yet decoded.
 
     Raises:
-        UserError: naming file and row, for a file that is missing or cannot be read.
+        UserError: if the file is missing or not readable; the message names file and row.
     """
     if source.is_dir():
         return _folder_rows(source)
@@ -44,7 +44,7 @@ def read_rows(source: Path) -> Rows:
         raise UserError(f"{source}: no such file; expected a {', '.join(TABLES)} file or a folder of images")
     readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
     if suffix not in TABLES:
-        raise UserError(f"{source}: cannot read this format; expected {', '.join(TABLES)} or a folder of images")
+        raise UserError(f"{source}: unsupported format; expected {', '.join(TABLES)} or a folder of images")
     return readers.get(suffix, _csv_rows)(source)
 
 
@@ -59,7 +59,7 @@ def _jsonl_rows(source: Path) -> Rows:
 def _json_rows(source: Path) -> Rows:
     content = _parsed(read_text(source), str(source))
     if not isinstance(content, list):
-        raise UserError(f"{source}: expected a list of objects; for one object on each line, name it .jsonl")
+        raise UserError(f"{source}: expected a list of objects; if each line is an object, rename the file to .jsonl")
     for number, value in enumerate(content):
         yield f"row {number}", _object(value, source, f"row {number}")
 
@@ -84,7 +84,7 @@ def _csv_rows(source: Path) -> Rows:
     try:
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)):
             if None in row:
-                more = "more cells than the header has columns; put quotes around a cell that contains"
+                more = "more cells than the header has columns; quote cells that contain"
                 raise UserError(f"{source}, row {number}: {more} {shown(delimiter)}")
             yield f"row {number}", row
     except csv.Error as error:
@@ -117,10 +117,10 @@ def _folder_rows(source: Path) -> Rows:
         return
     images = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
     if not images:
-        raise UserError(f"{source}: no images there; expected images with captions, or give a file such as pairs.jsonl")
+        raise UserError(f"{source}: contains no images; expected images with captions, or a file such as pairs.jsonl")
     captioned = [path for path in images if path.with_suffix(".txt").is_file()]
     if not captioned:
-        how = "put IMAGE.txt beside each image, or a metadata.csv with the columns file_name and text into the folder"
+        how = "put IMAGE.txt next to each image, or add a metadata.csv with the columns file_name and text"
         raise UserError(f"{source}: {len(images)} images without captions; {how}")
     for path in captioned:
         name = str(path.relative_to(source))

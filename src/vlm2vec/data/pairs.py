@@ -1,8 +1,8 @@
-"""Training pairs from a table of any common layout.
+"""Reads training pairs from a table of any common layout.
 
-The columns of query, target and negatives are found by name, or given. Every row is checked before a model is loaded.
-`write_pairs` writes what was read in the layout of `vlm2vec.data.records`: pairs to train on, and an evaluation of
-the pairs that are held out.
+The columns of query, target and negatives are found by name or given. Every row is checked before a model is loaded.
+`write_pairs` writes the pairs in the layout of `vlm2vec.data.records`: a training set, and an evaluation set of the
+held-out pairs.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Pairs:
     Attributes:
         source: The file or folder.
         columns: The roles of its columns.
-        records: For each pair `query`, `target` and, where there are some, `negatives`; each side is a dictionary with
-            some of `text`, `instruction` and `images` (a list of `ImageRef`).
+        records: For each pair, `query`, `target` and (if any) `negatives`; each side is a dictionary with some of
+            `text`, `instruction` and `images` (a list of `ImageRef`).
     """
 
     source: Path
@@ -49,23 +49,23 @@ class Pairs:
 def read_pairs(
     source: Path, query: Sequence[str] = (), target: Sequence[str] = (), negatives: Sequence[str] = ()
 ) -> Pairs:
-    """Reads and checks every row; images must exist, but are not decoded.
+    """Reads and checks every row; image files must exist, but are not decoded.
 
     Args:
         source: A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file, or a folder of images with captions: a
-            `metadata.csv` or `metadata.jsonl` with `file_name` and `text`, or a `.txt` file beside each image. A cell
-            that is a list of texts, such as five captions of an image, makes a pair of each.
-        query: Columns of the query; empty: found by name (`LAYOUTS`).
-        target: Columns of the target; empty: found by name.
-        negatives: Columns of the negatives; empty: found by name.
+            `metadata.csv` or `metadata.jsonl` with `file_name` and `text`, or a `.txt` file next to each image. If a
+            cell contains a list of texts, such as five captions of an image, each text makes a pair.
+        query: Columns of the query; empty: find them by name (`LAYOUTS`).
+        target: Columns of the target; empty: find them by name.
+        negatives: Columns of the negatives; empty: find them by name.
 
     Raises:
-        UserError: if the source is missing or empty, no layout fits its columns, or rows lack a side or an image; it
-            names the first such rows and their number.
+        UserError: if the source is missing or empty, no layout matches its columns, or rows lack a side or an image;
+            the message names the first such rows and the number of further ones.
     """
     rows = list(read_rows(source))
     if not rows:
-        raise UserError(f"{source}: no rows there; expected at least two pairs")
+        raise UserError(f"{source}: contains no rows; expected at least two pairs")
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     columns = find_columns(str(source), names, query, target, negatives)
     folder = (source if source.is_dir() else source.parent).absolute()
@@ -84,17 +84,18 @@ def read_pairs(
 
 
 def hold_out(pairs: Pairs, share: float = 0.1, seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """Divides the pairs into those to train on and those to evaluate on.
+    """Splits the pairs into training pairs and held-out pairs.
 
-    Pairs that share an image, or without images a query, stay together, so that no evaluated image was trained on.
+    Pairs that share an image (or a query, if there are no images) stay together, so that no held-out image is in the
+    training pairs.
 
     Args:
         pairs: All pairs.
-        share: The share of the pairs to hold out; at most `MAX_HELD_OUT` pairs are.
-        seed: Of the choice.
+        share: Fraction of the pairs to hold out, up to `MAX_HELD_OUT` pairs.
+        seed: Seed of the random choice.
 
     Returns:
-        Pairs to train on, and held-out pairs, both in the order of the source.
+        Training pairs and held-out pairs, both in the order of the source.
     """
     groups: dict[Any, list[int]] = {}
     for number, record in enumerate(pairs.records):
@@ -113,8 +114,8 @@ def hold_out(pairs: Pairs, share: float = 0.1, seed: int = 0) -> tuple[list[Row]
 def write_pairs(folder: Path, train: Sequence[Row], held: Sequence[Row]) -> None:
     """Writes `train/pairs.jsonl` and, if pairs are held out, `eval/HeldOut.jsonl` and `benchmark.yaml`.
 
-    In the evaluation, every held-out query ranks all held-out targets. Image files are named by their absolute paths;
-    images inside other files (cells of parquet) are written to `images/`. The folder is replaced as a whole.
+    The evaluation ranks all held-out targets for every held-out query. Image files are referenced by absolute path;
+    images inside other files (parquet cells) are written to `images/`. An existing folder is replaced as a whole.
     """
     with replacing(folder) as beside:
 
@@ -144,7 +145,7 @@ def write_pairs(folder: Path, train: Sequence[Row], held: Sequence[Row]) -> None
 
 
 def describe(pairs: Pairs, num_examples: int = 3) -> list[str]:
-    """Lines with the roles of the columns and the first pairs."""
+    """Returns lines that show the roles of the columns and the first pairs."""
     columns = pairs.columns
     roles = [f"query: {' and '.join(columns.query)}", f"target: {' and '.join(columns.target)}"]
     roles += [f"negatives: {', '.join(columns.negatives)}"] if columns.negatives else []
@@ -158,11 +159,11 @@ def describe(pairs: Pairs, num_examples: int = 3) -> list[str]:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Makes the pairs of a row."""
+    """Converts a row to pairs."""
 
     columns: PairColumns
     images: set[str]
-    """Columns whose texts are paths."""
+    """Columns that contain image paths."""
     folder: Path
     where: str
 
@@ -177,7 +178,7 @@ class _Reader:
         return [{"query": query, "target": target, **further} for query in sides["query"] for target in sides["target"]]
 
     def _sides(self, row: Row, names: Sequence[str]) -> list[Row]:
-        """The side of these columns; of a column of lists, a side for each item. Empty ones are left out."""
+        """Returns the side in these columns, or a side per item if the cell is a list. Empty sides are left out."""
         first = row.get(names[0])
         cells = [row]
         if len(names) == 1 and isinstance(first, list) and not _are_images(first):
@@ -202,10 +203,10 @@ class _Reader:
                 side.setdefault("images", []).append(self._image(value, name))
             elif isinstance(value, str):
                 texts += [value] if value.strip() else []
-            elif value is not None and value == value:  # an empty cell of parquet can be NaN
-                raise UserError(f"{self.where}, {name}: expected a text or the path of an image, found {shown(value)}")
+            elif value is not None and value == value:  # empty parquet cells can be NaN
+                raise UserError(f"{self.where}, {name}: expected a text or an image path, found {shown(value)}")
         if len(texts) > 1:
-            raise UserError(f"{self.where}: two texts on one side; give one column of texts and one of images")
+            raise UserError(f"{self.where}: two texts on one side; give one text column and one image column")
         return {"text": texts[0], **side} if texts else side
 
     def _image(self, value: Any, name: str) -> ImageRef:
@@ -213,13 +214,13 @@ class _Reader:
         if isinstance(value, ImageRef):
             return value
         if not isinstance(value, str):
-            raise UserError(f"{where}: expected the path of an image, found {shown(value)}")
+            raise UserError(f"{where}: expected an image path, found {shown(value)}")
         image = ImageRef.of(value)
         if image.path is None:
             return image
         path = self.folder / image.path
         if not path.is_file():
-            raise UserError(f"{where}: {value}: no such image; paths are relative to {self.folder}")
+            raise UserError(f"{where}: {value}: image not found; paths are relative to {self.folder}")
         return ImageRef(path=str(path), origin=where)
 
 
@@ -239,7 +240,7 @@ def _group(record: Row) -> Any:
 
 
 def _merged(held: Sequence[Row]) -> Iterable[tuple[Row, list[Row], list[int]]]:
-    """Each distinct query with its candidates (all its targets, then negatives) and the places of the targets."""
+    """Yields each distinct query with its candidates (all its targets, then negatives) and the target positions."""
     by_query: dict[Any, list[Row]] = {}
     for record in held:
         by_query.setdefault(_key(record["query"]), []).append(record)
@@ -250,7 +251,7 @@ def _merged(held: Sequence[Row]) -> Iterable[tuple[Row, list[Row], list[int]]]:
 
 
 def _file_of(image: ImageRef, beside: Path, folder: Path) -> str:
-    """The path of an image's file; an image inside another file becomes a file in the folder's `images/`."""
+    """Returns the path of an image's file; an image inside another file is first written to the folder's `images/`."""
     if image.path is not None and image.member is None:
         return image.path
     content = image.read()
@@ -268,7 +269,7 @@ def _write_lines(path: Path, values: Iterable[Row]) -> None:
 
 
 def _words(side: Row) -> str:
-    """A side in a few words."""
+    """Returns a short description of a side."""
     parts = [
         Path(image.path or "image").name + (f":{image.member}" if image.member else "")
         for image in side.get("images", ())

@@ -1,17 +1,17 @@
-"""Records of one's own as training pairs or queries: JSON lines, parquet with image columns, webdataset shards.
+"""Reads user-provided training pairs and evaluation queries: JSON lines, parquet with images, webdataset shards.
 
 A record has `query`, and `target` (training) or `candidates` (evaluation). Each of these is a text or an object with
 some of `text`, `image` or `images`, `video` and `instruction`. Further fields for training: `negatives` (a list),
-`targets` (a list of positives, instead of `target`), `target_scores` and `negative_scores` (a number each, of a
-reranker for example), `target_instruction` (for targets and negatives without their own). Further fields for
-evaluation: `relevant` (positions among the candidates, default [0]) and `gains`.
+`targets` (a list of positives, instead of `target`), `target_scores` and `negative_scores` (a number for each target
+and negative, such as the score of a reranker), `target_instruction` (for targets and negatives without their own).
+Further fields for evaluation: `relevant` (positions among the candidates, default [0]) and `gains`.
 
 - JSON lines: images and videos are paths relative to the file. A video is a file, a folder of frames, or a list of
   images.
-- Parquet: flat columns (`query_text`, `query_image`, `target_text`, `target_image`); images are cells of bytes or of
-  the hub's Image type.
-- Webdataset shards: a record is the files of one key, `KEY.json` and the images that it names by ending
-  (`"image": "query.jpg"` is `KEY.query.jpg`).
+- Parquet: flat columns (`query_text`, `query_image`, `target_text`, `target_image`); image cells contain bytes or the
+  hub's Image type.
+- Webdataset shards: a record consists of the files with the same key, `KEY.json` and the images that it names by their
+  ending (`"image": "query.jpg"` is `KEY.query.jpg`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vlm2vec.media.videos import VideoRef
 from vlm2vec.types import EmbeddingInput, EvalQuery
 
 ENDINGS = (".jsonl", ".parquet", ".tar")
-BLOCK = 256  # records that are read at once where the file says nothing
+BLOCK = 256  # records per block in formats without row groups
 SIDE_FIELDS = {"text", "image", "images", "video", "instruction"}
 FIELDS = {"query", "target", "candidates", "negatives", "relevant", "gains"}
 FIELDS |= {"targets", "target_scores", "negative_scores", "target_instruction"}
@@ -46,52 +46,52 @@ FLAT = tuple(f"{side}_{part}" for side in ("query", "target", "negative") for pa
 
 @dataclass(frozen=True)
 class Record:
-    """One record and where its images lie."""
+    """A record with the file that its images are resolved against."""
 
     values: dict[str, Any]
     where: str
     place: Path
     """The JSON lines file, parquet file or shard."""
     key: str = ""
-    """Of a webdataset record."""
+    """Key of a webdataset record."""
 
     def image(self, name: Any, origin: str) -> ImageRef:
-        """An image that the record names."""
+        """Returns a reference to an image that the record names."""
         if isinstance(name, ImageRef):
             return name
         if not isinstance(name, str) or not name:
-            raise UserError(f"{origin}: expected the path of an image, found {shown(name)}")
+            raise UserError(f"{origin}: expected an image path, found {shown(name)}")
         if self.key:
             return ImageRef(path=str(self.place), member=f"{self.key}.{name}", origin=origin)
         return ImageRef(path=str(self.place.parent / name), origin=origin)
 
     def video(self, name: Any, origin: str) -> VideoRef:
-        """A video that the record names: a file, a folder of frames, or a list of images."""
+        """Returns a reference to a video that the record names: a file, a folder of frames, or a list of images."""
         if isinstance(name, list) and name:
             return VideoRef(frames=tuple(self.image(frame, origin) for frame in name), origin=origin)
         if not isinstance(name, str) or not name:
-            raise UserError(f"{origin}: expected a video's path or a list of frames, found {shown(name)}")
+            raise UserError(f"{origin}: expected a video path or a list of frames, found {shown(name)}")
         if self.key:
             raise UserError(
-                f"{origin}: a shard's record has no video files; list the frames, as in video: [0.jpg, 1.jpg]"
+                f"{origin}: video files inside shards are unsupported; list the frames, as in video: [0.jpg, 1.jpg]"
             )
         return VideoRef(path=str(self.place.parent / name), origin=origin)
 
 
 def read_train_records(path: Path) -> list[TrainExample]:
-    """Training pairs of a `.jsonl`, `.parquet` or `.tar` file, or of all such files in a folder.
+    """Reads training pairs from a `.jsonl`, `.parquet` or `.tar` file, or from all such files in a folder.
 
     Raises:
-        UserError: naming file, row and field of the first record that is no pair.
+        UserError: if a record is not a valid pair; the message names file, row and field.
     """
     return [pair_of(record, path.stem) for record in _records(path)]
 
 
 def pair_of(record: Record, source: str) -> TrainExample:
-    """A record as a training pair.
+    """Converts a record to a training pair.
 
     Raises:
-        UserError: naming file, row and field, if it is none.
+        UserError: if it is not a valid pair; the message names file, row and field.
     """
     query = _side(record, "query")
     several = record.values.get("targets")
@@ -99,7 +99,7 @@ def pair_of(record: Record, source: str) -> TrainExample:
         record.values.get("target") is not None or not isinstance(several, list) or not several
     ):
         raise UserError(
-            f"{record.where}: field targets: expected a list of at least one, and no field target beside it"
+            f"{record.where}: field targets: expected a non-empty list and no field target in the same record"
         )
     if several is None:
         targets = [_side(record, "target")]
@@ -116,7 +116,7 @@ def pair_of(record: Record, source: str) -> TrainExample:
 
 
 def _scores(record: Record, num_targets: int, num_negatives: int) -> tuple[float, ...]:
-    """Scores of the targets, then of the negatives; a missing list or a null is NaN, and () where both are missing."""
+    """Returns the scores of targets, then negatives; null or a missing list gives NaN, () if both are missing."""
     scores: list[float] = []
     names = ("target_scores", num_targets), ("negative_scores", num_negatives)
     if all(record.values.get(name) is None for name, _ in names):
@@ -132,34 +132,34 @@ def _scores(record: Record, num_targets: int, num_negatives: int) -> tuple[float
 
 
 def read_eval_records(path: Path) -> list[EvalQuery]:
-    """Queries of a `.jsonl`, `.parquet` or `.tar` file, or of all such files in a folder.
+    """Reads evaluation queries from a `.jsonl`, `.parquet` or `.tar` file, or from all such files in a folder.
 
     Raises:
-        UserError: naming file, row and field of the first record that is no query.
+        UserError: if a record is not a valid query; the message names file, row and field.
     """
     shared: dict[EmbeddingInput, EmbeddingInput] = {}
     queries = []
     for record in _records(path):
         found = record.values.get("candidates")
         if not isinstance(found, list) or not found:
-            raise UserError(f"{record.where}: field candidates: expected a list of at least one")
+            raise UserError(f"{record.where}: field candidates: expected a non-empty list")
         candidates = [_input(record, item, f"candidates[{i}]") for i, item in enumerate(found)]
         relevant = tuple(record.values.get("relevant") or (0,))
         if not all(isinstance(i, int) and 0 <= i < len(candidates) for i in relevant):
             raise UserError(f"{record.where}: field relevant: expected positions 0 to {len(candidates) - 1}")
         gains = tuple(map(float, record.values.get("gains") or ()))
         if gains and len(gains) != len(relevant):
-            raise UserError(f"{record.where}: field gains: expected {len(relevant)} numbers, one a relevant candidate")
+            raise UserError(f"{record.where}: field gains: expected {len(relevant)} numbers, one for each relevant id")
         unique = tuple(shared.setdefault(item, item) for item in candidates)
         queries.append(EvalQuery(_side(record, "query"), unique, relevant, gains))
     return queries
 
 
 def record_files(path: Path) -> list[Path]:
-    """The files of records that a path names: the file, the files in the folder, or the files of that name.
+    """Returns the record files for a path: the file itself, the files in the folder, or the files with that stem.
 
     Args:
-        path: A file, a folder, or either without its ending: `data/Beach` also finds `data/Beach.jsonl`.
+        path: A file, a folder, or a file without its ending: `data/Beach` also finds `data/Beach.jsonl`.
     """
     if path.is_dir():
         return sorted(file for ending in ENDINGS for file in path.glob(f"*{ending}"))
@@ -170,7 +170,7 @@ def record_files(path: Path) -> list[Path]:
 def _records(path: Path) -> Iterator[Record]:
     files = record_files(path)
     if not files:
-        raise UserError(f"{path}: no such data; expected a .jsonl, .parquet or .tar file, or a folder of them")
+        raise UserError(f"{path}: not found; expected a .jsonl, .parquet or .tar file, or a folder of such files")
     for file in files:
         opened = open_records(file)
         for number in range(len(opened.sizes)):
@@ -178,21 +178,21 @@ def _records(path: Path) -> Iterator[Record]:
 
 
 class RecordFile(Protocol):
-    """A file of records, in blocks that can be read alone."""
+    """A file of records in blocks that can be read independently."""
 
     sizes: list[int]
-    """Records of each block."""
+    """Number of records in each block."""
 
     def read(self, number: int) -> list[Record]:
-        """The records of a block; images are not read."""
+        """Reads the records of a block; images are not read."""
         ...
 
 
 def open_records(file: Path) -> RecordFile:
-    """A file's blocks; what they hold stays where it is.
+    """Opens a file of records without reading its blocks.
 
     Raises:
-        UserError: for another kind of file, or one that is not readable.
+        UserError: if the file has an unsupported format or is not readable.
     """
     kinds: dict[str, type[_Lines] | type[_Table] | type[_Shard]]
     kinds = {".jsonl": _Lines, ".parquet": _Table, ".tar": _Shard}
@@ -207,7 +207,7 @@ class _Lines:
         self.sizes = self._lines.sizes
 
     def read(self, number: int) -> list[Record]:
-        """Records of a block."""
+        """Reads the records of a block."""
         return [_record(values, where, self._file) for where, values in self._lines.read(number)]
 
 
@@ -216,11 +216,11 @@ class _Shard:
         self._file = file
         self._names = sorted(name for name in archives.members(file) if name.endswith(".json"))
         if not self._names:
-            raise UserError(f"{file}: no KEY.json in this shard; expected one a record")
+            raise UserError(f"{file}: no KEY.json in this shard; expected one per record")
         self.sizes = [len(self._names[begin : begin + BLOCK]) for begin in range(0, len(self._names), BLOCK)]
 
     def read(self, number: int) -> list[Record]:
-        """Records of a block, by key."""
+        """Reads the records of a block; a record consists of the files with the same key."""
         found = []
         for name in self._names[number * BLOCK : (number + 1) * BLOCK]:
             where = f"{self._file}, record {name}"
@@ -238,7 +238,7 @@ def _record(values: dict[str, Any], where: str, file: Path, key: str = "") -> Re
 
 
 class _Table:
-    """A parquet file; its row groups are the blocks."""
+    """A parquet file whose blocks are its row groups."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -256,7 +256,7 @@ class _Table:
         self.sizes = [self._table.metadata.row_group(i).num_rows for i in range(self._table.num_row_groups)]
 
     def read(self, number: int) -> list[Record]:
-        """Rows of a group; cells of images are only named."""
+        """Reads the rows of a group; image cells are referenced, not loaded."""
         try:
             table = self._table.read_row_group(number, columns=[*self._columns, *self._looked_at])
         except (pa.ArrowInvalid, OSError) as error:

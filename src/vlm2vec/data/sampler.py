@@ -1,4 +1,4 @@
-"""Which examples make the batch of a step: a pure function of the seed, the same for any number of workers."""
+"""Samples the batch of each step as a pure function of the seed, independent of the number of workers."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Batching = Literal["mixed", "single", "interleaved"]
 
 
 class BatchSampler(Sampler[list[int]]):
-    """Batches of indices into the concatenation of several sets.
+    """Yields batches of indices into the concatenation of several sets.
 
-    Every set is walked in its own shuffled order, anew each epoch of that set. A global batch is cut into equal
-    parts, one a process, so that two processes see together what one process would see.
+    Every set is traversed in shuffled order, reshuffled at each epoch of that set. The global batch is divided equally
+    among the ranks, so all ranks together see exactly the batch that a single process would see.
 
     Args:
-        sizes: Examples of each set; of a set that is read in blocks, those of each block: blocks are then shuffled, and
-            the pairs within every `WINDOW` of them.
-        weights: Share of each set, any positive scale.
-        batch_size: Pairs a step over all processes.
-        num_steps: Batches to yield.
-        seed: Of every random choice.
-        batching: "mixed": every pair's set is drawn by weight; "single": one set a step, drawn by weight;
-            "interleaved": one set a sub-batch, drawn by weight.
-        sub_batch_size: Pairs of a sub-batch over all processes; divides `batch_size`, or is at least as large.
-        rank: This process.
-        num_processes: All processes; divides `batch_size`.
+        sizes: Number of examples in each set, or, for a set that is read in blocks, in each of its blocks. Blocks are
+            shuffled, and pairs are shuffled within every `WINDOW` consecutive blocks.
+        weights: Sampling weight of each set; any positive scale.
+        batch_size: Pairs per step over all ranks.
+        num_steps: Number of batches to yield.
+        seed: Seed of every random choice.
+        batching: "mixed": sample a set by weight for every pair; "single": one set per step; "interleaved": one set
+            per sub-batch.
+        sub_batch_size: Pairs per sub-batch over all ranks; must divide `batch_size` or be at least as large.
+        rank: Rank of this process.
+        num_processes: World size; must divide `batch_size`.
     """
 
     def __init__(

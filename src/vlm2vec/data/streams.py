@@ -1,8 +1,8 @@
 """Training sets that are read in blocks on demand: webdataset shards, parquet, JSON lines.
 
-Only the sizes of a set's blocks (a row group, or some hundred records) stay in memory. A pair is requested by its
-number, so the order is a function of the seed for any number of workers, and resuming is free. The sampler mixes a few
-blocks at a time, so that blocks are rarely read twice.
+Only the sizes of a set's blocks (a row group or a few hundred records each) stay in memory. Pairs are addressed by
+index, so the order depends only on the seed, not on the number of workers, and resuming needs no replay. The sampler
+mixes a few blocks at a time, so that a block is rarely read twice.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from vlm2vec.errors import UserError
 
 MMEB_FILES = ("original-", "diverse_instruction-")
 WINDOW = 8
-"""Number of blocks that are mixed with each other and kept in memory by each reading process."""
+"""Number of blocks that are shuffled together; each data loader process keeps this many in memory."""
 
 
 class StreamedSet(Sequence[TrainExample]):
-    """The pairs of some files, read block by block on demand.
+    """A training set whose pairs are read block by block on demand.
 
     Args:
-        path: A `.jsonl`, `.parquet` or `.tar` file of records, a folder of them, or the data folder of a set that
-            `training_sets.SETS` names.
+        path: A `.jsonl`, `.parquet` or `.tar` file of records, a folder of such files, or the data folder of a set
+            listed in `training_sets.SETS`.
         name: Name of the set.
-        chosen: Numbers of the pairs that belong to the set, ascending; None: all.
-        use_negatives: Whether the records' negatives are kept.
-        target_instruction: Put on targets and negatives that have no instruction of their own; None: none.
+        chosen: Indices of the pairs that belong to the set, ascending; None: all pairs.
+        use_negatives: Whether to keep the negatives of the records.
+        target_instruction: Instruction for targets and negatives that have none; None: no instruction.
 
     Raises:
         UserError: if there are no pairs.
@@ -56,16 +56,16 @@ class StreamedSet(Sequence[TrainExample]):
         self._ends = list(accumulate(size for _, _, size in sizes))
         if not self._ends or not self._ends[-1]:
             what = "files of this set" if name in SETS else ".jsonl, .parquet or .tar files"
-            raise UserError(f"{path}: no records of {name} there; expected {what}")
+            raise UserError(f"{path}: contains no records of {name}; expected {what}")
 
     @property
     def blocks(self) -> list[int]:
-        """Pairs of each block, in order; their sum is the length."""
+        """Number of pairs in each block, in order."""
         ends = self._ends if self._chosen is None else [bisect.bisect_left(self._chosen, end) for end in self._ends]
         return [end - begin for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
     def only(self, chosen: Sequence[int]) -> StreamedSet:
-        """The set of some of its pairs, by ascending number."""
+        """Returns the subset with the given indices, ascending."""
         return StreamedSet(self.path, self.name, chosen, self._use_negatives, self._target_instruction)
 
     def __len__(self) -> int:
@@ -90,10 +90,10 @@ class StreamedSet(Sequence[TrainExample]):
 
 
 def streamed_sets(root: Path) -> dict[str, Path]:
-    """The sets of a data folder that are read on demand, by name, each with the path that `StreamedSet` takes.
+    """Returns the sets of a data folder that are read on demand, as name -> path for `StreamedSet`.
 
-    These are files and folders of records, by name without ending, and the sets that `training_sets.SETS` names.
-    Folders in the MMEB-train layout are not among them.
+    These are files and folders of records, named without their ending, and the sets listed in `training_sets.SETS`.
+    Folders in the MMEB-train layout are not included.
     """
     found = {name: root for name in SETS if set_files(root, name)}
     for path in sorted(root.iterdir()) if root.is_dir() else []:
@@ -107,13 +107,13 @@ class PairFile(Protocol):
     """A file of pairs in blocks.
 
     Attributes:
-        sizes: Pairs in each block.
+        sizes: Number of pairs in each block.
     """
 
     sizes: list[int]
 
     def read(self, number: int) -> list[TrainExample]:
-        """The pairs of a block; images are not read."""
+        """Reads the pairs of a block; images are not read."""
         ...
 
 

@@ -226,7 +226,7 @@ def _size_of(image: ImageRef) -> dict[str, int]:
     except UserError as error:
         raise UserError(f"{image}: {error}") from error
     except UnidentifiedImageError as error:  # its message names an object in memory
-        raise UserError(f"{image}: not a readable image (of no known format); replace or remove it") from error
+        raise UserError(f"{image}: not a readable image (unknown format); replace or remove it") from error
     except Exception as error:  # Pillow's parsers raise anything on a damaged file (struct.error, KeyError, …)
         raise UserError(f"{image}: not a readable image ({error}); replace or remove it") from error
 

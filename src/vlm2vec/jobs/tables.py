@@ -120,7 +120,7 @@ def _image(cell: Any, path: Path, where: str) -> ImageRef:
     if isinstance(cell, ImageRef):
         return cell
     if not isinstance(cell, str):
-        raise UserError(f"expected the path of an image, found {shown(cell)}")
+        raise UserError(f"expected an image path, found {shown(cell)}")
     if cell.startswith(("data:", "http://", "https://")):
         return ImageRef.of(cell)
     return ImageRef(path=str(path.parent / cell), origin=where)

@@ -34,12 +34,12 @@ def contrastive_loss(
     Args:
         queries_BD: Unit-norm query vectors, shape [B, D].
         targets_MD: Unit-norm target vectors, shape [M, D]; positives and negatives in any order.
-        labels: Which target belongs to which query, and what else is known about them.
+        labels: The positives of each query, exclusions and scores.
         losses: Names from `LOSSES` with their weights.
-        temperature: Divides the cosine, above 0; smaller is sharper. Default 0.02, as VLM2Vec trains. Pass a tensor
-            to learn it.
+        temperature: Divisor of the cosine, above 0; a smaller value gives a sharper softmax. Default 0.02, as in
+            VLM2Vec. Pass a tensor to learn it.
         bias: Added to every logit of `sigmoid`. Pass a tensor to learn it.
-        block_logits: About how many logits are in memory at once; does not change the result.
+        block_logits: Approximate number of logits in memory at a time; does not change the result.
 
     Returns:
         A scalar in float32.
@@ -70,7 +70,7 @@ def info_nce(
     exclusions: Exclusions | None = None,
     block_logits: int = BLOCK_LOGITS,
 ) -> torch.Tensor:
-    """`contrastive_loss` with `info_nce` where each query has one positive, at row `target_index_B` of the targets."""
+    """Computes `info_nce` for queries with a single positive each, at row `target_index_B` of the targets."""
     labels = Labels.one_positive(target_index_B, len(targets_MD), exclusions)
     return contrastive_loss(queries_BD, targets_MD, labels, {"info_nce": 1.0}, temperature, 0.0, block_logits)
 
@@ -81,15 +81,15 @@ def matryoshka(
     targets_MD: torch.Tensor,
     dims: Sequence[int],
 ) -> torch.Tensor:
-    """Mean of a loss over vectors that are truncated to their first dimensions and normalized again.
+    """Mean of a loss over embeddings truncated to their first dimensions and normalized again.
 
     Source: Matryoshka representation learning (arXiv 2205.13147), equal weights.
 
     Args:
-        loss: Of unit-norm queries and targets.
-        queries_BD: Shape [B, D].
-        targets_MD: Shape [M, D].
-        dims: Lengths to train at, each at most D.
+        loss: Function of unit-norm queries and targets.
+        queries_BD: Query embeddings, shape [B, D].
+        targets_MD: Target embeddings, shape [M, D].
+        dims: Truncated lengths, each at most D.
     """
     values = [loss(F.normalize(queries_BD[:, :dim], dim=-1), F.normalize(targets_MD[:, :dim], dim=-1)) for dim in dims]
     return torch.stack(values).mean()
@@ -100,8 +100,10 @@ def _scalar(value: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class _Blocks(torch.autograd.Function):
-    """Loss and gradient in one pass over blocks of queries. Autograd differentiates each block, whose graph is then
-    freed; the matrix products with the vectors are outside the graph.
+    """Computes loss and gradient in one pass over blocks of queries.
+
+    Autograd differentiates each block and then frees its graph; the matrix products with the embeddings are outside the
+    graph.
     """
 
     @staticmethod

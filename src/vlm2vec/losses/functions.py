@@ -37,7 +37,7 @@ def supcon_rows(block: LossBlock) -> torch.Tensor:
 
 
 def mil_nce_rows(block: LossBlock) -> torch.Tensor:
-    """-log of the positives' summed softmax probability: one near positive is enough.
+    """-log of the summed softmax probability of the positives: a single close positive is sufficient.
 
     Source: MIL-NCE (arXiv 1912.06430), equation 1.
     """
@@ -46,7 +46,7 @@ def mil_nce_rows(block: LossBlock) -> torch.Tensor:
 
 
 def sigmoid_rows(block: LossBlock) -> torch.Tensor:
-    """Sum over targets of -log sigmoid( z (l + bias) ), z = 1 for a positive, else -1: each pair is one decision.
+    """Sum over targets of -log sigmoid( z (l + bias) ), z = 1 for a positive, else -1: binary classification of pairs.
 
     Source: SigLIP (arXiv 2303.15343), equation 2.
     """
@@ -56,7 +56,7 @@ def sigmoid_rows(block: LossBlock) -> torch.Tensor:
 
 
 def soft_labels_rows(block: LossBlock) -> torch.Tensor:
-    """KL(softmax of the scores || softmax of the logits) over the targets that came with the query and have a score.
+    """KL(softmax of the scores || softmax of the logits) over the targets given with the query that have a score.
 
     A query with fewer than two scores counts as 0. Source: listwise distillation of a reranker, RocketQAv2 (arXiv
     2110.07367).
@@ -90,4 +90,4 @@ LOSSES: dict[str, LossFunction] = {
     "soft_labels": soft_labels_rows,
     "distillation": distillation_rows,
 }
-"""Every loss by the name that a recipe gives it."""
+"""Loss functions by their name in recipes."""

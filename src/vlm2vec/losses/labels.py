@@ -1,6 +1,6 @@
-"""What a loss knows about a block of queries and all targets: positives, exclusions, scores, logits.
+"""Inputs of the loss functions: positives, exclusions, scores and logits of a block of queries and all targets.
 
-Shapes: B queries, M targets, E dims of another model's vectors; b queries of one block.
+Shapes: B queries, M targets, E embedding dim of another model; b queries of one block.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Literal
 import torch
 
 NO_QUERY = -1
-"""The id of no query: marks a target that is nobody's positive."""
+"""Query id that marks a target as a positive of no query."""
 MASKED = -1e30
-"""Logit of a target that is left out. Finite, so that a row without any target has a gradient of zero, not of NaN."""
+"""Logit of an excluded target. It is finite so that the gradient of a fully masked row is zero instead of NaN."""
 
 Hardness = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
 
 
 @dataclass
 class Reference:
-    """Vectors that another model computed for the same queries and targets, unit norm, shapes [B, E] and [M, E]."""
+    """Unit-norm embeddings of the same queries and targets by another model, shapes [B, E] and [M, E]."""
 
     queries_BE: torch.Tensor
     targets_ME: torch.Tensor
 
     def cosines(self, rows: slice) -> torch.Tensor:
-        """The other model's cosines of these queries and all targets, shape [b, M]."""
+        """Returns the other model's cosines of the given queries and all targets, shape [b, M]."""
         return self.queries_BE[rows].float() @ self.targets_ME.float().T
 
 
@@ -41,9 +41,9 @@ class Exclusions:
             key with the query is excluded.
         margin: Excludes targets whose cosine exceeds the positive's by more than this, as likely unlabelled positives.
             None: off.
-        guide: A second model that judges negatives (GISTEmbed, arXiv 2402.16829): targets that it finds closer to
-            the query than the positive are excluded. None: off.
-        guide_margin: The guide's cosine must exceed the positive's by more than this.
+        guide: Embeddings of a guide model (GISTEmbed, arXiv 2402.16829). Targets are excluded if the guide rates
+            them closer to the query than the positive. None: off.
+        guide_margin: Margin by which the guide's cosine must exceed the positive's.
     """
 
     keys: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
@@ -52,7 +52,7 @@ class Exclusions:
     guide_margin: float = 0.0
 
     def block(self, rows: slice, cosines_bM: torch.Tensor, is_positive_bM: torch.Tensor) -> torch.Tensor:
-        """True where a target of these rows is excluded, shape [b, M]."""
+        """Returns a mask of the excluded targets of these rows, shape [b, M]."""
         excluded_bM = torch.zeros_like(is_positive_bM)
         for of_query, of_target_M in self.keys:
             for key_B in of_query.unbind(1) if of_query.dim() == 2 else (of_query,):
@@ -65,27 +65,27 @@ class Exclusions:
 
 
 def _closer_than_positive(cosines_bM: torch.Tensor, is_positive_bM: torch.Tensor, margin: float) -> torch.Tensor:
-    """True where the cosine exceeds that of the query's least similar positive by more than `margin`."""
+    """Returns a mask of cosines that exceed that of the query's least similar positive by more than `margin`."""
     return cosines_bM > cosines_bM.masked_fill(~is_positive_bM, torch.inf).amin(dim=1, keepdim=True) + margin
 
 
 @dataclass
 class Labels:
-    """What is known about the pairs of queries and targets.
+    """Relations between the queries and the targets of a batch.
 
     Attributes:
         query_ids_B: An integer per query.
         positive_of_M: Id of the query that each target is a positive of, or `NO_QUERY`. A query has at least one
             positive and may have several.
-        given_with_M: Id of the query that each target came with, as a positive or as a hard negative. None: as
+        given_with_M: Id of the query that each target was given with, as a positive or a hard negative. None: same as
             `positive_of_M`.
-        exclusions: Targets that must not count as negatives.
+        exclusions: Targets that are not used as negatives.
         hardness_alpha: Strength of hardness weighting, see `LossBlock.logits_bM`; 0: off.
-        hardness_mode: Which negatives are weighted: those of other queries, those given with the query, or all.
-        scores_M: Log-weight (score / temperature) of each target for the query it came with, such as a reranker's
-            score; NaN where there is none. Read by `soft_labels`.
-        teacher: Vectors of a model to imitate. Read by `distillation`.
-        teacher_temperature: Divides the teacher's cosines.
+        hardness_mode: The negatives to weight: in-batch negatives, the query's own hard negatives, or all.
+        scores_M: Log-weight (score / temperature) of each target for the query that it was given with, such as a
+            reranker score; NaN if there is no score. Used by `soft_labels`.
+        teacher: Embeddings of the teacher model. Used by `distillation`.
+        teacher_temperature: Divisor of the teacher's cosines.
     """
 
     query_ids_B: torch.Tensor
@@ -102,21 +102,21 @@ class Labels:
     def one_positive(
         cls, target_index_B: torch.Tensor, num_targets: int, exclusions: Exclusions | None = None
     ) -> Labels:
-        """Labels of queries that each have one positive, at row `target_index_B` of the targets."""
+        """Creates labels for queries with a single positive each, at row `target_index_B` of the targets."""
         columns_M = torch.arange(num_targets, device=target_index_B.device)
         return cls(target_index_B, columns_M, exclusions=exclusions or Exclusions())
 
 
 @dataclass
 class LossBlock:
-    """What a loss function sees: b queries against all M targets.
+    """Input of a loss function: b queries against all M targets.
 
     Attributes:
-        cosines_bM: Their cosines; the gradient is taken with respect to these.
+        cosines_bM: Cosine similarities; the gradient is computed with respect to these.
         scale: 1 / temperature, a scalar; may require a gradient.
         bias: A scalar; may require a gradient.
-        labels: Of all queries.
-        rows: Which queries are in this block.
+        labels: Labels of all queries.
+        rows: Slice of the queries in this block.
     """
 
     cosines_bM: torch.Tensor
@@ -127,25 +127,25 @@ class LossBlock:
 
     @cached_property
     def is_positive_bM(self) -> torch.Tensor:
-        """Whether a target is a positive of the query."""
+        """Mask of the positives of each query."""
         return self.labels.query_ids_B[self.rows, None] == self.labels.positive_of_M[None, :]
 
     @cached_property
     def is_own_bM(self) -> torch.Tensor:
-        """Whether a target came with the query, as a positive or as a hard negative."""
+        """Mask of the targets given with each query, as positives or hard negatives."""
         given_with_M = self.labels.positive_of_M if self.labels.given_with_M is None else self.labels.given_with_M
         return self.labels.query_ids_B[self.rows, None] == given_with_M[None, :]
 
     @cached_property
     def is_excluded_bM(self) -> torch.Tensor:
-        """Whether a target must not count as a negative of the query."""
+        """Mask of the targets that are not used as negatives of each query."""
         return self.labels.exclusions.block(self.rows, self.cosines_bM.detach(), self.is_positive_bM)
 
     @cached_property
     def logits_bM(self) -> torch.Tensor:
-        """Cosine / temperature; `MASKED` where a target is excluded.
+        """Logits, cosine / temperature; `MASKED` for excluded targets.
 
-        With hardness weighting each negative counts exp(alpha * cosine) times, its cosine taken as a constant, so
+        Hardness weighting multiplies the term of each negative by exp(alpha * cosine), with the cosine detached, so
         alpha * cosine is added to its logit. Source: LLaVE (arXiv 2503.04812), equation 5.
         """
         logits_bM = self.cosines_bM * self.scale

@@ -1,8 +1,8 @@
-"""Files inside zips, tars and parquet files, pages of PDFs, frames of videos, read in place: nothing is unpacked.
+"""Reads members of zip, tar and parquet files, pages of PDFs and frames of videos in place, without unpacking.
 
-A zip and a plain tar are read by offset. A gzip-compressed tar is decompressed once to find its members; the states of
-the decompressor are kept every few megabytes, so that a member costs a few megabytes of decompression, not all before.
-An archive in parts (`video_qa.tar.gz-00`, `-01`, …) is read as one file, under the name of its first part.
+Zip and plain tar members are read by offset. A gzip-compressed tar is decompressed once to index its members; a copy of
+the decompressor state is kept every few megabytes, so that reading a member decompresses only a few megabytes. An
+archive in parts (`video_qa.tar.gz-00`, `-01`, …) is read as one file, under the name of its first part.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ SPACING = 8 << 20
 
 
 def is_archive(path: str | Path) -> bool:
-    """Whether the name is one that this module reads; of an archive in parts, the first part's."""
+    """Returns whether this module supports the file name; for an archive in parts, only the first part counts."""
     part = PART.fullmatch(str(path))
     return str(path).endswith(ENDINGS) if part is None else int(part[2]) == 0
 
 
 def members(path: str | Path) -> frozenset[str]:
-    """Names of the files in an archive.
+    """Returns the names of the files in an archive.
 
     Raises:
-        UserError: if it is missing or not readable.
+        UserError: if the archive is missing or not readable.
     """
     return _names(str(path), os.getpid(), _stamp(path))
 
 
 def read_member(path: str | Path, name: str) -> bytes:
-    """Content of one file of an archive.
+    """Reads a file from an archive.
 
     Raises:
-        UserError: if the archive is missing, damaged, or has no such file.
+        UserError: if the archive is missing, damaged, or does not contain the file.
     """
     try:
         return _open(str(path), os.getpid(), _stamp(path)).read(name)
@@ -63,11 +63,11 @@ def read_member(path: str | Path, name: str) -> bytes:
 
 
 class SeekableGzip(io.RawIOBase):
-    """A gzip file that can be read from any place: decompressor states are kept every `SPACING` bytes."""
+    """A gzip file with random access: decompressor states are kept every `SPACING` bytes."""
 
     def __init__(self, path: str, mode: str = "rb") -> None:
         self._file: Any = _open_file(path, mode)
-        # (bytes out, bytes in, decompressor there); a decompressor's copy is its whole state.
+        # (output offset, input offset, decompressor); a copy of the decompressor contains its complete state.
         self._points: list[tuple[int, int, Any]] = [(0, 0, zlib.decompressobj(31))]
         self._position = 0
         self._restart(0)
@@ -81,18 +81,18 @@ class SeekableGzip(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Place in the decompressed content."""
+        """Returns the position in the decompressed content."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves in the decompressed content; nothing is read yet."""
+        """Sets the position in the decompressed content without reading."""
         if whence == io.SEEK_END:
-            raise OSError("the length of compressed content is not known")
+            raise OSError("the length of the decompressed content is unknown")
         self._position = offset + (self._position if whence == io.SEEK_CUR else 0)
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes of the decompressed content; fewer at its end."""
+        """Reads up to `size` bytes of the decompressed content."""
         stop = self._position + size if size >= 0 else 1 << 62
         begin = self._decoded - len(self._buffer)
         nearest = bisect.bisect_right([out for out, _, _ in self._points], self._position) - 1
@@ -123,10 +123,10 @@ class SeekableGzip(io.RawIOBase):
         taken = self._file.read(CHUNK)
         if not taken:
             if not self._decoder.eof:
-                raise EOFError("it ends in the middle")
+                raise EOFError("unexpected end of file")
             return False
         self._buffer = self._decoder.decompress(taken)
-        while self._decoder.eof and self._decoder.unused_data:  # gzip files may be laid one after another
+        while self._decoder.eof and self._decoder.unused_data:  # a gzip file may have several members
             rest = self._decoder.unused_data
             self._decoder = zlib.decompressobj(31)
             self._buffer += self._decoder.decompress(rest)
@@ -137,7 +137,7 @@ class SeekableGzip(io.RawIOBase):
 
 
 class JoinedParts(io.RawIOBase):
-    """Consecutive files, read as one.
+    """Reads consecutive files as a single file.
 
     Args:
         paths: The parts in order.
@@ -157,17 +157,17 @@ class JoinedParts(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Place in the joined content."""
+        """Returns the position in the joined content."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves in the joined content."""
+        """Sets the position in the joined content."""
         begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ends[-1]}[whence]
         self._position = max(0, begin + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the buffer from the part at the current place; 0 at the end."""
+        """Reads from the part at the current position into the buffer; returns 0 at the end."""
         number = bisect.bisect_right(self._ends, self._position)
         if number == len(self._files):
             return 0
@@ -203,25 +203,25 @@ class _Tar:
             self._file.close()
 
     def namelist(self) -> list[str]:
-        """Names of the files."""
+        """Returns the names of the files."""
         return list(self._places)
 
     def read(self, name: str) -> bytes:
-        """Content of one file."""
+        """Reads a file."""
         offset, size = self._places[name]
         with self._lock:
             self._file.seek(offset)
             content: bytes = self._file.read(size)
         if len(content) != size:
-            raise EOFError(f"{name} is cut short")
+            raise EOFError(f"{name} is truncated")
         return content
 
 
 def _open_file(path: str, mode: str = "rb") -> Any:
-    """A file, or the parts of one as one.
+    """Opens a file, or the parts of a file as a single file.
 
     Raises:
-        UserError: naming the first part that is missing between others.
+        UserError: if a part between two existing parts is missing; the message names the first one.
     """
     first = PART.fullmatch(path)
     if first is None:
@@ -245,7 +245,7 @@ def _whole_name(path: str) -> str:
 
 
 def _stamp(path: str | Path) -> tuple[int, int]:
-    """Changes when a file is replaced, so that an open handle of the old one is not used."""
+    """Returns a value that changes when the file is replaced, which invalidates cached handles."""
     try:
         about = Path(path).stat()
     except OSError:
@@ -257,7 +257,7 @@ def _stamp(path: str | Path) -> tuple[int, int]:
 def _open(
     path: str, process_id: int, stamp: tuple[int, int]
 ) -> zipfile.ZipFile | _Tar | ParquetImages | documents.Pdf | documents.Video:
-    """One handle an archive and process (an inherited one shares its file position with the parent); threads share."""
+    """Opens an archive once per process; threads share the handle, forks do not (they would share its position)."""
     if documents.is_document(path):
         return documents.open_document(path)
     name = _whole_name(path)
@@ -269,7 +269,7 @@ def _open(
             return zipfile.ZipFile(_open_file(path) if PART.fullmatch(path) else path)
         return _Tar(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such {kind} of images") from error
+        raise UserError(f"{path}: {kind} not found") from error
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError) as error:
         raise UserError(f"{path}: not a readable {kind} ({error}); download it again") from error
 

@@ -1,6 +1,6 @@
-"""Pages of PDFs and frames of videos as images, read in place: a PDF is an archive of pages, a video one of frames.
+"""Reads PDF pages and video frames as images: a PDF is treated as an archive of pages, a video as one of frames.
 
-A page's name is `page-3` (from 1), a frame's `at-12.400s`. PDFs need the extra `pdf`, videos the extra `video`.
+Pages are named `page-3` (counted from 1), frames `at-12.400s`. PDFs require the extra `pdf`, videos the extra `video`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from vlm2vec.errors import UserError
 
 PDF_ENDINGS = (".pdf",)
 VIDEO_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg")
-PAGE_SCALE = 2.0  # 144 dots an inch: small print stays readable
-ALONE = {"protocol_whitelist": "none"}  # a playlist must not make the decoder open other files or addresses
-_pdfium = threading.Lock()  # the library is not safe for threads at all, not even with documents of their own
+PAGE_SCALE = 2.0  # 144 dpi: small print stays readable
+ALONE = {"protocol_whitelist": "none"}  # prevents a playlist from making the decoder open other files or URLs
+_pdfium = threading.Lock()  # the library is not thread-safe, even for separate documents
 
 
 def is_document(path: str | Path) -> bool:
-    """Whether the name is one that this module reads."""
+    """Returns whether this module supports the file name."""
     return str(path).lower().endswith((*PDF_ENDINGS, *VIDEO_ENDINGS))
 
 
 def open_document(path: str) -> Pdf | Video:
-    """The pages or frames of a file.
+    """Opens a PDF or video.
 
     Raises:
-        UserError: if it is missing or not readable, or the library that reads it is not installed.
+        UserError: if the file is missing or not readable, or the required library is not installed.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
@@ -40,7 +40,7 @@ def open_document(path: str) -> Pdf | Video:
 
 
 def digest(path: str, name: str) -> str:
-    """Identifies a page or frame by the file's content and its place there, without drawing it.
+    """Returns a hash that identifies a page or frame by file content and position, without rendering it.
 
     Raises:
         UserError: if the file is missing.
@@ -53,7 +53,7 @@ def digest(path: str, name: str) -> str:
 
 
 def need_pdf() -> Any:
-    """The library that draws pages.
+    """Imports the library that renders PDF pages.
 
     Raises:
         UserError: if it is not installed.
@@ -61,12 +61,12 @@ def need_pdf() -> Any:
     try:
         import pypdfium2
     except ImportError as error:
-        raise UserError("reading PDFs needs pypdfium2: pip install 'vlm2vec[pdf]'") from error
+        raise UserError("reading PDFs requires pypdfium2: pip install 'vlm2vec[pdf]'") from error
     return pypdfium2
 
 
 def need_video() -> Any:
-    """The library that decodes videos.
+    """Imports the library that decodes videos.
 
     Raises:
         UserError: if it is not installed.
@@ -74,12 +74,12 @@ def need_video() -> Any:
     try:
         import av
     except ImportError as error:
-        raise UserError("reading videos needs PyAV: pip install 'vlm2vec[video]'") from error
+        raise UserError("reading videos requires PyAV: pip install 'vlm2vec[video]'") from error
     return av
 
 
 class Pdf:
-    """A PDF as an archive of pages; opened anew for each, which costs far less than drawing it."""
+    """A PDF as an archive of pages. It is reopened for each page, which is cheap compared to rendering."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -88,11 +88,11 @@ class Pdf:
             self.num_pages = len(document)
 
     def namelist(self) -> list[str]:
-        """Names of the pages, in order."""
+        """Returns the names of the pages, in order."""
         return [f"page-{number}" for number in range(1, self.num_pages + 1)]
 
     def read(self, name: str) -> bytes:
-        """A page, drawn at 144 dots an inch, as the bytes of an image file."""
+        """Renders a page at 144 dpi; returns the bytes of an image file."""
         number = int(name.removeprefix("page-"))
         if not 1 <= number <= self.num_pages:
             raise KeyError(name)
@@ -101,7 +101,7 @@ class Pdf:
                 document.init_forms()
                 return _as_file(document[number - 1].render(scale=PAGE_SCALE, may_draw_forms=True).to_pil())
             except self._pdfium.PdfiumError as error:
-                raise UserError(f"{self._path}, page {number}: cannot be drawn ({error})") from error
+                raise UserError(f"{self._path}, page {number}: rendering failed ({error})") from error
 
     def _open(self) -> Any:
         try:
@@ -111,7 +111,7 @@ class Pdf:
 
 
 class Video:
-    """A video as an archive of frames; opened anew for each, so threads may share it."""
+    """A video as an archive of frames. It is reopened for each frame, so threads can share this object."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -126,16 +126,16 @@ class Video:
                 self.seconds = max((frame.time for frame in container.decode(stream)), default=0.0)
 
     def every(self, seconds: float) -> list[str]:
-        """Names of the frames at 0, `seconds`, 2 `seconds`, …"""
+        """Returns the names of the frames at 0, `seconds`, 2 `seconds`, …"""
         return [f"at-{i * seconds:.3f}s" for i in range(max(1, int(self.seconds / seconds + 0.999)))]
 
     def read(self, name: str) -> bytes:
-        """The frame shown at that time (the last one where the video ends before), as the bytes of an image file."""
+        """Decodes the frame shown at a time, or the last frame if the video is shorter; returns image file bytes."""
         wanted = float(name.removeprefix("at-").removesuffix("s"))
         found = None
         with self._open() as container:
             stream = container.streams.video[0]
-            container.seek(max(0, int(wanted / stream.time_base)), stream=stream)  # to the key frame before
+            container.seek(max(0, int(wanted / stream.time_base)), stream=stream)  # to the preceding key frame
             for frame in container.decode(stream):
                 if found is not None and frame.time > wanted:
                     break
@@ -151,7 +151,7 @@ class Video:
             try:
                 with self._av.open(file, options=ALONE) as container:
                     if not container.streams.video:
-                        raise UserError(f"{self._path}: holds no video")
+                        raise UserError(f"{self._path}: contains no video stream")
                     yield container
             except self._av.FFmpegError as error:
                 raise UserError(f"{self._path}: not a readable video ({str(error).splitlines()[0]})") from error
@@ -165,5 +165,5 @@ def _file_digest(path: str, changed: int, size: int) -> str:
 
 def _as_file(image: Any) -> bytes:
     encoded = io.BytesIO()
-    image.convert("RGB").save(encoded, format="PPM")  # lossless, and the fastest to write and read
+    image.convert("RGB").save(encoded, format="PPM")  # lossless and the fastest format to write and read
     return encoded.getvalue()

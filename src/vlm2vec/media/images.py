@@ -1,6 +1,6 @@
-"""Images that are not decoded yet: where one lies, how to read it, and what identifies its content.
+"""References to images that are not decoded yet: location, reading, and a digest of the content.
 
-Readers make `ImageRef`s for millions of rows without opening a file; processors decode them when a batch is built.
+Dataset readers create `ImageRef`s for millions of rows without opening a file; batching decodes the images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
     ".avif", ".jp2", ".j2k", ".jpf", ".jpx", ".heic", ".heif", ".ppm", ".pgm", ".pnm", ".tga",
 )  # fmt: skip
-"""Endings of image files that Pillow reads; HEIC needs the extra `heic`."""
+"""File name endings of images that Pillow reads; HEIC requires the extra `heic`."""
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -33,11 +33,11 @@ class ImageRef:
     """An image by reference: a file, a member of a zip or tar, or bytes.
 
     Attributes:
-        path: The file, or the archive that holds `member`.
+        path: The file, or the archive that contains `member`.
         member: Name inside the archive at `path`; None for a plain file.
-        data: The encoded file as bytes, where there is no path.
-        origin: Where the reference comes from (`file, row 3, field qry_image_path`), for error messages.
-        rules: How an evaluation prepares the decoded image; None: see `load`.
+        data: Bytes of the encoded file, if there is no path.
+        origin: Source of the reference (`file, row 3, field qry_image_path`), for error messages.
+        rules: Preprocessing rules of an evaluation; None: see `load`.
     """
 
     path: str | None = None
@@ -48,16 +48,16 @@ class ImageRef:
 
     @staticmethod
     def of(source: Any) -> ImageRef:
-        """Makes a reference from a path, `data:` URI, bytes, PIL image or another reference.
+        """Creates a reference from a path, `data:` URI, bytes, PIL image or another reference.
 
         Raises:
-            UserError: for an http(s) URL (nothing is fetched unless asked) or a type that is no image.
+            UserError: for an http(s) URL (URLs are not fetched) or an unsupported type.
         """
         if isinstance(source, ImageRef):
             return source
         if isinstance(source, Image.Image):
             encoded = io.BytesIO()
-            to_rgb(source).save(encoded, format="PPM")  # lossless, and the fastest to write and read
+            to_rgb(source).save(encoded, format="PPM")  # lossless and the fastest format to write and read
             return ImageRef(data=encoded.getvalue())
         if isinstance(source, bytes):
             return ImageRef(data=source)
@@ -70,7 +70,7 @@ class ImageRef:
         raise UserError(f"image of type {type(source).__name__}: expected a path, bytes, data URI or PIL image")
 
     def exists(self) -> bool:
-        """Whether the file or archive member is there; nothing is decoded."""
+        """Returns whether the file or archive member exists; nothing is decoded."""
         if self.path is None:
             return True
         if self.member is None:
@@ -78,10 +78,10 @@ class ImageRef:
         return Path(self.path).is_file() and self.member in archives.members(self.path)
 
     def read(self) -> bytes:
-        """The encoded bytes of the image.
+        """Reads the encoded bytes of the image.
 
         Raises:
-            UserError: if the file or the archive member is missing, or the archive damaged.
+            UserError: if the file or archive member is missing, or the archive is damaged.
         """
         if self.data is not None:
             return self.data
@@ -96,18 +96,18 @@ class ImageRef:
             raise UserError(f"{self.origin}: {error}" if self.origin else str(error)) from error
 
     def is_rendered(self) -> bool:
-        """Whether this is a page of a PDF or a frame of a video, which costs as much to draw as to encode."""
+        """Whether this is a PDF page or a video frame, whose rendering is as expensive as encoding it."""
         return self.path is not None and self.member is not None and documents.is_document(self.path)
 
     def digest(self) -> str:
-        """SHA-256 of the content (and of `rules`): equal images have equal digests wherever they lie.
+        """SHA-256 of the content and of `rules`: equal images have equal digests, independent of their location.
 
         Raises:
             UserError: as `read`.
         """
         if self.is_rendered():
             assert self.path is not None and self.member is not None
-            found = documents.digest(self.path, self.member)  # drawing a page costs far more than its file's hash
+            found = documents.digest(self.path, self.member)  # rendering a page costs far more than hashing its file
         else:
             found = hashlib.sha256(self.read()).hexdigest()
         if self.rules is None or not self.rules.tag():
@@ -115,10 +115,10 @@ class ImageRef:
         return hashlib.sha256(f"{found} {self.rules.tag()}".encode()).hexdigest()
 
     def load(self) -> Image.Image:
-        """Decodes the image to RGB: transparent parts on white, turned as its EXIF orientation says; or by `rules`.
+        """Decodes the image to RGB, upright by its EXIF orientation and composited onto white, or by `rules`.
 
         Raises:
-            UserError: if the image is missing, truncated, of an unknown format, or of a mode that is not supported.
+            UserError: if the image is missing, truncated, or has an unknown format or unsupported mode.
         """
         raw = self.read()
         try:
@@ -127,32 +127,32 @@ class ImageRef:
                 return prepare(image, self.rules)
         except UserError as error:
             raise UserError(f"{self}: {error}") from error
-        except UnidentifiedImageError as error:  # its message names an object in memory
-            raise UserError(f"{self}: not a readable image (of no known format); replace or remove it") from error
+        except UnidentifiedImageError as error:  # its message only contains the repr of a BytesIO
+            raise UserError(f"{self}: not a readable image (unknown format); replace or remove it") from error
         except Exception as error:  # damaged files make PIL's parsers raise anything (struct.error, KeyError, …)
             raise UserError(f"{self}: not a readable image ({error}); replace or remove it") from error
 
     def __str__(self) -> str:
-        place = f"{self.path}:{self.member}" if self.member else self.path or "picture given in memory"
+        place = f"{self.path}:{self.member}" if self.member else self.path or "image in memory"
         return f"{self.origin}: {place}" if self.origin else place
 
 
 def open_image(raw: bytes, name: str = "") -> Image.Image:
-    """Opens an encoded image with Pillow, HEIC included; only the header is decoded.
+    """Opens an encoded image with Pillow, including HEIC; only the header is decoded.
 
     Args:
         raw: The encoded file.
-        name: Its name, whose ending tells a damaged HEIC file from one of another format.
+        name: File name; its ending distinguishes a damaged HEIC file from other formats.
 
     Raises:
-        UserError: for HEIC where pillow-heif is not installed.
+        UserError: for HEIC images if pillow-heif is not installed.
         UnidentifiedImageError, OSError and others: from Pillow, for a damaged file or an unknown format.
     """
     if (raw[4:8] == b"ftyp" and raw[8:12] in HEIF_BRANDS) or name.lower().endswith((".heic", ".heif")):
         try:
             import pillow_heif
         except ImportError as error:
-            raise UserError("HEIC images need pillow-heif: pip install 'vlm2vec[heic]'") from error
+            raise UserError("HEIC images require pillow-heif: pip install 'vlm2vec[heic]'") from error
         pillow_heif.register_heif_opener()
     return Image.open(io.BytesIO(raw))
 

@@ -1,4 +1,4 @@
-"""Decoded images of every Pillow mode as RGB, and the size rules of published evaluations."""
+"""Converts images of every Pillow mode to RGB and applies the resizing rules of published evaluations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import ExifTags, Image
 from vlm2vec.errors import UserError
 
 WIDE_MODES = ("I", "F")
-"""First letters of the modes with more than 8 bits: I;16, I;16B, I and F."""
+"""First letters of the modes with more than 8 bits per channel: I;16, I;16B, I and F."""
 NO_WAY_TO_RGB = ("LAB",)
 SMALLEST_SIDE = 28
-"""One merged patch of the Qwen-VL line. The reference evaluation resizes images with a shorter side."""
+"""Side of a merged patch of the Qwen-VL models in pixels. The reference evaluation resizes smaller images."""
 SMALL_SQUARE = 56
 MOST_ASPECT = 200
 CAPPED_SQUARE = 980
-"""Side of the square that the published `max_pixels` (1,003,520) leaves of a larger one, a multiple of 28."""
+"""Side of the square to which the published `max_pixels` (1,003,520) limits a larger square, a multiple of 28."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,21 +29,21 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How to turn an image upright, by its EXIF orientation."""
+"""Transposition that turns an image upright, by EXIF orientation."""
 
 
 @dataclass(frozen=True, slots=True)
 class PixelRules:
-    """How an evaluation prepares decoded images before a model's processor reads them.
+    """Preprocessing of decoded images in an evaluation, before the model's processor.
 
     Attributes:
-        plain: Convert to RGB as Pillow does: EXIF orientation ignored, alpha dropped, 16-bit grey clipped at 255.
-        jpeg: Compress as JPEG (Pillow's quality 75) first: a lossy copy.
-        squash: Resize to a square of this side, whatever the shape.
+        plain: Convert to RGB as Pillow does: ignore the EXIF orientation, drop alpha, clip 16-bit grey at 255.
+        jpeg: Compress as JPEG (Pillow's default quality 75) first, which is lossy.
+        squash: Resize to a square with this side, ignoring the aspect ratio.
         small_images: Resize an image with a side below 28 pixels to 56 x 56, and one with an aspect ratio above 200
             to a square.
         small_frames: Resize a video frame with a side below 28 pixels to a square of its longer side.
-        max_pixels: Shrink images with more pixels, keeping the shape.
+        max_pixels: Downscale images with more pixels, keeping the aspect ratio.
     """
 
     plain: bool = False
@@ -54,19 +54,19 @@ class PixelRules:
     max_pixels: int | None = None
 
     def tag(self) -> str:
-        """Identifies the rules in a content digest."""
+        """String that identifies the rules in a content digest."""
         return " ".join(f"{name}={value}" for name, value in asdict(self).items() if value)
 
 
 def prepare(image: Image.Image, rules: PixelRules | None = None) -> Image.Image:
-    """A decoded image as RGB.
+    """Converts a decoded image to RGB.
 
     Args:
-        image: Of any mode, already loaded.
-        rules: None: turned upright as its EXIF data says, transparent parts on white, contrast kept.
+        image: A loaded image of any mode.
+        rules: Preprocessing rules. None: apply the EXIF orientation, composite onto white, keep the contrast.
 
     Raises:
-        UserError: for a mode, or a range of values, that has no defined conversion to RGB.
+        UserError: for a mode or a value range without a defined conversion to RGB.
     """
     if rules is None:
         return to_rgb(upright(image))
@@ -80,9 +80,9 @@ def prepare(image: Image.Image, rules: PixelRules | None = None) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; the rest of the EXIF data is not read.
+    """Applies the EXIF orientation; other EXIF fields are not read.
 
-    Cameras and editors write invalid values in other EXIF fields, so those must not decide whether an image loads.
+    Cameras and editors write invalid values into other EXIF fields, which must not prevent an image from loading.
     """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -93,13 +93,13 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy of an image with the contrast of the source; transparency is laid on white, as a web page shows it.
+    """Returns an RGB copy with the contrast of the source; transparent areas become white, as on a web page.
 
-    Wide values (16-bit and 32-bit integers, floats) are read in the narrowest range that holds them: 0 to 1 (floats), 0
-    to 255 or 0 to 65535.
+    Values of more than 8 bits (16-bit and 32-bit integers, floats) are scaled from the narrowest range that contains
+    them: 0 to 1 (floats), 0 to 255 or 0 to 65535.
 
     Raises:
-        UserError: for a mode, or a range of values, that has no defined conversion to RGB.
+        UserError: for a mode or a value range without a defined conversion to RGB.
     """
     if image.mode in NO_WAY_TO_RGB:
         raise UserError(f"mode {image.mode} is not supported; convert the image to RGB")
@@ -126,7 +126,7 @@ def _narrowed(image: Image.Image) -> Image.Image:
 
 
 def _white_of(values: np.ndarray, mode: str) -> int:
-    """The value that is white."""
+    """Returns the value that represents white."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     for white in (1, 255, 65535) if mode == "F" else (255, 65535):
         if low >= 0 and high <= white:

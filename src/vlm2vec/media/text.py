@@ -1,4 +1,4 @@
-"""Text files, decoded strictly: a byte that is not valid is an error, and a byte order mark is not part of the text."""
+"""Decodes text files strictly: an invalid byte is an error, and a byte order mark is not part of the text."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def decode(content: bytes, where: str, encoding: str = ENCODING) -> str:
-    """Bytes as text.
+    """Decodes bytes to text.
 
     Args:
-        content: A whole file, or a line of one.
+        content: Bytes of a file or of a line.
         where: The file, or file and line, for the message.
-        encoding: Any of Python's.
+        encoding: Name of a Python codec.
 
     Raises:
-        UserError: for an unknown encoding, or bytes that are not valid in it, naming the first.
+        UserError: for an unknown encoding or an invalid byte; the message gives its position.
     """
     try:
         return content.decode(encoding)
     except LookupError as error:
         raise UserError(
-            f"encoding {shown(encoding)} is unknown; expected a name such as utf-8, cp1252 or utf-16"
+            f"unknown encoding {shown(encoding)}; expected a name such as utf-8, cp1252 or utf-16"
         ) from error
     except UnicodeDecodeError as error:
         name = "UTF-8" if encoding == ENCODING else encoding
@@ -43,10 +43,10 @@ def decode(content: bytes, where: str, encoding: str = ENCODING) -> str:
 
 
 def read_text(path: Path, encoding: str = ENCODING) -> str:
-    """A whole text file.
+    """Reads a text file.
 
     Raises:
-        UserError: if it is missing, not readable, or not valid in the encoding.
+        UserError: if the file is missing, not readable, or not valid in the encoding.
     """
     try:
         content = path.read_bytes()
@@ -56,10 +56,11 @@ def read_text(path: Path, encoding: str = ENCODING) -> str:
 
 
 def read_lines(path: Path, encoding: str = ENCODING) -> Iterator[tuple[int, str | UserError]]:
-    """Lines of a text file with their numbers, from 1, with their ends; a line that is not valid is its error.
+    """Yields (line number from 1, line with its line end); an invalid line is yielded as its error.
 
     Raises:
-        UserError: if the file is not readable, or not valid in an encoding whose lines do not end in a byte 10.
+        UserError: if the file is not readable, or is invalid in an encoding such as UTF-16 that cannot be split into
+            lines before decoding.
     """
     if encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32")):
         yield from enumerate(read_text(path, encoding).splitlines(keepends=True), start=1)
@@ -73,21 +74,21 @@ def read_lines(path: Path, encoding: str = ENCODING) -> Iterator[tuple[int, str 
 
 
 def require_unicode(text: str | None, where: str) -> None:
-    r"""Refuses a text with half a surrogate pair, which no encoding can express (JSON's `\ud83d` alone).
+    r"""Checks that a text contains no lone surrogate, which no encoding can represent (JSON's `\ud83d` alone).
 
     Raises:
-        UserError: naming the place and the character.
+        UserError: if it does; the message names the location and the character.
     """
     found = SURROGATE.search(text or "")
     if found:
         raise UserError(
-            f"{where}: character {found.start() + 1} is half a character (U+{ord(found[0]):04X}, a lone surrogate); "
-            "replace it"
+            f"{where}: character {found.start() + 1} is a lone surrogate (U+{ord(found[0]):04X}), half of a "
+            "surrogate pair; replace it"
         )
 
 
 def printable(text: str) -> str:
-    r"""A text that UTF-8 can encode: undecodable bytes of a file name as `\xe9`, lone surrogates as `\ud83d`."""
+    r"""Escapes what UTF-8 cannot encode: undecodable bytes of a file name as `\xe9`, lone surrogates as `\ud83d`."""
     if not SURROGATE.search(text):
         return text
     escaped = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
@@ -95,7 +96,7 @@ def printable(text: str) -> str:
 
 
 def actual_path(text: str) -> str:
-    """The path that `printable` wrote; a path that exists as written is itself."""
+    """Returns the path from the output of `printable`; a path that exists as written is returned unchanged."""
     if "\\x" not in text or os.path.lexists(text):
         return text
     return re.sub(r"\\x([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)

@@ -1,4 +1,4 @@
-"""Videos by reference: a file, a folder of frames or a list of images, of which some frames are taken."""
+"""References to videos (a file, a folder of frames or a list of images) and sampling of their frames."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tif
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Frames of one video in order.
+    """Sampled frames of a video, in order.
 
     Attributes:
         images: The frames.
-        indices: Their places among all frames.
-        total: Number of all frames.
-        fps: Frames a second; None where nothing says it.
+        indices: Indices of the frames in the video.
+        total: Total number of frames in the video.
+        fps: Frames per second; None if unknown.
     """
 
     images: list[ImageRef]
@@ -42,12 +42,12 @@ class VideoRef:
     """A video that is not decoded yet.
 
     Attributes:
-        path: A video file, or a folder of frames, in the order of the numbers in their names.
-        data: An encoded video as bytes, where there is no path.
-        frames: Its frames, where there is neither.
-        origin: Where the reference comes from, for error messages.
-        sampled: `frames` are already the ones to read: `sample` returns all of them. A benchmark decides how many
-            frames a model reads, whatever the model's own setting.
+        path: A video file, or a folder of frames that are ordered by the numbers in their names.
+        data: Bytes of an encoded video, if there is no path.
+        frames: The frames, if there is neither path nor data.
+        origin: Source of the reference, for error messages.
+        sampled: Whether `frames` are already sampled; `sample` then returns all of them. Benchmarks use this to fix
+            the number of frames independently of the model's setting.
     """
 
     path: str | None = None
@@ -58,10 +58,10 @@ class VideoRef:
 
     @staticmethod
     def of(source: Any) -> VideoRef:
-        """Makes a reference from a path, bytes, a list of images or another reference.
+        """Creates a reference from a path, bytes, a list of images or another reference.
 
         Raises:
-            UserError: for an http(s) URL (nothing is fetched), an empty list, or a type that is no video.
+            UserError: for an http(s) URL (URLs are not fetched), an empty list, or an unsupported type.
         """
         if isinstance(source, VideoRef):
             return source
@@ -78,14 +78,14 @@ class VideoRef:
         raise UserError(f"video of type {type(source).__name__}: expected a path, bytes or a list of pictures")
 
     def digest(self) -> str:
-        """SHA-256 of the content: equal videos have equal digests wherever they lie."""
+        """SHA-256 of the content: equal videos have equal digests, independent of their location."""
         if self._images() is not None:
             return hashlib.sha256("".join(frame.digest() for frame in self._images() or ()).encode()).hexdigest()
         with self._open_file() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def sample(self, count: int) -> Frames:
-        """`count` frames at equal distances, first and last among them; all where there are fewer, or if `sampled`.
+        """Selects `count` evenly spaced frames with first and last; all if there are fewer, or if `sampled`.
 
         Raises:
             UserError: if the video is missing, not readable or empty, or no decoder is installed.
@@ -102,7 +102,7 @@ class VideoRef:
         return f"{self.origin}: {place}" if self.origin else place
 
     def _images(self) -> Sequence[ImageRef] | None:
-        """The frames where they are images already; None for an encoded video."""
+        """Returns the frames if they are already images; None for an encoded video."""
         if self.path is None or not Path(self.path).is_dir():
             return self.frames or None
         names = [path for path in Path(self.path).iterdir() if path.suffix.lower() in FRAME_ENDINGS]
@@ -128,17 +128,17 @@ class VideoRef:
         try:
             with av.open(file, options=documents.ALONE) as container:
                 if not container.streams.video:
-                    raise UserError(f"{self}: holds no video")
+                    raise UserError(f"{self}: contains no video stream")
                 stream = container.streams.video[0]
                 packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.pts is not None]
                 if not packets:
-                    raise UserError(f"{self}: a video without frames")
+                    raise UserError(f"{self}: the video has no frames")
                 times = sorted(time for time, _ in packets)
                 keys = sorted(time for time, is_key in packets if is_key) or times[:1]
                 indices = spread(len(times), count)
                 images = _pick(container, stream, [times[i] for i in indices], keys)
                 if len(images) < len(indices):
-                    raise UserError(f"{self}: the video ends early; copy it again")
+                    raise UserError(f"{self}: the video is truncated; copy it again")
                 rate = stream.average_rate
                 return Frames(images, indices, len(times), float(rate) if rate else None)
         except (av.error.FFmpegError, OSError) as error:
@@ -146,7 +146,7 @@ class VideoRef:
 
 
 def _pick(container: Any, stream: Any, wanted: list[int], keys: list[int]) -> list[ImageRef]:
-    """The frames shown at these times; goes to the key frame before one where that saves decoding."""
+    """Decodes the frames shown at the given times; seeks to the preceding key frame if that saves decoding."""
     images: list[ImageRef] = []
     reached: int | None = None
     decoder: Iterator[Any] = iter(())
@@ -165,12 +165,12 @@ def _pick(container: Any, stream: Any, wanted: list[int], keys: list[int]) -> li
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` of `total` places at equal distances, first and last among them; all where there are fewer."""
+    """Returns `count` evenly spaced indices below `total`, with first and last; all if there are fewer."""
     if count >= total:
         return list(range(total))
     return [i * (total - 1) // (count - 1) if count > 1 else 0 for i in range(count)]
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:
-    """Sorts names by the numbers in them: `2.jpg` before `10.jpg`."""
+    """Sort key that orders names by the numbers in them: `2.jpg` before `10.jpg`."""
     return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name)]

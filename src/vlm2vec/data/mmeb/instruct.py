@@ -1,7 +1,7 @@
-"""The later layout of MMEB's 36 sets, with the instruction apart from the text: its prompts, byte by byte.
+"""Builds the prompts of the later layout of MMEB's 36 sets, which stores instruction and text separately.
 
-The reference loaders put the parts together so that the bytes equal those of the first layout, and not all in the same
-way; published scores depend on it. Facts: loaders `image_{cls,qa,i2t,t2i,i2i_vg}` of the reference repository, v2.
+The reference loaders join the parts to the same bytes as in the first layout, each loader in its own way; published
+scores depend on these bytes. Source: loaders `image_{cls,qa,i2t,t2i,i2i_vg}` of the reference repository, v2.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PLACEHOLDER = "<|image_1|>"
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts of one row, and what tells its candidates apart."""
+    """The texts of a row and the identities of its candidates."""
 
     query: str
     targets: list[str]
@@ -23,12 +23,12 @@ class Prompts:
 
 
 def prompts_of(kind: Kind, row: dict[str, Any], set_name: str) -> Prompts:
-    """Texts of a row with `qry_inst, qry_text, tgt_inst, tgt_text, tgt_img_path`.
+    """Returns the texts of a row with the columns `qry_inst, qry_text, tgt_inst, tgt_text, tgt_img_path`.
 
     Args:
-        kind: Which of the reference loaders reads the set.
-        row: By column.
-        set_name: VisDial's queries end in one line break more than the others.
+        kind: The reference loader for the set.
+        row: Values by column.
+        set_name: Name of the set; VisDial queries end with an additional line break.
     """
     query = _query(kind, row["qry_inst"] or "", row["qry_text"] or "", set_name)
     texts, paths = row["tgt_text"], row["tgt_img_path"]
@@ -42,12 +42,12 @@ def prompts_of(kind: Kind, row: dict[str, Any], set_name: str) -> Prompts:
 
 
 def joined(instruction: str, text: str | None) -> str:
-    """An instruction and a text; without a text there is no space after the instruction."""
+    """Joins instruction and text; if the text is missing, no space follows the instruction."""
     return f"{instruction} {text}" if text else instruction
 
 
 def kind_of(row: dict[str, Any]) -> Kind:
-    """A guess for sets that no table names: by which sides have images."""
+    """Infers the loader of a set that no task table lists from which sides have images."""
     if not any(row["tgt_img_path"]):
         return "image_i2t"
     return "image_i2i_vg" if row["qry_img_path"] else "image_t2i"

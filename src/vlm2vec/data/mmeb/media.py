@@ -1,4 +1,4 @@
-"""Where the images and frames of a data folder lie: as files, or in zips and tars beside them."""
+"""Locates the images and video frames of a data folder, as files or inside zip and tar archives."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ IMAGE_ENDINGS = FRAME_ENDINGS
 ARCHIVE_FOLDERS = (
     ".", "image-tasks", "video-tasks", "video-tasks/frames", "visdoc-tasks", "gui-tasks", "gui_tasks"
 )  # fmt: skip
-"""Where archives are looked for: the published layouts' places."""
+"""Glob patterns of the archives, as in the published layouts."""
 MOST_PREFIX = 3
-"""Leading folders that a published archive may add or lack (`MMEB/…`, `video_ret/…`)."""
+"""Maximum number of leading folders that an archive may add or omit (`MMEB/…`, `video_ret/…`)."""
 
 
 class Media:
-    """Finds images of one data folder; nothing is opened before it is needed.
+    """Locates the images of a data folder; files and archives are opened only when needed.
 
-    A path of a row is looked for as a file; in `images_zip/<Set>.zip` of the training layout; in `images.zip`; then in
-    every other archive, with up to three leading folders more or less than the row says, as published archives have.
+    The lookup order for a path is: a file; `images_zip/<Set>.zip` of the training layout; `images.zip`; every other
+    archive. Archive members may have up to three leading folders more or fewer than the path, as in the published
+    archives.
 
     Args:
         root: The data folder.
-        folders: Subfolders that a row's paths may be relative to, such as `image-tasks`.
+        folders: Subfolders that paths may be relative to, such as `image-tasks`.
     """
 
     def __init__(self, root: Path, folders: tuple[str, ...] = ()) -> None:
@@ -36,7 +37,7 @@ class Media:
         self._indexes: dict[Path, dict[str, str]] = {}
 
     def image(self, path: str, origin: str = "") -> ImageRef:
-        """A reference to the image of a row; whether it is there is found out later."""
+        """Returns a reference to an image without checking that it exists."""
         head, _, member = path.partition("/")
         train_zip = self.root / "images_zip" / f"{member.split('/')[0]}.zip"
         if head == "images" and train_zip.is_file():
@@ -56,7 +57,7 @@ class Media:
         return ImageRef(path=str(self.root / path), origin=origin)
 
     def frames(self, folder: str, origin: str = "") -> list[ImageRef]:
-        """The images in a folder or an archive's folder, in the order of the numbers in their names."""
+        """Returns the images in a folder (or in a folder inside an archive), ordered by the numbers in their names."""
         for base in self._bases:
             if (base / folder).is_dir():
                 names = [path.name for path in (base / folder).iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
@@ -70,7 +71,7 @@ class Media:
         return []
 
     def subfolders(self, folder: str) -> list[str]:
-        """Names of the folders in a folder that hold images, sorted."""
+        """Returns the sorted names of the subfolders that contain images."""
         for base in self._bases:
             if (base / folder).is_dir():
                 return sorted(path.name for path in (base / folder).iterdir() if path.is_dir())
@@ -91,7 +92,7 @@ class Media:
         return sorted(path for path in found if archives.is_archive(path) and path != self._zip)
 
     def _index(self, archive: Path) -> dict[str, str]:
-        """Members by their name without up to three leading folders; the fewest taken away win."""
+        """Maps member names with up to three leading folders removed to members; fewer removed folders win."""
         if archive not in self._indexes:
             index: dict[str, str] = {}
             names = sorted(archives.members(archive))
@@ -122,11 +123,11 @@ class Media:
 
 
 def sample_frames(frames: list[ImageRef], count: int) -> list[ImageRef]:
-    """`count` frames at equal distances, first and last among them; all where there are fewer."""
+    """Selects `count` evenly spaced frames including the first and the last; all frames if there are fewer."""
     return [frames[i] for i in spread(len(frames), count)]
 
 
 def _tails(path: str) -> list[str]:
-    """The path, and the same without its first one, two, three folders."""
+    """Returns the path, and the path without its first one, two and three folders."""
     parts = path.split("/")
     return ["/".join(parts[dropped:]) for dropped in range(min(MOST_PREFIX, len(parts) - 1) + 1)]

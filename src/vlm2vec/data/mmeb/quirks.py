@@ -1,7 +1,7 @@
-"""Switches for the oddities of the published data and of the reference evaluation that published scores come from.
+"""Switches for the peculiarities of the published data and of the reference evaluation.
 
-The default is what published scores used. docs/guides/mmeb.md lists what is fixed instead of reproduced, and the test
-of each.
+The defaults reproduce the published scores. docs/guides/mmeb.md lists what is fixed instead of reproduced, with the
+test of each item.
 """
 
 from __future__ import annotations
@@ -16,50 +16,51 @@ Side = Literal["image", "frame", "page"]
 
 
 class Quirks(BaseModel):
-    """How rows become inputs."""
+    """Controls how rows are converted to inputs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     identity: Literal["published", "content"] = "published"
-    """What makes two candidates one, in the later layout. "published": text to image sets by image (so captions beside
-    the same image collapse to the first), image to image and grounding sets by image and caption, others by text.
-    "content": by everything that the model sees."""
+    """Identity of candidates in the later layout. "published": by image in text-to-image sets (several captions of the
+    same image collapse to the first), by image and caption in image-to-image and grounding sets, by text in other sets.
+    "content": by the complete model input."""
 
     duplicates: Literal["published", "merged"] = "published"
-    """Candidates with equal content under two names (blank pages, a text listed twice). "published": each takes a place
-    in the ranking. "merged": they are one candidate."""
+    """Candidates with equal content and different ids (blank pages, a text listed twice). "published": each takes its
+    own place in the ranking. "merged": they count as one candidate."""
 
     whitespace: Literal["published", "plain"] = "published"
-    """Prompts of the layout with separate instructions. "published": the reference loaders' exact bytes, which were
-    made to equal the first layout's. "plain": instruction and text go to the model's own template."""
+    """Prompts of the layout with separate instructions. "published": the exact bytes of the reference loaders, which
+    equal those of the first layout. "plain": instruction and text are passed to the model's own template."""
 
     missing_image: Literal["published", "removed"] = "published"
-    """The image token of a query that has no image (WebQA, EDIS). "published": the model reads the token. "removed":
-    it does not."""
+    """Image token of a query without an image (WebQA, EDIS). "published": keep the token in the prompt. "removed":
+    remove it."""
 
     pixels: Literal["published", "library"] = "published"
-    """How images are decoded and resized before the model's processor reads them. "published": EXIF orientation
-    ignored, alpha dropped, 16-bit grey clipped, a side below 28 pixels or an aspect ratio above 200 resized to a
-    square, VisRAG pages with names in .jpg compressed as JPEG. "library": upright, on white, scaled, and of their own
-    shape."""
+    """Decoding and resizing of images before the model's processor. "published": ignore the EXIF orientation, drop
+    alpha, clip 16-bit grey, resize images with a side below 28 pixels or an aspect ratio above 200 to a square, and
+    compress VisRAG pages named .jpg as JPEG. "library": apply the EXIF orientation, composite alpha onto white, scale
+    16-bit grey, and keep the aspect ratio."""
 
     squash: int | None = Field(default=None, ge=1)
-    """Resize the images of image tasks and documents to a square of this side first; 1344 for version 1 models on
-    mmeb-v2, as published. None: keep the shape."""
+    """Resize the images of image and document tasks to a square with this side in pixels; 1344 for version 1 models on
+    mmeb-v2, as published. None: keep the aspect ratio."""
 
     frames: int = Field(default=8, ge=1)
-    """Frames of a video, at equal distances among those that were published (up to 64 a video)."""
+    """Number of frames per video, evenly spaced among the published frames (up to 64 per video)."""
 
     video_pixels: int | None = Field(default=None, ge=1)
-    """Most pixels of all frames of a video together, such as 7864320. None: no limit but the processor's."""
+    """Maximum number of pixels of all frames of a video together, such as 7864320. None: only the limit of the
+    processor applies."""
 
     def rules(self, side: Side, name: str = "", frames: int = 1) -> PixelRules | None:
-        """How the images of one kind are prepared; None: as the library does.
+        """Returns the preprocessing rules for a kind of image; None: the library's default preprocessing.
 
         Args:
-            side: An image of an image task, a video frame, or a document page.
-            name: Of a page.
-            frames: Of the video.
+            side: Kind of image: image of an image task, video frame, or document page.
+            name: File name of a document page.
+            frames: Number of frames of the video.
         """
         published = self.pixels == "published"
         rules = PixelRules(

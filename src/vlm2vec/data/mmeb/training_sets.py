@@ -1,4 +1,4 @@
-"""The document and video sets of VLM2Vec-V2's training mixture, with the prompts of its training code.
+"""Reads the document and video sets of VLM2Vec-V2's training mixture, with the prompts of its training code.
 
 | set | files below the data folder |
 |---|---|
@@ -7,9 +7,9 @@
 | `video_caption_300k`, `video_caption_300k-video` | `video_instruction/train/sft/video_caption_300k.jsonl` |
 | `video_qa_240k` | `video_instruction/train/sft/video_240k_caption_15k.jsonl` |
 
-Frames of the videos are in `train_300k/<video>/`, or in tars there; all of these may be in a folder
-`train_video_and_instruction/`, the name of their hub dataset (ShareGPTVideo). A video without frames has no pair.
-Facts: the reference repository's `src/data/dataset` and `experiments/public/train/train_alltasks.yaml` (6e1e1d4).
+Video frames are in `train_300k/<video>/` or in tar files in that folder. These files may also be in a folder
+`train_video_and_instruction/`, the name of their hub dataset (ShareGPTVideo). Videos without frames are skipped.
+Source: `src/data/dataset` and `experiments/public/train/train_alltasks.yaml` of the reference repository (6e1e1d4).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FRAMES_FOLDER = "train_300k"
 SFT = "video_instruction/train/sft"
 HUB_FOLDER = "train_video_and_instruction"
 PROMPTS_FILE = Path(__file__).with_name("visrag_prompts.yaml")
-"""Query and target prompts of the VisRAG set by the source of a row."""
+"""Query and target prompts of the VisRAG set, by the source of the row."""
 ASK_VIDEO = "Answer a question based on the content of a video. "
 FIND_VIDEO = "Find a video that contains the following visual content: "
 READ_VIDEO = "Understand the content of the provided video: "
@@ -50,7 +50,7 @@ Sides = tuple[EmbeddingInput, EmbeddingInput]
 
 
 def _colpali(row: Row, page: ImageRef) -> Sides:
-    """The query has the page; the target is the answer. The column `prompt` is not read."""
+    """Builds a pair: the query contains the page, the target is the answer. The column `prompt` is not used."""
     return EmbeddingInput(f"{IMAGE} {row['query']}", (page,)), EmbeddingInput(str(row["answer"]))
 
 
@@ -76,11 +76,11 @@ def _video_question(row: Row, video: VideoRef) -> Sides:
 
 @dataclass(frozen=True)
 class PageSet:
-    """A set in parquet files whose column `image` has the pages.
+    """A set in parquet files whose column `image` contains the pages.
 
     Attributes:
-        columns: What its rows must have beside the image.
-        sides: Row and page -> query and target.
+        columns: Required columns besides the image.
+        sides: Function from row and page to query and target.
     """
 
     columns: tuple[str, ...]
@@ -92,8 +92,8 @@ class VideoSet:
     """A set in a JSON lines file of conversations about videos.
 
     Attributes:
-        file: Its name.
-        sides: Row and video -> query and target.
+        file: Name of the file.
+        sides: Function from row and video to query and target.
     """
 
     file: str
@@ -110,7 +110,7 @@ SETS: dict[str, PageSet | VideoSet] = {
 
 
 def set_files(root: Path, name: str) -> list[Path]:
-    """The files of one of `SETS` below a data folder; empty: it is not there."""
+    """Returns the files of one of the `SETS` below a data folder; empty if the set is not present."""
     chosen = SETS[name]
     if isinstance(chosen, PageSet):
         return sorted([*(root / name).glob("*.parquet"), *(root / name).glob("data/*.parquet")])
@@ -119,10 +119,10 @@ def set_files(root: Path, name: str) -> list[Path]:
 
 
 class PageFile:
-    """A parquet file of a `PageSet` in blocks, its row groups. Pages stay in the file.
+    """A parquet file of a `PageSet`; its blocks are its row groups. Pages are not loaded.
 
     Attributes:
-        sizes: Pairs in each block.
+        sizes: Number of pairs in each block.
     """
 
     def __init__(self, file: Path, name: str) -> None:
@@ -152,10 +152,10 @@ class PageFile:
 
 
 class ConversationFile:
-    """A JSON lines file of a `VideoSet` in blocks, without the rows whose video has no frames.
+    """A JSON lines file of a `VideoSet` in blocks; rows whose video has no frames are skipped.
 
     Attributes:
-        sizes: Pairs in each block.
+        sizes: Number of pairs in each block.
     """
 
     def __init__(self, file: Path, name: str) -> None:
@@ -164,7 +164,7 @@ class ConversationFile:
         self._lines = JsonLines(file, keep=lambda row: str(row.get("video")) in self._frames)
         self.sizes = self._lines.sizes
         if not self.sizes:
-            raise UserError(f"{file}: no video has frames in {self._frames.root}, as folders or tars of frames")
+            raise UserError(f"{file}: no video has frames in {self._frames.root}; expected folders or tars of frames")
 
     def read(self, number: int) -> list[TrainExample]:
         """The pairs of a block."""
@@ -183,7 +183,7 @@ class ConversationFile:
 
 
 class _FrameFolders:
-    """The videos below a folder that have frames: folders of images, or folders of images in tars. Listed once."""
+    """Indexes the videos with frames below a folder: folders of images, or folders of images in tar files."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -201,7 +201,7 @@ class _FrameFolders:
         return video in self._folders or video in self._packed
 
     def of(self, video: str, origin: str) -> list[ImageRef]:
-        """The frames of a video in the order of the numbers in their names."""
+        """Returns the frames of a video, ordered by the numbers in their names."""
         if video in self._folders:
             names = [entry.name for entry in (self.root / video).iterdir()]
             frames = sorted((name for name in names if name.lower().endswith(FRAME_ENDINGS)), key=natural)
@@ -211,7 +211,7 @@ class _FrameFolders:
 
 
 def open_conversations(file: Path, name: str) -> ConversationFile:
-    """A `ConversationFile`, indexed once: forked processes share it, since it holds no open file.
+    """Returns a cached `ConversationFile`; forked processes can share it, since it keeps no file open.
 
     Raises:
         UserError: as `ConversationFile`.

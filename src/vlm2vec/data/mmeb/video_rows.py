@@ -1,11 +1,11 @@
-"""Rows of the video sets, in the file forms that they are published in.
+"""Reads the rows of the video sets in their published file formats.
 
-| form | sets |
+| format | sets |
 |---|---|
 | parquet, `data/test-*.parquet` | most |
 | JSON lines, `data/test.jsonl` | HMDB51, UCF101, SmthSmthV2 |
 | JSON, `*_test.json` | MSVD, DiDeMo |
-| JSON or parquet, a file or folder for each configuration | MVBench |
+| JSON or parquet, one file or folder per configuration | MVBench |
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ NOT_ROWS = ("dataset_infos.json", "revisions.json")
 
 
 def row_files(folder: Path, split: str | None = None) -> list[Path]:
-    """The files of a set's rows: of one form, and of one split where the names say it.
+    """Returns the files with a set's rows, in one format and, if the names contain splits, of one split.
 
     Args:
-        folder: Of the set.
-        split: Wanted, such as "test"; ignored where all files belong to one split.
+        folder: Folder of the set.
+        split: Split to read, such as "test"; ignored if all files belong to the same split.
 
     Raises:
-        UserError: if there are files of several splits and none of the wanted one.
+        UserError: if there are files of several splits but none of the requested split.
     """
     for form in FORMS:
         files = [*folder.glob(f"*.{form}"), *folder.glob(f"*/*.{form}")]
@@ -45,7 +45,7 @@ def row_files(folder: Path, split: str | None = None) -> list[Path]:
 
 
 def form_of(files: list[Path]) -> str:
-    """How a set's rows are stored, in words: the form and the names."""
+    """Describes the format and the names of a set's files."""
     if not files:
         return ""
     first = f"{files[0].parent.name}/{files[0].name}" if len({file.parent for file in files}) > 1 else files[0].name
@@ -53,10 +53,10 @@ def form_of(files: list[Path]) -> str:
 
 
 def read_rows(files: list[Path]) -> Iterator[tuple[str, Row]]:
-    """Each row and where it stands. `subset` is the configuration: the file's name, or its folder's for parquet.
+    """Yields each row with its location. Its `subset` is the configuration: the file name, or the folder for parquet.
 
     Raises:
-        UserError: for a file that is not readable, or whose rows are not objects.
+        UserError: if a file is not readable or its rows are not objects.
     """
     for file in files:
         name = file.parent.name if file.suffix == ".parquet" else file.stem

@@ -1,7 +1,8 @@
-"""The 18 video sets of MMEB-V2: a row of a small table each. Frames come from the published frame folders or tars.
+"""Reads the 18 video sets of MMEB-V2, defined in the table `SETS`. Frames come from the published folders or tars.
 
-A query or candidate holds one video, `Quirks.frames` frames at equal distances. Families that read videos read it as
-such; others read the frames as images. Facts: the reference repository's loaders, v2, and its evaluation settings.
+Each query or candidate contains at most one video of `Quirks.frames` evenly spaced frames. Model families with video
+support receive a video, the others receive the frames as images. Source: the v2 loaders and evaluation settings of the
+reference repository.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ VIDEO = "Understand the content of the provided video."
 CLIP = "Understand the content of the provided video clip."
 VIDEO_PLACEHOLDER = "<|video_1|>"
 LABELS = Path(__file__).with_name("labels")
-"""Class names, one a line, in the reference evaluation's order."""
+"""Class names, one per line, in the order of the reference evaluation."""
 
 
 @dataclass(frozen=True)
 class VideoSet:
-    """How one set's rows become queries.
+    """Defines how the rows of a set are converted to queries.
 
     Attributes:
-        frames: Folder of its frames below the data folder.
-        columns: What its rows must have.
-        read: Row -> query, with its candidates.
+        frames: Folder of the frames below the data folder.
+        columns: Required columns.
+        read: Function from row to query with candidates.
     """
 
     frames: str
@@ -49,7 +50,7 @@ class VideoSet:
 
 @dataclass
 class Reading:
-    """What reading a row needs: where frames are, and candidates that rows share."""
+    """Shared state for reading rows: the location of the frames and the candidates shared between rows."""
 
     media: Media
     frames: str
@@ -59,12 +60,12 @@ class Reading:
     where: str = ""
 
     def video(self, name: str, text: str, sample: bool = True) -> EmbeddingInput:
-        """An input of a video and a text.
+        """Returns an input with a video and a text.
 
         Args:
             name: Folder of the frames.
-            text: After the video.
-            sample: Take `Quirks.frames` of them; False: all.
+            text: Text after the video.
+            sample: Whether to select `Quirks.frames` frames; False: use all frames.
 
         Raises:
             UserError: if the video has no frames.
@@ -73,7 +74,7 @@ class Reading:
         found = self.media.frames(f"{self.frames}/{name}", origin)
         if not found:
             raise UserError(
-                f"{self.where}: no frames in {self.media.root / self.frames / name} nor in an archive there"
+                f"{self.where}: no frames in {self.media.root / self.frames / name} or in an archive there"
             )
         chosen = sample_frames(found, self.quirks.frames) if sample else found
         rules = self.quirks.rules("frame", frames=len(chosen))
@@ -81,30 +82,30 @@ class Reading:
         return EmbeddingInput(f"{VIDEO_PLACEHOLDER} {text}", video=VideoRef(frames=frames, origin=origin, sampled=True))
 
     def image(self, path: str, text: str) -> EmbeddingInput:
-        """An input of an image and a text."""
+        """Returns an input with an image and a text."""
         image = replace(self.media.image(path, self.where), rules=self.quirks.rules("image"))
         return EmbeddingInput(f"<|image_1|> {text}", (image,))
 
 
 def read_video_set(root: Path, name: str, quirks: Quirks, split: str | None = None) -> list[EvalQuery]:
-    """Queries of one video set: rows in `<root>/<name>` (see `video_rows`), frames below `video-tasks/frames`.
+    """Reads the queries of a video set: rows from `<root>/<name>` (see `video_rows`), frames from `video-tasks/frames`.
 
     Args:
         root: The data folder.
-        name: Of the set.
-        quirks: How rows become inputs.
-        split: Which of the published splits, where the folder holds several.
+        name: Name of the set.
+        quirks: Controls how rows are converted to inputs.
+        split: Published split to read, if the folder contains several.
 
     Raises:
-        UserError: for an unknown set, a missing file, column or video, or a gold that is no candidate.
+        UserError: for an unknown set, a missing file, column or video, or a correct answer that is not a candidate.
     """
     if name not in SETS:
-        raise UserError(f"{name}: no such video set; known: {', '.join(SETS)}")
+        raise UserError(f"{name}: unknown video set; known: {', '.join(SETS)}")
     chosen = SETS[name]
     files = row_files(root / name, split)
     if not files:
         raise UserError(
-            f"{root / name}: no parquet, jsonl or json files there; `vlm2vec data check` says how to get them"
+            f"{root / name}: no parquet, jsonl or json files; `vlm2vec data check` prints how to download them"
         )
     rows = list(read_rows(files))
     for column in chosen.columns:
@@ -117,13 +118,13 @@ def read_video_set(root: Path, name: str, quirks: Quirks, split: str | None = No
         queries.append(chosen.read(row, reading))
     if not reading.corpus:
         return queries
-    everything = tuple(reading.corpus.values())  # retrieval: every video of the set is every query's candidate
+    everything = tuple(reading.corpus.values())  # retrieval: all videos of the set are candidates of every query
     place = {id(item): i for i, item in enumerate(everything)}
     return [EvalQuery(query.query, everything, (place[id(query.candidates[0])],)) for query in queries]
 
 
 def _labels(root: Path, name: str, rows: list[tuple[str, Row]]) -> tuple[EmbeddingInput, ...]:
-    """Class names of `labels.txt` beside the rows, else those of the package; golds that these lack come last."""
+    """Returns the class names of `labels.txt` next to the rows, or the bundled ones; unlisted golds are appended."""
     own, shipped = root / name / "labels.txt", LABELS / f"{name}.txt"
     file = own if own.is_file() else shipped
     names = [line for line in read_text(file).splitlines() if line] if file.is_file() else []
@@ -152,13 +153,13 @@ def _choice(reading: Reading, video: str, text: str, options: list[str], gold: s
 
 
 def _lettered(question: str, options: list[str]) -> tuple[str, list[str]]:
-    """A question with its options written below, and the options as written."""
+    """Returns the question followed by its lettered options, and the lettered options."""
     named = [f"({chr(ord('A') + i)}) {option}" for i, option in enumerate(options)]
     return "\n".join([question, "Options:", *named]).rstrip(), named
 
 
 def _bare(option: str) -> str:
-    """`A. a red car.` -> `a red car`."""
+    """Strips the letter and the final period: `A. a red car.` -> `a red car`."""
     return option[option.find(". ") :].strip(". ")
 
 
@@ -187,7 +188,7 @@ def _mvbench(row: Row, reading: Reading) -> EvalQuery:
     text, named = _lettered(f"{ASK} {row['question']}", options)
     if row["answer"] not in options:
         raise UserError(f"{reading.where}: the answer {shown(row['answer'])} is not among its candidates")
-    last = len(options) - 1 - options[::-1].index(row["answer"])  # as the reference where options repeat
+    last = len(options) - 1 - options[::-1].index(row["answer"])  # repeated options: the last, as in the reference
     return _choice(reading, f"{row['subset']}/{row['video']}", text, named, named[last])
 
 
@@ -197,7 +198,7 @@ def _activitynet(row: Row, reading: Reading) -> EvalQuery:
 
 
 def _found_by(instruction: str, video: str, caption: str) -> Callable[[Row, Reading], EvalQuery]:
-    """Text to video; of several captions the first counts."""
+    """Returns a reader for text-to-video sets; of several captions, the first is used."""
 
     def read(row: Row, reading: Reading) -> EvalQuery:
         name = str(row[video])
@@ -211,18 +212,18 @@ def _found_by(instruction: str, video: str, caption: str) -> Callable[[Row, Read
 
 
 def _moment(row: Row, reading: Reading) -> EvalQuery:
-    """The video's folder holds `query` and one folder a clip, the gold's name beginning with "positive"."""
+    """Reads a row whose video folder contains `query` and a folder per clip; the name of the gold starts "positive"."""
     name = Path(str(row["video_path"])).stem
     ask = "Find the clip that corresponds to the described scene in the given video:"
     clips = [clip for clip in reading.media.subfolders(f"{reading.frames}/{name}") if clip != "query"]
     golds = [i for i, clip in enumerate(clips) if clip.startswith("positive")]
     candidates = tuple(reading.video(f"{name}/{clip}", VIDEO) for clip in clips)
-    # Without a positive clip the query is a miss, as in the reference evaluation.
+    # A query without a positive clip counts as a miss, as in the reference evaluation.
     return EvalQuery(reading.video(f"{name}/query", joined(ask, row["query"])), candidates, tuple(golds[-1:]))
 
 
 def _moment_seeker(row: Row, reading: Reading) -> EvalQuery:
-    """All frames of a clip's folder are read, none left out."""
+    """Reads a row of MomentSeeker; clips use all frames of their folder."""
 
     def clip(path: str) -> str:
         return "video_frames/" + path.replace("/", "_").split(".mp4")[0]
