@@ -73,9 +73,7 @@ class Reading:
         origin = f"{self.where}, video {name}"
         found = self.media.frames(f"{self.frames}/{name}", origin)
         if not found:
-            raise UserError(
-                f"{self.where}: no frames in {self.media.root / self.frames / name} or in an archive there"
-            )
+            raise UserError(f"{self.where}: no frames in {self.media.root / self.frames / name} or in an archive there")
         chosen = sample_frames(found, self.quirks.frames) if sample else found
         rules = self.quirks.rules("frame", frames=len(chosen))
         frames = tuple(frame if rules is None else replace(frame, rules=rules) for frame in chosen)
