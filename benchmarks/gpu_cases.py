@@ -28,9 +28,10 @@ from vlm2vec.planning.cost import GIB, Inputs, Training, step_flops
 from vlm2vec.planning.geometry import geometry_of, known_configs
 from vlm2vec.planning.plan import GPUS, chunk_tokens_for
 from vlm2vec.training import tiny
-from vlm2vec.training.config import LossSettings, TrainSettings
+from vlm2vec.training.config import TrainSettings
 from vlm2vec.training.dora import norms_once
 from vlm2vec.training.frozen_weights import FrozenCopies
+from vlm2vec.training.loss_settings import LossSettings
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.precision import train_in_float32
 from vlm2vec.training.step import ContrastiveStep

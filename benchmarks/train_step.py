@@ -48,8 +48,9 @@ from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.models.pooling import last_token
 from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.models.vision.patch_embed import KINDS
-from vlm2vec.training.config import LossSettings, TrainSettings
+from vlm2vec.training.config import TrainSettings
 from vlm2vec.training.frozen_weights import FrozenCopies
+from vlm2vec.training.loss_settings import LossSettings
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.step import ContrastiveStep
 

@@ -75,7 +75,7 @@ MISTAKES = {
     "columns given for a recipe": ("train photos --query text", "--query", "for files of pairs"),
     "pairs without a folder for the run": ("train pairs.jsonl", "--output is missing", "-o runs/mine"),
     "pairs that are not there": ("train absent.jsonl -o run", "absent.jsonl", "expected a .jsonl"),
-    "an Excel file": ("train pairs.xlsx -o run", "pairs.xlsx: neither a recipe", ".csv"),
+    "an Excel file": ("train pairs.xlsx -o run", "pairs.xlsx: expected a recipe", ".csv"),
     "an empty file": ("train empty.jsonl -o run", "no rows", "expected at least two pairs"),
     "too few pairs": ("train few.jsonl -o run", "2 pairs", "expected at least 4"),
     "columns of unknown names": ("train odd-columns.jsonl -o run", "left, right", "--query COLUMN --target COLUMN"),

@@ -42,7 +42,8 @@ from vlm2vec.planning.geometry import Geometry, geometry, geometry_of, known_con
 from vlm2vec.planning.plan import GPUS, chunk_tokens_for, gpu_of, plan_training
 from vlm2vec.planning.sizing import memory_table, sizing_table
 from vlm2vec.training.chunks import training_of
-from vlm2vec.training.config import LossSettings, Recipe, TrainSettings, load_recipe
+from vlm2vec.training.config import Recipe, TrainSettings, load_recipe
+from vlm2vec.training.loss_settings import LossSettings
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.precision import train_in_float32
 from vlm2vec.training.recipes import find_recipe
@@ -261,7 +262,7 @@ def test_an_average_pair_is_that_of_the_data_folder(tmp_path: Path) -> None:
     inputs, line = sample_inputs(Recipe.model_validate({**values, "data": data}))
     assert inputs.images == (0.75, 0, 0) and inputs.texts == (0.75 * 10 + 0.25 * 20, 0.75 * 2 + 0.25 * 10, 0.75 * 4)
     assert inputs.size[0] * inputs.size[1] == pytest.approx(120 * 50, rel=0.03)
-    assert str(tmp_path) in line and "4 characters taken as a token" in line
+    assert str(tmp_path) in line and "assuming 4 characters per token" in line
     by_size = sample_inputs(Recipe.model_validate({**values, "data": {"root": tmp_path}}))[0]
     assert by_size.images[0] == pytest.approx(4 / 104)  # all rows count, not only those that are read
     nothing, line = sample_inputs(Recipe.model_validate({**values, "data": {"root": tmp_path / "no"}}))

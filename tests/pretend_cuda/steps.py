@@ -21,7 +21,8 @@ from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.models.device import process_device
 from vlm2vec.models.encoding.pipeline import Pipeline
 from vlm2vec.models.vision.frozen_vision import FrozenVision
-from vlm2vec.training.config import LossSettings, TrainSettings
+from vlm2vec.training.config import TrainSettings
+from vlm2vec.training.loss_settings import LossSettings
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.step import ContrastiveStep
 

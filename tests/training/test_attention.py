@@ -100,7 +100,7 @@ def test_each_kernel_that_runs_on_a_cpu_has_the_gradient_of_the_default(family: 
 def test_a_kernel_that_cannot_run_here_is_named_before_anything_is_loaded(tmp_path: Any) -> None:
     values = {"data": {"root": tmp_path}, "train": {"steps": 1}, "output": tmp_path / "run"}
     recipe = Recipe.model_validate({**values, "model": {"base": "nowhere", "attention_kernel": "flash_attention_2"}})
-    with pytest.raises(UserError, match="flash_attention_2 needs a GPU; choose auto on cpu"):
+    with pytest.raises(UserError, match="flash_attention_2 requires a GPU; choose auto on cpu"):
         build_embedder(recipe)
-    with pytest.raises(UserError, match="compact has one attention only"):
+    with pytest.raises(UserError, match="compact has only one implementation"):
         use_kernel(build("compact", 0.0, num_layers=1, visual_tokens=4, image_size=64).backbone, "eager")

@@ -47,7 +47,7 @@ def test_memory_that_climbs_after_settling_stops_the_run(monkeypatch: pytest.Mon
     watch = Guard(GuardSettings(memory_climb_mib=100, memory_settle_steps=2), CPU)
     for step in (11, 12, 13):
         watch.check(step, 1.0, True, 0.0, ROWS)
-    with pytest.raises(UserError, match="step 14: memory climbs: 1001 MiB, 900 MiB at step 12"):
+    with pytest.raises(UserError, match="step 14: memory keeps growing: 1001 MiB, 900 MiB at step 12"):
         watch.check(14, 1.0, True, 0.0, ROWS)
 
 

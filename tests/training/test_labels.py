@@ -14,7 +14,8 @@ from vlm2vec.batch import Batch
 from vlm2vec.data.collate import collate_pairs
 from vlm2vec.data.records import read_train_records
 from vlm2vec.training import reference
-from vlm2vec.training.config import LossSettings, Recipe
+from vlm2vec.training.config import Recipe
+from vlm2vec.training.loss_settings import LossSettings
 from vlm2vec.training.run import read_log, read_sets, train
 
 ROWS = [
@@ -147,7 +148,7 @@ def test_a_guide_and_a_teacher_encode_each_distinct_input_once_and_a_second_run_
 
 def test_soft_labels_without_scores_are_refused(recipe_values: dict[str, Any]) -> None:
     recipe = Recipe.model_validate({**recipe_values, "loss": {"also": {"soft_labels": 1.0}}})
-    with pytest.raises(UserError, match="Color, Find: loss soft_labels needs scores, and no record has any"):
+    with pytest.raises(UserError, match="Color, Find: loss soft_labels requires scores, but no record has any"):
         train(recipe)
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from vlm2vec.losses import LOSSES, Labels, LossBlock, contrastive_loss
-from vlm2vec.training.config import LossSettings, Recipe
+from vlm2vec.training.config import Recipe
+from vlm2vec.training.loss_settings import LossSettings
 from vlm2vec.training.run import read_log, train
 
 

@@ -12,7 +12,7 @@ from torch import distributed, multiprocessing
 from vlm2vec.batch import Batch
 from vlm2vec.data.collate import PairBatch
 from vlm2vec.losses import Exclusions, info_nce
-from vlm2vec.training.config import LossSettings
+from vlm2vec.training.loss_settings import LossSettings
 from vlm2vec.training.objective import GatheredTargets, Objective
 
 SETTINGS: list[dict[str, Any]] = [

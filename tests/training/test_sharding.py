@@ -22,7 +22,8 @@ from vlm2vec.data.examples import TrainExample
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.verification.golden import verify_golden
 from vlm2vec.training import sharding
-from vlm2vec.training.config import LossSettings, Recipe, TrainSettings
+from vlm2vec.training.config import Recipe, TrainSettings
+from vlm2vec.training.loss_settings import LossSettings
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.run import build_embedder, read_log, read_sets, train
 from vlm2vec.training.step import ContrastiveStep

@@ -56,7 +56,7 @@ def read_member(path: str | Path, name: str) -> bytes:
     try:
         return _open(str(path), os.getpid(), _stamp(path)).read(name)
     except KeyError as error:
-        what = "the cell is empty or missing" if str(path).endswith(".parquet") else "the archive has no such file"
+        what = "the cell is empty or missing" if str(path).endswith(".parquet") else "not in the archive"
         raise UserError(f"{path}:{name}: {what}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise UserError(f"{path}:{name}: the archive is damaged ({error}); download it again") from error

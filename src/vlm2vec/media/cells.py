@@ -1,7 +1,7 @@
-"""Columns of parquet files: which hold texts, which hold images, and the images in their cells.
+"""Classifies the columns of parquet files as texts or images, and reads the images in their cells.
 
-One function decides what an Arrow type holds, for every reader. An image cell is bytes of any binary type, the struct
-of the hub's Image type (`bytes`, `path`; a path alone is relative to the table), or a list of these.
+All readers use `cell_kind` to interpret an Arrow type. An image cell contains bytes of any binary type, the struct of
+the hub's Image type (`bytes`, `path`; a path without bytes is relative to the table), or a list of these.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ types = pa.types
 
 
 def cell_kind(kind: pa.DataType) -> Kind:
-    """What a column of this Arrow type holds; "images": a list of images in each cell."""
+    """Returns the kind of a column with this Arrow type; "images" means a list of images in each cell."""
     if types.is_dictionary(kind):
         return cell_kind(kind.value_type)
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
@@ -44,20 +44,20 @@ def cell_kind(kind: pa.DataType) -> Kind:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is a list of any layout."""
+    """Returns whether an Arrow type is a list of any layout."""
     plain = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return bool(plain or types.is_list_view(kind) or types.is_large_list_view(kind))
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
-    """Names of the columns whose cells are images or lists of images."""
+    """Returns the names of the columns whose cells contain images or lists of images."""
     return [field.name for field in schema if cell_kind(field.type) in ("image", "images")]
 
 
 def columns_to_read(file: pq.ParquetFile, names: Sequence[str]) -> list[str]:
-    """Those of the image columns that `image_members` must see: lists, and columns that may have empty cells.
+    """Returns the image columns that `image_members` must read: lists, and columns that may have empty cells.
 
-    The statistics of the file say which columns have none, so that listing rows does not read their images.
+    The statistics of the file tell which columns have no empty cells; listing rows does not read their images.
     """
     full = {name for name in names if cell_kind(file.schema_arrow.field(name).type) == "image"}
     for group in range(file.num_row_groups):
@@ -78,12 +78,12 @@ def _has_bytes(kind: pa.DataType) -> bool:
 
 
 def images_of_rows(rows: Any, names: Sequence[str], first: int) -> list[dict[str, list[str]]]:
-    """`image_members` of each row and image column.
+    """Returns `image_members` for each row and image column.
 
     Args:
         rows: An Arrow table or batch with the columns of `columns_to_read`.
-        names: The image columns of the file; cells of those that `rows` lacks are not empty.
-        first: Number of the first row in the file.
+        names: The image columns of the file; columns missing from `rows` have no empty cells.
+        first: Index of the first row in the file.
     """
     seen = {name: image_members(rows.column(name), name, first) for name in names if name in rows.schema.names}
     return [
@@ -93,12 +93,12 @@ def images_of_rows(rows: Any, names: Sequence[str], first: int) -> list[dict[str
 
 
 def image_members(column: Any, name: str, first: int) -> list[list[str]]:
-    """The images in each cell of a column, as names that `ParquetImages.read` takes; an empty cell has none.
+    """Returns the images in each cell of a column, as names for `ParquetImages.read`; an empty cell has no images.
 
     Args:
-        column: An Arrow array, or chunks of one.
+        column: An Arrow array or chunked array.
         name: Name of the column.
-        first: Number of its first row in the file.
+        first: Index of its first row in the file.
     """
     if cell_kind(column.type) == "images":
         cells = enumerate(column, start=first)
@@ -110,7 +110,7 @@ def image_members(column: Any, name: str, first: int) -> list[list[str]]:
 
 
 def _empty(column: Any) -> list[bool]:
-    """Which cells of an image column have neither bytes nor a path; only their lengths are looked at."""
+    """Returns which cells of an image column have neither bytes nor a path; only their lengths are read."""
     kind = column.type
     if types.is_struct(kind):
         names = {kind.field(i).name for i in range(kind.num_fields)} & {"bytes", "path"}
@@ -128,7 +128,7 @@ def _is_filled(value: Any) -> bool:
 
 
 class ParquetImages:
-    """The images in a parquet file's columns by name: `column[row]`, or `column[row][place]` of a list.
+    """The images of a parquet file by name: `column[row]`, or `column[row][position]` in a list.
 
     Args:
         path: The file.
@@ -142,7 +142,7 @@ class ParquetImages:
         self._lock = threading.Lock()
 
     def namelist(self) -> list[str]:
-        """Every cell of an image column; of a list column, the images in its cells."""
+        """Returns the names of all image cells, or of the images in each cell of a list column."""
         schema, rows = self._file.schema_arrow, self._file.metadata.num_rows
         found: list[str] = []
         for name in image_columns(schema):
@@ -154,11 +154,11 @@ class ParquetImages:
         return found
 
     def read(self, name: str) -> bytes:
-        """The encoded image of a cell; only its row group is read.
+        """Reads the encoded image of a cell; only its row group is read.
 
         Raises:
-            KeyError: if there is no such cell, or it is empty.
-            UserError: if the cell has only a path and no file is there.
+            KeyError: if the cell does not exist or is empty.
+            UserError: if the cell has only a path and that file does not exist.
         """
         column, *places = self._split(name)
         group = bisect.bisect_right(self._begins, places[0]) - 1
@@ -176,7 +176,7 @@ class ParquetImages:
         raise KeyError(name)
 
     def _split(self, name: str) -> list[Any]:
-        """Column, row and, of a list, the place in the cell; a column's own name may end in a bracket."""
+        """Splits a name into column, row and, for lists, position; the column name itself may end in a bracket."""
         rest = name
         places: list[int] = []
         while found := CELL.fullmatch(rest):
@@ -190,5 +190,5 @@ class ParquetImages:
             return (self._path.parent / path).read_bytes()
         except OSError as error:
             raise UserError(
-                f"{self._path}, {name}: has no bytes, and its path {shown(path)} is not a file beside the table"
+                f"{self._path}, {name}: has no bytes, and its path {shown(path)} is not a file next to the table"
             ) from error

@@ -1,4 +1,4 @@
-"""Which attention a training step computes with."""
+"""Selects the attention implementation of a training step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
 
 SHORT = 128
-"""Tokens a row up to which, on a processor and in bfloat16, plain products are faster forward and backward than torch's
-fused kernel: measured with 9 heads of 64, 1.6 against 8.1 ms at 16 x 16 tokens, 19 against 30 at 8 x 128; at 4 x 256
-they are level, and in float32 everywhere."""
+"""Maximum number of tokens per row for which plain matrix products are faster than torch's fused kernel on a CPU in
+bfloat16. Forward and backward pass with 9 heads of 64 dimensions: 1.6 instead of 8.1 ms for 16 x 16 tokens, 19 instead
+of 30 ms for 8 x 128, no difference for 4 x 256. In float32 there is no difference at any length."""
 
 
 def check_kernel(kernel: str, device: torch.device) -> None:
@@ -27,28 +27,28 @@ def check_kernel(kernel: str, device: torch.device) -> None:
     if kernel != "flash_attention_2":
         return
     if device.type != "cuda":
-        raise UserError(f"model.attention_kernel: flash_attention_2 needs a GPU; choose auto on {device.type}")
+        raise UserError(f"model.attention_kernel: flash_attention_2 requires a GPU; choose auto on {device.type}")
     if find_spec("flash_attn") is None:
         raise UserError(
-            "model.attention_kernel: flash_attention_2 needs the package flash-attn; install it, or choose auto"
+            "model.attention_kernel: flash_attention_2 requires the package flash-attn; install it, or choose auto"
         )
 
 
 def use_kernel(backbone: Backbone, kernel: str) -> None:
-    """Makes all attention of a model use one of transformers' implementations; "auto" keeps the model's own choice.
+    """Sets the attention implementation of a model; "auto" keeps the model's default.
 
     Args:
         backbone: The model, before adapters wrap it.
-        kernel: As `model.attention_kernel` of a recipe.
+        kernel: Value of `model.attention_kernel` in a recipe.
 
     Raises:
-        UserError: for a family that is not one of transformers' networks, or that does not support the kernel.
+        UserError: for a family that is not implemented in transformers or does not support the kernel.
     """
     if kernel == "auto":
         return
     choose = getattr(backbone.model, "set_attn_implementation", None)
     if choose is None:
-        raise UserError(f"model.attention_kernel: {backbone.name} has one attention only; choose auto")
+        raise UserError(f"model.attention_kernel: {backbone.name} has only one implementation; choose auto")
     try:
         choose(kernel)
     except (ImportError, ValueError) as error:
@@ -59,15 +59,15 @@ def use_kernel(backbone: Backbone, kernel: str) -> None:
 
 
 def attention_for(batch: Batch, device: torch.device, in_half: bool) -> AbstractContextManager[object]:
-    """Around a whole step: the faster way of computing the same attention.
+    """Returns a context manager for a whole step that selects the faster implementation of the same attention.
 
-    The ways round differently, so both passes of gradient caching take one, and so do activations that are computed
-    again in a backward pass.
+    The implementations round differently. The choice therefore applies to the whole step: to both forward passes of
+    gradient caching and to activations recomputed in the backward pass.
 
     Args:
-        batch: Everything that the step encodes; one long row decides for all.
-        device: Of the model.
-        in_half: It computes in bfloat16.
+        batch: All inputs of the step; the longest row decides.
+        device: Device of the model.
+        in_half: Whether the model computes in bfloat16.
     """
     is_fused_slow = in_half and device.type == "cpu" and max(batch.lengths()) <= SHORT
     plain: AbstractContextManager[object] = sdpa_kernel(SDPBackend.MATH) if is_fused_slow else nullcontext()

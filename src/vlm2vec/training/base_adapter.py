@@ -1,4 +1,4 @@
-"""LoRA settings of a base that already has an adapter: training continues it, so its settings are the recipe's."""
+"""Reads the LoRA settings of a base that already has an adapter; training continues that adapter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "dora": 
 
 
 def adapter_settings(base: str) -> dict[str, Any] | None:
-    """The keys of a recipe's `lora` section as the base's adapter has them; None for a base without an adapter."""
+    """Returns the settings of the base's adapter as keys of a recipe's `lora` section; None if it has no adapter."""
     folder = find_adapter(str(shipped_folder(base) or base))
     if folder is None:
         return None

@@ -1,4 +1,4 @@
-"""Reads every image of a job once before the job relies on them."""
+"""Checks that every image of a job is readable, before the job starts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def read_images(
     advance: Callable[[int], None],
     unreadable: dict[ImageRef, UserError] | None = None,
 ) -> None:
-    """Decodes images; where a frozen encoder's outputs are kept, they are made on the way.
+    """Decodes all images and fills the backbone's cache of frozen vision features, if it has one.
 
     Args:
-        embedder: Its backbone's `vision_cache` is filled, if it has one.
-        images: Repeats allowed.
+        embedder: The model; its backbone's `vision_cache` is filled, if present.
+        images: The images; repeated images are read once.
         advance: Called with the number of images read since the last call.
-        unreadable: Collects what cannot be read, with the reason; None: the first one raises.
+        unreadable: Collects unreadable images with the reason; None: raise at the first unreadable image.
 
     Raises:
-        UserError: for an unreadable image, where `unreadable` is None.
+        UserError: for an unreadable image if `unreadable` is None.
     """
     on_error = None if unreadable is None else unreadable.__setitem__
     if embedder.backbone.vision_cache is not None:

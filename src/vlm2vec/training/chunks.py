@@ -1,4 +1,4 @@
-"""Tokens of a mini-batch: as the recipe says, or as the plan finds to fit the GPU, halved once if that is too many."""
+"""Chooses the number of tokens per mini-batch: from the recipe, or from the planner, halved once on out of memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 def training_of(recipe: Recipe, chunk_tokens: int = 8192) -> Training:
-    """The settings of a recipe that decide its cost; `chunk_tokens` where it leaves them to the plan or sets none."""
+    """Returns the settings of a recipe that determine its cost.
+
+    Args:
+        recipe: The recipe.
+        chunk_tokens: Tokens per mini-batch to use if the recipe says "auto" or null.
+    """
     train, lora = recipe.train, recipe.lora
     return Training(
         pairs=train.batch_size,
@@ -38,9 +43,9 @@ def training_of(recipe: Recipe, chunk_tokens: int = 8192) -> Training:
 
 
 def chunk_tokens_of(recipe: Recipe, device: torch.device) -> int | None:
-    """Tokens of a mini-batch. "auto" is the largest power of two that the plan finds to fit the GPU's memory.
+    """Returns the tokens per mini-batch. "auto" is the largest power of two that fits the GPU's memory by the plan.
 
-    On a CPU, "auto" is 2,048; on a GPU with a model whose sizes the planner does not know, 4,096.
+    On a CPU, "auto" is 2,048; on a GPU with a model whose sizes the planner does not know, it is 4,096.
     """
     wanted = recipe.train.chunk_tokens
     if wanted != "auto":
@@ -58,14 +63,14 @@ def chunk_tokens_of(recipe: Recipe, device: torch.device) -> int | None:
 
 
 class ChunkBudget:
-    """The tokens of a run's mini-batches.
+    """Manages the number of tokens per mini-batch during a run.
 
     Args:
-        recipe: Settings.
-        device: Of the model.
+        recipe: The recipe.
+        device: Device of the model.
 
     Attributes:
-        settings: The recipe's, with a number of tokens in place of "auto".
+        settings: The `train` section of the recipe with "auto" replaced by a number of tokens.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
@@ -73,16 +78,16 @@ class ChunkBudget:
         self.settings = recipe.train.model_copy(update={"chunk_tokens": chunk_tokens_of(recipe, device)})
 
     def run(self, step: Callable[[TrainSettings], R], clear: Callable[[], None]) -> R:
-        """Runs a step. If memory does not suffice and the number was automatic, it is halved once for the whole run.
+        """Runs a step. On out of memory, an automatic number of tokens is halved once for the rest of the run.
 
-        With several ranks the others would wait for this one's first try, so the error is raised.
+        With several ranks the error is raised instead, because the other ranks already wait in a collective.
 
         Args:
-            step: Gradients by these settings.
+            step: Computes the gradients with the given settings.
             clear: Drops the gradients of an interrupted step.
 
         Raises:
-            UserError: if memory does not suffice.
+            UserError: if the memory is insufficient.
         """
         try:
             return step(self.settings)

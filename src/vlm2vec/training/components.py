@@ -14,10 +14,10 @@ Components = Literal["language", "vision", "both"]
 
 
 def linear_layers(backbone: Backbone, components: Components) -> str:
-    """A pattern of the full names of all linear layers of these components, for LoRA.
+    """Returns a regular expression for the full names of all linear layers of these components, for LoRA.
 
     Raises:
-        UserError: if the model does not say which part is its language model, or a component has no linear layer.
+        UserError: if the backbone does not declare its language model, or a component has no linear layer.
     """
     inside = {id(module) for part in _language_parts(backbone) for module in part.modules()}
     names = [
@@ -27,7 +27,7 @@ def linear_layers(backbone: Backbone, components: Components) -> str:
         and (components == "both" or (id(module) in inside) == (components == "language"))
     ]
     if not names:
-        raise UserError(f"model.components: {components}: the model has no linear layer there to adapt")
+        raise UserError(f"model.components: {components}: the model has no linear layer in this component")
     return "|".join(re.escape(name) for name in names)
 
 
@@ -35,7 +35,7 @@ def freeze_other(backbone: Backbone, components: Components) -> None:
     """Freezes every parameter outside these components.
 
     Raises:
-        UserError: if the model does not say which part is its language model.
+        UserError: if the backbone does not declare its language model.
     """
     language = {id(p) for module in _language_parts(backbone) for p in module.parameters()}
     for parameter in backbone.model.parameters():

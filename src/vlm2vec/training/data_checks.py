@@ -1,4 +1,4 @@
-"""Whether the data have what the loss learns from: negatives, and scores where it reads them."""
+"""Checks that the data contain what the loss needs: negatives, and scores if the loss uses them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 def check_negatives(recipe: Recipe, sets: Mapping[str, Sequence[TrainExample]]) -> None:
-    """Refuses data in which no query has a negative, however batches are drawn.
+    """Checks that at least one query has a negative in some batch.
 
-    Examples are read until two are found that are negatives of each other, which mostly are the first two.
+    Reads examples until two are negatives of each other, usually the first two.
 
     Args:
-        recipe: Its batching decides whether sets meet in a batch; its masks decide which targets are negatives.
+        recipe: Its batching determines whether sets share a batch, its masks which targets are negatives.
         sets: Examples by set name.
 
     Raises:
-        UserError: naming the sets and what all their pairs share.
+        UserError: if no query has a negative; the message names the sets and what all their pairs share.
     """
     data = recipe.data
     whole_batches = data.batching == "interleaved" and data.sub_batch_size >= recipe.train.batch_size
@@ -43,24 +43,24 @@ def check_negatives(recipe: Recipe, sets: Mapping[str, Sequence[TrainExample]]) 
 
 
 def check_scores(recipe: Recipe, sets: Mapping[str, Sequence[TrainExample]]) -> None:
-    """Refuses data without any scores if the loss reads them.
+    """Checks that the data contain scores if the loss uses them.
 
     Raises:
-        UserError: naming the sets.
+        UserError: if no record has a score; the message names the sets.
     """
     wanted = "soft_labels" in recipe.loss.losses
     if wanted and not any(example.scores for examples in sets.values() for example in examples):
         raise UserError(
-            f"{', '.join(sets)}: loss soft_labels needs scores, and no record has any; add target_scores and "
+            f"{', '.join(sets)}: loss soft_labels requires scores, but no record has any; add target_scores and "
             "negative_scores to the records, or remove soft_labels from loss.also"
         )
 
 
 def _without_negatives(examples: Iterable[TrainExample], mask_equal_queries: bool) -> str | None:
-    """Why no example has a negative; None if one has.
+    """Returns the reason why no example has a negative; None if an example has one.
 
-    Two pairs are negatives of each other if both their queries and their targets differ. If neither all queries nor all
-    targets are equal, there are two such pairs.
+    Two pairs are negatives of each other if both their queries and their targets differ. Such pairs exist unless all
+    queries or all targets are equal.
     """
     queries: set[int] = set()
     targets: set[int] = set()
@@ -90,16 +90,16 @@ class NegativeWatch:
 
         Args:
             step: Number of the step, from 1.
-            loss: Of the whole batch.
-            gathered: What is known about the targets of all ranks.
-            origins: Where this rank's pairs come from.
+            loss: Loss of the whole batch.
+            gathered: Targets of all ranks.
+            origins: File and row of this rank's pairs.
         """
         cause = batch_without_negatives(gathered, loss)
         if cause and cause not in self._warned and rank() == 0:
             self._warned.add(cause)
             logger.warning(
-                "step %d: no query of the batch has a negative, because %s; nothing is learned from it (%s, %d pairs). "
-                "Further batches of this kind are not reported.",
+                "step %d: no query of the batch has a negative because %s; the batch has no gradient (%s, %d pairs). "
+                "Further batches with this cause are not reported.",
                 step,
                 cause,
                 origins[0],
@@ -108,11 +108,11 @@ class NegativeWatch:
 
 
 def batch_without_negatives(gathered: GatheredTargets, loss: float) -> str | None:
-    """Why no query of the batch has a negative; None if one has.
+    """Returns the reason why no query of the batch has a negative; None if a query has one.
 
     Args:
-        gathered: What is known about the targets of all ranks.
-        loss: Of the whole batch; exactly 0 where masks leave no negative.
+        gathered: Targets of all ranks.
+        loss: Loss of the whole batch; exactly 0 if masks leave no negative.
     """
     if _all_equal(gathered.target_keys_M) or _all_equal(gathered.target_ids_M):
         return "all targets are equal"

@@ -1,7 +1,7 @@
-"""Equal work for every rank: inputs are dealt to ranks by tokens, and their vectors come back in order.
+"""Balances the encoding work of the ranks: distributes inputs by tokens and returns their vectors in order.
 
-A rank with more images or longer texts than the others would keep them waiting at every collective. Only the encoding
-is dealt: the loss of a pair stays on the rank that read it, so loss and gradient are those of the undealt batch.
+Without balancing, a rank with more images or longer texts delays all ranks at every collective. Only the encoding is
+redistributed: the loss of a pair is computed on the rank that read it, so loss and gradient do not change.
 
 Shapes: U inputs that this rank read, D embedding dim.
 """
@@ -19,20 +19,20 @@ from vlm2vec.batch import Batch
 from vlm2vec.training.gather import gather_rows, gather_with_gradient, rank, world_size
 
 TOLERANCE = 0.01
-"""Inputs stop moving when the busiest rank has at most this share more tokens than the mean."""
+"""Balancing stops when the busiest rank has at most this fraction more tokens than the mean."""
 
 
 def deal(lengths: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Chooses the rank that encodes each input; few inputs move.
+    """Assigns each input to a rank for encoding, moving few inputs.
 
-    The busiest rank repeatedly gives the least busy one the input that halves the difference best, until the busiest
-    has at most `TOLERANCE` more tokens than the mean or no move helps.
+    The busiest rank repeatedly gives the least busy rank the input that comes closest to halving their difference,
+    until the busiest has at most `TOLERANCE` more tokens than the mean or no move helps.
 
     Args:
         lengths: Tokens of each input, by the rank that read it.
 
     Returns:
-        The encoding rank of each input, in the shape of `lengths`. No rank is left without an input.
+        The encoding rank of each input, in the shape of `lengths`. Every rank has at least one input.
     """
     owners = [[reader] * len(mine) for reader, mine in enumerate(lengths)]
     held = [sorted((length, reader, row) for row, length in enumerate(mine)) for reader, mine in enumerate(lengths)]
@@ -55,13 +55,13 @@ def deal(lengths: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 class DealtRows:
-    """The inputs that this rank encodes in place of those that it read.
+    """The inputs that this rank encodes instead of those that it read.
 
-    Every rank must construct it and call `own`.
+    Every rank must construct this object and call `own`.
 
     Args:
         batch: The U inputs that this rank read.
-        device: Where collectives run.
+        device: Device of the collectives.
 
     Attributes:
         batch: The inputs to encode.
@@ -82,14 +82,14 @@ class DealtRows:
         self._index = torch.tensor(_places(owners), device=device)
 
     def own(self, vectors: torch.Tensor) -> torch.Tensor:
-        """The vectors [U, D] of the inputs that this rank read, from those of `batch`; differentiable."""
+        """Returns the vectors [U, D] of the inputs that this rank read, given those of `batch`; differentiable."""
         if self._index is None:
             return vectors
         return torch.cat(gather_with_gradient(vectors))[self._index]
 
 
 def _places(owners: Sequence[Sequence[int]]) -> list[int]:
-    """Where each input of this rank stands among all vectors: by encoding rank, then by reading rank, then by row."""
+    """Returns the positions of this rank's inputs among all vectors, sorted by encoding rank, reading rank and row."""
     by_owner: list[list[tuple[int, int]]] = [[] for _ in owners]
     for reader, mine in enumerate(owners):
         for row, owner in enumerate(mine):
@@ -99,9 +99,9 @@ def _places(owners: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _exchange(parts: Sequence[Batch | None], device: torch.device) -> list[Batch]:
-    """Sends `parts[r]` to rank r and returns what this rank receives, by sender; None sends nothing."""
+    """Sends `parts[r]` to rank r (None: nothing); returns what this rank receives, by sender."""
     sent = [torch.empty(0, dtype=torch.uint8) if part is None else _to_bytes(part) for part in parts]
-    sent[rank()] = sent[rank()][:0]  # its own part does not travel
+    sent[rank()] = sent[rank()][:0]  # this rank's own part is not transferred
     sizes = torch.tensor([len(data) for data in sent], device=device)
     incoming = torch.empty_like(sizes)
     dist.all_to_all_single(incoming, sizes)

@@ -1,8 +1,8 @@
-"""DoRA's norms once a step instead of once a layer, mini-batch and forward pass.
+"""Computes DoRA's weight norms once per step instead of in every forward pass of every mini-batch.
 
-DoRA divides by the norm of each row of W + s B A (arXiv 2402.09353, section 4.3, where it has no gradient). PEFT builds
-B A from an identity matrix and takes the norm in every forward pass. Weights do not change within a step, so one norm
-serves all its mini-batches, with bit-equal results.
+DoRA divides by the norm of each row of W + s B A (arXiv 2402.09353, section 4.3, which detaches the norm). PEFT
+multiplies B A by an identity matrix and computes the norm in every forward pass. Weights do not change within a step,
+so the norm can be reused for all mini-batches, with bit-identical results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlm2vec.training.trainer_internals import PEFT_METHODS, dora_layers
 
 @contextmanager
 def norms_once(model: nn.Module) -> Iterator[None]:
-    """Around a step: each DoRA layer of linear layers computes its norm at its first forward pass only."""
+    """Context manager for a step in which each DoRA layer computes its norm only in its first forward pass."""
     layers = dora_layers(model)
     for layer in layers:
         _remember(layer)
@@ -32,13 +32,13 @@ def norms_once(model: nn.Module) -> Iterator[None]:
 
 
 def _remember(layer: Any) -> None:
-    """Replaces the layer's two functions by ones that compute the norm once."""
+    """Replaces two functions of the layer by versions that compute the norm once."""
     get_lora_weight, get_weight_norm = layer.get_lora_weight, layer.get_weight_norm
     norm: torch.Tensor | None = None
 
     def lora_weight(lora_A: nn.Module, lora_B: nn.Module, adapter_name: str | None = None) -> Any:
         if norm is not None:
-            return lora_A.weight  # used by the norm alone
+            return lora_A.weight  # only the norm uses it
         return get_lora_weight(lora_A=lora_A, lora_B=lora_B, adapter_name=adapter_name)
 
     def weight_norm(weight: torch.Tensor, **rest: Any) -> torch.Tensor:

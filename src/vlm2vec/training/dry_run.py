@@ -1,4 +1,4 @@
-"""Two steps of a recipe on a tiny random model of its family: everything is built, nothing is fetched."""
+"""Runs two steps of a recipe on a tiny random model of its family, without downloads."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vlm2vec.training.run import read_log, train
 from vlm2vec.training.tiny import write_tiny
 
 STEPS, PAIRS = 2, 8
-FEW_PIXELS = {"min_pixels", "max_pixels", "num_crops", "image_grid_pinpoints", "size"}  # of the real image settings
+FEW_PIXELS = {"min_pixels", "max_pixels", "num_crops", "image_grid_pinpoints", "size"}  # of real image processors
 
 
 def dry_run(recipe: Recipe) -> list[dict[str, float]]:
-    """Runs the recipe in small and returns its log.
+    """Runs 2 steps of 8 pairs with a tiny model and returns the log.
 
-    The base is replaced by a tiny random model of `model.family` (a built-in runs itself), data folders that are not
-    there by a few made-up pairs a set, and 2 steps of 8 pairs are run; everything else is as the recipe says.
+    The base is replaced by a tiny random model of `model.family` (a built-in base is used as it is), and a missing data
+    folder by a few generated pairs per set. All other settings are those of the recipe.
 
     Raises:
-        UserError: for what is wrong with the recipe, or a family that has no tiny model.
+        UserError: for an error in the recipe, or a family without a tiny model.
     """
     with tempfile.TemporaryDirectory() as name:
         return read_log(train(_in_small(recipe, Path(name))))

@@ -1,4 +1,4 @@
-"""A moving average of the trained weights, kept beside them."""
+"""Exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 
 class MovingAverage:
-    """average = decay * average + (1 - decay) * weight after each step, from the weights at the start.
+    """Maintains average = decay * average + (1 - decay) * weight, starting from the initial weights.
 
     Args:
-        named: Names and parameters; those that are not trained are left out.
-        decay: Between 0 and 1; 0.999 looks back about a thousand steps.
+        named: Names and parameters; frozen parameters are ignored.
+        decay: Between 0 and 1; 0.999 averages over about a thousand steps.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
@@ -23,12 +23,12 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the weights of now."""
+        """Updates the average with the current weights."""
         for name, parameter in self._parameters.items():
             self.state[name].lerp_(parameter, 1 - self.decay)
 
     @torch.no_grad()
     def use(self) -> None:
-        """Puts the average in the weights' place."""
+        """Replaces the weights by their average."""
         for name, parameter in self._parameters.items():
             parameter.copy_(self.state[name])

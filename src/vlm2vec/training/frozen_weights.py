@@ -1,8 +1,8 @@
-"""Frozen weights are cast once a run, not at every use.
+"""Casts frozen weights once per run instead of at every use.
 
-Under autocast a product in bfloat16 of float32 weights casts them first. Those that are trained autocast keeps for the
-rest of a forward pass; frozen ones, which with LoRA are nearly all, it casts again each time. The cast copy is the same
-every time, so it is made once, and takes the weights' place while a step runs.
+Autocast casts float32 weights before each bfloat16 product. It caches the cast of trained weights for the rest of a
+forward pass, but casts frozen weights (almost all weights with LoRA) again at every use. `FrozenCopies` casts them once
+and substitutes the copies during a step.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import nn
 
 
 class FrozenCopies:
-    """Copies of the frozen float32 weights of linear layers: half their memory again, and the same numbers.
+    """Low-precision copies of the frozen float32 weights of linear layers: 50 % more memory, identical results.
 
     Args:
-        model: Adapters in place; what is frozen is asked of each parameter.
-        dtype: What autocast would cast to; float32: there is nothing to do.
+        model: The model with its adapters; a parameter is frozen if it requires no gradient.
+        dtype: The autocast dtype; with float32, this class does nothing.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         linear = [module for module in model.modules() if type(module) is nn.Linear]
         ids = {id(module) for module in linear}
-        # A weight that an embedding shares is read in float32 there.
+        # A weight shared with an embedding layer must stay float32 for that layer.
         elsewhere = {id(p) for m in model.modules() if id(m) not in ids for p in m.parameters(recurse=False)}
         found = {id(p): p for module in linear for p in module.parameters(recurse=False)}
         self.copies = [
@@ -36,7 +36,7 @@ class FrozenCopies:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Around a step under autocast, its backward passes included; the weights are back afterwards."""
+        """Context manager for a step under autocast, including backward passes; restores the weights at exit."""
         originals = [parameter.data for parameter, _ in self.copies]
         try:
             for parameter, copy in self.copies:

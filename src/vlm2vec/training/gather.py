@@ -1,4 +1,4 @@
-"""Collectives over the ranks: gathered vectors, summed gradients, barrier."""
+"""Collectives over the ranks: gathering vectors, summing gradients, barrier."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 BUCKET_BYTES = 64 << 20
-"""Size up to which gradients share one all-reduce."""
+"""Maximum size of the gradients that share an all-reduce."""
 
 
 def world_size() -> int:
-    """Number of ranks that train together; 1 without torch.distributed."""
+    """Returns the number of ranks; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this rank; 0 without torch.distributed."""
+    """Returns the rank of this process; 0 without torch.distributed."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def gather_rows(local: torch.Tensor) -> list[torch.Tensor]:
-    """The rows of every rank, in rank order; their number may differ. This rank's own rows keep their graph."""
+    """Gathers the rows of every rank in rank order; their number may differ. This rank's own rows keep their graph."""
     if world_size() == 1:
         return [local]
     counts = _row_counts(local)
@@ -40,7 +40,7 @@ def gather_rows(local: torch.Tensor) -> list[torch.Tensor]:
 
 
 def gather_with_gradient(local: torch.Tensor) -> list[torch.Tensor]:
-    """Like `gather_rows`, but differentiable: all ranks' gradients of a row are summed on its own rank."""
+    """Like `gather_rows`, but differentiable: the gradients of a row from all ranks are summed on its own rank."""
     if world_size() == 1:
         return [local]
     counts = _row_counts(local)
@@ -66,7 +66,7 @@ class _Gather(torch.autograd.Function):
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """All-reduced sum, without a gradient."""
+    """All-reduces a sum, without a gradient."""
     value = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(value)
@@ -74,7 +74,7 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
 
 
 def max_over_ranks(number: int, device: torch.device) -> int:
-    """All-reduced maximum."""
+    """All-reduces the maximum of an integer."""
     if world_size() == 1:
         return number
     value = torch.tensor(number, device=device)
@@ -95,10 +95,10 @@ def _row_counts(local: torch.Tensor) -> list[int]:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sums the parameters' gradients over the ranks; a gradient that a rank does not have counts as zero.
+    """Sums the parameters' gradients over the ranks; a missing gradient counts as zero.
 
-    Gradients are all-reduced in buckets of `BUCKET_BYTES`: hundreds of small adapters cost a few collectives. Sharded
-    gradients already are the mean over the ranks; they are scaled to the sum.
+    Gradients are all-reduced in buckets of `BUCKET_BYTES`, so hundreds of small adapters need only a few collectives.
+    Sharded gradients are already the mean over the ranks; they are scaled to the sum.
     """
     if world_size() == 1:
         return
@@ -123,7 +123,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _buckets(gradients: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Gradients in order, in groups of one dtype and at most `BUCKET_BYTES`; a larger gradient is its own group."""
+    """Groups consecutive gradients by dtype, up to `BUCKET_BYTES` each; a larger gradient has its own group."""
     bucket: list[torch.Tensor] = []
     size = 0
     for gradient in gradients:

@@ -1,10 +1,10 @@
 """Gradient caching: the exact gradient of a large batch's contrastive loss in the memory of a small chunk.
 
 Source: GradCache (arXiv 2101.06983). 1. Run all chunks forward without a graph and save the random state of each.
-2. Compute the loss of all vectors and its gradient by each vector. 3. Run each chunk forward again under its random
-state and backward with its gradient. Here chunks hold rows of similar length up to a number of tokens, some keep their
-graph from the first pass, and a frozen vision encoder runs in the first pass only
-(`models/vision/frozen_vision.py`).
+2. Compute the loss of all vectors and its gradient with respect to each vector. 3. Run each chunk forward again with
+its saved random state, then backward with its gradient. In this implementation chunks contain rows of similar length up
+to a number of tokens, some chunks keep their graph from the first pass, and a frozen vision encoder runs in the first
+pass only (`models/vision/frozen_vision.py`).
 
 Shapes: U distinct inputs, D embedding dim.
 """
@@ -24,11 +24,11 @@ from vlm2vec.training.gather import max_over_ranks
 Encode = Callable[[Batch], torch.Tensor]
 Loss = Callable[[torch.Tensor], torch.Tensor]
 Around = Callable[[int, Batch], AbstractContextManager[Batch]]
-GPU_RESERVE = 0.2  # share of GPU memory that stays free when graphs are kept automatically
+GPU_RESERVE = 0.2  # fraction of GPU memory that stays free when graphs are kept automatically
 
 
 class RandomState:
-    """The random generators' state at construction; `with state:` replays it and restores the current one at exit."""
+    """Random state at construction; `with state:` replays it and restores the current state at exit."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -57,20 +57,20 @@ def cached_backward(
     around: Around = lambda i, part: nullcontext(part),
     sharded: bool = False,
 ) -> torch.Tensor:
-    """Accumulates the parameters' gradient of `loss` over the batch, one chunk at a time.
+    """Accumulates the gradient of `loss` in the parameters, one chunk at a time.
 
     Args:
-        encode: Batch -> vectors [b, D]; called once or twice per chunk.
+        encode: Function from batch to vectors [b, D]; called once or twice per chunk.
         batch: U inputs; each chunk is moved to `device` just before its forward pass.
-        loss: Vectors [U, D] in the batch's order -> a scalar.
+        loss: Function from vectors [U, D] in the batch's order to a scalar.
         chunks: Rows of each chunk; together they contain every row once.
         kept_chunks: Number of chunks that keep their graph from the first pass; the others run forward twice. "auto":
             on a GPU as many as fit in its memory, elsewhere only the last, whose graph does not raise the peak.
-        device: Of the model.
-        around: Context manager around each forward pass, made from the chunk's number and content; it gives the
-            content to encode.
+        device: Device of the model.
+        around: Function from the chunk's number and content to a context manager for its forward pass, which yields the
+            batch to encode.
         sharded: Whether layers are sharded over the ranks. All ranks then run as many forward passes as the rank with
-            the most chunks; the additional ones repeat the shortest chunk with a gradient of zero.
+            the most chunks; additional passes repeat the shortest chunk with a gradient of zero.
 
     Returns:
         The loss, detached. The gradient is that of the plain, unchunked loss.
@@ -112,9 +112,10 @@ def cached_backward(
 def _loss_by_vector(
     loss: Loss, first_pass: Sequence[torch.Tensor], chunks: Sequence[Sequence[int]]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The detached loss and its gradient by the vectors of each chunk; the loss's own parameters get theirs.
+    """Returns the detached loss and its gradient with respect to each chunk's vectors.
 
-    Rows are ordered here for all chunks: an index made on the CPU in the loop over chunks would wait for the device.
+    The gradients of the loss's own parameters are accumulated, too. Rows are reordered once for all chunks, since
+    creating an index on the CPU in the loop over chunks would synchronize with the device.
     """
     rows_U = torch.tensor([row for chunk in chunks for row in chunk])
     vectors = torch.cat([part.detach() for part in first_pass])
@@ -127,7 +128,7 @@ def _loss_by_vector(
 
 
 class _Keeping:
-    """Decides in the first pass which chunks keep their graph."""
+    """Decides during the first pass which chunks keep their graph."""
 
     def __init__(self, wanted: int | Literal["auto"], num_chunks: int, device: torch.device, sharded: bool) -> None:
         self.num_chunks, self.device, self.sharded = num_chunks, device, sharded
@@ -138,7 +139,7 @@ class _Keeping:
         self._before = 0
 
     def next(self, i: int) -> bool:
-        """Whether chunk `i` keeps its graph; called in order."""
+        """Returns whether chunk `i` keeps its graph; called in order."""
         if self.automatic and self.device.type == "cuda":
             keep = self._fits()
             if self.sharded:  # the same chunks on every rank
@@ -150,7 +151,7 @@ class _Keeping:
         return keep
 
     def _fits(self) -> bool:
-        """Whether another graph as large as the largest so far leaves the reserve free."""
+        """Returns whether another graph, as large as the largest so far, leaves the reserve free."""
         used = torch.cuda.memory_allocated(self.device)
         self._largest = max(self._largest, used - self._before)
         self._before = used

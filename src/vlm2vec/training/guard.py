@@ -18,11 +18,11 @@ MIB = 2**20
 
 
 class Guard:
-    """Looks at every step.
+    """Checks loss, gradient, embeddings and memory after every step.
 
     Args:
         settings: Limits.
-        device: Whose memory is watched besides the process's.
+        device: Device whose memory is monitored in addition to that of the process.
     """
 
     def __init__(self, settings: GuardSettings, device: torch.device) -> None:
@@ -33,21 +33,21 @@ class Guard:
         self._settled_mib = 0.0
 
     def check(self, step: int, loss: float, grad_is_finite: bool, mean_cosine: float, rows: Sequence[str]) -> None:
-        """Raises if the run should stop.
+        """Raises an error if training should stop.
 
         Args:
             step: Number of the step, from 1.
-            loss: Of the step.
-            grad_is_finite: Whether the gradient has numbers only.
-            mean_cosine: Of different inputs of the batch.
-            rows: Where the batch's pairs come from.
+            loss: Loss of the step.
+            grad_is_finite: Whether the gradient contains no NaN or Inf.
+            mean_cosine: Mean cosine of different inputs of the batch.
+            rows: File and row of the batch's pairs.
 
         Raises:
-            UserError: with the step and the batch's rows.
+            UserError: if training should stop; the message names the step and the batch's rows.
         """
         if not math.isfinite(loss) or not grad_is_finite:
             what = f"loss is {loss}" if not math.isfinite(loss) else "gradient is not finite"
-            raise UserError(f"step {step}: {what}; lower train.learning_rate or look at {_rows(rows)}")
+            raise UserError(f"step {step}: {what}; lower train.learning_rate or check {_rows(rows)}")
         self._steps += 1
         alike = mean_cosine > self.settings.collapse_cosine
         self._collapsed = self._collapsed + 1 if alike else 0
@@ -66,19 +66,19 @@ class Guard:
         limit = self.settings.memory_climb_mib
         if limit is not None and self._settled_mib and self.memory_mib > self._settled_mib + limit:
             raise UserError(
-                f"step {step}: memory climbs: {self.memory_mib:.0f} MiB, {self._settled_mib:.0f} MiB at step "
+                f"step {step}: memory keeps growing: {self.memory_mib:.0f} MiB, {self._settled_mib:.0f} MiB at step "
                 f"{step - self._steps + self.settings.memory_settle_steps}; more than guard.memory_climb_mib {limit}; "
-                "go on with --resume, or raise the limit"
+                "continue with --resume, or raise the limit"
             )
 
 
 def memory_mib(device: torch.device) -> float:
-    """What the process holds now, and on a GPU also what its allocator holds, in MiB."""
+    """Returns the memory of the process, plus the memory reserved by the GPU allocator, in MiB."""
     on_device = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
     status = Path("/proc/self/statm")
     if status.is_file():
         held = int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    else:  # no /proc: the peak is the next best
+    else:  # without /proc, only the peak is available
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (held + on_device) / MIB
 

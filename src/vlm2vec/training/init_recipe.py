@@ -1,4 +1,4 @@
-"""A recipe with every key, its default and its meaning, to start from."""
+"""Writes a recipe template with every key, its default and its description."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pydantic.fields import FieldInfo
 
 from vlm2vec.errors import UserError
 from vlm2vec.files import write_text
-from vlm2vec.training.config import Recipe, Section
+from vlm2vec.training.config import Recipe
+from vlm2vec.training.loss_settings import Section
 
 WIDTH = 100
 EXAMPLES = {"root": "data/train", "steps": 1000, "output": "runs/mine", "benchmark": "benchmark.yaml"}
-"""Values of the keys without a default."""
+"""Example values for keys without a default."""
 
 
 def write_commented_recipe(path: Path) -> None:
@@ -25,7 +26,7 @@ def write_commented_recipe(path: Path) -> None:
         UserError: if the file exists.
     """
     if path.exists():
-        raise UserError(f"{path}: exists already; choose another name or delete it")
+        raise UserError(f"{path}: already exists; choose another name or delete it")
     head = f"# A training recipe. Keys that keep their default can be deleted. Run: vlm2vec train {path}\n"
     write_text(path, head + "\n".join(_lines(Recipe, "")) + "\n")
 

@@ -1,7 +1,7 @@
-"""The loss of a step over the pairs of all ranks: which vectors meet, what is masked, what is learned.
+"""Computes the loss of a step over the pairs of all ranks.
 
-Each rank computes the loss of its own queries against the targets of all ranks; the ranks' values sum to the loss of
-the whole batch.
+Each rank computes the loss of its own queries against the targets of all ranks; the values of all ranks sum to the loss
+of the whole batch.
 
 Shapes: B queries of this rank, N targets of this rank, M targets of all ranks, D embedding dim, K positives of a query.
 """
@@ -19,29 +19,28 @@ from torch import nn
 from vlm2vec.data.collate import PairBatch
 from vlm2vec.errors import UserError
 from vlm2vec.losses import NO_QUERY, Exclusions, Labels, Reference, contrastive_loss, matryoshka
-from vlm2vec.training.config import LossSettings
 from vlm2vec.training.gather import gather_rows, gather_with_gradient, rank, world_size
+from vlm2vec.training.loss_settings import LossSettings
 
 NO_KEY = -1
-"""A key that no input has."""
+"""Key that no input has."""
 
 
 @dataclass
 class GatheredTargets:
-    """What is known about the targets of all ranks: first positives in query order, then each rank's other targets.
+    """Metadata of the targets of all ranks: first positives in query order, then the remaining targets by rank.
 
     Attributes:
-        first_query: Number of this rank's first query.
-        num_queries: Of all ranks.
-        target_keys_M: Content of each target.
-        target_ids_M: Document of each target.
-        query_keys_M: Content of the query whose first positive the target is; `NO_KEY` for any other target.
-        positive_of_M: Number of the query whose positive the target is, counted over all ranks; `NO_QUERY` for a
-            negative.
-        given_with_M: Number of the query that the target came with.
-        scores_M: A judge's score of the target for the query that it came with; NaN: none.
-        guide_ME: Vectors of the guide model, if any.
-        teacher_ME: Vectors of the teacher, if any.
+        first_query: Index of this rank's first query.
+        num_queries: Number of queries over all ranks.
+        target_keys_M: Content key of each target.
+        target_ids_M: Document key of each target.
+        query_keys_M: Content key of the query whose first positive the target is; `NO_KEY` for all other targets.
+        positive_of_M: Index over all ranks of the query whose positive the target is; `NO_QUERY` for a negative.
+        given_with_M: Index of the query that the target was given with.
+        scores_M: Score of the target for the query that it was given with; NaN: no score.
+        guide_ME: Embeddings of the guide model, if any.
+        teacher_ME: Embeddings of the teacher, if any.
     """
 
     first_query: int
@@ -57,7 +56,7 @@ class GatheredTargets:
 
     @classmethod
     def of(cls, pairs: PairBatch, device: torch.device) -> GatheredTargets:
-        """Gathers what every rank knows about its targets."""
+        """Gathers the metadata of the targets of all ranks."""
         num_local = len(pairs.query_rows)
         query_keys_N = torch.full_like(pairs.target_keys, NO_KEY)
         query_keys_N[:num_local] = pairs.query_keys
@@ -86,17 +85,20 @@ class GatheredTargets:
 
 
 def positives_first(parts: list[torch.Tensor], num_positives: int) -> list[torch.Tensor]:
-    """All ranks' first positives in query order, then everything else; each rank has equally many queries."""
+    """Concatenates the first positives of all ranks in query order, then all other rows.
+
+    Every rank has the same number of queries.
+    """
     return [part[:num_positives] for part in parts] + [part[num_positives:] for part in parts]
 
 
 class Objective(nn.Module):
-    """The recipe's loss; its own parameters, if any, are trained with the model.
+    """The loss of a recipe; its own parameters, if any, are trained with the model.
 
     Args:
-        settings: Losses, directions, masks.
-        temperature: Fixed, or the start value if it is learned.
-        mask_equal_targets: Whether targets equal to a query's positive are masked.
+        settings: Losses, directions and masks.
+        temperature: Temperature; the initial value if it is learned.
+        mask_equal_targets: Whether to mask targets that equal a query's positive.
     """
 
     log_temperature: torch.Tensor
@@ -119,7 +121,7 @@ class Objective(nn.Module):
 
     @property
     def learns(self) -> bool:
-        """Whether the loss has parameters of its own."""
+        """Whether the loss has trainable parameters."""
         return any(True for _ in self.parameters())
 
     def forward(
@@ -128,10 +130,10 @@ class Objective(nn.Module):
         """Computes this rank's share of the loss; the shares of all ranks sum to the mean over the whole batch.
 
         Args:
-            queries_BD: This rank's query vectors.
-            targets_ND: This rank's target vectors, first positives first.
-            pairs: This rank's pairs.
-            gathered: What is known about the targets of all ranks.
+            queries_BD: Query vectors of this rank.
+            targets_ND: Target vectors of this rank, first positives first.
+            pairs: Pairs of this rank.
+            gathered: Metadata of the targets of all ranks.
         """
         targets_MD = torch.cat(positives_first(gather_with_gradient(targets_ND), len(queries_BD)))
         both = self.settings.directions == "both"
@@ -150,7 +152,7 @@ class Objective(nn.Module):
     def _distance(
         queries_BD: torch.Tensor, targets_ND: torch.Tensor, pairs: PairBatch, gathered: GatheredTargets
     ) -> torch.Tensor:
-        """1 - cosine with the teacher's vector, mean over the queries and targets of all ranks; this rank's share."""
+        """Computes this rank's share of the mean of 1 - cosine(own vector, teacher's vector) over all ranks."""
         teacher_UD, own_D = pairs.teacher, queries_BD.shape[1]
         if teacher_UD is None or teacher_UD.shape[1] != own_D:
             found = None if teacher_UD is None else teacher_UD.shape[1]
@@ -172,7 +174,7 @@ class Objective(nn.Module):
         return matryoshka(loss, rows_BD, columns_MD, dims) if dims else loss(rows_BD, columns_MD)
 
     def _labels(self, pairs: PairBatch, gathered: GatheredTargets) -> Labels:
-        """Queries of this rank against all targets."""
+        """Builds the labels for the queries of this rank against all targets."""
         settings = self.settings
         keys = []
         if self.mask_equal_targets:
@@ -200,7 +202,7 @@ class Objective(nn.Module):
         )
 
     def _labels_back(self, pairs: PairBatch, gathered: GatheredTargets) -> Labels:
-        """Positives of this rank against all queries; the same pairs are masked as in the other direction."""
+        """Builds the labels for the positives of this rank against all queries, with the same pairs masked."""
         settings, num_queries = self.settings, gathered.num_queries
         is_positive_N = pairs.is_positive
         query_of_P = pairs.target_queries[is_positive_N]
@@ -220,7 +222,7 @@ class Objective(nn.Module):
 
 
 def by_query(values_N: torch.Tensor, pairs: PairBatch) -> torch.Tensor:
-    """The values of each query's positives, shape [B, K], filled up with `NO_KEY` where a query has fewer than K."""
+    """Returns the values of each query's positives, shape [B, K], padded with `NO_KEY`."""
     positives_P = pairs.is_positive.nonzero()[:, 0]
     query_of_P = pairs.target_queries[positives_P]
     order = torch.argsort(query_of_P, stable=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: when a new run may use it."""
+"""Checks whether a new run can use an output folder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vlm2vec.training.trainer_internals import step_checkpoints
 CHECKPOINTS = "checkpoints"
 HISTORY_FILE = "evaluations.json"
 BEFORE_FIRST_CHECKPOINT = {CHECKPOINTS, HISTORY_FILE, "best"}
-"""What a run writes before its first step checkpoint: a start that failed leaves no more, and cannot be resumed."""
+"""Files that a run writes before its first step checkpoint; a run that left only these cannot be resumed."""
 
 
 def check_new(output: Path) -> None:
-    """Makes sure that a new run can use the folder; what a failed start left there is removed.
+    """Checks that a new run can use the folder, and removes the remains of a run without a checkpoint.
 
     Raises:
-        UserError: if the folder holds a run, or files that no run writes.
+        UserError: if the folder contains a run, or files that do not belong to a run.
     """
     if not output.exists():
         return
@@ -33,7 +33,7 @@ def check_new(output: Path) -> None:
 
 
 def read_history(output: Path) -> list[dict[str, Any]]:
-    """The evaluations during a run: step, group means, score by task; empty if there are none."""
+    """Reads the evaluations during a run: step, group means and score by task; empty if there are none."""
     file = output / HISTORY_FILE
     history: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
     return history

@@ -1,4 +1,4 @@
-"""From pairs of one's own to a recipe: read, check, hold out, choose settings, and write all of it beside the run."""
+"""Prepares training on a user's pairs: reads and checks them, holds some out, chooses settings and writes a recipe."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from vlm2vec.training.config import Recipe, dump_recipe
 from vlm2vec.training.output import check_new
 
 MIN_PAIRS = 4
-MIN_TO_HOLD_OUT = 20  # below, a tenth is a single pair, and its score says nothing
+MIN_TO_HOLD_OUT = 20  # with fewer pairs, a tenth is a single pair, whose score is meaningless
 MIN_STEPS, MAX_STEPS, EPOCHS = 60, 2000, 3
 
 
 @dataclass(frozen=True)
 class OwnData:
-    """Prepared data.
+    """Result of preparing a user's data.
 
     Attributes:
-        recipe: Every setting.
-        file: The recipe's file.
-        lines: What was understood, for the terminal.
+        recipe: The recipe.
+        file: File of the recipe.
+        lines: Summary for the terminal.
     """
 
     recipe: Recipe
@@ -48,30 +48,30 @@ def prepare(
     holdout: float = 0.1,
     resume: bool = False,
 ) -> OwnData:
-    """Reads pairs and writes `OUTPUT.data`: pairs to train on, held-out pairs with their benchmark, `recipe.yaml`.
+    """Reads pairs and writes `OUTPUT.data` with training pairs, held-out pairs, their benchmark and `recipe.yaml`.
 
     Args:
         source: See `vlm2vec.data.pairs.read_pairs`.
         base: The model to train.
-        output: The run's folder, which is not created here.
-        query: Columns of the query; empty: found by name.
-        target: Columns of the target; empty: found by name.
-        negatives: Columns of the negatives; empty: found by name.
-        holdout: The share of the pairs to evaluate on, before and after training; 0: none.
-        resume: The run's folder may exist.
+        output: Folder of the run; it is not created here.
+        query: Columns of the query; empty: find them by name.
+        target: Columns of the target; empty: find them by name.
+        negatives: Columns of the negatives; empty: find them by name.
+        holdout: Fraction of the pairs to evaluate on before and after training; 0: no evaluation.
+        resume: Whether the folder of the run may exist.
 
     Raises:
-        UserError: for a source that cannot be read, rows that are no pairs, too few pairs, or if `output` holds a run
-            and `resume` is off.
+        UserError: if the source is not readable, rows are not valid pairs, there are too few pairs, or `output`
+            contains a run and `resume` is off.
     """
     if not 0 <= holdout < 1:
-        raise UserError(f"--holdout {holdout}: expected a share of the pairs from 0 to below 1, such as 0.1")
+        raise UserError(f"--holdout {holdout}: expected a fraction of the pairs, at least 0 and below 1, such as 0.1")
     if not resume:
         check_new(output)
     pairs = read_pairs(source, query, target, negatives)
     train, held = hold_out(pairs, holdout if len(pairs.records) >= MIN_TO_HOLD_OUT else 0.0)
     if len(train) < MIN_PAIRS:
-        raise UserError(f"{source}: {len(train)} pairs to train on; expected at least {MIN_PAIRS}")
+        raise UserError(f"{source}: only {len(train)} training pairs; expected at least {MIN_PAIRS}")
     folder = output.with_name(f"{output.name}.data")
     write_pairs(folder, train, held)
     recipe = Recipe.model_validate(_settings(base, len(train), folder, output, bool(held)))
@@ -88,7 +88,7 @@ def _about_split(pairs: Pairs, train: Sequence[Any], held: Sequence[Any]) -> str
 
 def _settings(base: str, num_pairs: int, folder: Path, output: Path, has_held_out: bool) -> dict[str, Any]:
     settings = _by_family(base)
-    # Every other target of a batch is a negative, so a batch is as large as half the pairs allow.
+    # The targets of all other pairs in a batch are negatives, so batches are large: up to half of the pairs.
     batch = max(2, min(int(settings["train"]["batch_size"]), num_pairs // 2))
     steps = min(MAX_STEPS, max(MIN_STEPS, EPOCHS * num_pairs // batch))
     train = {**settings["train"], "batch_size": batch, "steps": steps, "warmup_steps": steps // 10, "save_steps": steps}
@@ -104,11 +104,12 @@ def _settings(base: str, num_pairs: int, folder: Path, output: Path, has_held_ou
 
 
 def _by_family(base: str) -> dict[str, Any]:
-    """Model, LoRA and training settings for a base.
+    """Returns model, LoRA and training settings for a base.
 
-    The built-in model: those of the recipes `photos` and `compact-embed`, whose temperature of 0.1 and learning rate of
-    1e-3 its small backbone needs. At 2e-5 and 0.02, the values for large models, it learns nothing in some hundred
-    steps. Any other model: those of VLM2Vec-V2 (arXiv 2507.04590, and the learning rate of its released script).
+    The built-in model uses the settings of the recipes `photos` and `compact-embed`: its small backbone needs a
+    temperature of 0.1 and a learning rate of 1e-3. With the values for large models (2e-5 and 0.02) it learns nothing
+    in a few hundred steps. Other models use the settings of VLM2Vec-V2 (arXiv 2507.04590 and the learning rate of its
+    released script).
     """
     if _origin(base) in BUILT_IN:
         options = {"num_layers": 4, "visual_tokens": 9, "image_size": 192} if base in BUILT_IN else {}
@@ -131,13 +132,13 @@ def _by_family(base: str) -> dict[str, Any]:
 
 
 def _origin(base: str) -> str:
-    """The model that a checkpoint folder was trained from; any other base itself."""
+    """Returns the base model of a checkpoint folder; any other base is returned unchanged."""
     file = Path(shipped_folder(base) or base) / EMBEDDER_FILE
     return str(json.loads(file.read_text(encoding="utf-8"))["base"]) if file.is_file() else base
 
 
 def _family(base: str) -> str | None:
-    """`model_type` of a base whose configuration is at hand; only a dry run needs it."""
+    """Returns the `model_type` of a base whose configuration is available locally; only a dry run needs it."""
     try:
         return str(config_of(base)["model_type"])
     except (UserError, KeyError):

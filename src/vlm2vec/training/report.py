@@ -1,4 +1,4 @@
-"""A run's report: held-out scores, first loss, curves and recipe as one HTML page that loads nothing."""
+"""Writes the report of a run: held-out scores, first loss, curves and recipe as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ FAR_ABOVE = 1.5
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the report says besides the curves.
+    """Content of the report besides the curves.
 
     Attributes:
         title: Heading of the page.
         lines: Sentences below the heading, such as the model and the date.
-        recipe: The recipe as resolved.
-        batch_size: Pairs of a step.
+        recipe: The resolved recipe.
+        batch_size: Pairs per step.
         scores: Held-out score by step, 0 to 1; empty without an evaluation.
-        metric: What the scores are, such as "overall".
+        metric: Name of the score, such as "overall".
     """
 
     title: str
@@ -72,7 +72,7 @@ def write_report(path: Path, facts: RunFacts, log: Sequence[Mapping[str, Any]]) 
 
 
 def _numbers(facts: RunFacts, first: float | None, log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """(name, value) for the tiles at the top."""
+    """Yields (name, value) for the tiles at the top."""
     if facts.scores:
         start, end = min(facts.scores), max(facts.scores)
         if start != end:
@@ -85,7 +85,7 @@ def _numbers(facts: RunFacts, first: float | None, log: Sequence[Mapping[str, An
 
 
 def _remark(first: float | None, batch_size: int) -> tuple[str, bool]:
-    """A sentence on the first loss beside log(batch size), and whether it is a warning."""
+    """Returns a sentence that compares the first loss with log(batch size), and whether it is a warning."""
     if first is None or batch_size < 2:
         return "", False
     equal = math.log(batch_size)
@@ -96,7 +96,7 @@ def _remark(first: float | None, batch_size: int) -> tuple[str, bool]:
 
 
 def _charts(facts: RunFacts, log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Chart]]:
-    """(caption, sentence below, chart) for each curve that has points."""
+    """Yields (caption, sentence below, chart) for each curve that has points."""
     level = (math.log(facts.batch_size), f"log({facts.batch_size})") if facts.batch_size > 1 else None
     for name, (caption, unit) in CURVES.items():
         points = [(float(entry["step"]), float(entry[name])) for entry in log if name in entry and "step" in entry]

@@ -1,4 +1,4 @@
-"""What a resumed run may change: settings that shape the trained weights stay, others may change and are reported."""
+"""Checks a resumed run: settings that define the trained weights must not change; other changes are reported."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from vlm2vec.training.config import Recipe, load_recipe
 from vlm2vec.training.trainer_internals import RECIPE_FILE
 
 FIXED = ("model", "lora", "loss.kind", "loss.learn_temperature", "loss.learn_bias", "train.ema_decay")
-"""Sections and keys whose change needs weights or state that the checkpoint does not have."""
+"""Sections and keys that must not change, since the checkpoint lacks the weights or state for a new value."""
 FREE = ("model.gradient_checkpointing", "lora.dropout")
-"""Keys below `FIXED` that may change all the same."""
+"""Keys below `FIXED` that may nevertheless change."""
 DATA_ORDER = ("data", "train.batch_size", "train.seed")
-"""Keys that decide which examples make the batch of a step."""
+"""Keys that determine the examples in the batch of a step."""
 IGNORED = ("output", "train.log_steps", "train.save_steps", "train.report_to")
-"""Keys whose change needs no notice."""
+"""Keys whose changes are not reported."""
 
 
 def check_resume(checkpoint: Path, recipe: Recipe) -> list[str]:
-    """Compares a recipe with the one that a step checkpoint was made with.
+    """Compares a recipe with that of a step checkpoint.
 
     Args:
-        checkpoint: Folder of the step checkpoint. One without a recipe (made by an earlier version) is not checked.
-        recipe: Of the resumed run.
+        checkpoint: Folder of the step checkpoint. Checkpoints of earlier versions without a recipe are not checked.
+        recipe: Recipe of the resumed run.
 
     Returns:
-        What changed, `key before -> after`, and what follows from it.
+        The changes as `key before -> after`, and their consequences.
 
     Raises:
-        UserError: if a setting changed that cannot change, or if the checkpoint has no steps left to do.
+        UserError: if a setting changed that must not change, or if the checkpoint has no steps left.
     """
     done = int(checkpoint.name.split("-")[1])
     if done > recipe.train.steps:
@@ -51,12 +51,12 @@ def check_resume(checkpoint: Path, recipe: Recipe) -> list[str]:
             "output folder"
         )
     if any(_is_below(key, DATA_ORDER) for key in changed):
-        lines.append("the order of the examples changes with them: some may be seen twice, others not at all")
+        lines.append("this changes the order of the examples: some may be seen twice, others not at all")
     return lines
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys."""
+    """Flattens nested settings to dotted keys."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     flat: dict[str, Any] = {}

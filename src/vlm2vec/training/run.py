@@ -1,4 +1,4 @@
-"""A whole training run: read, check, train, save. Knows no command line."""
+"""Runs a whole training: reads the data, checks it, trains and saves. Independent of the command line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Sets = Mapping[str, Sequence[TrainExample]]
 
 
 def build_embedder(recipe: Recipe) -> Embedder:
-    """The recipe's model with adapters in place; new weights depend on the recipe's seed only."""
+    """Builds the recipe's model with adapters; the initialization of new weights depends only on the recipe's seed."""
     torch.manual_seed(recipe.train.seed)
     settings = recipe.model
     device = process_device()
@@ -67,7 +67,7 @@ def build_embedder(recipe: Recipe) -> Embedder:
         checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, targets, lora.dora)
         train_in_float32(embedder)
     elif checkpoint.has_adapter(embedder.backbone):
-        raise UserError(f"model.base: {settings.base} brings an adapter: merge it first (vlm2vec export --to merged)")
+        raise UserError(f"model.base: {settings.base} has an adapter; merge it first (vlm2vec export --to merged)")
     elif components:
         freeze_other(embedder.backbone, components)
     if settings.gradient_checkpointing:
@@ -77,11 +77,11 @@ def build_embedder(recipe: Recipe) -> Embedder:
 
 
 def read_sets(recipe: Recipe, limit: int | None = None) -> Sets:
-    """Examples of every set that the recipe names: in memory in the MMEB-train layout, else streamed.
+    """Opens the sets that the recipe names: sets in the MMEB-train layout are read into memory, others are streamed.
 
     Args:
-        recipe: Settings.
-        limit: Read at most this many first rows of each file in the MMEB-train layout. Default: all.
+        recipe: The recipe.
+        limit: Read only the first rows of each file in the MMEB-train layout, up to this number. Default: all.
 
     Raises:
         UserError: see `read_train_set` and `StreamedSet`.
@@ -125,25 +125,25 @@ def _with_target_instruction(examples: Sequence[TrainExample], instruction: str,
 
 
 def pair_limit(recipe: Recipe, name: str) -> int | None:
-    """The most pairs of a set that the recipe uses; None: all."""
+    """Returns the maximum number of pairs of a set that the recipe uses; None: all."""
     own = recipe.data.sets.get(name) if isinstance(recipe.data.sets, dict) else None
     return own.max_pairs if isinstance(own, SetSettings) and own.max_pairs else recipe.data.max_pairs
 
 
 def check_images(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
-    """Reads every image once before the first step; a frozen encoder's outputs are kept on the way.
+    """Reads every image once before the first step and caches the outputs of a frozen vision encoder.
 
-    Streamed sets are left as they are: an image of theirs that is unreadable stops the run at its step.
+    Streamed sets are not checked; an unreadable image in such a set stops the run at its step.
 
     Returns:
-        The sets, without the pairs of unreadable images where `on_bad_image` is "skip".
+        The sets; if `on_bad_image` is "skip", without the pairs with unreadable images.
 
     Raises:
-        UserError: for the first unreadable image where it is "stop", or if nothing is left of a set.
+        UserError: for the first unreadable image if `on_bad_image` is "stop", or if no pair of a set remains.
     """
     streamed = {name: examples for name, examples in sets.items() if isinstance(examples, StreamedSet)}
     if streamed and on_bad_image == "skip":
-        raise UserError(f"data.on_bad_image: skip cannot be with sets that are streamed ({', '.join(streamed)})")
+        raise UserError(f"data.on_bad_image: skip does not support streamed sets ({', '.join(streamed)}); use stop")
     whole = {name: examples for name, examples in sets.items() if name not in streamed}
     images = dict.fromkeys(image for examples in whole.values() for e in examples for image in example_images(e))
     bad: dict[ImageRef, UserError] = {}
@@ -164,7 +164,7 @@ def check_images(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
 
 
 def example_images(example: TrainExample) -> Iterable[ImageRef]:
-    """All images of an example: of its query, targets and negatives."""
+    """Yields all images of an example's query, targets and negatives."""
     for item in (example.query, *example.targets, *example.negatives):
         yield from item.images
 
@@ -173,12 +173,12 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
     """Runs a recipe to its end and returns the run's folder, a checkpoint that `Embedder.from_pretrained` loads.
 
     Args:
-        recipe: Settings; saved with the run as resolved.
+        recipe: The recipe; its resolved form is saved with the run.
         resume: Continue from the run's last step checkpoint.
         monitor: Called on every rank with the model and the number of steps done; see `vlm2vec.monitor`.
 
     Raises:
-        UserError: for bad input, or if the output folder already holds a run and `resume` is off.
+        UserError: for invalid input, or if the output folder already contains a run and `resume` is off.
     """
     output = recipe.output
     is_first = os.environ.get("RANK", "0") == "0"  # only this rank checks for the folder and creates it
@@ -190,7 +190,7 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
         logger.warning("%s: resuming with other settings: %s", output, "; ".join(changes))
     if unused := idle_gpus():
         logger.warning(
-            "%d of %d GPUs stay unused; to use all: torchrun --nproc-per-node %d -m vlm2vec.cli train RECIPE",
+            "%d of %d GPUs are unused; to use all, run torchrun --nproc-per-node %d -m vlm2vec.cli train RECIPE",
             unused,
             unused + 1,
             unused + 1,
@@ -228,7 +228,7 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The newest step checkpoint of a run, None where there is none."""
+    """Returns the newest step checkpoint of a run; None if there is no checkpoint."""
     found = step_checkpoints(output / CHECKPOINTS)
     return found[-1] if found else None
 
@@ -242,10 +242,10 @@ def _save_run(
 ) -> None:
     output = recipe.output
     embedder.write_files(output, state=state)
-    # A sharded model cannot run on one process alone, and the vectors of a quantized base are not those of the folder.
+    # A sharded model cannot run in one process, and the vectors of a quantized base differ from those of the folder.
     if state is not None:
         embedder = Embedder.from_pretrained(output, dtype=embedder.dtype)
-    elif recipe.model.quantize:  # on the CPU: the GPU need not hold the whole base
+    elif recipe.model.quantize:  # on the CPU, because the whole base may not fit on the GPU
         embedder = Embedder.from_pretrained(output, dtype=embedder.dtype, device="cpu")
     write_golden(embedder, output)
     (output / "recipe.yaml").write_text(dump_recipe(recipe))
@@ -257,7 +257,7 @@ def _save_run(
 
 
 def _report_facts(recipe: Recipe, facts: Mapping[str, Any]) -> RunFacts:
-    """What the report says besides the curves."""
+    """Builds the content of the report besides the curves."""
     train = recipe.train
     tuning = f"LoRA of rank {recipe.lora.rank}" if recipe.lora else "no LoRA"
     lines = (
@@ -272,6 +272,6 @@ def _report_facts(recipe: Recipe, facts: Mapping[str, Any]) -> RunFacts:
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
-    """Loss and learning rate by step of a finished run."""
+    """Reads loss and learning rate by step from a finished run."""
     log: list[dict[str, float]] = json.loads((run / LOG_FILE).read_text())
     return log

@@ -1,4 +1,4 @@
-"""An average pair of a recipe's data, from a sample of its folder, for the planner."""
+"""Estimates the average pair of a recipe's data from a sample, for the planner."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from vlm2vec.training.trainer import recipe_weights
 from vlm2vec.types import EmbeddingInput
 
 PER_SET = 64
-"""Pairs of a set that are looked at."""
+"""Number of pairs that are sampled per set."""
 CHARACTERS = 4
-"""Of a token, where the model's tokenizer is not on this machine; a usual value for English."""
+"""Characters per token, typical for English; used if the model's tokenizer is not available locally."""
 
 
 def sample_inputs(recipe: Recipe) -> tuple[Inputs, str]:
-    """An average pair, sets weighted as the batches draw them, and one line that says where it comes from.
+    """Returns the average pair, with sets weighted as in the batches, and a line that describes its source.
 
-    Only first rows and the headers of images are read. Videos count as no tokens. Without a data folder the defaults of
-    `Inputs` are returned, and the line says so.
+    Reads only the first rows of each set and the headers of images. Videos count as 0 tokens. Without a data folder,
+    returns the defaults of `Inputs`.
 
     Raises:
-        UserError: for data that is there but not readable.
+        UserError: if the data exists but is not readable.
     """
     root = recipe.data.root
     if not root.is_dir():
@@ -47,7 +47,7 @@ def sample_inputs(recipe: Recipe) -> tuple[Inputs, str]:
 
 
 def _size(recipe: Recipe, name: str, examples: Sequence[TrainExample]) -> int:
-    """Pairs of a set, of which `examples` may be only the first."""
+    """Returns the number of pairs of a set; `examples` may contain only the first ones."""
     if isinstance(examples, StreamedSet):
         return len(examples)
     size, limit = num_pairs(recipe.data.root, name, recipe.data.instructions), pair_limit(recipe, name)
@@ -55,7 +55,7 @@ def _size(recipe: Recipe, name: str, examples: Sequence[TrainExample]) -> int:
 
 
 class _Sums:
-    """Means of a set: by side (query, target, negatives) tokens and images per pair; negatives per pair; image size."""
+    """Means of a set: tokens and images per pair for query, target and negatives; negatives per pair; image size."""
 
     def __init__(self, examples: Sequence[TrainExample], count: Callable[[str], int]) -> None:
         sides = [[[e.query], list(e.targets), list(e.negatives)] for e in examples]
@@ -80,7 +80,7 @@ def _mean(parts: Sequence[tuple[float, _Sums]]) -> Inputs:
     sizes = [(weight * sum(part.images), size) for weight, part in parts for size in part.sizes]
     if not sizes:
         return Inputs(tuple(texts), tuple(images))
-    # The pixels decide the cost: a size with the mean area and the mean ratio of the sides.
+    # The cost depends on the number of pixels, so use a size with the mean area and the mean aspect ratio.
     area = sum(w * across * down for w, (across, down) in sizes) / sum(w for w, _ in sizes)
     ratio = math.exp(sum(w * math.log(across / down) for w, (across, down) in sizes) / sum(w for w, _ in sizes))
     return Inputs(
@@ -94,7 +94,7 @@ def _tokens(item: EmbeddingInput, count: Callable[[str], int]) -> int:
 
 def _sizes(images: Sequence[ImageRef]) -> Iterator[tuple[int, int]]:
     for image in images:
-        if image.is_rendered():  # pages and video frames: their size shows only after they are drawn
+        if image.is_rendered():  # the size of a page or video frame is known only after rendering
             yield image.load().size
             continue
         try:
@@ -107,7 +107,7 @@ def _sizes(images: Sequence[ImageRef]) -> Iterator[tuple[int, int]]:
 def _tokenizer(base: str) -> tuple[Callable[[str], int], str]:
     file = Path(base) / "tokenizer.json"
     if not file.is_file():
-        return lambda text: math.ceil(len(text) / CHARACTERS), f"{CHARACTERS} characters taken as a token"
+        return lambda text: math.ceil(len(text) / CHARACTERS), f"assuming {CHARACTERS} characters per token"
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))

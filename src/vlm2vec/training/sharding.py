@@ -1,11 +1,13 @@
-"""Parameters, gradients and optimiser state cut over the processes (FSDP2), and what that asks of a step.
+"""Shards parameters, gradients and optimizer state over the ranks (FSDP2).
 
-A sharded layer is gathered when it runs, by all processes together. So in a step every process must run the same layers
-equally often: all cut their batch into the same number of chunks, and only layers of the language model, which every
-input passes through, are shards of their own. The rest is one shard, of which every chunk uses all (`_use_all`).
+A sharded layer is all-gathered whenever it runs, so every rank must run the same layers the same number of times. All
+ranks therefore split their batch into the same number of chunks, and only the layers of the language model, which every
+input passes, are separate FSDP units. All other parameters form one unit, and every chunk uses all of them
+(`_use_all`).
 
-What is saved is whole, whatever the layout: a checkpoint of one loads in the other. accelerate knows sharding on GPUs
-only, so torch's own `fully_shard` is called here, and the Trainer told that the model is sharded already.
+Checkpoints contain complete tensors, so sharded and unsharded runs can load each other's checkpoints. accelerate
+supports FSDP2 on GPUs only, so this module calls torch's `fully_shard` and tells the Trainer that the model is already
+sharded.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ def shard(embedder: Any, kept_whole: Iterable[nn.Parameter], in_half: bool = Fal
     """Shards a model's parameters over the ranks, in place.
 
     Args:
-        embedder: With a `backbone`, whose `model` it is.
-        kept_whole: Parameters that every rank holds.
-        in_half: Layers are gathered in bfloat16, half the traffic and memory; gradients are reduced in float32, and the
-            vectors stay float32. Shards keep the parameters' own dtype.
+        embedder: The embedder; `backbone.model` is sharded.
+        kept_whole: Parameters that every rank keeps completely.
+        in_half: Whether to gather layers in bfloat16, which halves traffic and memory. Gradients are reduced in
+            float32, embeddings stay float32, and shards keep the dtype of the parameters.
     """
     _use_all(embedder.backbone)
     mesh = init_device_mesh(embedder.device.type, (world_size(),))
@@ -45,15 +47,15 @@ def shard(embedder: Any, kept_whole: Iterable[nn.Parameter], in_half: bool = Fal
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor with the parts of all processes; every process must call it."""
+    """Gathers the complete tensor from its shards; every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights of a sharded model that a checkpoint may hold, on the CPU of rank 0.
+    """Gathers the weights of a sharded model for a checkpoint, on the CPU of rank 0.
 
-    Every rank must call it. The others get an empty dictionary: a machine holds the complete model once, not once per
-    rank.
+    Every rank must call it. The other ranks get an empty dictionary, so that a machine holds the complete model once
+    instead of once per rank.
     """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     everything = trained == {name for name, _ in model.named_parameters()}
@@ -67,10 +69,10 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _use_all(backbone: Any) -> None:
-    """Makes every forward pass use every trained parameter outside the language model's layers, by a term of zero.
+    """Makes every forward pass use all trained parameters outside the language model's layers, through a zero term.
 
-    A chunk without images would leave the gradients of a trained vision side out, and the processes' sums, which are
-    made of all gradients of a shard at once, would not fit each other.
+    Otherwise a chunk without images would give no gradient for a trained vision encoder, and the reduce-scatter of the
+    FSDP unit, which covers all its gradients, would not match between the ranks.
     """
     inside = {id(parameter) for layer in _language_layers(backbone) for parameter in layer.parameters()}
     places = [
@@ -90,7 +92,7 @@ def _use_all(backbone: Any) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The complete optimizer state by parameter name, on rank 0; every rank must call it, the others get no state."""
+    """Gathers the complete optimizer state by parameter name on rank 0; every rank must call it."""
     state: dict[str, dict[str, Any]] = {}
     for name, mine in _states(model, optimizer):
         for key, value in mine.items():
@@ -102,12 +104,12 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Loads a saved state, each rank its shard. Settings such as the learning rate stay those of `optimizer`.
+    """Loads this rank's shard of a saved state. Settings such as the learning rate stay those of `optimizer`.
 
     Args:
-        model: Whose parameters are optimized.
-        optimizer: Gets the state.
-        saved: From `optimizer_state`, with any number of ranks.
+        model: The model that is optimized.
+        optimizer: The optimizer to load the state into.
+        saved: Result of `optimizer_state`, saved with any number of ranks.
     """
     for name, parameter in model.named_parameters():
         if name in saved["state"]:
@@ -124,7 +126,7 @@ def _states(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tupl
 
 
 def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    if value.shape != parameter.shape or value.dim() == 0:  # a count of steps
+    if value.shape != parameter.shape or value.dim() == 0:  # step counter
         return value
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor):
@@ -133,7 +135,7 @@ def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def _language_layers(backbone: Any) -> list[nn.Module]:
-    """The repeated layers of the language model; none where the family does not say which part that is."""
+    """Returns the repeated layers of the language model; empty if the family does not declare its language model."""
     try:
         language: nn.Module = backbone.language_model
     except UserError:

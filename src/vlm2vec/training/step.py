@@ -1,4 +1,4 @@
-"""One contrastive step without an optimizer: pairs in, gradients of the whole batch's loss in the parameters.
+"""Computes a contrastive step without an optimizer: the gradients of the whole batch's loss for given pairs.
 
 Shapes: U distinct inputs that this rank read, B queries, D embedding dim.
 """
@@ -25,12 +25,12 @@ from vlm2vec.training.objective import GatheredTargets, Objective
 
 @dataclass
 class StepResult:
-    """What a step saw.
+    """Statistics of a step.
 
     Attributes:
-        loss: Of the whole batch, over all processes; a scalar.
-        mean_cosine: Of different inputs of this rank; 1 means that all vectors are the same.
-        gathered: What is known about the targets of all ranks.
+        loss: Loss of the whole batch over all ranks; a scalar.
+        mean_cosine: Mean cosine of different inputs of this rank; 1 means that all vectors are equal.
+        gathered: Metadata of the targets of all ranks.
     """
 
     loss: torch.Tensor
@@ -39,17 +39,17 @@ class StepResult:
 
 
 class ContrastiveStep:
-    """The gradient of a batch's loss, chunk by chunk.
+    """Computes the gradient of a batch's loss chunk by chunk.
 
     Args:
-        model: Batch -> unit-norm vectors [b, D]; called with autocast by `context`.
+        model: Function from batch to unit-norm vectors [b, D]; called inside `context`.
         objective: The loss.
-        settings: Chunks, and which of them keep their graph.
-        device: Of the model.
-        vision: Keeps the features of a frozen vision side; None: it runs in both passes.
-        context: Around each forward pass, such as autocast.
-        sharded: The model's parameters are cut over the processes.
-        in_half: The model computes in bfloat16.
+        settings: Chunk sizes, and the number of chunks that keep their graph.
+        device: Device of the model.
+        vision: Cache of the features of a frozen vision encoder; None: the encoder runs in both passes.
+        context: Context manager around each forward pass, such as autocast.
+        sharded: Whether the model's parameters are sharded over the ranks.
+        in_half: Whether the model computes in bfloat16.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ContrastiveStep:
         self.vision, self.context, self.sharded, self.in_half = vision, context, sharded, in_half
 
     def backward(self, pairs: PairBatch, parameters: Any = ()) -> StepResult:
-        """Adds the gradient to the parameters; `parameters` are summed over the processes at the end."""
+        """Accumulates the gradient in the parameters, then sums the gradients of `parameters` over the ranks."""
         pairs = _keys_to(pairs, self.device)
         gathered = GatheredTargets.of(pairs, self.device)
         dealt = DealtRows(pairs.inputs, self.device)
@@ -105,7 +105,7 @@ class ContrastiveStep:
 
 
 def mean_cosine(vectors_UD: torch.Tensor) -> float:
-    """Mean cosine of different rows of unit-norm vectors; 0 for a single row."""
+    """Returns the mean cosine of different rows of unit-norm vectors; 0 for a single row."""
     num = len(vectors_UD)
     if num < 2:
         return 0.0

@@ -1,4 +1,4 @@
-"""Tiny random models of real families, for dry runs: the same code paths as the real model, in seconds and offline."""
+"""Creates tiny random models of real families for dry runs: the real model's code paths, in seconds and offline."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_tiny(family: str, folder: Path) -> None:
         UserError: for a family that has no tiny model.
     """
     if family not in BUILDERS:
-        raise UserError(f"model.family {shown(family)}: a dry run knows {', '.join(sorted(BUILDERS))}")
+        raise UserError(f"model.family {shown(family)}: dry runs support {', '.join(sorted(BUILDERS))}")
     torch.manual_seed(0)
     config = BUILDERS[family](folder)
     transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The contrastive step on `transformers.Trainer`, which brings checkpoints, resuming, schedules and processes.
+"""Runs the contrastive step in `transformers.Trainer`, which provides checkpoints, resuming, schedules and launching.
 
 Shapes: B queries, M targets, D embedding dim.
 """
@@ -48,12 +48,12 @@ class ContrastiveTrainer(CheckpointingTrainer):
     """Trains an `Embedder` with InfoNCE over the whole global batch.
 
     Args:
-        embedder: The model, adapters in place.
-        recipe: Settings.
-        sets: Examples by set name; a streamed set is read by the processes that make batches.
-        folder: Where step checkpoints go.
-        on_step: Called after each step with the number of steps done.
-        references: The loss's other models, by the name of the batch's field that their vectors go to.
+        embedder: The model with its adapters.
+        recipe: The recipe.
+        sets: Examples by set name; streamed sets are read in the data loader processes.
+        folder: Folder of the step checkpoints.
+        on_step: Called after each step with the number of completed steps.
+        references: The loss's guide and teacher models, by the batch field that receives their vectors.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ContrastiveTrainer(CheckpointingTrainer):
         loss = recipe.loss
         self.objective = Objective(loss, recipe.train.temperature, recipe.data.mask_equal_targets).to(embedder.device)
         if self.objective.learns:
-            embedder.objective = self.objective  # its parameters are the model's own to optimiser and checkpoints
+            embedder.objective = self.objective  # makes its parameters part of the model for optimizer and checkpoints
         self.vision = keep_vision(embedder, recipe)
         self.chunks = ChunkBudget(recipe, embedder.device)
         self.negatives = NegativeWatch()
@@ -100,7 +100,7 @@ class ContrastiveTrainer(CheckpointingTrainer):
         return after
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """One pass over the loader is the whole run, so that resuming is skipping the first batches."""
+        """Returns a loader whose single pass is the whole run, so that resuming only skips the first batches."""
         sizes = {name: len(examples) for name, examples in self.sets.items()}
         train = self.recipe.train
         sampler = BatchSampler(
@@ -133,17 +133,17 @@ class ContrastiveTrainer(CheckpointingTrainer):
         return prefetching(data.num_workers, data.prefetch_gib, lambda x: self._collate(x)["pairs"], some, len(numbers))
 
     def _collate(self, examples: Sequence[TrainExample]) -> dict[str, PairBatch]:
-        # The base class looks for "labels" among a batch's keys.
+        # The base class looks for "labels" in the keys of a batch.
         process, merge_equal = self.embedder.backbone.process, self.recipe.train.merge_equal
         return {"pairs": collate_pairs(process, examples, merge_equal, bool(self.references))}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """GradCache over the pairs of all processes; the gradient is summed once, after the last chunk."""
+        """Runs GradCache over the pairs of all ranks; the gradient is summed once, after the last chunk."""
         model.train()
         pairs: PairBatch = inputs["pairs"]
         for name, reference in self.references.items():
             setattr(pairs, name, reference.vectors(pairs.items))
-        # Without DDP's own hooks: it waits for gradients of every parameter, and a text-only chunk has none of some.
+        # DDP's hooks are off: they wait for a gradient of every parameter, but text-only chunks lack some gradients.
         unsynced = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
 
         def backward(settings: TrainSettings) -> StepResult:
@@ -166,12 +166,12 @@ class ContrastiveTrainer(CheckpointingTrainer):
 
     @functools.cached_property
     def _frozen(self) -> FrozenCopies:
-        uses_copies = self.args.bf16 and not self.is_sharded  # cut parameters are cast as they are gathered
+        uses_copies = self.args.bf16 and not self.is_sharded  # sharded parameters are cast when they are gathered
         return FrozenCopies(self.embedder, torch.bfloat16 if uses_copies else torch.float32)
 
     def _check(self, result: StepResult, origins: list[str]) -> None:
         gradients = [p.grad for p in self.embedder.parameters() if p.grad is not None]
-        if self.is_sharded:  # each process has its part of them
+        if self.is_sharded:  # each rank has only its shards
             gradients = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
         squares = sum_over_ranks(torch.nn.utils.get_total_norm(gradients)) if gradients else torch.zeros(())
         finite = bool(torch.isfinite(squares))
@@ -182,7 +182,7 @@ class ContrastiveTrainer(CheckpointingTrainer):
         self._seen = {"mean_cosine": round(cosine, 6), "memory_mib": round(self.guard.memory_mib)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what the guard saw to each entry with a loss."""
+        """Adds the guard's measurements to each entry with a loss."""
         super().log({**logs, **self._seen} if "loss" in logs else logs, start_time)
 
 
@@ -195,17 +195,17 @@ class _StepCallback(TrainerCallback):
 
 
 def recipe_weights(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
-    """Share of each set in the batches: as the recipe says, else by its size."""
+    """Returns the sampling weight of each set: from the recipe, or by its size."""
     chosen = recipe.data.sets if isinstance(recipe.data.sets, dict) else {}
     given = {name: how.weight if isinstance(how, SetSettings) else how for name, how in chosen.items()}
     return set_weights(sizes, given, recipe.data.size_exponent)
 
 
 def trackers(wanted: list[str] | None) -> list[str]:
-    """Names for `report_to`: the wanted ones, by default trackio where it is installed.
+    """Returns the trackers for `report_to`: as requested, or by default trackio if it is installed.
 
     Raises:
-        UserError: for a tracker that transformers does not know or that is not installed.
+        UserError: for a tracker that transformers does not support or that is not installed.
     """
     if wanted is None:
         return ["trackio"] if importlib.util.find_spec("trackio") else []
@@ -222,7 +222,7 @@ def trackers(wanted: list[str] | None) -> list[str]:
 
 
 def keep_vision(embedder: Embedder, recipe: Recipe) -> FrozenVision | None:
-    """Sees to it that a frozen vision side runs once a step, or once an image; None where it cannot be."""
+    """Sets up a frozen vision encoder to run once per step or once per image; returns None if that is impossible."""
     how, backbone = recipe.train.reuse_vision, embedder.backbone
     model = backbone.model
     if how == "no" or not FrozenVision.possible(model):

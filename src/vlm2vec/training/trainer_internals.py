@@ -1,7 +1,7 @@
-"""Everything that training uses of transformers and PEFT beyond their documented API.
+"""Collects all uses of undocumented API of transformers and PEFT in training.
 
-That is the methods of `transformers.Trainer` that `CheckpointingTrainer` overrides, and the DoRA layers of PEFT. The
-tables below list each name with its parameters. tests/training/test_trainer_internals.py names the ones that a new
+These are the methods of `transformers.Trainer` that `CheckpointingTrainer` overrides, and the DoRA layers of PEFT. The
+tables below list each name with its parameters. tests/training/test_trainer_internals.py reports names that a new
 version has removed, changed or stopped calling.
 """
 
@@ -34,7 +34,7 @@ PRIVATE = {
 }
 """Overridden methods of the Trainer with their parameters."""
 PRIVATE_ATTRIBUTES = ("is_distributed_loading_by_transformers",)
-"""Attributes of the Trainer that are set from outside."""
+"""Attributes of the Trainer that this module sets."""
 PEFT_METHODS = {
     "get_lora_weight": {"lora_A", "lora_B", "adapter_name"},
     "get_weight_norm": {"weight", "lora_weight", "scaling", "adapter_name"},
@@ -46,7 +46,7 @@ EXTRA_FILE = "training_state.safetensors"
 RECIPE_FILE = "recipe.yaml"
 OPTIMIZER_NAME, SCHEDULER_NAME = STATES = "optimizer.pt", "scheduler.pt"
 WRITING = ".writing"
-"""Folder that holds a step checkpoint until it is complete."""
+"""Temporary folder of a step checkpoint until it is complete."""
 
 
 def on_one_gpu(arguments: transformers.TrainingArguments) -> transformers.TrainingArguments:
@@ -57,21 +57,21 @@ def on_one_gpu(arguments: transformers.TrainingArguments) -> transformers.Traini
 
 
 def dora_layers(model: torch.nn.Module) -> list[Any]:
-    """The modules in which PEFT computes the norms of DoRA for linear layers; they have `PEFT_METHODS`."""
+    """Returns the modules in which PEFT computes DoRA norms of linear layers; they have `PEFT_METHODS`."""
     from peft.tuners.lora.dora import DoraLinearLayer
 
     return [module for module in model.modules() if type(module) is DoraLinearLayer]
 
 
 def step_checkpoints(folder: Path) -> list[Path]:
-    """The step checkpoints in a folder, oldest first."""
+    """Returns the step checkpoints in a folder, oldest first."""
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
 class CheckpointingTrainer(transformers.Trainer):
-    """A Trainer whose step checkpoints are complete or absent and independent of the number of ranks.
+    """A Trainer whose step checkpoints are either complete or absent and independent of the number of ranks.
 
-    A subclass sets the attributes before it calls `__init__`.
+    Subclasses must set the attributes before calling `__init__`.
     """
 
     embedder: Embedder
@@ -108,7 +108,7 @@ class CheckpointingTrainer(transformers.Trainer):
         barrier()
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
-        """The backbone's complete weights on rank 0 if they are sharded, else None; every rank must call it."""
+        """Gathers sharded backbone weights on rank 0; returns None if not sharded. Every rank must call it."""
         return sharding.whole_state(self.embedder.backbone.model) if self.is_sharded else None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -126,7 +126,7 @@ class CheckpointingTrainer(transformers.Trainer):
         write_text(folder / RECIPE_FILE, dump_recipe(self.recipe))
 
     def _extra_state(self) -> dict[str, torch.Tensor]:
-        """State of a step checkpoint beside the model: the loss's own parameters and the moving average."""
+        """Returns the additional state of a step checkpoint: parameters of the loss and the moving average."""
         state = {f"objective.{name}": value.detach().clone() for name, value in self.objective.named_parameters()}
         if self.average:
             state |= {f"average.{name}": value.cpu().contiguous() for name, value in self.average.state.items()}
@@ -147,7 +147,7 @@ class CheckpointingTrainer(transformers.Trainer):
         )
         optimizer = self._plain_optimizer()
         sharding.load_optimizer_state(self.embedder, optimizer, saved)
-        # The step is the saved one; the learning rate and its schedule are those of the current recipe.
+        # The step comes from the checkpoint, the learning rate and its schedule from the current recipe.
         scheduler = self.lr_scheduler
         rates = [
             rate * factor(schedule["last_epoch"])
