@@ -106,7 +106,7 @@ def test_a_pickled_adapter_loads_where_it_is_allowed(plain, tmp_path):
     ("change", "words"),
     [
         ({"r": 8}, "size mismatch"),
-        ({"peft_type": "NO_SUCH"}, "no readable adapter_config.json"),
+        ({"peft_type": "NO_SUCH"}, "adapter_config.json is not readable"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is empty"),
     ],
 )

@@ -157,7 +157,7 @@ def test_int8_weights_stay_close(adapter, tmp_path):
     small = load(adapter, quantize="int8")  # merged first
     cosines = (small.encode(INPUTS) * load(adapter).encode(INPUTS)).sum(axis=1)
     assert 0.99 < cosines.min() < 0.9999999
-    with pytest.raises(UserError, match="int8 are not saved"):
+    with pytest.raises(UserError, match="int8 cannot be saved"):
         small.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 

@@ -167,7 +167,7 @@ def test_verify_against_a_server_compares_its_vectors_and_its_number_of_tokens(m
 
 
 def test_verify_names_what_it_cannot_reach_or_does_not_know(merged):
-    with pytest.raises(UserError, match=r"refused every input; the first: http://.*/v1/embeddings: no answer"):
+    with pytest.raises(UserError, match=r"rejected every input; the first: http://.*/v1/embeddings: no response"):
         report_against(merged, "server", "http://127.0.0.1:9", "any", {})
     with pytest.raises(UserError, match="expected one of sentence-transformers, server, vllm"):
         report_against(merged, "triton", "", "", {})

@@ -1,4 +1,4 @@
-"""Which device this process computes on: the one place that decides it, before anything is loaded."""
+"""Chooses the device of this process, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from vlm2vec.errors import UserError
 
 
 def local_rank() -> int | None:
-    """The number of this process on its machine, as torchrun sets it; None outside of torchrun."""
+    """Returns the local rank set by torchrun; None outside of torchrun."""
     text = os.environ.get("LOCAL_RANK", "")
     return int(text) if text.isdigit() else None
 
 
 def process_device(wanted: str | torch.device | None = None, number: int | None = None) -> torch.device:
-    """The device of this process's model. A GPU also becomes torch's current device.
+    """Returns the device for this process's model, and makes a GPU torch's current device.
 
     Args:
-        wanted: Such as "cpu" or "cuda:1". Default: CUDA where a GPU is visible, else the CPU. "cuda" without an index
-            means the GPU of this process.
-        number: This process's number among workers that share the machine's GPUs in turn. Default: `LOCAL_RANK`, for
-            which there must be a GPU of its own. Where only one GPU is visible (a launcher set `CUDA_VISIBLE_DEVICES`
-            for each process), it is used.
+        wanted: Device such as "cpu" or "cuda:1". Default: CUDA if a GPU is visible, otherwise the CPU. "cuda" without
+            an index means the GPU of this process.
+        number: Index of this process among workers, which are assigned to the GPUs round-robin. Default: `LOCAL_RANK`,
+            which requires a GPU per process. If only one GPU is visible (the launcher sets `CUDA_VISIBLE_DEVICES` for
+            each process), that GPU is used.
 
     Raises:
         UserError: for a device that is unknown or not visible, or more processes than GPUs.
@@ -47,7 +47,7 @@ def process_device(wanted: str | torch.device | None = None, number: int | None 
 
 
 def idle_gpus() -> int:
-    """GPUs that are visible but unused because this process was started without torchrun."""
+    """Returns the number of visible GPUs that are unused because this process was started without torchrun."""
     if local_rank() is not None or not torch.cuda.is_available():
         return 0
     return torch.cuda.device_count() - 1
@@ -59,11 +59,11 @@ def _parse(wanted: str | torch.device | None) -> torch.device:
     try:
         return torch.device(wanted)
     except RuntimeError as error:
-        raise UserError(f"device {wanted}: unknown; expected such as cpu, cuda or cuda:1") from error
+        raise UserError(f"device {wanted}: unknown; expected a device such as cpu, cuda or cuda:1") from error
 
 
 def is_device_broken(error: BaseException) -> bool:
-    """Whether the device cannot compute any more in this process, such as after an illegal memory access."""
+    """Returns whether the device is unusable for the rest of this process, as after an illegal memory access."""
     if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
         return False
     signs = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error")

@@ -1,6 +1,6 @@
-"""The files that make a checkpoint folder a sentence-transformers model; `st_reading.py` reads them.
+"""Writes the files that make a checkpoint folder a sentence-transformers model; `st_reading.py` reads them.
 
-sentence-transformers is not imported: its folder is JSON files beside the weights. Written for version 6.2.
+The files are JSON files next to the weights, in the layout of version 6.2; sentence-transformers is not imported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DENSE = "sentence_transformers.base.modules.dense.Dense"
 NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
 POOLING_MODES = {name: "lasttoken" if name == "last" else name for name in POOLINGS}
 
-# Collects the parts of the messages. What our template has no place for is refused, never dropped.
+# Collects the parts of the messages. Parts that the prompt template does not support raise an error.
 _COLLECT = """\
 {%- set ns = namespace(images=0, before=0, text=none, instruction='', named=false, prompt='') -%}
 {%- for message in messages -%}
@@ -70,7 +70,7 @@ _VERBATIM = """\
 {%- endif -%}
 {{- ns.prompt -}}
 """
-# A dict whose text comes first is written with its images first, as our template does.
+# If a dict has its text first, its images are moved to the front, as in the prompt template.
 _IMAGES_FIRST = """\
 {%- set ordered = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -94,12 +94,12 @@ _NO_PLACEHOLDERS = """\
 
 
 def chat_template(template: PromptTemplate, image_token: str, image_start: str = "") -> str:
-    """The prompt template as the Jinja chat template that sentence-transformers renders: the same prompt bytes.
+    """Converts a prompt template to a Jinja chat template for sentence-transformers that renders the same bytes.
 
     Args:
-        template: Ours.
-        image_token: The backbone's own.
-        image_start: The token without which an image would have other positions here; "" where none is needed.
+        template: The prompt template.
+        image_token: The backbone's image token.
+        image_start: Token before an image that is required for multimodal positions; "" if not needed.
     """
     if template.chat:
         first = "" if template.keeps_order else _IMAGES_FIRST
@@ -123,11 +123,11 @@ def chat_template(template: PromptTemplate, image_token: str, image_start: str =
 def write_native(
     folder: Path, chat: str, pooling: str, dim: int, prompts: Mapping[str, str], max_length: int | None = None
 ) -> None:
-    """Writes what makes sentence-transformers load a VLM's folder by itself.
+    """Writes the files with which sentence-transformers loads a VLM using its own modules.
 
     Args:
-        folder: Holds the weights, `config.json` and the processor already.
-        chat: The chat template; replaces the base model's.
+        folder: Folder that already contains the weights, `config.json` and the processor.
+        chat: The chat template; replaces that of the base model.
         pooling: Keys of `POOLINGS`, joined by "+".
         dim: Length of a token's hidden state.
         prompts: Instructions by name (`query`, `document`, `default`).
@@ -159,12 +159,12 @@ def write_native(
 
 
 def write_two_towers(folder: Path, methods: Mapping[str, str], text_settings: Mapping[str, Any]) -> None:
-    """As `write_native` for a dual encoder: one method of the HF model a modality; it has no fusion of both there.
+    """Like `write_native`, for a dual encoder: one method of the HF model per modality, without fusion of both.
 
     Args:
-        folder: Holds the weights, `config.json` and the processor already.
-        methods: By modality.
-        text_settings: Of the tokenizer, such as `padding`. Instructions are not written: a dual encoder reads none.
+        folder: Folder that already contains the weights, `config.json` and the processor.
+        methods: Method names by modality.
+        text_settings: Settings of the tokenizer, such as `padding`. Dual encoders have no instructions.
     """
     about = {
         "transformer_task": "feature-extraction",
@@ -183,16 +183,16 @@ def write_two_towers(folder: Path, methods: Mapping[str, str], text_settings: Ma
 
 
 def write_own(folder: Path, prompts: Mapping[str, str]) -> None:
-    """Names this package's module: for what sentence-transformers cannot compute by itself."""
+    """Registers this package's module, for models that sentence-transformers' own modules cannot compute."""
     _write_modules(folder, {"": OWN_MODULE}, prompts)
 
 
 def write_head(folder: Path, dense: Sequence[str], truncate_dim: int | None) -> None:
-    """Adds what follows the pooling to the files that one of the other functions wrote.
+    """Adds the layers after the pooling to the files written by one of the other functions.
 
     Args:
-        folder: Has `modules.json`.
-        dense: Folders of `Dense` layers in it, in order. This package's own module loads them by `embedder.json`.
+        folder: Folder with `modules.json`.
+        dense: Subfolders of `Dense` layers, in order. This package's own module loads them by `embedder.json`.
         truncate_dim: Number of dimensions that are kept.
     """
     rows = json.loads((folder / MODULES_FILE).read_text())

@@ -1,8 +1,8 @@
-"""One sentence-transformers module that is a whole `Embedder`, for folders that its own modules cannot compute.
+"""Wraps an `Embedder` as a sentence-transformers module, for folders that its own modules cannot compute.
 
-`SentenceTransformer(folder, trust_remote_code=True)` finds it by `modules.json`: since version 6 the flag is asked for
-every class that is not its own, installed packages included; no code of the folder is run. Without the flag,
-`sentence_transformer(folder)` gives the same object.
+`SentenceTransformer(folder, trust_remote_code=True)` finds the module by `modules.json`. Since version 6 the flag is
+required for all classes outside sentence-transformers, even from installed packages; no code in the folder is run.
+`sentence_transformer(folder)` creates the same object without the flag.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from vlm2vec.types import EmbeddingInput
 
 
 class EmbedderModule(InputModule):
-    """From inputs to unit-norm sentence embeddings.
+    """Computes unit-norm sentence embeddings.
 
     Args:
-        embedder: Does all of it.
+        embedder: The embedder.
     """
 
     modalities = ("text", "image", ("image", "text"), "message")  # the last also stands for a mixed batch
@@ -39,7 +39,7 @@ class EmbedderModule(InputModule):
         self.embedder = embedder
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
-        """A batch as a flat dict of tensors; the prompt is the instruction."""
+        """Returns a batch as a flat dict of tensors; the prompt is the instruction."""
         chat = bool(self.embedder.backbone.template.chat)
         items = [_of_messages(value, prompt, chat) or EmbeddingInput.of(value, prompt or None) for value in inputs]
         batch = self.embedder.backbone.process(items)
@@ -56,11 +56,11 @@ class EmbedderModule(InputModule):
         return features
 
     def get_embedding_dimension(self) -> int:
-        """Length of the vectors."""
+        """Returns the length of the vectors."""
         return self.embedder.embedding_dim
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Writes the checkpoint's files into the model's folder."""
+        """Writes the checkpoint files to the model's folder."""
         self.embedder.write_files(Path(output_path))
 
     @classmethod
@@ -71,11 +71,11 @@ class EmbedderModule(InputModule):
 
 
 def _of_messages(value: Any, prompt: str | None, chat: bool) -> EmbeddingInput | None:
-    """A chat (system: instruction; text and images from the user) as an input; None for anything else.
+    """Converts a chat (system turn: instruction; user turns: text and images) to an input; None for other values.
 
     Args:
-        value: What the user passed.
-        prompt: Stands before the chat's own system text.
+        value: The value passed by the user.
+        prompt: Instruction that precedes the system text of the chat.
         chat: Whether the model has a chat template, which can place text between images.
     """
     turns = [value] if isinstance(value, dict) else value
@@ -105,7 +105,7 @@ def _of_messages(value: Any, prompt: str | None, chat: bool) -> EmbeddingInput |
 
 
 def sentence_transformer(folder: str | Path, dtype: torch.dtype | None = None) -> SentenceTransformer:
-    """Any model that `Embedder.from_pretrained` loads, as a sentence-transformers model; no remote code is asked."""
+    """Loads any source of `Embedder.from_pretrained` as a sentence-transformers model, without trust_remote_code."""
     embedder = Embedder.from_pretrained(folder, dtype=dtype)
     model = SentenceTransformer(modules=[EmbedderModule(embedder)], device=str(embedder.device))
     model.prompts = {"query": "", "document": "", **embedder.prompts}

@@ -1,6 +1,6 @@
-"""What a sentence-transformers folder says about its vectors. Every key of its files is honoured or refused by name.
+"""Reads the settings of a sentence-transformers folder; every key of its files is either applied or rejected by name.
 
-Written for version 6.2 and the older names of its keys; sentence-transformers is not imported.
+Supports version 6.2 and the older names of its keys; sentence-transformers itself is not imported.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ LEGACY_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# Settings of one call of the processor that do not change a vector, or that vlm2vec decides itself.
+# Settings of a processor call that do not change vectors, or that vlm2vec sets itself.
 NO_EFFECT = ("return_tensors", "padding", "pad_to_multiple_of", "restore_suffix")
 PRECISION = ("dtype", "torch_dtype", "attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code")
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the first that the folder has is used for documents
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the first that the folder defines is used for documents
 
 
 class _Strict(BaseModel):
@@ -47,7 +47,7 @@ class _ModelFile(_Strict):
 
 
 class _Module(_Strict):
-    """One row of `modules.json`."""
+    """An entry of `modules.json`."""
 
     idx: int = 0
     name: str = ""
@@ -79,7 +79,7 @@ class _NormalizeFile(_Strict):
 
 
 class _Modality(_Strict):
-    """How one kind of input is computed."""
+    """Method of the model for a kind of input."""
 
     method: Literal["forward", "get_text_features", "get_image_features"]
     method_output_name: Literal["last_hidden_state", "pooler_output"] | None = None
@@ -87,7 +87,7 @@ class _Modality(_Strict):
 
 
 class _Processing(_Strict):
-    """Settings of each call of the processor, by kind of input."""
+    """Settings of processor calls, by kind of input."""
 
     common: dict[str, Any] = {}
     text: dict[str, Any] = {}
@@ -130,17 +130,17 @@ class _TransformerFile(_Strict):
 
 @dataclass(frozen=True)
 class SentenceTransformersFolder:
-    """What a sentence-transformers folder says about its vectors.
+    """Settings of a sentence-transformers folder that affect its vectors.
 
     Attributes:
         transformer: The folder with the weights.
-        pooling: Name of our pooling; None where the model's own method gives the vector (dual encoders).
+        pooling: Name in `POOLINGS`; None if a method of the model computes the vector (dual encoders).
         chat: Whether inputs go through the chat template.
         chat_variables: Values of variables of the chat template.
-        prompts: Instructions by name. "default" is used where a caller gives none.
+        prompts: Instructions by name. "default" is used if the caller gives none.
         options: Settings of the family.
-        truncates: Whether inputs are truncated: to `max_length`, else to the tokenizer's limit.
-        max_length: In tokens.
+        truncates: Whether inputs are truncated, to `max_length` or to the tokenizer's limit.
+        max_length: Maximum number of tokens.
         dense: Folders of the layers after the pooling, in order.
         truncate_dim: Number of dimensions that are kept.
     """
@@ -202,14 +202,14 @@ def read_folder(folder: Path) -> SentenceTransformersFolder | None:
 
 
 def _modules(path: Path, rows: Any) -> list[tuple[str, str]]:
-    """Kind and folder of each module, in an order that gives our vectors."""
+    """Returns kind and folder of each module, after checking that their order is supported."""
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: expected a list of modules")
     found: list[tuple[str, str]] = []
     names: set[str] = set()
     for row in rows:
         module = checked(path, row, _Module)
-        if module.name in names:  # sentence-transformers keeps the last of them only
+        if module.name in names:  # sentence-transformers would keep only the last of them
             raise UserError(f"{path}: two modules with the name {shown(module.name)}; expected different names")
         names.add(module.name)
         kind = module.type.rpartition(".")[2]
@@ -234,7 +234,7 @@ def _transformer_file(path: Path) -> _TransformerFile:
 
 
 def _check_methods(path: Path, about: _TransformerFile, pooled: bool) -> None:
-    """Refuses a method of the model that does not fit the modules."""
+    """Rejects a method of the model that is inconsistent with the modules."""
     for kind, how in about.modality_config.items():
         forward = how.method == "forward" and how.method_output_name in ("last_hidden_state", None)
         if pooled != forward:
@@ -247,7 +247,7 @@ def _check_methods(path: Path, about: _TransformerFile, pooled: bool) -> None:
 
 
 def _settings(path: Path, about: _TransformerFile) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of the text, and settings of the family from the image settings and the processor's."""
+    """Returns the text settings, and the family settings derived from image and processor settings."""
     calls = about.processing_kwargs
     named = calls.chat_template
     chat: dict[str, Any] = {name: named[name] for name in ("truncation", "max_length") if name in named}
@@ -285,7 +285,7 @@ def _pooling(path: Path) -> str:
 
 
 def _prompts(path: Path, about: _ModelFile) -> dict[str, str]:
-    """Our instructions: sentence-transformers' prompts, with its default and its rule for documents."""
+    """Returns the instructions: sentence-transformers' prompts, with its default and its rule for documents."""
     given = about.prompts or {}
     prompts = {name: text for name, text in given.items() if text and name != "default"}
     document = next((given[name] for name in DOCUMENT_PROMPTS if name in given), "")

@@ -1,7 +1,7 @@
-"""What this package uses of transformers beyond its documented API, in one place.
+"""Collects all uses of undocumented API of transformers outside of training.
 
-Each name is a row of `DOORS`. When a release of transformers removes one, using it fails with an error that names it,
-and tests/models/test_transformers_internals.py fails with its name.
+Each name is a row of `DOORS`. If a release of transformers removes a name, its use fails with an error that gives the
+name, and so does tests/models/test_transformers_internals.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DOORS: dict[str, str] = {
     "transformers.utils.cached_file": "adapters on the hub",
     "transformers.PreTrainedConfig.get_config_dict": "the model type of a hub id",
 }
-"""Names by what they are used for."""
+"""Undocumented names and their purpose."""
 
 
 def door(name: str) -> Any:

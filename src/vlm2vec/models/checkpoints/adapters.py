@@ -1,4 +1,4 @@
-"""Adapters in PEFT's layout: finding one, and fitting its configuration and tensors to the model that it goes on."""
+"""Finds adapters in PEFT's layout and adjusts their configuration and tensors to a model."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PICKLED_FILE = "adapter_model.bin"
 MARKERS = re.compile(r"\.(lora_|modules_to_save|base_layer|token_adapter|trainable_tokens)")
-HEADS = ("lm_head", "score", "classifier")  # beside the network of whose hidden states the vectors are made
+HEADS = ("lm_head", "score", "classifier")  # modules outside the network whose hidden states are pooled
 logger = logging.getLogger(__name__)
 
 
 def find_adapter(source: str, revision: str | None = None) -> Path | None:
-    """The folder of an adapter: `source` itself, or where a hub id's adapter was put; None for anything else."""
+    """Returns the folder of an adapter: `source` itself, or the local copy of a hub id's adapter; None otherwise."""
     folder = Path(source)
     if folder.exists():
         return folder if (folder / CONFIG_FILE).is_file() else None
     if source.count("/") != 1 or source.startswith((".", "~", "/")):
-        return None  # no hub id
+        return None  # not a hub id
     config = _from_hub(source, CONFIG_FILE, revision)
     if config is not None and _from_hub(source, WEIGHTS_FILE, revision) is None:
-        _from_hub(source, PICKLED_FILE, revision)  # loaded only where that is allowed
+        _from_hub(source, PICKLED_FILE, revision)  # it is loaded only with allow_pickle
     return config.parent if config else None
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:
-    """The base model that an adapter names, and its hub revision.
+    """Returns the base model named in an adapter's configuration, and its hub revision.
 
     Raises:
-        UserError: if it names none.
+        UserError: if the configuration names no base.
     """
     path = folder / CONFIG_FILE
     try:
@@ -49,43 +49,43 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
     if not about.get("base_model_name_or_path"):
-        raise UserError(f"{path}: base_model_name_or_path is empty; say which base: from_pretrained(..., base=...)")
+        raise UserError(f"{path}: base_model_name_or_path is empty; pass the base: from_pretrained(..., base=...)")
     return about["base_model_name_or_path"], about.get("revision")
 
 
 def _from_hub(source: str, name: str, revision: str | None) -> Path | None:
     try:
         return hub_file(source, name, revision)
-    except OSError:  # no such repository: whoever loads the base says so
+    except OSError:  # no such repository; loading the base raises the error
         return None
 
 
 def read_config(folder: Path) -> Any:
-    """PEFT's configuration of an adapter, as it is put on a model that has no head and no generation.
+    """Reads an adapter's PEFT configuration and adapts it to a model without a head and without generation.
 
     Raises:
-        UserError: if PEFT cannot read it, or the kind of adapter changes inputs instead of weights.
+        UserError: if PEFT cannot read it, or the adapter changes inputs instead of weights (such as prompt tuning).
     """
     from peft import PeftConfig
 
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
     except (ValueError, OSError, TypeError, KeyError) as error:
-        raise UserError(f"{folder}: no readable {CONFIG_FILE} ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{folder}: {CONFIG_FILE} is not readable ({str(error).splitlines()[0]})") from error
     if config.is_prompt_learning:
         raise UserError(f"{folder / CONFIG_FILE}: peft_type {config.peft_type.value} is not supported; expected LORA")
-    config.base_model_name_or_path = None  # PEFT names the base that it is put on
+    config.base_model_name_or_path = None  # PEFT fills in the actual base
     config.task_type = None  # it selects a wrapper for a class with a head
     return config
 
 
 def fit(state: dict[str, torch.Tensor], config: Any, model: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Gives an adapter's tensors the names that they have on `model`, and changes `config` to match.
+    """Renames an adapter's tensors to the module names of `model`, and changes `config` to match.
 
-    Adapters were made on other classes (with a language-model head around the model) and by older transformers, whose
-    modules had other paths. The paths of modules change as transformers changes them for weights. Tensors of heads are
-    left out, since they cannot change a vector. A name that leads to no module of `model` stays as it is, so that
-    whoever loads the adapter can report it.
+    Adapters may come from other classes (with a language-model head around the model) and from older versions of
+    transformers with other module paths. Paths are renamed by the rules that transformers applies to weights. Tensors
+    of heads are dropped, since they cannot change a vector. A name that matches no module of `model` is kept, so that
+    loading can report it.
 
     Args:
         state: Tensors by name, as saved.
@@ -97,7 +97,7 @@ def fit(state: dict[str, torch.Tensor], config: Any, model: Any, path: Path) -> 
         UserError: for saved input embeddings that differ from the base's.
     """
     if not isinstance(model, PreTrainedModel):
-        return state  # a network of this project: saved and loaded by the same names
+        return state  # this project's own networks are saved and loaded with the same names
     modules = dict(model.named_modules())
     rename = _Renaming(set(modules), weight_renamings(model), f"{model.base_model_prefix}.")
     found = {rename.key(key): value for key, value in state.items()}
@@ -114,7 +114,7 @@ def fit(state: dict[str, torch.Tensor], config: Any, model: Any, path: Path) -> 
 
 
 def _fit_config(config: Any, state: Iterable[str], rename: _Renaming) -> None:
-    """Names the adapted modules one by one, by their paths on the model."""
+    """Replaces patterns in the configuration by the explicit paths of the adapted modules."""
     adapted = {_path(key) for key in state if ".lora_" in key}
     if adapted and hasattr(config, "layers_to_transform"):
         config.target_modules, config.exclude_modules = sorted(adapted), None
@@ -131,13 +131,13 @@ def _fit_config(config: Any, state: Iterable[str], rename: _Renaming) -> None:
 
 
 def _path(key: str) -> str:
-    """The module's path in a tensor's name."""
+    """Returns the module path in a tensor's name."""
     marker = MARKERS.search(key)
     return key[: marker.start() if marker else key.rfind(".")].removeprefix(PREFIX)
 
 
 def _is_base_embedding(key: str, value: torch.Tensor, modules: Mapping[str, Any], path: Path) -> bool:
-    """Whether a tensor is the base's input embedding, which PEFT saves beside an adapter of it."""
+    """Returns whether a tensor is the base's input embedding, which PEFT saves together with adapters."""
     leaf = key.removeprefix(PREFIX + _path(key))
     embedding = modules.get(_path(key))
     if leaf not in (".weight", ".base_layer.weight") or not isinstance(embedding, torch.nn.Embedding):
@@ -152,19 +152,19 @@ def _is_base_embedding(key: str, value: torch.Tensor, modules: Mapping[str, Any]
 
 
 class _Renaming:
-    """From names of modules as saved to those of a model.
+    """Maps saved module names to those of a model.
 
     Args:
         modules: Paths of the model's modules.
-        renamings: Those that transformers applies to weights.
-        outer: Prefix of the model in its class with a head.
+        renamings: Renaming rules of transformers for weights.
+        outer: Prefix of the model inside the class with a head.
     """
 
     def __init__(self, modules: set[str], renamings: list[Any], outer: str) -> None:
         self.modules, self.renamings, self.outer = modules, renamings, outer
 
     def path(self, path: str) -> str:
-        """The model's name of a module; as given where the model has none."""
+        """Returns the model's name of a module; unchanged if the model has no such module."""
         changed = f"{path}.weight"
         for renaming in self.renamings:
             changed = renaming(changed)
@@ -175,7 +175,7 @@ class _Renaming:
         return path
 
     def key(self, key: str) -> str:
-        """The model's name of a tensor."""
+        """Returns the model's name of a tensor."""
         path = _path(key)
         found = self.path(path)
         return f"{PREFIX}{found}{key.removeprefix(PREFIX).removeprefix(path)}" if found in self.modules else key

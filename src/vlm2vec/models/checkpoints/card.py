@@ -32,7 +32,7 @@ def write_card(folder: Path, name: str | None = None) -> None:
 
 
 def card(folder: Path, name: str | None = None) -> str:
-    """The text of the card; arguments as `write_card`."""
+    """Returns the text of the card; arguments as in `write_card`."""
     about = read_json(folder / "embedder.json")
     recipe = yaml.safe_load(_text(folder / "recipe.yaml")) or {}
     title = name or Path(str(recipe.get("output") or "An embedding model")).name
@@ -42,7 +42,7 @@ def card(folder: Path, name: str | None = None) -> str:
 
 
 def _metadata(folder: Path, about: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    """What the hub shows and searches by. Base and data sets are named only by hub id."""
+    """Returns the metadata that the hub indexes. Base and data sets are listed only if they are hub ids."""
     base, adapter = about["base"], about["adapter"]
     found: dict[str, Any] = {"library_name": "vlm2vec", "pipeline_tag": "feature-extraction"}
     if license_name := base_license(base):
@@ -57,7 +57,7 @@ def _metadata(folder: Path, about: dict[str, Any], recipe: dict[str, Any]) -> di
 
 
 def base_license(base: str) -> str | None:
-    """The licence that the card of a base folder states; None where it is not at hand."""
+    """Returns the licence in the card of a base folder; None if it is not available locally."""
     text = _text(Path(base) / CARD_FILE)
     if not text.startswith("---\n"):
         return None

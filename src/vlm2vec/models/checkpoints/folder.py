@@ -1,7 +1,7 @@
-"""The checkpoint folder: what is written, and how it becomes the same model again.
+"""Saves and loads the checkpoint folder.
 
-`embedder.json` says which base, which settings and how vectors are made; beside it lie either an adapter in PEFT's
-layout (`adapter_config.json`, `adapter_model.safetensors`) or all weights (`model.safetensors`).
+`embedder.json` records the base, its settings and how vectors are computed. The folder also contains either an adapter
+in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`) or all weights (`model.safetensors`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class EmbedderFile(BaseModel):
         options: Settings of the family.
         pooling: See `Backbone.pooling`.
         attention: See `Backbone.attention`.
-        embedding_dim: Length of the vectors. Where the model has more dimensions, these are the first ones.
-        normalize: In files of versions before 0.3; vectors always have unit norm.
+        embedding_dim: Length of the vectors; smaller than the model's dimension if vectors are truncated.
+        normalize: Only in files of versions before 0.3; vectors always have unit norm.
         template: See `PromptTemplate.settings`.
         prompts: See `Embedder.prompts`.
         adapter: Whether the weights are an adapter.
@@ -63,7 +63,7 @@ class EmbedderFile(BaseModel):
     head: list[str] = []
 
     def content(self) -> dict[str, Any]:
-        """The file's JSON, without `head` and `attention` at their defaults: older versions can read it."""
+        """Returns the JSON content; `head` and `attention` are omitted at their defaults, for older versions."""
         new = self.model_dump(include={"head", "attention"}, exclude_defaults=True)
         return self.model_dump(exclude={"head", "attention"}) | new
 
@@ -80,12 +80,12 @@ def read_embedder_file(folder: Path) -> EmbedderFile:
 def add_adapter(
     backbone: Backbone, rank: int, alpha: int, dropout: float, targets: list[str] | str | None, dora: bool = False
 ) -> None:
-    """Wraps the backbone's model with LoRA; parts that were never pretrained stay trainable in full.
+    """Wraps the backbone's model with LoRA; modules without pretrained weights stay fully trainable.
 
-    An adapter that the model has already is trained on, if it is of the same kind.
+    If the model already has an adapter with the same settings, training continues that adapter.
 
     Raises:
-        UserError: if it is not.
+        UserError: if the model has an adapter with other settings.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -95,7 +95,7 @@ def add_adapter(
         if targets or found != {"rank": rank, "alpha": alpha, "dropout": dropout, "dora": dora}:
             kind = " ".join(f"lora.{name}={value}" for name, value in found.items())
             raise UserError(
-                f"the base brings an adapter, which is trained on as it is: set {kind} and neither lora.targets nor "
+                f"the base has an adapter, and training continues it: set {kind} and neither lora.targets nor "
                 "model.components; or merge it first (vlm2vec export --to merged)"
             )
         backbone.model.set_adapter("default")
@@ -112,44 +112,44 @@ def add_adapter(
 
 
 def has_adapter(backbone: Backbone) -> bool:
-    """Whether an adapter stands on the model."""
+    """Returns whether the model has an adapter."""
     from peft import PeftModel
 
     return isinstance(backbone.model, PeftModel)
 
 
 def save_weights(backbone: Backbone, folder: Path, state: dict[str, torch.Tensor] | None = None) -> bool:
-    """Writes the adapter if there is one, else all weights; returns whether it was an adapter.
+    """Writes the adapter if there is one, otherwise all weights; returns whether it was an adapter.
 
     Args:
-        backbone: Whose weights they are.
-        folder: An existing one.
-        state: Weights to write instead of those in memory, where these are only a process's part.
+        backbone: The backbone to save.
+        folder: An existing folder.
+        state: Weights to write instead of those in memory, if this rank holds only a shard.
 
     Raises:
-        UserError: for a quantised model.
+        UserError: for a quantized model.
     """
     from peft import PeftModel
 
     if backbone.quantized:
         raise UserError(
-            f"weights kept as {backbone.quantized} are not saved: save the model as it was, and load it with "
+            f"weights quantized to {backbone.quantized} cannot be saved; save the unquantized model and load it with "
             f"quantize={backbone.quantized}"
         )
     if isinstance(backbone.model, PeftModel):
         backbone.model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours has its metadata
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; `card.py` writes ours
         return True
     backbone.save_model(folder, state)
     return False
 
 
 def load_adapter(backbone: Backbone, folder: Path, allow_pickle: bool = False) -> None:
-    """Puts a saved adapter on a base model; every tensor of the file must find its place, and every place a tensor.
+    """Loads a saved adapter onto a base model; the file must contain exactly the tensors of the adapter.
 
     Raises:
-        UserError: naming the first tensor that is missing, left over or of another shape, or what else of the adapter
-            is not supported.
+        UserError: if a tensor is missing, unexpected or has another shape, or if a setting of the adapter is not
+            supported; the message names the first one.
     """
     from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -165,23 +165,23 @@ def load_adapter(backbone: Backbone, folder: Path, allow_pickle: bool = False) -
             if names:
                 raise UserError(
                     f"{path}: tensor {min(names)} {problem} ({len(names)} such tensors); "
-                    "the adapter was made for another base or another version of it"
+                    "the adapter was trained on another base or on another version of the base"
                 )
         set_peft_model_state_dict(backbone.model, state)
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:  # of PEFT
-        raise UserError(f"{folder}: PEFT cannot put this adapter on {backbone.name}: {_reason(error)}") from error
+        raise UserError(f"{folder}: PEFT cannot load this adapter onto {backbone.name}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """The line of PEFT's or torch's message that names the tensor or setting."""
+    """Returns the line of PEFT's or torch's message that names the tensor or setting."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if "size mismatch" in line), lines[0])[:240]
 
 
 def merge_adapter(backbone: Backbone) -> None:
-    """Works the adapter into the weights, where there is one: the same vectors from a model of its own."""
+    """Merges the adapter into the weights, if there is one; vectors do not change."""
     from peft import PeftModel
 
     if isinstance(backbone.model, PeftModel):
@@ -190,10 +190,10 @@ def merge_adapter(backbone: Backbone) -> None:
 
 
 def quantize(backbone: Backbone, to: str) -> None:
-    """Keeps the weights of linear layers as 8-bit integers (torchao); an adapter is merged first.
+    """Quantizes the weights of linear layers to 8-bit integers (torchao); an adapter is merged first.
 
     Raises:
-        UserError: for another format, or where torchao is not installed.
+        UserError: for another format, or if torchao is not installed.
     """
     if to != "int8":
         raise UserError(f"quantize={shown(to)}: expected int8")
@@ -207,10 +207,10 @@ def quantize(backbone: Backbone, to: str) -> None:
 
 
 def load_weights(backbone: Backbone, folder: Path) -> None:
-    """Loads all weights of a fully tuned model in place.
+    """Loads all weights of a fully fine-tuned model in place.
 
     Raises:
-        UserError: naming a tensor that is missing, left over or of another shape.
+        UserError: if a tensor is missing, unexpected or has another shape.
     """
     try:
         backbone.model.load_state_dict(load_tensors(folder / WEIGHTS_FILE))
@@ -220,14 +220,14 @@ def load_weights(backbone: Backbone, folder: Path) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` on a new folder and moves it to `folder`, which is then complete, or as it was before."""
+    """Calls `write` on a temporary folder and renames it to `folder`, which is therefore complete or unchanged."""
     with replacing(folder) as beside:
         beside.mkdir()
         write(beside)
 
 
 def provenance(**facts: Any) -> dict[str, Any]:
-    """Versions, git revision and the given facts: what one needs to know to trust a number."""
+    """Returns versions, git revision and the given facts, to be stored with results."""
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
     )

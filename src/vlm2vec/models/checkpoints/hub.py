@@ -1,6 +1,6 @@
-"""A checkpoint on the hub that says how its vectors are made, as a local folder.
+"""Downloads hub checkpoints that describe their vectors.
 
-Token, cache and offline mode are huggingface_hub's, by its environment variables.
+Token, cache and offline mode are configured by the environment variables of huggingface_hub.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from vlm2vec.models.st_folder import MODULES_FILE
 
 
 def local_folder(source: str, revision: str | None = None) -> Path:
-    """The folder of `source`: itself, or the hub's copy of an id with `embedder.json` or `modules.json`.
+    """Returns the folder of `source`: the folder itself, or the local copy of a hub id with `embedder.json` or
+    `modules.json`.
 
-    Any other id is left to transformers, and so are the errors of one that cannot be reached.
+    Other ids are returned unchanged; transformers loads them and reports unreachable ids.
 
     Args:
         source: A folder or hub id.

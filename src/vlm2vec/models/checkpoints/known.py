@@ -1,4 +1,4 @@
-"""Published embedding models: what each needs beyond its own files (`known_checkpoints.yaml`)."""
+"""Looks up published embedding models and the settings that their own files lack (`known_checkpoints.yaml`)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class KnownCheckpoint(BaseModel):
 
     Attributes:
         ids: Hub ids.
-        bases: For each id, the model it was trained from, if the planner has its configuration; else empty.
-        license: Of the weights; None if it was not read.
+        bases: For each id, the model that it was trained from, if the planner has its configuration; otherwise empty.
+        license: Licence of the weights; None if unknown.
         family: `model_type` of the model.
         template: Name of a template; None: the package's default.
-        pooling: None: the model's own.
+        pooling: Name of the pooling; None: the model's own pooling.
         options: Settings of the family.
         prompts: Instructions of `encode_query` and `encode_document`.
-        source: Where the facts were read.
-        unsettled: What could not be read there.
-        not_loaded: Why this package does not compute the model.
+        source: Source of the facts.
+        unsettled: Facts that the source does not contain.
+        not_loaded: Reason why this package does not support the model.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,7 +48,7 @@ class KnownCheckpoint(BaseModel):
 
 
 class Table(BaseModel):
-    """The whole file."""
+    """Content of the file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,15 +58,15 @@ class Table(BaseModel):
 
 @cache
 def table() -> Table:
-    """The table that ships with the package."""
+    """Returns the table that ships with the package."""
     return Table.model_validate(yaml.safe_load(TABLE.read_text()))
 
 
 def find(hub_id: str) -> KnownCheckpoint | None:
-    """The row of a hub id; None where it is not known.
+    """Returns the row of a hub id; None if it is not in the table.
 
     Raises:
-        UserError: for a model that this package does not compute.
+        UserError: for a model that this package does not support.
     """
     for row in table().checkpoints:
         if hub_id.lower() in (known.lower() for known in row.ids):
@@ -77,10 +77,10 @@ def find(hub_id: str) -> KnownCheckpoint | None:
 
 
 def find_named(hub_id: str) -> KnownCheckpoint:
-    """As `find`, for an id that must be known.
+    """Like `find`, but the id must be in the table.
 
     Raises:
-        UserError: naming the ids that are.
+        UserError: if it is not; the message lists the known ids.
     """
     row = find(hub_id)
     if row is None:
@@ -92,5 +92,5 @@ def find_named(hub_id: str) -> KnownCheckpoint:
 
 
 def template_of(row: KnownCheckpoint) -> PromptTemplate | None:
-    """The row's prompt template; None where the default is right."""
+    """Returns the row's prompt template; None: use the default."""
     return PromptTemplate(chat=table().templates[row.template]) if row.template else None

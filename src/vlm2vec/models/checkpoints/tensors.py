@@ -1,4 +1,4 @@
-"""Files of a checkpoint that other programs may have written: JSON checked key by key, and tensors."""
+"""Reads checkpoint files that other programs may have written: JSON with strict checking of keys, and tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None if there is no such file.
+    """Reads a JSON file; returns None if it does not exist.
 
     Raises:
         UserError: if it is not valid JSON.
@@ -33,19 +33,19 @@ def read_json(path: Path) -> Any:
 
 
 def read_model(path: Path, kind: type[Model]) -> Model:
-    """A JSON file as an object of `kind`; defaults if there is no such file.
+    """Reads a JSON file as an object of `kind`; uses the defaults if the file does not exist.
 
     Raises:
-        UserError: naming the first unknown key or unsupported value.
+        UserError: for an unknown key or unsupported value; the message names the first one.
     """
     return checked(path, read_json(path) or {}, kind)
 
 
 def checked(path: Path, content: Any, kind: type[Model]) -> Model:
-    """`content` of the file `path` as an object of `kind`.
+    """Validates `content` of the file `path` as an object of `kind`.
 
     Raises:
-        UserError: naming the first unknown key or unsupported value.
+        UserError: for an unknown key or unsupported value; the message names the first one.
     """
     try:
         return kind.model_validate(content)
@@ -62,11 +62,11 @@ def checked(path: Path, content: Any, kind: type[Model]) -> Model:
 
 
 def load_tensors(path: Path, pickled: Path | None = None, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, or of a pickled file where that is allowed.
+    """Reads the tensors of a safetensors file, or of a pickled file if allowed.
 
     Args:
         path: The safetensors file.
-        pickled: Read if `path` does not exist, with torch's loader that runs no code; None: there is none.
+        pickled: Fallback if `path` does not exist, read with torch's weights-only loader; None: no fallback.
         allow_pickle: Whether pickled files are accepted.
 
     Raises:
@@ -75,7 +75,7 @@ def load_tensors(path: Path, pickled: Path | None = None, allow_pickle: bool = F
     if pickled is not None and pickled.is_file() and not path.is_file():
         return _load_pickled(pickled, path.name, allow_pickle)
     if not path.is_file():
-        raise UserError(f"{path}: missing; expected a safetensors file (pickled weights are not loaded)")
+        raise UserError(f"{path}: not found; expected a safetensors file (pickled weights are not loaded)")
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
         return tensors
@@ -84,10 +84,10 @@ def load_tensors(path: Path, pickled: Path | None = None, allow_pickle: bool = F
 
 
 def check_weight_files(source: str, allow_pickle: bool) -> None:
-    """Rejects a folder whose only weights are pickled.
+    """Checks that a folder has weights other than pickled files.
 
     Raises:
-        UserError: naming the file.
+        UserError: if its only weights are pickled and `allow_pickle` is off.
     """
     folder = Path(source)
     if allow_pickle or not folder.is_dir() or any(folder.glob("*.safetensors")):

@@ -1,7 +1,7 @@
-"""The two rows of a language-model head that a yes-or-no answer needs.
+"""Reads the two rows of a language-model head that a yes-or-no answer needs.
 
-Embedding models are loaded without their head, so its rows are read from the weight files: two rows of D numbers in
-place of a matrix of vocabulary x D.
+Embedding models are loaded without their head. Only two rows of D values are read from the weight files instead of the
+whole matrix of vocabulary x D.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ HEAD = "lm_head.weight"
 
 
 def answer_direction(backbone: Backbone, source: str, revision: str | None, answers: tuple[str, str]) -> torch.Tensor:
-    """Head row of the first answer minus that of the second, float32, shape [D].
+    """Returns the head row of the first answer minus that of the second, float32, shape [D].
 
     Its product with the last hidden state is the difference of the two answers' logits.
 
     Args:
-        backbone: Its tokenizer names the rows, and its input embeddings are the head where a model ties them.
+        backbone: Its tokenizer gives the row numbers; its input embeddings are used if the head is tied to them.
         source: Folder or hub id of the base weights.
         revision: Hub revision of `source`.
         answers: Two words of one token each.

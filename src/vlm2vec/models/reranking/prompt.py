@@ -1,4 +1,4 @@
-"""The prompt in which a model reads a query and a candidate together."""
+"""The prompt that combines a query and a candidate for a reranker."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ GENERATION = "{%- set add_generation_prompt = true -%}"
 
 @dataclass(frozen=True)
 class RerankPrompt:
-    """What the model is asked about a pair.
+    """Wording of the reranking prompt.
 
-    The defaults are those of Qwen3-VL-Reranker, whose wording also works for models that were not trained as rerankers.
+    The defaults are those of Qwen3-VL-Reranker, which also work for models that were not trained as rerankers.
 
     Attributes:
-        system: The system turn, or the first line where the model has no chat template.
-        instruction: What makes a candidate relevant, used where the query brings no instruction of its own.
+        system: The system turn, or the first line if the model has no chat template.
+        instruction: Definition of relevance, used if the query has no instruction.
         body: The user turn; `{instruction}`, `{query}` and `{document}` are replaced.
-        suffix: Ends the prompt where the model has no chat template.
+        suffix: End of the prompt if the model has no chat template.
         answers: The words whose logits are compared, positive first. Each must be one token.
     """
 
@@ -35,11 +35,11 @@ class RerankPrompt:
     answers: tuple[str, str] = ("yes", "no")
 
     def template(self, chat: str) -> PromptTemplate:
-        """How the pair becomes the model's prompt: by its own chat template, up to where its answer begins."""
+        """Returns the template of the pair: the model's own chat template, up to the start of its answer."""
         return PromptTemplate(chat=GENERATION + chat) if chat else PromptTemplate()
 
     def pair(self, query: EmbeddingInput, candidate: EmbeddingInput, has_chat: bool) -> EmbeddingInput:
-        """Query and candidate as one input; each image stands where its side of the pair is read.
+        """Combines query and candidate to one input, with each image at its position in the query or candidate.
 
         Raises:
             UserError: if both have a video.
@@ -59,7 +59,7 @@ class RerankPrompt:
 
 
 def _side(item: EmbeddingInput, begin: int) -> str:
-    """The text of one side with its images as placeholders, counted from `begin` + 1."""
+    """Returns the text of query or candidate with its images as placeholders, numbered from `begin` + 1."""
     text = item.text or ""
     if PLACEHOLDER.search(text) or VIDEO_PLACEHOLDER in text:
         return PLACEHOLDER.sub(lambda match: f"<|image_{int(match[1]) + begin}|>", text).strip()

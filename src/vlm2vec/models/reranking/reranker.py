@@ -1,4 +1,4 @@
-"""`Reranker`: any vision-language model that generates text, as a second stage that scores pairs.
+"""`Reranker`: uses any vision-language model that generates text as a second retrieval stage that scores pairs.
 
     reranker = Reranker.from_pretrained("Qwen/Qwen3-VL-2B-Instruct")
     for found in reranker.rank("a red square", [Path("red.png"), Path("blue.png")]):
@@ -32,11 +32,11 @@ from vlm2vec.types import EmbeddingInput
 
 @dataclass(frozen=True)
 class Ranked:
-    """One candidate after reranking.
+    """A candidate after reranking.
 
     Attributes:
-        index: Its position among the candidates that were given.
-        score: Probability of the positive answer, 0 to 1. NaN where the candidate could not be read.
+        index: Position of the candidate in the input.
+        score: Probability of the positive answer, 0 to 1. NaN if the candidate could not be read.
         log_odds: Logit of the positive answer minus that of the negative one; candidates are ordered by it.
     """
 
@@ -46,7 +46,7 @@ class Ranked:
 
 
 class PairScorer:
-    """A backbone and the direction of its answer, as a model that the encoding pipeline runs: one number per pair."""
+    """Adapts a backbone and its answer direction to the encoding pipeline: the output is one value per pair."""
 
     embedding_dim = 1
     training = False
@@ -77,12 +77,12 @@ class PairScorer:
 
 
 class Reranker:
-    """Scores candidates by reading each together with the query.
+    """Scores candidates with a model that reads query and candidate together.
 
     Args:
-        embedder: The model. Its pooling must be that of the last token.
-        direction_D: Head row of the positive answer minus that of the negative one, [D].
-        prompt: What the model is asked.
+        embedder: The model; its pooling must be "last".
+        direction_D: Head row of the positive answer minus that of the negative answer, [D].
+        prompt: Wording of the prompt.
     """
 
     def __init__(self, embedder: Embedder, direction_D: torch.Tensor, prompt: RerankPrompt) -> None:
@@ -99,8 +99,8 @@ class Reranker:
 
         Args:
             source: A folder or hub id.
-            prompt: What it is asked. Default: the wording of Qwen3-VL-Reranker.
-            options: Those of `Embedder.from_pretrained`, such as `device`, `dtype`, `revision`.
+            prompt: Wording of the prompt. Default: that of Qwen3-VL-Reranker.
+            options: Options of `Embedder.from_pretrained`, such as `device`, `dtype`, `revision`.
 
         Raises:
             UserError: if the source cannot be loaded, is a dual encoder, or has no language-model head.
@@ -120,16 +120,16 @@ class Reranker:
         on_error: Callable[[int, UserError], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """Log-odds of each candidate, in the order given, float32, shape [N].
+        """Returns the log-odds of each candidate in input order, float32, shape [N].
 
         Args:
-            query: As an input of `Embedder.encode`.
-            candidates: Likewise. Equal candidates are scored once.
-            instruction: What makes a candidate relevant. Default: the query's own, else the prompt's.
-            batch_tokens: Maximum number of tokens in a forward pass. Default: as `Embedder.encode`.
-            on_error: Called with position and reason of a candidate that cannot be read, whose score is NaN. Default:
-                the first one raises.
-            progress: Called with the number of pairs done since the last call.
+            query: An input as for `Embedder.encode`.
+            candidates: Inputs as for `Embedder.encode`. Equal candidates are scored once.
+            instruction: Definition of relevance. Default: the instruction of the query, or that of the prompt.
+            batch_tokens: Maximum number of tokens in a forward pass. Default: as in `Embedder.encode`.
+            on_error: Called with position and reason for each unreadable candidate, whose score is NaN. Default: raise
+                at the first one.
+            progress: Called with the number of pairs completed since the last call.
 
         Raises:
             UserError: for a query or, without `on_error`, a candidate that cannot be read.
@@ -163,7 +163,7 @@ class Reranker:
         on_error: Callable[[int, UserError], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Ranked]:
-        """Candidates by falling score; equal scores keep their order, unreadable candidates come last.
+        """Returns the candidates by descending score; ties keep their order, unreadable candidates come last.
 
         Args:
             query: See `score`.
@@ -181,5 +181,5 @@ class Reranker:
 def _decoder(embedder: Embedder) -> DecoderBackbone:
     backbone = embedder.backbone
     if not isinstance(backbone, DecoderBackbone):
-        raise UserError(f"{backbone.name}: reads text and image apart and cannot judge a pair; use a VLM to rerank")
+        raise UserError(f"{backbone.name}: dual encoders cannot rerank pairs; use a vision-language model")
     return backbone

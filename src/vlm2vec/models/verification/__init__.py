@@ -1,1 +1,1 @@
-"""Whether a model gives the vectors it should: golden vectors, fingerprints, comparisons, exports."""
+"""Verifies the vectors of a model: golden vectors, fingerprints, comparison with other libraries, exports."""

@@ -1,6 +1,6 @@
-"""The same inputs here and elsewhere: how far the vectors are apart, and which stage is the first that differs.
+"""Compares vectors with those of another library and finds the first stage of the computation that differs.
 
-A vector is made in stages: prompt bytes, token ids, pixel values, positions, then the network and pooling.
+The stages are prompt bytes, token ids, pixel values, positions, network and pooling.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ NETWORK = "weights or computation"
 
 @dataclass(frozen=True)
 class Stages:
-    """What another library made of one input on the way to its vector; None: it does not show this.
+    """Intermediate results of another library for an input; None: not exposed by that library.
 
     Attributes:
-        prompt: The text that its tokenizer read.
-        token_ids: Without padding.
-        num_tokens: Where only their number is known.
-        pixels: By tensor name.
-        positions: Of rotary embeddings, [..., L].
-        last_state: The hidden state of the last token, before pooling.
-        vector: Unit norm.
+        prompt: Input text of the tokenizer.
+        token_ids: Token ids without padding.
+        num_tokens: Number of tokens, if the ids are not exposed.
+        pixels: Pixel values by tensor name.
+        positions: Positions of the rotary embeddings, [..., L].
+        last_state: Hidden state of the last token, before pooling.
+        vector: The unit-norm vector.
     """
 
     vector: np.ndarray
@@ -57,13 +57,13 @@ class Stages:
 
 @dataclass(frozen=True)
 class Difference:
-    """One input: its cosine, and the first stage that differs where the cosine is below `SAME`.
+    """Result for an input: its cosine, and the first stage that differs if the cosine is below `SAME`.
 
     Attributes:
-        about: The input, in words.
-        cosine: Between both vectors; None where the other side refused the input.
-        stage: "" where the vectors are equal.
-        detail: What differs.
+        about: Description of the input.
+        cosine: Cosine of both vectors; None if the other library rejected the input.
+        stage: The first stage that differs; "" if the vectors are equal.
+        detail: Description of the difference.
     """
 
     about: str
@@ -73,11 +73,11 @@ class Difference:
 
 
 def compare(embedder: Embedder, other: Callable[[EmbeddingInput], Stages]) -> list[Difference]:
-    """Encodes the golden inputs and inputs in every order of text and images here and there.
+    """Encodes the golden inputs, and inputs with every order of text and images, with both libraries.
 
     Args:
-        embedder: In float32.
-        other: The other side; a `UserError` means that it refuses the input.
+        embedder: The embedder, in float32.
+        other: The other library; it raises `UserError` for inputs that it rejects.
     """
     found = []
     for item in [*golden_inputs(), *ordered_inputs()]:
@@ -95,7 +95,7 @@ def compare(embedder: Embedder, other: Callable[[EmbeddingInput], Stages]) -> li
 
 
 def _described(item: EmbeddingInput) -> str:
-    """The parts of an input, in their order."""
+    """Describes the parts of an input in their order."""
     text = ["text"] if item.text else []
     images = ["image"] * len(item.images)
     if PLACEHOLDER.search(item.text or ""):
@@ -107,7 +107,7 @@ def _described(item: EmbeddingInput) -> str:
 
 @torch.inference_mode()
 def first_difference(embedder: Embedder, item: EmbeddingInput, theirs: Stages) -> tuple[str, str]:
-    """The first stage at which two ways of making a vector part, and what differs there."""
+    """Returns the first stage at which the two computations differ, and a description of the difference."""
     backbone: Any = embedder.backbone
     batch = backbone.process([item])
     ids = batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist()
@@ -142,18 +142,18 @@ def first_difference(embedder: Embedder, item: EmbeddingInput, theirs: Stages) -
         cosine = last @ theirs.last_state / (np.linalg.norm(last) * np.linalg.norm(theirs.last_state))
         if cosine >= SAME:
             return "pooling", "the last hidden states are equal, the vectors are not"
-    return NETWORK, "everything that the other side shows before its network is equal"
+    return NETWORK, "all exposed stages before the network are equal"
 
 
 def sentence_transformers(folder: Path, chat: bool) -> Callable[[EmbeddingInput], Stages]:
-    """The folder in sentence-transformers, float32.
+    """Returns a function that encodes with sentence-transformers in float32.
 
     Args:
         folder: The checkpoint.
-        chat: Whether its template is a chat template. Text between images is then given as a message.
+        chat: Whether its template is a chat template; text between images is then passed as a message.
 
     Raises:
-        UserError: if it is not installed, or cannot load the folder.
+        UserError: if sentence-transformers is not installed or cannot load the folder.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -168,7 +168,7 @@ def sentence_transformers(folder: Path, chat: bool) -> Callable[[EmbeddingInput]
         model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
     except (ValueError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: sentence-transformers does not load it: {reason}") from error
+        raise UserError(f"{folder}: sentence-transformers cannot load it: {reason}") from error
     return lambda item: _stages_there(model, item, chat)
 
 
@@ -209,7 +209,7 @@ def _stages_there(model: Any, item: EmbeddingInput, chat: bool) -> Stages:
 
 
 def _turn(value: Any) -> list[dict[str, Any]]:
-    """The user's turn that sentence-transformers makes of a text or of a dict of text and images."""
+    """Returns the user turn that sentence-transformers builds from a text or from a dict of text and images."""
     content: list[dict[str, Any]] = []
     for kind, given in (value if isinstance(value, dict) else {"text": value}).items():
         content += [{"type": kind, kind: part} for part in (given if isinstance(given, list) else [given])]
@@ -217,7 +217,7 @@ def _turn(value: Any) -> list[dict[str, Any]]:
 
 
 def _interleaved(item: EmbeddingInput, images: list[Any]) -> list[dict[str, Any]]:
-    """The user's turn with each decoded image where the text has its placeholder."""
+    """Returns a user turn with each decoded image at the position of its placeholder."""
     turns = chat_messages(replace(item, instruction=None))[0]
     for part in turns[0]["content"]:
         if part["type"] == "image":
@@ -226,12 +226,12 @@ def _interleaved(item: EmbeddingInput, images: list[Any]) -> list[dict[str, Any]
 
 
 def server(url: str, model: str = "vlm2vec", timeout: float = 60.0) -> Callable[[EmbeddingInput], Stages]:
-    """A server that speaks OpenAI's `/v1/embeddings`, images as `messages` (as vLLM takes them).
+    """Returns a function that encodes with a server with OpenAI's `/v1/embeddings`; images are sent as in vLLM.
 
     Args:
-        url: Up to and without `/v1/embeddings`.
-        model: Name of the model there.
-        timeout: Seconds an answer may take.
+        url: Base URL without `/v1/embeddings`.
+        model: Name of the model on the server.
+        timeout: Timeout of a request in seconds.
     """
     where = url.rstrip("/").removesuffix("/v1/embeddings").removesuffix("/v1") + "/v1/embeddings"
     if not where.startswith(("http://", "https://")):
@@ -255,7 +255,7 @@ def server(url: str, model: str = "vlm2vec", timeout: float = 60.0) -> Callable[
         try:
             vector = np.asarray(answer["data"][0]["embedding"], dtype=np.float32)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise UserError(f"{where}: the answer holds no data[0].embedding: {str(answer)[:100]}") from error
+            raise UserError(f"{where}: the response has no data[0].embedding: {str(answer)[:100]}") from error
         return Stages(vector, num_tokens=(answer.get("usage") or {}).get("prompt_tokens"))
 
     return ask
@@ -269,7 +269,7 @@ def _post(url: str, body: dict[str, Any], timeout: float) -> Any:
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: {error.code}: {error.read(200).decode(errors='replace')}") from error
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{url}: no answer ({error})") from error
+        raise UserError(f"{url}: no response ({error})") from error
 
 
 def _data_uri(image: ImageRef) -> str:
@@ -279,15 +279,15 @@ def _data_uri(image: ImageRef) -> str:
 
 
 def vllm(folder: Path, embedder: Embedder) -> Callable[[EmbeddingInput], Stages]:
-    """The folder in vLLM's pooling runner, with the prompt made here; so prompt bytes are not compared.
+    """Returns a function that encodes with vLLM's pooling runner. vlm2vec renders the prompt, so it is not compared.
 
     Raises:
-        UserError: where vLLM is not installed.
+        UserError: if vLLM is not installed.
     """
     try:
         from vllm import LLM
     except ImportError as error:
-        raise UserError("vllm is not installed; it needs a GPU machine: pip install vllm") from error
+        raise UserError("vllm is not installed; it requires a GPU: pip install vllm") from error
     backbone: Any = embedder.backbone
     model = LLM(model=str(folder), runner="pooling", dtype="float32", enforce_eager=True)
 

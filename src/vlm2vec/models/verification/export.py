@@ -1,4 +1,4 @@
-"""Other forms of a checkpoint: merged, for sentence-transformers, ONNX, OpenVINO; each is compared with its source."""
+"""Exports a checkpoint (merged, sentence-transformers, ONNX, OpenVINO) and compares the result with its source."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ FORMATS = ("merged", "sentence-transformers", "onnx", "openvino")
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how close it is to its source.
+    """Result of an export.
 
     Attributes:
-        files: Paths.
-        cosine: The lowest over the golden inputs that the format takes.
-        num_inputs: How many these were.
+        files: Paths of the files.
+        cosine: Lowest cosine to the source over the golden inputs that the format supports.
+        num_inputs: Number of these inputs.
     """
 
     files: list[Path]
@@ -44,21 +44,21 @@ class Exported:
 
 
 def export(source: str, to: str, output: Path, **options: Any) -> Exported:
-    """Writes a checkpoint in another form and compares both.
+    """Exports a checkpoint and compares its vectors with those of the source.
 
     Args:
-        source: What `Embedder.from_pretrained` takes; computed in float32 on the CPU.
+        source: Any source that `Embedder.from_pretrained` accepts; it is computed in float32 on the CPU.
         to: One of `FORMATS`.
-        output: A new folder; whole or absent.
+        output: A new folder; it is complete or absent afterwards.
         **options: Settings of the family.
 
     Raises:
-        UserError: for a format that the family does not allow, or a result whose vectors differ.
+        UserError: for a format that the family does not support, or if the vectors differ.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
     if output.exists():
-        raise UserError(f"{output}: is there already; choose another folder or delete it")
+        raise UserError(f"{output}: already exists; choose another folder or delete it")
     embedder = Embedder.from_pretrained(source, device="cpu", dtype=torch.float32, **options)
     expected = dict(zip(golden_inputs(), embedder.encode(golden_inputs()), strict=True))
     checkpoint.merge_adapter(embedder.backbone)
@@ -71,7 +71,7 @@ def export(source: str, to: str, output: Path, **options: Any) -> Exported:
             results.append(_export_folder(embedder, to, beside, expected))
         if results[0].cosine < compare.SAME:
             raise UserError(
-                f"{output}: not written: a vector differs from the source's (cosine {results[0].cosine:.6f})"
+                f"{output}: not written, because a vector differs from the source (cosine {results[0].cosine:.6f})"
             )
 
     checkpoint.write_folder(output, write)
@@ -89,9 +89,9 @@ def _export_folder(embedder: Embedder, to: str, folder: Path, expected: dict[Emb
         return Exported([], cosine, len(expected))
     there = compare.sentence_transformers(folder, bool(again.backbone.template.chat))
     found = compare.compare(again, there)
-    cosines = [difference.cosine for difference in found if difference.cosine is not None]  # the others it refuses
+    cosines = [difference.cosine for difference in found if difference.cosine is not None]  # without rejected inputs
     if not cosines:
-        raise UserError(f"sentence-transformers refuses every input; the first: {found[0].detail}")
+        raise UserError(f"sentence-transformers rejects every input; the first: {found[0].detail}")
     return Exported([], min(cosine, *cosines), len(cosines))
 
 
@@ -175,10 +175,10 @@ def _to_onnx(tower: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> 
 
 @cache
 def openvino_core() -> Any:
-    """The one OpenVINO core of this process, never freed before its end.
+    """Returns the OpenVINO core of this process, which is never freed.
 
-    The CPU plugin sets the signal stack of the thread that makes it; freed in another thread, it unmaps that stack
-    while it is in use, and the process dies at the next signal (seen with OpenVINO 2026.4).
+    The CPU plugin sets the signal stack of the thread that creates it. If it is freed in another thread, it unmaps that
+    stack while it is in use, and the process crashes at the next signal (observed with OpenVINO 2026.4).
     """
     import openvino
 
@@ -191,7 +191,7 @@ def _to_openvino(tower: nn.Module, tensors: dict[str, torch.Tensor], path: Path)
     except ImportError as error:
         raise UserError("openvino is not installed: pip install 'vlm2vec[openvino]'") from error
     core = openvino_core()
-    # By way of ONNX: openvino's own convert_model reports its use over the network unless the user has opted out.
+    # Convert through ONNX: openvino's convert_model sends telemetry unless the user has opted out.
     with tempfile.TemporaryDirectory() as folder:
         _to_onnx(tower, tensors, Path(folder) / "tower.onnx")
         openvino.save_model(core.read_model(Path(folder) / "tower.onnx"), str(path), compress_to_fp16=False)

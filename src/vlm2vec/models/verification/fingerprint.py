@@ -1,4 +1,4 @@
-"""What an embedder's vectors depend on besides the input, part by part, as hashes and plain values."""
+"""Describes everything that an embedder's vectors depend on besides the input, as hashes and plain values."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ HASHED_AT_ONCE = 1 << 26
 
 
 def describe(embedder: Embedder, model: str) -> dict[str, str]:
-    """Everything that decides an embedder's vectors; two embedders with equal descriptions give equal vectors.
+    """Describes an embedder; two embedders with equal descriptions give equal vectors.
 
     Args:
-        embedder: In the state in which it will encode.
-        model: What the user calls it; only to tell a changed model from another one.
+        embedder: The embedder in the state in which it will encode.
+        model: The user's name of the model; it distinguishes a changed model from a different model.
 
     Returns:
         Values by name: hashes of base weights, adapter, template and processor; precision, device, versions.
@@ -46,7 +46,7 @@ def describe(embedder: Embedder, model: str) -> dict[str, str]:
         "resolution": resolution(backbone),
         "precision": str(embedder.dtype).removeprefix("torch."),
         "pooling": backbone.pooling,
-        # Left out if causal: vectors cached before it was a setting keep their fingerprint.
+        # Omitted if causal, so that vectors cached before the setting existed keep their fingerprint.
         **({} if backbone.attention == "causal" else {"attention": backbone.attention}),
         **({} if embedder.truncate_dim is None else {"dimensions": str(embedder.truncate_dim)}),
         "device": embedder.device.type,
@@ -55,7 +55,7 @@ def describe(embedder: Embedder, model: str) -> dict[str, str]:
 
 
 def resolution(backbone: Any) -> str:
-    """How large images reach the model, as its processor or family says it; "the family's own" where neither does."""
+    """Returns the image size that reaches the model, from its processor or family; otherwise "the family's own"."""
     processor = getattr(getattr(backbone, "processor", None), "image_processor", None)
     settings = {**(processor.to_dict() if processor is not None else {}), **backbone.options()}
     own = ("image_size", "do_resize", "visual_tokens", "image_grid_pinpoints", "max_patches", "num_crops")
@@ -65,7 +65,7 @@ def resolution(backbone: Any) -> str:
 
 
 def template_hash(embedder: Embedder) -> str:
-    """Identifies the template, the image token and the chat template of a backbone."""
+    """Returns a hash of the template, the image token and the chat template of a backbone."""
     backbone: Any = embedder.backbone
     facts = {
         "template": backbone.template.settings(),
@@ -78,7 +78,7 @@ def template_hash(embedder: Embedder) -> str:
 
 
 def _processor_text(backbone: Any) -> str:
-    """Image and token settings: what transformers saves of a processor, and the family's own options."""
+    """Returns the image and token settings: the processor as saved by transformers, and the family's options."""
     settings: dict[str, Any] = {"options": backbone.options(), "class": type(backbone).__name__}
     processor = getattr(backbone, "processor", None)
     for name in ("image_processor", "video_processor", "feature_extractor"):

@@ -1,4 +1,4 @@
-"""Golden vectors: eight fixed inputs and their vectors, saved with a checkpoint so that any machine can verify it."""
+"""Golden vectors: eight fixed inputs whose vectors are saved with a checkpoint, so that any machine can verify it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def golden_inputs() -> list[EmbeddingInput]:
-    """Four texts, two images and two of both, the same for every model and version."""
+    """Returns four texts, two images and two inputs with both, the same for every model and version."""
     images = [_gradient(size, phase) for size, phase in (((64, 64), 0), ((96, 48), 1), ((50, 80), 2), ((33, 33), 3))]
     texts = ["a dog on the beach", "Zürich", "What is left of the tree?", "one two three four five six seven eight"]
     task = "Represent the given image for classification"
@@ -37,7 +37,7 @@ def golden_inputs() -> list[EmbeddingInput]:
 
 
 def ordered_inputs() -> list[EmbeddingInput]:
-    """Inputs that depend on the order of text and images: text first, two images, text between images."""
+    """Returns inputs whose order of text and images matters: text first, two images, text between images."""
     first, second = _gradient((40, 56), 4), _gradient((64, 48), 5)
     return [
         EmbeddingInput(text="in red", images=(first,), text_first=True),
@@ -48,9 +48,9 @@ def ordered_inputs() -> list[EmbeddingInput]:
 
 
 def write_golden(embedder: Embedder, folder: Path) -> None:
-    """Encodes the golden inputs and writes the vectors beside the weights, with the precision of the computation.
+    """Encodes the golden inputs and saves the vectors next to the weights, with the precision of the computation.
 
-    The precision is that of the base weights; autocast is off, even for a model that was trained under it.
+    The precision is that of the base weights; autocast is disabled, even for a model that was trained with autocast.
     """
     with _without_autocast(embedder):
         vectors = torch.from_numpy(embedder.encode(golden_inputs(), batch_size=1))
@@ -59,7 +59,7 @@ def write_golden(embedder: Embedder, folder: Path) -> None:
 
 
 def golden_dtype(folder: Path) -> torch.dtype:
-    """The precision in which the golden vectors of a folder were computed; float32 for files that do not say.
+    """Returns the precision in which a folder's golden vectors were computed; float32 if the file does not record it.
 
     Raises:
         UserError: if the folder is not a checkpoint, has no golden file, or has another precision than float32,
@@ -69,8 +69,8 @@ def golden_dtype(folder: Path) -> torch.dtype:
     if not path.is_file():
         family = family_of(str(folder))  # raises if the folder is not a checkpoint at all
         raise UserError(
-            f"{folder}: a checkpoint of {family.name} without {GOLDEN_FILE}, which vlm2vec train and export write; "
-            "nothing to compare with: try --against sentence-transformers"
+            f"{folder}: the checkpoint of {family.name} has no {GOLDEN_FILE}, which vlm2vec train and export write; "
+            "compare it with another library: --against sentence-transformers"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -83,10 +83,10 @@ def golden_dtype(folder: Path) -> torch.dtype:
 
 
 def verify_golden(embedder: Embedder, folder: Path) -> np.ndarray:
-    """Cosines of the vectors computed now to the saved ones, shape [8].
+    """Returns the cosines between the recomputed and the saved vectors, shape [8].
 
     Args:
-        embedder: In the precision of `golden_dtype`.
+        embedder: The embedder, in the precision of `golden_dtype`.
         folder: The checkpoint.
 
     Raises:
@@ -99,7 +99,7 @@ def verify_golden(embedder: Embedder, folder: Path) -> np.ndarray:
 
 @contextmanager
 def _without_autocast(embedder: Embedder) -> Iterator[None]:
-    """Computes in the precision of the weights. Training replaces `forward` on the object by one under autocast."""
+    """Context manager that restores the plain `forward`, which training replaces by a version under autocast."""
     replaced = vars(embedder).pop("forward", None)
     try:
         with torch.autocast(embedder.device.type, enabled=False):

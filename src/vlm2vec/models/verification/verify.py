@@ -14,11 +14,11 @@ from vlm2vec.models.verification.golden import golden_dtype, verify_golden
 
 AGAINST = ("sentence-transformers", "server", "vllm")
 LOWEST = {torch.float32: 0.999, torch.bfloat16: 0.99, torch.float16: 0.99}
-"""Lowest cosine that counts as equal, by precision: half precision rounds differently from machine to machine."""
+"""Lowest cosine that counts as equal, by precision: rounding in half precision differs between machines."""
 
 
 def report_saved(folder: Path, options: dict[str, Any]) -> list[str]:
-    """One line: whether the saved vectors are reproduced, in the precision in which they were computed.
+    """Returns one line that says whether the saved vectors are reproduced in their original precision.
 
     Raises:
         UserError: if a vector differs.
@@ -38,10 +38,10 @@ def report_saved(folder: Path, options: dict[str, Any]) -> list[str]:
 
 
 def report_against(folder: Path, against: str, url: str, model: str, options: dict[str, Any]) -> list[str]:
-    """One line per input, with its cosine or the reason why the other side refused it, then one line with the verdict.
+    """Returns one line per input with its cosine or the reason for its rejection, then one line with the verdict.
 
     Raises:
-        UserError: naming the first stage that differs, if a vector does.
+        UserError: if a vector differs; the message names the first stage that differs.
     """
     if against not in AGAINST:
         raise UserError(f"--against {against}: expected one of {', '.join(AGAINST)}")
@@ -53,7 +53,7 @@ def report_against(folder: Path, against: str, url: str, model: str, options: di
     found = compare.compare(embedder, other)
     cosines = [difference.cosine for difference in found if difference.cosine is not None]
     if not cosines:
-        raise UserError(f"{against} refused every input; the first: {found[0].detail}")
+        raise UserError(f"{against} rejected every input; the first: {found[0].detail}")
     for difference in found:
         if difference.cosine is not None and difference.stage:
             raise UserError(
@@ -65,6 +65,6 @@ def report_against(folder: Path, against: str, url: str, model: str, options: di
         + (f"refused there: {difference.detail}" if difference.cosine is None else f"cosine {difference.cosine:.6f}")
         for difference in found
     ]
-    refused = f", {len(found) - len(cosines)} refused there" if len(cosines) < len(found) else ""
+    refused = f", {len(found) - len(cosines)} rejected" if len(cosines) < len(found) else ""
     verdict = f"EQUAL in {against}: {len(cosines)} of {len(found)} inputs, lowest cosine {min(cosines):.6f}{refused}"
     return [*lines, f"{folder}: {verdict}"]

@@ -1,4 +1,4 @@
-"""Words for what the vision encoder's own classifier sees in a part of an image.
+"""Initializes visual tokens with the class names that the vision encoder's classifier predicts for them.
 
 EfficientNet-Lite0 comes with a classifier of the 1,000 ImageNet classes. Each class has a name, and the language model
 has an input vector for every word of that name. A visual token can therefore start as the words for its content,
