@@ -1,19 +1,19 @@
-"""Inputs a second of `Embedder.encode`, ours beside sentence-transformers, on one checkpoint and the same inputs.
+"""Measures `Embedder.encode` against sentence-transformers, in inputs per second on the same checkpoint and inputs.
 
     python benchmarks/encode.py [--items 256] [--repeats 3] [--only mixed] [--threads 2]
 
-Time on the clock, from inputs to vectors, best of interleaved repeats; images are JPEG files, read each time. On a
-machine that does other work, `--processor-time --threads 1` compares processor time instead.
+Times are wall clock from inputs to vectors, best of interleaved repeats; images are JPEG files that are read in every
+repeat. On a busy machine, `--processor-time --threads 1` compares CPU time instead.
 
 Cases:
-    mixed     half texts, half image and text, lengths and sizes uneven
-    repeated  the same, each ten times in shuffled order
+    mixed     half texts, half image and text, with uneven lengths and sizes
+    repeated  the inputs of `mixed`, each ten times in shuffled order
     text      texts only
     images    images only
-Systems: ours and sentence-transformers 6.2 (`encode` with its defaults), each in float32 and in bfloat16. Ours takes
-bfloat16 by itself where the processor computes in it natively; sentence-transformers takes what the checkpoint was
-saved in, here float32. The plain ratio x_sentence_transformers_CASE compares these two defaults; those that end in
-_float32 and _bfloat16 compare like with like. Model: a LLaVA with random weights.
+Systems: vlm2vec and sentence-transformers 6.2 (`encode` with its defaults), each in float32 and in bfloat16. By default
+vlm2vec uses bfloat16 if the CPU supports it natively; sentence-transformers uses the precision of the checkpoint, here
+float32. The ratio x_sentence_transformers_CASE compares these defaults; the ratios that end in _float32 and _bfloat16
+compare equal precision. Model: a LLaVA with random weights.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Encode = Callable[[list[Any]], np.ndarray]
 
 
 def write_llava(folder: Path) -> None:
-    """A folder in the layout of a real checkpoint; every token is a letter, an image is 196 tokens."""
+    """Writes a folder in the layout of a real checkpoint; every token is a letter, an image has 196 tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     built = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIAL, *letters])}, []))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -86,7 +86,7 @@ def write_llava(folder: Path) -> None:
 
 
 def make_inputs(folder: Path, count: int) -> dict[str, list[Any]]:
-    """The inputs of every case, as both libraries take them: texts, and dicts of text and an image's path."""
+    """Creates the inputs of every case in a form that both libraries accept: texts, or dicts of text and image path."""
     rng, shapes = random.Random(0), np.random.default_rng(0)
     folder.mkdir()
     words = ["".join(rng.choices(LETTERS, k=int(rng.lognormvariate(3.7, 0.8)) + 4)) for _ in range(2 * count)]
@@ -104,7 +104,7 @@ def make_inputs(folder: Path, count: int) -> dict[str, list[Any]]:
 
 
 def systems(folder: Path) -> dict[str, Encode]:
-    """Both libraries in both precisions, loaded from one folder."""
+    """Loads both libraries in both precisions from the same folder."""
     from sentence_transformers import SentenceTransformer
 
     base, saved = folder / "base", folder / "saved"
@@ -127,7 +127,7 @@ def systems(folder: Path) -> dict[str, Encode]:
 def measure(
     found: dict[str, Encode], inputs: list[Any], repeats: int, clock: Callable[[], float]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Best seconds of each system, and the lowest cosine of its vectors to sentence-transformers' in float32."""
+    """Returns the best time of each system in seconds, and its lowest cosine to sentence-transformers in float32."""
     seconds = dict.fromkeys(found, float("inf"))
     vectors: dict[str, np.ndarray] = {}
     for _ in range(repeats):
@@ -145,7 +145,7 @@ def measure(
 
 
 def ratios_of(case: str, seconds: dict[str, float]) -> dict[str, float]:
-    """How much faster ours is: by default, and like with like."""
+    """Returns the speedups over sentence-transformers, with defaults and with equal precision."""
     ours_dtype = "bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16") else "float32"
     theirs = seconds["sentence_transformers float32"]
     ratios = {f"x_sentence_transformers_{case}": theirs / seconds[f"ours {ours_dtype}"]}

@@ -1,15 +1,15 @@
-"""A folder of photographs through the command line, and the same killed in the middle.
+"""Measures `vlm2vec index` and `vlm2vec embed` on a folder of photographs, uninterrupted and killed halfway.
 
     python benchmarks/folder.py [--photos 5000] [--data ../shared/data/photos-mmeb]
 
 Unpacks the photographs, then runs `vlm2vec index`, and `vlm2vec embed` to a store and to parquet, with the built-in
-model: once uninterrupted, and once killed (SIGKILL) when about half of the parts are written and restarted. The table
-has the seconds and CPU time of the uninterrupted runs, the rows after the kill, the rows that the restart added, its
-seconds, the rows at the end, and the lowest cosine between a vector and that of the uninterrupted run. The keys must
-be equal; vectors may differ in the last bits, since `index` encodes the remaining inputs in other batches.
+model: once uninterrupted, and once killed (SIGKILL) when about half of the parts are written and then restarted. The
+table has the wall-clock and CPU seconds of the uninterrupted runs, the rows after the kill, the rows that the restart
+added, its seconds, the rows at the end, and the lowest cosine of any vector to that of the uninterrupted run. The keys
+must be equal; vectors may differ in the last bits, since `index` encodes the remaining inputs in other batches.
 `x_uninterrupted` is the time of the uninterrupted run divided by the time of both starts.
 
-Without the photographs nothing is measured.
+Without the photographs the script measures nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def unpack(data: Path, number: int, folder: Path) -> None:
 
 
 def command(way: str, photos: Path, output: Path) -> list[str]:
-    """The command line for one kind of output."""
+    """Returns the command line for a kind of output."""
     head = [sys.executable, "-m", "vlm2vec.cli"]
     if way == "index":
         return [*head, "index", "compact", str(photos), "--store", str(output)]
@@ -52,14 +52,14 @@ def command(way: str, photos: Path, output: Path) -> list[str]:
 
 
 def parts_done(way: str, output: Path) -> int:
-    """Units that a kill cannot lose: commits of rows to a store, or parts beside the output."""
+    """Returns the number of completed units: commits of rows to a store, or parts next to the output."""
     if way == "index":
         return max(len(list((output / "data").glob("*.lance"))), 0) if output.exists() else 0
     return len(list(output.with_name(output.name + ".parts").glob("part-*.parquet")))
 
 
 def rows_of(output: Path) -> Rows:
-    """Vectors by the name of their image."""
+    """Returns the vectors by image name."""
     if output.suffix == ".parquet":
         table = pq.read_table(output)
         return {key: np.array(one, np.float32) for key, one in zip(*table.select(["key", "vector"]), strict=True)}
@@ -70,7 +70,7 @@ def rows_of(output: Path) -> Rows:
 
 
 def timed(arguments: list[str]) -> tuple[float, float, str]:
-    """Runs to the end: seconds, processor seconds, what it said."""
+    """Runs a command to its end; returns wall-clock seconds, CPU seconds and output."""
     before, since = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -79,7 +79,7 @@ def timed(arguments: list[str]) -> tuple[float, float, str]:
 
 
 def killed(way: str, arguments: list[str], output: Path, at: int) -> float:
-    """Starts, and kills when so many parts are there; the seconds until then."""
+    """Starts a command and kills it after `at` parts; returns the seconds until then."""
     since = time.perf_counter()
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         while parts_done(way, output) < at:
@@ -92,7 +92,7 @@ def killed(way: str, arguments: list[str], output: Path, at: int) -> float:
 
 
 def safe_rows(way: str, output: Path) -> int:
-    """Rows that are there after a kill."""
+    """Returns the number of rows after a kill."""
     if way == "index":
         return open_store(str(output)).count()
     files = output.with_name(output.name + ".parts").glob("part-*.parquet")
@@ -100,7 +100,7 @@ def safe_rows(way: str, output: Path) -> int:
 
 
 def measure(way: str, ending: str, photos: Path, work: Path, at: int) -> float:
-    """Prints a line of the table; returns the whole run's time over that of the killed one's two starts."""
+    """Prints a line of the table; returns the time of the uninterrupted run divided by that of both starts."""
     whole, again = work / f"whole-{way}{ending}", work / f"killed-{way}{ending}"
     seconds, cpu, _ = timed(command(way, photos, whole))
     arguments = command(way, photos, again)

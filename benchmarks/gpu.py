@@ -1,12 +1,13 @@
-"""What one GPU does: bandwidth, gradients against the CPU, training steps, encoding, latency, precision.
+"""Measures a GPU: bandwidth, gradients compared with the CPU, training steps, encoding, latency, precision.
 
     python benchmarks/gpu.py [--output gpu.json] [--only step-bfloat16] [--cpu-smoke]
 
-Models have the sizes of published ones and random weights; nothing is downloaded. Each case runs in a process of its
-own with a time limit. The results are written after each case, so an interrupted run keeps what it has. At the end come
-a table and one JSON line. The `utilization` of step-bfloat16 is the value for `vlm2vec plan --utilization`.
+Models have the sizes of published models and random weights; nothing is downloaded. Each case runs in its own process
+with a time limit. The results are written after each case, so an interrupted run keeps its results. At the end the
+script prints a table and one JSON line. The `utilization` of step-bfloat16 is the value for `vlm2vec plan
+--utilization`.
 
-`--cpu-smoke` runs every case on the CPU with tiny models. It checks the script; its numbers mean nothing.
+`--cpu-smoke` runs every case on the CPU with tiny models, to check the script; its results have no meaning.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LIMIT_SECONDS, LIMIT_ALL = 90, 480
 
 
 def run_case(name: str, smoke: bool, limit: float) -> dict[str, Any]:
-    """Runs a case in a process of its own; a failure or a timeout is a result, too."""
+    """Runs a case in its own process; failures and timeouts are reported as results."""
     command = [sys.executable, __file__, "--case", name, *(["--cpu-smoke"] if smoke else [])]
     since = time.monotonic()
     try:
@@ -40,7 +41,7 @@ def run_case(name: str, smoke: bool, limit: float) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """One line a case."""
+    """Returns a table with one line per case."""
     width = max(map(len, results))
     rows = []
     for name, found in results.items():

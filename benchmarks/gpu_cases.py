@@ -1,4 +1,4 @@
-"""The cases of benchmarks/gpu.py: each is a function of `smoke` (tiny, on the CPU) that returns numbers by name."""
+"""The cases of benchmarks/gpu.py: functions of `smoke` (tiny, on the CPU) that return measurements by name."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def bandwidth(smoke: bool) -> Result:
 
 
 def gradients(smoke: bool) -> Result:
-    """Largest difference of a tiny model's gradients on the device and on the CPU, relative to each one's largest."""
+    """Compares a tiny model's gradients on the device and on the CPU: largest difference relative to the maximum."""
     device, found = device_of(smoke), []
     for where in (torch.device("cpu"), device):
         torch.manual_seed(0)
@@ -221,7 +221,7 @@ def gradients(smoke: bool) -> Result:
 
 
 def profile(smoke: bool) -> Result:
-    """One encoding of a batch under the profiler: share of the time without a kernel, synchronizations, top kernels."""
+    """Profiles the encoding of a batch: fraction of idle time, synchronizations, slowest kernels."""
     device = device_of(smoke)
     embedder = random_embedder(SMALL, device, torch.bfloat16, smoke)
     batch = embedder.backbone.process([pair.query for pair in pairs_of(2 if smoke else 16, smoke)]).to(device)
@@ -248,7 +248,7 @@ def profile(smoke: bool) -> Result:
 
 
 def encode(threads: int, smoke: bool) -> Result:
-    """512 images and 128 images with text as JPEG files, prepared by so many threads."""
+    """Encodes 512 images and 128 images with text from JPEG files, prepared by `threads` threads."""
     embedder = random_embedder(SMALL, device_of(smoke), torch.bfloat16, smoke)
     folder = Path(tempfile.mkdtemp())
     items: list[Any] = []
@@ -264,7 +264,7 @@ def encode(threads: int, smoke: bool) -> Result:
 
 
 def latency(smoke: bool) -> Result:
-    """Milliseconds of a single text query, from the string to the vector."""
+    """Measures a single text query in milliseconds, from the string to the vector."""
     embedder = random_embedder(SMALL, device_of(smoke), torch.bfloat16, smoke)
     taken = []
     for i in range(3 if smoke else 30):
@@ -275,7 +275,7 @@ def latency(smoke: bool) -> Result:
 
 
 def precision(smoke: bool) -> Result:
-    """Smallest cosine of vectors in bfloat16 to those in float32 of the same weights."""
+    """Returns the lowest cosine between vectors in bfloat16 and in float32 with the same weights."""
     device = device_of(smoke)
     embedder = random_embedder(SMALL, device, torch.bfloat16, smoke)
     items = [f"text number {i} " * (1 + i % 4) for i in range(8)]

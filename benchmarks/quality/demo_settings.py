@@ -1,10 +1,9 @@
-"""Chooses the demo's settings for both of its models on names that are held out of its training sets, by one grid.
+"""Chooses the settings of both demo models by a grid search on names held out of the demo's training sets.
 
     python benchmarks/quality/demo_settings.py --data DEMO --output runs/demo-settings --grid "train.learning_rate=1e-3"
 
-DEMO is the folder that `vlm2vec data demo` prints. Every drawing of a held-out name leaves the training sets, and with
-it the images that are composed with it; the rows that ask for these names are the questions. No evaluation set is
-read.
+DEMO is the folder that `vlm2vec data demo` prints. All drawings of held-out names, and all images composed with them,
+are removed from the training sets; rows that ask for these names become evaluation queries. No evaluation set is read.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ import pyarrow.parquet as pq
 from held_out import Rows, question, write_held_out
 from photos import BASES, Bench, changes_of
 
-HELD_OUT = 12  # one name in so many
+HELD_OUT = 12  # hold out one name in 12
 TONES = {f"1f3f{last}" for last in "bcdef"}
 SETS = {"EmojiName": "classification", "EmojiT2I": "retrieval", "EmojiEdit": "retrieval"}
 SETS |= {"EmojiVQA": "vqa", "EmojiSheet": "grounding"}
 
 
 def concept(drawing: str) -> str:
-    """A drawing's code without vendor and skin tone."""
+    """Returns a drawing's code without vendor and skin tone."""
     return "-".join(part for part in drawing.split("-")[1:] if part not in TONES)
 
 
@@ -35,7 +34,7 @@ def is_held(code: str) -> bool:
 
 
 class Names:
-    """Which concepts a row shows and asks for."""
+    """Determines the concepts that a row shows and asks for."""
 
     def __init__(self, data: Path, rows: Rows) -> None:
         self.drawings: dict[str, list[str]] = json.loads((data / "pictures.json").read_text())
@@ -45,17 +44,17 @@ class Names:
         return [concept(drawing) for drawing in self.drawings[path.removeprefix("images/")]] if path else []
 
     def asked(self, row: dict[str, Any]) -> str:
-        """The concept of the right answer: an image of it, or its name."""
+        """Returns the concept of the correct answer, given as an image or a name."""
         return (self.shown(row["pos_image_path"]) or [self.codes[row["pos_text"]]])[0]
 
     def seen(self, row: dict[str, Any]) -> set[str]:
-        """Every concept that the row holds."""
+        """Returns every concept in the row."""
         wrong = {self.codes[row["neg_text"]]} if row["neg_text"] else set()
         return {*self.shown(row["qry_image_path"]), self.asked(row)} | wrong
 
 
 def hold_out(data: Path, output: Path) -> tuple[Path, Path]:
-    """The training sets without the held-out names, and what asks for these as a benchmark."""
+    """Writes the training sets without the held-out names, and a benchmark of the rows that ask for these names."""
     source = data / "train"
     (names_file,) = (source / "EmojiName").glob("original-*.parquet")
     names = Names(data, pq.read_table(names_file).to_pylist())

@@ -1,4 +1,4 @@
-"""Training sets in the MMEB layout without some of their queries, and those queries as a benchmark of their own."""
+"""Splits training sets in the MMEB layout into training sets and a benchmark of held-out queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 
 def rewrite(source: Path, output: Path, files: str, change: Callable[[str, Rows], Rows], images: Sequence[str]) -> Path:
-    """Writes every set of a folder again with other rows, beside links to its images."""
+    """Writes a modified copy of every set in a folder, with links to its images."""
     for file in sorted(source.glob(f"*/{files}")):
         rows = change(file.parent.name, pq.read_table(file).to_pylist())
         target = output / file.parent.name / file.name
@@ -35,7 +35,7 @@ def is_held(row: Mapping[str, str]) -> bool:
 
 
 def question(row: Mapping[str, Any], pool: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """A training row as a query: its target first, then the others of a pool of (text, image)."""
+    """Converts a training row to a query: its target first, then the rest of a pool of (text, image)."""
     gold = (row["pos_text"], row["pos_image_path"])
     texts, paths = zip(gold, *[target for target in pool if target != gold], strict=True)
     query = {"qry_text": row["qry"], "qry_img_path": row["qry_image_path"]}
@@ -49,7 +49,7 @@ def write_held_out(
     asked: Callable[[str, Rows], Rows],
     tasks: Mapping[str, str],
 ) -> tuple[Path, Path]:
-    """Training sets of what is kept, and a benchmark of what is asked; `tasks`: meta-task by set, full by the end."""
+    """Writes training sets of the kept rows and a benchmark of the held-out rows; fills `tasks`, meta-task by set."""
     images = ("images", "images_zip")
     rewrite(source, output / "train", "original-*.parquet", kept, images)
     rewrite(source, output / "questions", "original-*.parquet", asked, images)

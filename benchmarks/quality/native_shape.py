@@ -1,15 +1,16 @@
-"""A small model of a class that transformers has, beside `compact`: pretrained on the same rows for the same processor
-time, then tuned on the same pairs and scored.
+"""Compares `compact` with a small model of a class in transformers, pretrained on the same rows for the same CPU time,
+then fine-tuned on the same pairs and scored.
 
     python benchmarks/quality/native_shape.py pretraining/compact.yaml --output runs/native --seconds 1680 \
         --set num_scenes=6000 --demo DEMO --photos PHOTOS
 
-The class is Idefics3 (SmolVLM's network, without the package that its processor asks for): images of 192 px in
-patches of 16, 4 x 4 of them to a visual token, so nine an image as in `compact`. SmolLM2's tokenizer and, brought to a
-smaller width by their principal components, its word embeddings; the rest starts at random, and everything learns.
-Stages, each kept and gone on with: the pretraining; a learning rate chosen on names held out of the demo's training
-sets; the demo; photographs; how fast either shape is. `--set` changes the recipe of the pretraining, `--tune` those of
-the tuning.
+The class is Idefics3 (SmolVLM's network, without the package that its processor requires). Images of 192 px are split
+into patches of 16 px, and 4 x 4 patches form a visual token, so an image has nine visual tokens as in `compact`. The
+tokenizer is SmolLM2's. The token embeddings are SmolLM2's, reduced to a smaller width by their principal components;
+all other weights are random, and all weights are trained. The stages are: pretraining; choosing a learning rate on
+names held out of the demo's training sets; the demo; photographs; speed of both architectures. Each stage is saved, and
+a restart continues after the last one. `--set` changes the recipe of the pretraining, `--tune` those of the
+fine-tuning.
 """
 
 from __future__ import annotations
@@ -50,16 +51,16 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 class NativeRecipe(PretrainRecipe):
-    """`num_layers` are those of the language model; `steps` bounds what `seconds` allows."""
+    """Pretraining recipe; `num_layers` is that of the language model, and `steps` is an upper limit."""
 
     seconds: float
-    """Of processor time; the learning rate falls over the last quarter."""
+    """CPU time of the training in seconds; the learning rate decays over the last quarter."""
     width: int = 192
     vision_layers: int = 4
 
 
 class NativePretrainer(Pretrainer):
-    """Idefics3, all of it learning."""
+    """Pretrains Idefics3 with all weights trainable."""
 
     recipe: NativeRecipe
 
@@ -80,7 +81,7 @@ class NativePretrainer(Pretrainer):
         return ids
 
     def pixels(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Images as the processor resizes them, [N, 3, H, W], 0 to 255."""
+        """Returns the images as resized by the processor, [N, 3, H, W], 0 to 255."""
         images = [[image.load()] for image in images]
         output = self.processor.image_processor(images, do_rescale=False, do_normalize=False, return_tensors="pt")
         pixels_N1CHW: torch.Tensor = output["pixel_values"]
@@ -107,7 +108,7 @@ class NativePretrainer(Pretrainer):
         return super().finished(step) or self.spent >= self.recipe.seconds
 
     def write(self) -> None:
-        """A folder as transformers writes it."""
+        """Writes the model folder with transformers."""
         beside = self.recipe.output.with_suffix(".tmp")
         shutil.rmtree(beside, ignore_errors=True)
         self.whole.save_pretrained(beside)
@@ -117,7 +118,7 @@ class NativePretrainer(Pretrainer):
 
 
 def build_processor(words: Any, image_size: int, visual_tokens: int) -> Any:
-    """Idefics3's: one tile an image, SmolLM2's tokenizer with the end token after every text."""
+    """Builds Idefics3's processor: one tile per image, SmolLM2's tokenizer with the end token after every text."""
     backend, end = words.backend_tokenizer, words.eos_token
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, words.eos_token_id)]
@@ -135,7 +136,7 @@ def build_processor(words: Any, image_size: int, visual_tokens: int) -> Any:
 
 
 def build_model(recipe: NativeRecipe, tokenizer: Any) -> Any:
-    """Random weights."""
+    """Builds the model with random weights."""
     common = {"hidden_size": recipe.width, "num_attention_heads": recipe.width // HEAD_DIM}
     scale = recipe.image_size / PATCH / recipe.visual_tokens**0.5
     assert scale == int(scale), "image_size: expected a multiple of 16 px times the side of the grid of visual tokens"
@@ -166,9 +167,9 @@ def build_model(recipe: NativeRecipe, tokenizer: Any) -> Any:
 
 @torch.no_grad()
 def start_words(weight_VD: torch.Tensor, wide_WE: torch.Tensor) -> None:
-    """Fills word embeddings with the principal components of wider ones; new tokens start near their mean.
+    """Initializes token embeddings with the principal components of wider embeddings; new tokens start near the mean.
 
-    Rows have length 1 on average, as those of a usual start at random.
+    Rows have a mean norm of 1, as with the usual random initialization.
     """
     centred_WE = wide_WE.float() - wide_WE.float().mean(dim=0)
     directions_EE = torch.linalg.eigh(centred_WE.T @ centred_WE).eigenvectors.flip(-1)
@@ -178,7 +179,7 @@ def start_words(weight_VD: torch.Tensor, wide_WE: torch.Tensor) -> None:
 
 
 def read_recipe(path: Path, output: Path, seconds: float, changes: Sequence[str]) -> NativeRecipe:
-    """The recipe of `compact`'s pretraining with this model's settings."""
+    """Reads the recipe of `compact`'s pretraining and applies this model's settings."""
     content = yaml.safe_load(path.read_text())
     content |= {"output": output / "model", "seconds": seconds, "learning_rate": 1e-3, "steps": 100_000}
     content |= {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in changes)}
@@ -186,7 +187,7 @@ def read_recipe(path: Path, output: Path, seconds: float, changes: Sequence[str]
 
 
 def tuning(name: str, model: Path, data: Path, output: Path, changes: Sequence[str]) -> Bench:
-    """Runs of a recipe of the project with this model in place of `compact`, all of it learning."""
+    """Returns runs of a shipped recipe with this model instead of `compact`, without LoRA."""
     settings = yaml.safe_load((RECIPES / name).read_text()) | {"model": {"base": str(model)}, "lora": None}
     output.mkdir(parents=True, exist_ok=True)
     (output / name).write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -194,7 +195,7 @@ def tuning(name: str, model: Path, data: Path, output: Path, changes: Sequence[s
 
 
 def choose_rate(bench: Bench, rates: Sequence[str], steps: int) -> str:
-    """The learning rate with the highest mean on names held out of the demo's training sets."""
+    """Returns the learning rate with the highest mean score on names held out of the demo's training sets."""
     root, held = hold_out(bench.data, bench.output / "held-out")
     found = {}
     for rate in rates:
@@ -206,15 +207,15 @@ def choose_rate(bench: Bench, rates: Sequence[str], steps: int) -> str:
 
 
 def told(run: str, scores: Scores) -> str:
-    """hit@1 in percent by task and group, and the processor time of the training."""
+    """Returns hit@1 in percent by task and group, and the CPU time of the training."""
     shown = [f"{name} {100 * value:.1f}" for name, value in scores.items() if name != "processor_seconds"]
-    return f"{run}: {', '.join(shown)}; {scores.get('processor_seconds', float('nan')):.0f} s of processor"
+    return f"{run}: {', '.join(shown)}; {scores.get('processor_seconds', float('nan')):.0f} s of CPU time"
 
 
 def speed(model: str, bench: Bench) -> str:
-    """A second of processor time: pairs in training, then images and texts in encoding, decoded anew.
+    """Returns a table row with pairs trained, images encoded and texts encoded per second of CPU time.
 
-    In training a frozen vision side finds its kept features, as in every run but the first.
+    Training uses cached features of a frozen vision encoder, as in every run but the first. Encoding decodes images.
     """
     embedder = Embedder.from_pretrained(model)
     rates = []
@@ -233,7 +234,7 @@ def speed(model: str, bench: Bench) -> str:
 
 
 def inputs_of(root: Path) -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
-    """Images alone and texts alone of a folder's training sets."""
+    """Returns the images and the texts of a folder's training sets as separate inputs."""
     pairs = [pair for name in list_sets(root) for pair in read_train_set(root, name)]
     sides = [side for pair in pairs for side in (pair.query, pair.target)]
     images = dict.fromkeys(EmbeddingInput(images=(image,)) for side in sides for image in side.images)
@@ -243,12 +244,12 @@ def inputs_of(root: Path) -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="of the pretraining of compact")
+    parser.add_argument("recipe", type=Path, help="recipe of the pretraining of compact")
     parser.add_argument("--output", type=Path, default=Path("runs/native"))
-    parser.add_argument("--seconds", type=float, default=1680, help="processor time of the pretraining")
+    parser.add_argument("--seconds", type=float, default=1680, help="CPU time of the pretraining in seconds")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--tune", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--demo", type=Path, help="folder that `vlm2vec data demo` prints; without: pretraining alone")
+    parser.add_argument("--demo", type=Path, help="folder that `vlm2vec data demo` prints; without it, only pretrain")
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--rate", dest="rates", action="append", default=[], metavar="LEARNING_RATE")
     parser.add_argument("--choice-steps", type=int, default=200)
@@ -265,7 +266,7 @@ def main() -> None:
     if given.photos:
         photos = tuning("photos.yaml", recipe.output, given.photos.resolve(), output / "photos", given.tune)
         print(told(f"photos, {rate}", photos.run("trained", [rate])), flush=True)
-    print("| model | parameters | pairs/s | pictures/s | texts/s |\n| --- | --: | --: | --: | --: |")
+    print("| model | parameters | pairs/s | images/s | texts/s |\n| --- | --: | --: | --: | --: |")
     print(speed(str(recipe.output), demo), flush=True)
     compact = Bench(RECIPES / "demo.yaml", demo.data, demo.output, demo.changes, (), ())
     print(speed("compact", compact))

@@ -1,19 +1,18 @@
-"""The VLM beside a dual encoder of the same parts on photographs, and what each choice of training does: the tables of
-docs/explain/results.md, in one command. Every run is kept; started again, it goes on where it stopped.
+"""Produces the tables of docs/explain/results.md: VLM and dual encoder of the same components on photographs, and
+ablations of the training settings. Every run is saved; a restart continues after the last completed run.
 
     python benchmarks/quality/photos.py --data photos-mmeb --output runs/quality [--stage ablate] [--seeds 0 1 2]
 
-1. select    both models by the same grid of settings, seed 0, scored on a tenth of the training sets' queries that is
-             held out; neither sees an evaluation set.
-2. table     the chosen settings on all training pairs, every seed; scores as mean and range over seeds.
-3. curve     the chosen settings with fewer steps, first seed: quality against training time, curve.svg.
-4. ablate    the chosen VLM with one thing changed at a time, every seed.
+1. select    choose the settings of both models from the same grid with seed 0, scored on a held-out tenth of the
+             training queries; no evaluation set is used.
+2. table     train with the chosen settings on all pairs, every seed; report mean and range of the scores over seeds.
+3. curve     train with fewer steps, first seed: quality against training time, curve.svg.
+4. ablate    change one setting of the chosen VLM at a time, every seed.
 
-`--stage` curve and ablate go there by 1 and 2, and not by each other; without it everything is run.
-`--set key=value` changes every run's recipe (such as model.options.num_layers=1, for a smoke test), `--task` keeps some
-of the evaluation sets, `--grid "key=value key=value"` (again for each point; a value with a blank in quotes) replaces
-the settings to choose from. Any folder in this layout does: with `--recipe recipes/demo.yaml --data` the prepared demo
-benchmark.
+`--stage curve` and `--stage ablate` each run stages 1 and 2 first; without `--stage` all stages are run.
+`--set key=value` changes the recipe of every run (such as model.options.num_layers=1, for a smoke test). `--task`
+selects evaluation sets. `--grid "key=value key=value"`, once per point, replaces the grid; quote values with blanks.
+Other folders in this layout work, too, such as the demo benchmark with `--recipe recipes/demo.yaml`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from vlm2vec.training.mining import MiningRule, mine
 from vlm2vec.training.run import train
 
 PLACEHOLDER = "<|image_1|>"
-HELD_CANDIDATES, HELD_QUERIES = 200, 200  # of each set
+HELD_CANDIDATES, HELD_QUERIES = 200, 200  # maximum numbers per set
 BASES = {"vlm": (), "dual encoder": ("model.base=compact-dual",)}
 TRIED = (("2e-3", 0.1), ("2e-3", 0.05), ("4e-3", 0.1))
 GRID = [f"train.learning_rate={rate} train.temperature={t}" for rate, t in TRIED]
@@ -47,7 +46,7 @@ Scores = dict[str, float]
 
 @dataclass
 class Bench:
-    """What all runs share."""
+    """Settings that all runs share."""
 
     recipe: Path
     data: Path
@@ -59,7 +58,7 @@ class Bench:
     select_steps: int | None = None
 
     def run(self, name: str, changes: Iterable[str], root: Path | None = None, held: Path | None = None) -> Scores:
-        """Trains and scores, unless that has been done: hit@1 by task and group."""
+        """Trains and evaluates, unless the result exists; returns hit@1 by task and group."""
         folder = self.output / name
         done = folder / "scores.json"
         if not done.is_file():
@@ -86,7 +85,7 @@ class Bench:
 
 
 def hold_out(bench: Bench) -> tuple[Path, Path]:
-    """Training sets without a tenth of their queries, and that tenth as a benchmark."""
+    """Writes training sets without a tenth of their queries, and a benchmark of that tenth."""
     source, output = bench.data / "train", bench.output / "held-out"
     tasks: dict[str, str] = {}
 
@@ -105,7 +104,7 @@ def hold_out(bench: Bench) -> tuple[Path, Path]:
 
 
 def without_instructions(bench: Bench) -> Bench:
-    """The same data without what all queries, or all targets, of a set begin with."""
+    """Returns the same data without the common prefix of all queries, or all targets, of a set."""
     output = bench.output / "plain"
 
     def cut(texts: list[str]) -> Callable[[str], str]:
@@ -135,12 +134,12 @@ def without_instructions(bench: Bench) -> Bench:
 
 
 def changes_of(model: str, settings: str) -> list[str]:
-    """What a point of the grid changes in the recipe of a model."""
+    """Returns the recipe overrides of a grid point for a model."""
     return [*BASES[model], *shlex.split(settings)]
 
 
 def select(bench: Bench) -> dict[str, list[str]]:
-    """The settings of each model with the highest mean on what was held out; nothing is run for a choice of one."""
+    """Returns the settings with the highest mean on the held-out queries, by model; a grid of one point is not run."""
     if len(bench.grid) == 1:
         return {model: changes_of(model, bench.grid[0]) for model in bench.models}
     root, held = hold_out(bench)
@@ -154,12 +153,12 @@ def select(bench: Bench) -> dict[str, list[str]]:
             found[settings] = bench.run(place, changes, root, held)["overall"]
         best = max(found, key=lambda settings: found[settings])
         chosen[model] = changes_of(model, best)
-        print(f"{model}: {best} ({100 * found[best]:.1f} on what was held out; worst {100 * min(found.values()):.1f})")
+        print(f"{model}: {best} ({100 * found[best]:.1f} on held-out queries; worst {100 * min(found.values()):.1f})")
     return chosen
 
 
 def table(bench: Bench, chosen: Mapping[str, list[str]], seeds: Sequence[int]) -> str:
-    """Every task and group: untrained, and both models over the seeds."""
+    """Returns the scores of every task and group: untrained, and both models over all seeds."""
     columns: dict[str, list[Scores]] = {}
     untrained = bench.output / "table/untrained"
     if not (untrained / "results.json").is_file():
@@ -179,15 +178,15 @@ def table(bench: Bench, chosen: Mapping[str, list[str]], seeds: Sequence[int]) -
 
 
 def curve(bench: Bench, chosen: Mapping[str, list[str]], seed: int) -> str:
-    """Scores after each number of steps, every one a run of its own whose learning rate falls to zero; drawn, too."""
+    """Returns and plots the scores by number of steps; each is a separate run whose learning rate decays to zero."""
     steps = bench.settings((), bench.data / "train", bench.output).train.steps
-    lines = ["| model | steps | processor minutes | overall | ind | ood |", f"| --- {'| --: ' * 5}|"]
+    lines = ["| model | steps | CPU minutes | overall | ind | ood |", f"| --- {'| --: ' * 5}|"]
     series: dict[str, list[tuple[float, float]]] = {model: [] for model in chosen}
     for model, changes in chosen.items():
         for number in (steps // 4, steps // 2, steps):
             place = f"table/{model}/{seed}" if number == steps else f"curve/{model}/{number}"
             scores = bench.run(place, [*changes, f"train.seed={seed}", f"train.steps={number}"])
-            minutes = scores.get("processor_seconds", float("nan")) / 60  # of a run that was cut, nobody knows
+            minutes = scores.get("processor_seconds", float("nan")) / 60  # unknown for an interrupted run
             if "processor_seconds" in scores:
                 series[model].append((minutes, 100 * scores["overall"]))
             cells = " | ".join(shown([scores[group]]) for group in ("overall", "ind", "ood") if group in scores)
@@ -197,7 +196,7 @@ def curve(bench: Bench, chosen: Mapping[str, list[str]], seed: int) -> str:
 
 
 def drawn(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """One line a model: percent against minutes, both from zero."""
+    """Plots percent against minutes, one line per model, both axes from zero."""
     width, height, colours = 560, 260, ("#2166ac", "#b2182b")
     across = max(minutes for points in series.values() for minutes, _ in points)
     up = max(score for points in series.values() for _, score in points) * 1.15
@@ -205,7 +204,7 @@ def drawn(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-50 -30 660 340" font-family="sans-serif" font-size="12">',
         '<rect x="-50" y="-30" width="660" height="340" fill="white"/>',
         f'<path d="M0 0V{height}H{width}" fill="none" stroke="#444"/>',
-        f'<text x="{width / 2}" y="{height + 36}" text-anchor="middle">processor minutes of training</text>',
+        f'<text x="{width / 2}" y="{height + 36}" text-anchor="middle">CPU minutes of training</text>',
         '<text x="-40" y="-12">hit@1, percent, mean of all tasks</text>',
     ]
     for part in range(5):
@@ -224,7 +223,7 @@ def drawn(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 
 
 def ablations(bench: Bench, settings: Recipe) -> dict[str, dict[str, list[str]]]:
-    """Changes of the chosen VLM, by question, where they change something; the number of pairs seen stays the same."""
+    """Returns the changes to the chosen VLM by question, without no-ops; the number of training pairs is constant."""
     batch, steps, rank = settings.train.batch_size, settings.train.steps, settings.lora.rank if settings.lora else 16
     sizes = {
         f"batch {b}": [f"train.batch_size={b}", f"train.steps={steps * batch // b}"] for b in (batch // 4, batch * 2)
@@ -244,7 +243,7 @@ def ablations(bench: Bench, settings: Recipe) -> dict[str, dict[str, list[str]]]
 
 
 def ablate(bench: Bench, chosen: list[str], seeds: Sequence[int]) -> str:
-    """One line a change: overall, in and out of distribution, and the difference from the chosen settings."""
+    """Returns one line per change: overall, in and out of distribution, and the difference to the chosen settings."""
     settings = bench.settings(chosen, bench.data / "train", bench.output)
     base = [bench.run(f"table/vlm/{seed}", [*chosen, f"train.seed={seed}"]) for seed in seeds]
     lines = ["| what | changed to | overall | ind | ood | against chosen |", "| --- | --- | --: | --: | --: | --: |"]
@@ -263,10 +262,10 @@ def ablate(bench: Bench, chosen: list[str], seeds: Sequence[int]) -> str:
 
 
 def mined(bench: Bench, seed: int) -> Path:
-    """The training sets with hard negatives by the chosen VLM; there when all of them are."""
+    """Writes the training sets with hard negatives mined by the chosen VLM; the folder is complete or absent."""
     root, beside = bench.output / "mined", bench.output / "mined.writing"
     if not root.exists():
-        shutil.rmtree(beside, ignore_errors=True)  # of a run that was cut
+        shutil.rmtree(beside, ignore_errors=True)  # left by an interrupted run
         mine(str(bench.output / f"table/vlm/{seed}/run"), bench.data / "train", beside, MiningRule())
         beside.rename(root)
     return root
@@ -279,7 +278,7 @@ def _line(question: str, value: str, runs: Sequence[Scores], base: Sequence[Scor
 
 
 def shown(values: Sequence[float]) -> str:
-    """Mean in percent, and the range over the runs."""
+    """Formats the mean in percent and the range over the runs."""
     if not values:
         return ""
     mean = f"{100 * statistics.mean(values):.1f}"
@@ -292,12 +291,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/photos.yaml"))
     parser.add_argument(
-        "--stage", choices=("select", "table", "curve", "ablate", "all"), default="all", help="go as far as this"
+        "--stage", choices=("select", "table", "curve", "ablate", "all"), default="all", help="last stage to run"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--grid", action="append", default=[], metavar="'KEY=VALUE ...'")
-    parser.add_argument("--select-steps", type=int, help="length of the runs that choose; the recipe's without")
+    parser.add_argument("--select-steps", type=int, help="steps of the runs of stage select; default: as in the recipe")
     parser.add_argument("--model", action="append", choices=list(BASES), default=[], help="both without")
     parser.add_argument("--task", dest="tasks", action="append", default=[])
     given = parser.parse_args()
@@ -307,7 +306,7 @@ def main() -> None:
     bench = Bench(*places, tuple(given.changes), tuple(given.tasks), grid, models, given.select_steps)
     bench.output.mkdir(parents=True, exist_ok=True)
     runs = len(models) * (len(grid) * (len(grid) > 1) + len(given.seeds) * (given.stage != "select"))
-    print(f"{runs} runs for the table, kept in {bench.output}; each again only if it is not there", flush=True)
+    print(f"{runs} runs for the table, saved in {bench.output}; existing runs are reused", flush=True)
     chosen = select(bench)
     pages = [f"Chosen: {json.dumps(chosen)}; seeds {given.seeds}; mean, and range over seeds; hit@1 in percent."]
     if given.stage != "select":

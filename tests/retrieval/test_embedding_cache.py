@@ -56,7 +56,7 @@ def test_a_second_run_encodes_nothing_and_a_longer_one_only_what_is_new(tmp_path
 def test_vectors_of_another_fingerprint_are_not_used_and_that_is_said(tmp_path: Path, part: str) -> None:
     fill(EmbeddingCache(tmp_path, ABOUT), items(5), numbers)
     changed = EmbeddingCache(tmp_path, {**ABOUT, part: "other"})
-    assert changed.notices == [f"5 cached vectors of toy were made with another {part}; all are computed again"]
+    assert changed.notices == [f"5 cached vectors of toy were computed with another {part}; all are computed again"]
     assert fill(changed, items(5), numbers) == 5
     assert EmbeddingCache(tmp_path, {**ABOUT, "model": "another"}).notices == []
 

@@ -1,4 +1,4 @@
-"""The folder of the embedding cache: where it is, the fingerprints in it, and removing them."""
+"""Manages the folder of the embedding cache: its path, listing and removing fingerprints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CacheEntry:
 
 
 def list_cache(root: Path) -> list[CacheEntry]:
-    """Every fingerprint in an embedding cache, the one used last first."""
+    """Lists the fingerprints in an embedding cache, most recently used first."""
     entries = []
     for file in root.glob(f"*/{ABOUT_FILE}"):
         found = [(path.name, path.stat()) for path in file.parent.iterdir()]

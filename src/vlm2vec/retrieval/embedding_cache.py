@@ -78,10 +78,10 @@ class EmbeddingCache:
 
     Attributes:
         folder: Folder of this fingerprint's shards.
-        notices: Sentences for the user: why earlier vectors cannot be used, and which files were damaged.
+        notices: Messages for the user: why earlier vectors cannot be used, and which files are damaged.
 
     Raises:
-        OSError: if a file exists and cannot be read. Such a file is never taken for a damaged one.
+        OSError: if a file exists but cannot be read. Such a file is not treated as damaged.
     """
 
     def __init__(self, root: Path, about: Mapping[str, str]) -> None:
@@ -276,7 +276,7 @@ def _differences(root: Path, about: Mapping[str, str]) -> list[str]:
         if entry.model == about.get("model") and entry.num_vectors:
             names = [name for name in sorted({*about, *entry.about}) if about.get(name) != entry.about.get(name)]
             return [
-                f"{entry.num_vectors} cached vectors of {entry.model} were made with another {', '.join(names)}; "
+                f"{entry.num_vectors} cached vectors of {entry.model} were computed with another {', '.join(names)}; "
                 "all are computed again"
             ]
     return []

@@ -222,7 +222,7 @@ class LanceStore:
         return max(MIN_PROBES, math.ceil(PROBED_SHARE * partitions))
 
     def _index_kind(self) -> str | None:
-        """The kind of the existing index; `optimize` adds later rows to it."""
+        """Returns the kind of the existing index; `optimize` adds later rows to it."""
         stats = self._table.index_stats(INDEX_NAME) if self._probes else None
         return str(stats.index_type).upper() if stats is not None else None
 
@@ -258,7 +258,7 @@ class LanceStore:
         self._table.alter_columns({"path": f"{WIDENED}_{name}", "rename": name})
 
     def _finish_widening(self) -> None:
-        """Completes or undoes a change of type that was interrupted."""
+        """Completes or reverts a change of type that was interrupted."""
         names = self._table.schema.names
         for name in names:
             if name.startswith(f"{WIDENED}_"):

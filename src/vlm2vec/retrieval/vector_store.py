@@ -32,7 +32,7 @@ class StoreFacts:
     """The model and settings that made a store's vectors; written when the store is created.
 
     Attributes:
-        model: What loads the model: a folder, a hub id or a built-in name.
+        model: Source of the model: a folder, a hub id or a built-in name.
         fingerprint: Identifies weights, template and processor; vectors of another fingerprint are not comparable.
         dim: Length of the vectors.
         precision: Storage precision of the vectors: float32 or float16.
@@ -182,7 +182,7 @@ def choose_kind(num_rows: int, kind: str | None, above: str, offered: Sequence[s
     if kind is not None:
         if kind not in ("exact", *offered):
             raise UserError(f"index {shown(kind)}: expected one of exact, {', '.join(offered)}")
-        return IndexFacts(kind, f"asked for; {num_rows:,} rows")
+        return IndexFacts(kind, f"requested; {num_rows:,} rows")
     if num_rows < EXACT_BELOW:
         return IndexFacts("exact", f"{num_rows:,} rows, fewer than {EXACT_BELOW:,}")
     return IndexFacts(above, f"{num_rows:,} rows, {EXACT_BELOW:,} or more")
