@@ -173,7 +173,7 @@ def test_a_run_goes_on_from_the_adapter_of_another(recipe_values: dict[str, obje
     assert verify_golden(loaded, second.output).min() > 0.99999
     assert weights(second.output).keys() == weights(first).keys()
     assert not np.allclose(loaded.encode(golden_inputs()), vectors, atol=1e-3)
-    with pytest.raises(UserError, match=r"trained on as it is: set lora.rank=\d+ lora.alpha"):
+    with pytest.raises(UserError, match=r"training continues it: set lora.rank=\d+ lora.alpha"):
         build_embedder(with_changes(recipe_values, model={"base": str(first)}, lora={"rank": 3}))
     with pytest.raises(UserError, match="has an adapter; merge it first"):
         build_embedder(with_changes(recipe_values, model={"base": str(first)}, lora=None))
@@ -269,7 +269,7 @@ def test_resuming_says_what_changed_and_takes_the_new_learning_rate(
     run = train(with_changes(recipe_values, train={"steps": 3}))
     train(with_changes(recipe_values, train={"steps": 5, "learning_rate": 5e-4, "batch_size": 4}), resume=True)
     assert "train.batch_size 8 -> 4" in caplog.text and "train.learning_rate 0.001 -> 0.0005" in caplog.text
-    assert "the order of the examples changes" in caplog.text
+    assert "this changes the order of the examples" in caplog.text
     log = json.loads((run / "log.json").read_text())
     assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5]
     assert log[3]["learning_rate"] == pytest.approx(5e-4 * 2 / 4)  # linear to zero, one step of warmup
