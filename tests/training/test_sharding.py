@@ -203,5 +203,5 @@ def test_sharded_runs_say_what_they_cannot_do(tmp_path: Path) -> None:
     values = recipe("x", tmp_path, tmp_path, "lora", "sharded").model_dump()
     with pytest.raises(ValueError, match="does not support a moving average"):
         Recipe.model_validate(values | {"train": {**values["train"], "ema_decay": 0.9}})
-    with pytest.raises(ValueError, match="cannot be evaluated on the way"):
+    with pytest.raises(ValueError, match="does not support evaluation during training"):
         Recipe.model_validate(values | {"evaluate": {"benchmark": "mmeb-v1"}})
