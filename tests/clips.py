@@ -1,4 +1,4 @@
-"""Small video files that several test modules make."""
+"""Small video files shared by several test modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several test modules share: a cache folder of the test run's own base models, and a small training folder."""
+"""Shared fixtures: a cache folder with the test run's own base models, and a small training folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small images and training sets that several test modules make."""
+"""Small images and training sets shared by several test modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""House rules that a machine can check: which layer imports which, and how long things may be."""
+"""Architecture rules: allowed imports between layers, and length limits of functions and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands as a user types them, in processes of their own."""
+"""The commands in separate processes, as a user runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vlm2vec models`, `doctor` and `setup`: what is known, what is installed, and the command for what is missing."""
+"""`vlm2vec models`, `doctor` and `setup`: known models, installed parts, and the command for missing parts."""
 
 from __future__ import annotations
 

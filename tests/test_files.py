@@ -1,4 +1,4 @@
-"""A file or folder is whole or absent, and a failed write leaves what was there."""
+"""A file or folder is complete or absent, and a failed write leaves the previous content."""
 
 import json
 from pathlib import Path

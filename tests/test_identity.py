@@ -1,4 +1,4 @@
-"""What identifies an input: one function, wherever inputs are compared, cached or masked."""
+"""The identity of an input: one function for comparing, caching and masking inputs."""
 
 from __future__ import annotations
 

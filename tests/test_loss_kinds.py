@@ -1,4 +1,4 @@
-"""Every loss and every label against its closed form on the whole matrix: value and gradient, in blocks."""
+"""Every loss and label compared with its closed form on the whole matrix: value and gradient, in blocks."""
 
 from __future__ import annotations
 

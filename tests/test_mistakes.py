@@ -1,4 +1,4 @@
-"""Typical mistakes of a first hour: each is one line on standard error, exit code 2, and says what to do next."""
+"""Typical mistakes of new users: each gives one line on standard error, exit code 2, and a hint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation during training: what it leaves, and that the training does not notice it."""
+"""Evaluation during training: its output, and that training is unaffected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README says is run, counted or compared here."""
+"""Commands, counts and comparisons in the README are checked here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page Troubleshooting quotes messages as the code writes them."""
+"""The messages quoted on the page Troubleshooting occur in the code."""
 
 from __future__ import annotations
 

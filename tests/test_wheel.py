@@ -1,4 +1,4 @@
-"""The wheel, installed where no clone is in reach: recipes, data files and commands are in the package."""
+"""The wheel installed outside of a clone: recipes, data files and commands are in the package."""
 
 from __future__ import annotations
 

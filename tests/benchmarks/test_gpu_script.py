@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py on the CPU with tiny models, and the sizes of the models that it builds on a GPU."""
+"""Runs benchmarks/gpu.py on the CPU with tiny models, and checks the sizes of its GPU models."""
 
 from __future__ import annotations
 

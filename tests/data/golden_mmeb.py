@@ -1,4 +1,4 @@
-"""Rows of `tests/golden/mmeb` on disk, and our inputs and scores of them in the words of the recorded expectations."""
+"""Writes the rows of `tests/golden/mmeb` to disk and describes our inputs and scores in the recorded format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small sets in the published layouts, with their real columns and their real oddities."""
+"""Small sets in the published layouts, with their real columns and peculiarities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries, corpus and judgements apart: the families of MMEB-V3, with their published oddities."""
+"""Sets with separate queries, corpus and judgements: the families of MMEB-V3, with their published peculiarities."""
 
 from __future__ import annotations
 

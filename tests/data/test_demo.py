@@ -1,4 +1,4 @@
-"""The demo benchmark, prepared from the real packages: its layout, its right answers, and that nothing leaks."""
+"""The demo benchmark, built from the real packages: layout, correct answers, and no leaks."""
 
 import hashlib
 import io

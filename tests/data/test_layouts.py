@@ -1,4 +1,4 @@
-"""The published layouts, read as they are: bytes of prompts, identities of candidates, frames, judgements."""
+"""Reading the published layouts: bytes of prompts, identities of candidates, frames, judgements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of one's own: every layout of a table gives the same pairs; held-out pairs share no image with the rest."""
+"""A user's pairs: every table layout gives the same pairs; held-out pairs share no image with the others."""
 
 from __future__ import annotations
 

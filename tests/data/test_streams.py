@@ -1,4 +1,4 @@
-"""Sets that are read where they lie: the same pairs in any form, an order by the seed, a few blocks in memory."""
+"""Streamed sets: the same pairs in any file format, an order determined by the seed, a few blocks in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of VLM2Vec-V2's training mixture equal those that the reference training code makes of the same rows."""
+"""Pairs of VLM2Vec-V2's training mixture equal those of the reference training code for the same rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Video rows in every published file form, archives in parts, and class lists of the package."""
+"""Video rows in every published file format, archives in parts, and bundled class lists."""
 
 from __future__ import annotations
 

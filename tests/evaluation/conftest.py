@@ -1,4 +1,4 @@
-"""One toy benchmark for all tests of the evaluation; nobody writes into it."""
+"""A read-only toy benchmark shared by all evaluation tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A process of its own for `test_resume.py`: `python resumed.py BENCHMARK STORE OUTPUT KILL_AT`."""
+"""A separate process for `test_resume.py`: `python resumed.py BENCHMARK STORE OUTPUT KILL_AT`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark file that is wrong gives one line that names the file and the field."""
+"""An invalid benchmark file gives a one-line error that names the file and the field."""
 
 from pathlib import Path
 

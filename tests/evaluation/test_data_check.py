@@ -1,4 +1,4 @@
-"""What is there, what is missing, and fetching; the hub is a folder here."""
+"""Listing present and missing data, and fetching it; a folder stands in for the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model behind an endpoint has the vectors and scores of the same model here; requests are batched and retried."""
+"""A model behind an endpoint gives the vectors and scores of the same local model; requests are batched and retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders whose score is known beforehand."""
+"""Evaluation with encoders whose score is known in advance."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Scores and means against tables made by hand, and against trec_eval."""
+"""Scores and means compared with hand-computed tables and with trec_eval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both ways between this project and MTEB, on local tasks."""
+"""The bridges between this project and MTEB in both directions, on local tasks."""
 
 from __future__ import annotations
 

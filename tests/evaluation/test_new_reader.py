@@ -1,4 +1,4 @@
-"""What docs/explain/architecture.md promises: a benchmark in a new layout is one reader and one line of a table."""
+"""The example in docs/explain/architecture.md: a benchmark in a new layout needs one reader and one line of a table."""
 
 from __future__ import annotations
 

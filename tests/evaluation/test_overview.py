@@ -1,4 +1,4 @@
-"""Runs, leaderboard files and published rows side by side; the leaderboard's averages."""
+"""Comparison of runs, leaderboard files and published rows; the leaderboard's averages."""
 
 from __future__ import annotations
 

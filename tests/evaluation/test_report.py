@@ -1,4 +1,4 @@
-"""Files of an evaluation, and runs side by side."""
+"""Files of an evaluation, and comparison of runs."""
 
 import contextlib
 import io

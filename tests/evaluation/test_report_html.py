@@ -1,4 +1,4 @@
-"""The HTML page: it stands alone, escapes what it is given, and shows what was found."""
+"""The HTML report: it is self-contained, escapes its input, and shows the results."""
 
 import base64
 import io

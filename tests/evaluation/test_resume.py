@@ -1,4 +1,4 @@
-"""Evaluations that are killed, repeated and shared, in real processes."""
+"""Evaluations that are killed, repeated and shared between real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vlm2vec data show` writes the prompts of the recorded reference rows, as each family's processor gets them."""
+"""`vlm2vec data show` prints the prompts of the recorded reference rows as each family's processor receives them."""
 
 from __future__ import annotations
 

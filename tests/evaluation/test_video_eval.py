@@ -1,4 +1,4 @@
-"""`vlm2vec eval` on golden video rows: what the model returns is what the Hugging Face class returns for one video."""
+"""`vlm2vec eval` on golden video rows: model outputs equal those of the Hugging Face class for a single video."""
 
 from __future__ import annotations
 

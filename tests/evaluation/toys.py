@@ -1,4 +1,4 @@
-"""A benchmark of plain colours in the MMEB layout, and encoders that know, guess or do not look."""
+"""A benchmark of plain colours in the MMEB layout, and encoders that are perfect, random or constant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapters with the real libraries: their vectors are the library's, and a search finds the image of its colour."""
+"""The adapters with the real libraries: vectors equal the library's, and a search finds the image with its colour."""
 
 from __future__ import annotations
 

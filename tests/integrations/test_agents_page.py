@@ -1,4 +1,4 @@
-"""The snippets of the page on frameworks run as they stand."""
+"""The snippets on the page about frameworks run unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo of the search page: images drawn here, in a store of the user's cache."""
+"""The demo of the search page: generated images in a store in the user cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vlm2vec embed`: every input once, with its own vector, whatever is broken and whenever it is killed."""
+"""`vlm2vec embed`: every input appears once with its own vector, despite bad inputs and kills."""
 
 from __future__ import annotations
 

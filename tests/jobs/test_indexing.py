@@ -1,4 +1,4 @@
-"""From a folder to a store and back: only what is new is encoded, and the store is what the folder is."""
+"""Indexing a folder: only new inputs are encoded, and the store matches the folder."""
 
 from __future__ import annotations
 

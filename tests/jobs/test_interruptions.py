@@ -1,4 +1,4 @@
-"""Ctrl-C, full disks and slow encoders: one line that says what is kept, nothing broken, and the next run resumes."""
+"""Ctrl-C, full disks and slow encoders: a one-line message says what is kept, and the next run resumes."""
 
 from __future__ import annotations
 

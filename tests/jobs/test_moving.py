@@ -1,4 +1,4 @@
-"""Sources that were moved or deleted: their rows are marked, removed or given their new paths."""
+"""Moved or deleted sources: their rows are marked, removed or given their new paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users' folders and tables hold: odd names, odd values, other formats, linked and unreadable folders."""
+"""Unusual content of users' folders and tables: names, values, formats, linked and unreadable folders."""
 
 from __future__ import annotations
 

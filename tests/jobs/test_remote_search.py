@@ -1,4 +1,4 @@
-"""`vlm2vec search --server`: what is sent, and what the user reads if the server does not answer as expected."""
+"""`vlm2vec search --server`: the request, and the message if the server response is unexpected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second stage of a search: rows are read with the query, a row that cannot be read is left out and named."""
+"""The second stage of a search: rows are scored with the query; unreadable rows are left out and reported."""
 
 from __future__ import annotations
 

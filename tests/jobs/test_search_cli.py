@@ -1,4 +1,4 @@
-"""The verbs on stores as a user types them, with the built-in model at its smallest."""
+"""The commands on vector stores, with the built-in model at its smallest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sixty images, and an `index` that is killed or meets a second one."""
+"""`index` on sixty images, killed or run twice at the same time."""
 
 from __future__ import annotations
 

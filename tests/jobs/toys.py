@@ -1,4 +1,4 @@
-"""An encoder that sees colours: what the tests of stores need of a model."""
+"""A toy encoder that recognizes colours, for the tests of vector stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives read in place, against what was put into them."""
+"""Archives are read in place; members equal the original files."""
 
 from __future__ import annotations
 

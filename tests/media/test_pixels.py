@@ -1,4 +1,4 @@
-"""Every mode that Pillow writes keeps its contrast or is refused; EXIF turns an image and nothing else decides."""
+"""Every mode that Pillow writes keeps its contrast or is rejected; of EXIF, only the orientation is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters as PEFT writes them, put on the network without a head: equal hidden states, or one clear line."""
+"""Adapters in PEFT format on a network without a head: equal hidden states, or a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bidirectional attention equals the class's own code with a mask of our making, and is refused where it cannot be."""
+"""Bidirectional attention equals the class's own code with an explicit mask, or is rejected if unsupported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The language model of every family, and what happens where a network does not name it."""
+"""The language model of every family, and the errors if a network does not declare it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One place decides a process's device: the number of the process, what is visible, and what was asked for."""
+"""The device of a process, from its rank, the visible GPUs and the setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Embedder.encode`: the pipeline gives what one input at a time gives, whatever is beside it, repeated or broken."""
+"""`Embedder.encode`: the pipeline equals encoding inputs one at a time, in any batch, with repeats and bad inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as another model: every part of the description, and nothing else."""
+"""The fingerprint changes with every part of the description, and with nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint may not do: run code, unpickle without permission, or name an unknown quantization."""
+"""Loading a checkpoint never runs code or unpickles without permission, and rejects unknown quantizations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merged checkpoints: the weights are the mean by its formula, and what cannot be merged is one line."""
+"""Merged checkpoints: the weights equal the formula of the mean; incompatible models give a one-line error."""
 
 from __future__ import annotations
 

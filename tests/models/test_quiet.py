@@ -1,4 +1,4 @@
-"""Loading prints nothing that the user cannot act on."""
+"""Loading prints only messages that the user can act on."""
 
 from __future__ import annotations
 

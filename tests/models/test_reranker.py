@@ -1,4 +1,4 @@
-"""A VLM as a reranker: its scores are the logits of transformers' own class after the prompt written by hand."""
+"""A VLM as a reranker: scores equal the logits of transformers' own class for an explicitly written prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoint that the package brings."""
+"""The checkpoint that ships with the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is used of transformers beyond its documented API: a failing test names what a new release has changed."""
+"""Uses of undocumented transformers API: a failing test names what a new release has changed."""
 
 from __future__ import annotations
 

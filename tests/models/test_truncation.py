@@ -1,4 +1,4 @@
-"""Texts that are longer than the model reads: counted, and reported once."""
+"""Texts longer than the model reads are counted and reported once."""
 
 from __future__ import annotations
 

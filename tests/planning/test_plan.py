@@ -1,4 +1,4 @@
-"""The planner's closed forms against counts on real networks, and what it says of the shipped recipes."""
+"""The planner's closed forms compared with counts on real networks, and its output for the shipped recipes."""
 
 from __future__ import annotations
 

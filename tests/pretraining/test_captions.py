@@ -1,4 +1,4 @@
-"""Rows for the pretraining of `compact`: held-out names stay out, questions have the answer that is drawn."""
+"""Rows for the pretraining of `compact`: held-out names are excluded, and answers match the images."""
 
 import random
 from pathlib import Path

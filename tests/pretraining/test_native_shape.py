@@ -1,4 +1,4 @@
-"""The benchmark of another shape of model, in small: it learns from the same rows, and its folder is one of ours."""
+"""The benchmark of another architecture with tiny settings: it trains on the same rows, and its folder loads."""
 
 from pathlib import Path
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""The cache of vectors: what it takes for the same, what it survives, and who may share it."""
+"""The embedding cache: equality of inputs, robustness to damage and kills, sharing between processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and values of metadata: whatever a user's table holds is kept, found by filters, and independent of order."""
+"""Names and values of metadata: all table contents are kept, can be filtered, and do not depend on order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranking by counting, against what one would do by hand or by sorting."""
+"""Ranking without sorting compared with explicit computation and with sorting."""
 
 import numpy as np
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The streamed ranking against sorting everything by hand, and the metrics against trec_eval."""
+"""The streamed ranking compared with sorting, and the metrics compared with trec_eval."""
 
 from __future__ import annotations
 

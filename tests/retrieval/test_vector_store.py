@@ -1,4 +1,4 @@
-"""Stores: the same words mean the same on every database."""
+"""Vector stores: the same calls give the same results with every database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients send beside the inputs: nulls, empty turns, headers, methods; and errors in the words of the request."""
+"""Request details besides the inputs: nulls, empty turns, headers, methods; and precise error messages."""
 
 from __future__ import annotations
 

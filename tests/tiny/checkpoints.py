@@ -1,4 +1,4 @@
-"""Checkpoints of a tiny LLaVA that several files read."""
+"""Tiny LLaVA checkpoints shared by several test modules."""
 
 from __future__ import annotations
 

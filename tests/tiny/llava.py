@@ -1,4 +1,4 @@
-"""LLaVA and its relatives, tiny and random."""
+"""Tiny random LLaVA models and their relatives."""
 
 from __future__ import annotations
 

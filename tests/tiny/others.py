@@ -1,4 +1,4 @@
-"""Other families, tiny and random."""
+"""Tiny random models of other families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tiny models are made of: tokenizer, random weights, images, and how a family is described."""
+"""Components of the tiny models: tokenizer, random weights, images, and the description of a family."""
 
 from __future__ import annotations
 

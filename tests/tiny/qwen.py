@@ -1,4 +1,4 @@
-"""The Qwen-VL line, tiny and random."""
+"""Tiny random models of the Qwen-VL line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos of the Qwen-VL line by hand: patches, and a plain forward pass of the Hugging Face class."""
+"""Explicitly built video patches of the Qwen-VL line, and a plain forward pass of the Hugging Face class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`train.chunk_tokens: auto`: planned for the GPU's memory, halved once when it does not suffice."""
+"""`train.chunk_tokens: auto`: planned for the GPU's memory, and halved once on out of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run in which no query has a negative learns nothing; it says so before its first step, or at the batch."""
+"""Data without negatives is reported before the first step, and batches without negatives when they occur."""
 
 from __future__ import annotations
 

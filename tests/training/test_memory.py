@@ -1,4 +1,4 @@
-"""What a training run holds and computes: frozen weights once, a frozen encoder once, DoRA's norms once a step."""
+"""Work and memory of a training step: frozen weights, a frozen encoder and DoRA norms are computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/explain/architecture.md promises: a loss is one function and one line of a table."""
+"""The example in docs/explain/architecture.md: a loss needs one function and one line of a table."""
 
 from __future__ import annotations
 

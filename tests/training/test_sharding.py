@@ -1,4 +1,4 @@
-"""Two processes against one, plain (DDP) and with parameters cut over them (FSDP2); each loads what the other saved."""
+"""Two ranks compared with one process, with DDP and FSDP2; each loads the checkpoints of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A new version of transformers or PEFT that changes an internal name which training uses fails here, by that name."""
+"""Internal names of transformers and PEFT that training uses: a failing test names what a new version has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a training run: what it opens with, its curves, and that it stands alone."""
+"""The report of a training run: its opening, its curves, and that it is self-contained."""
 
 from __future__ import annotations
 
