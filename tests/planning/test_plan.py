@@ -272,7 +272,7 @@ def test_an_average_pair_is_that_of_the_data_folder(tmp_path: Path) -> None:
 def test_what_cannot_be_planned_is_named() -> None:
     with pytest.raises(UserError, match="--gpu tpu: unknown"):
         gpu_of("tpu")
-    with pytest.raises(UserError, match="planning needs a folder"):
+    with pytest.raises(UserError, match="planning requires a folder"):
         geometry_of("someone/model")
     with pytest.raises(UserError, match="model_type 'mllama'"):
         geometry("m", {"model_type": "mllama"}, {})

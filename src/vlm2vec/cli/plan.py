@@ -1,4 +1,4 @@
-"""The verb that says what a job costs before anything is rented: plan."""
+"""The command `plan`: computes the cost of a job in advance."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def num_inputs_of(benchmark: str) -> int:
 
 
 def verdict_for(recipe: Recipe) -> tuple[str, bool] | None:
-    """What `train` says before it loads a model: the verdict for this machine's GPU, and whether the run can start.
+    """Returns the plan's verdict for this machine's GPU, printed by `train` before loading, and whether to start.
 
-    None without a GPU, and for models whose sizes are not known to the planner.
+    Returns None without a GPU and for models that the planner does not support.
     """
     import os
 
@@ -110,5 +110,5 @@ def verdict_for(recipe: Recipe) -> tuple[str, bool] | None:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     chunk = chunk_tokens_of(recipe, torch.device("cuda", 0))
     made = plan_training(model, training_of(recipe, chunk or 8192), sample_inputs(recipe)[0], gpu, count)
-    # The closed forms are within about 15 %; only what exceeds the memory by more is refused.
+    # The closed forms are accurate to about 15 %, so a run is rejected only if it exceeds the memory by more than that.
     return verdict(made), made.memory.total <= 1.15 * memory * GIB

@@ -1,7 +1,7 @@
 """Run the parts of an embedding job on a Ray cluster, with the same output files as the local engine.
 
 The missing parts are the rows of a Ray dataset, which a pool of actors maps; each actor loads the model once. The file
-of a part is written atomically, so when a worker dies it is replaced and its part is repeated: no row is lost or
+of a part is written atomically, so if a worker crashes, it is replaced and its part is repeated: no row is lost or
 written twice. All workers must be able to reach the output folder.
 """
 

@@ -1,1 +1,1 @@
-"""What a job costs, from a model's configuration alone: parameters, memory, FLOPs, time. Needs no weights."""
+"""Computes the cost of a job (parameters, memory, FLOPs, time) from a model's configuration, without weights."""

@@ -1,8 +1,8 @@
-"""Closed forms of FLOPs and bytes. Matrix products count twice their multiplications; the rest is below 1 %.
+"""Closed forms of FLOPs and bytes. A multiply-add in a matrix product counts as 2 FLOPs; other work is below 1 %.
 
-Activations of a layer in bytes a token were counted with torch's saved-tensor hooks over six sizes of Qwen2-VL under
-bfloat16 autocast, with adapters on all linear layers, and fitted (largest residual 0.4 %): 24.75 for each unit of the
-hidden width, 8.29 of the feed-forward width, 4.08 of the key width. tests/planning holds them against counts.
+Activation bytes per token of a layer were counted with torch's saved-tensor hooks for six sizes of Qwen2-VL under
+bfloat16 autocast, with adapters on all linear layers, and fitted (largest residual 0.4 %): 24.75 per unit of the hidden
+width, 8.29 per unit of the feed-forward width, 4.08 per unit of the key width. tests/planning checks them.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ from vlm2vec.planning.geometry import Geometry, ImageCost
 GIB = 2**30
 ACTIVATION_BYTES = (24.75, 8.29, 4.08)
 HEAD_NORM_BYTES = 7.0
-"""Of each unit of query and key width where heads are normalized; from counts of Qwen3-VL."""
+"""Activation bytes per unit of query and key width if heads are normalized; from counts of Qwen3-VL."""
 DORA_ACTIVATIONS = 1.9
+<<<<<<< HEAD
 """DoRA keeps the base product of each linear layer a second time; between 1.75 and 2.0 in counts of six models."""
 WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.5625}
 """Of a frozen weight under `model.quantize`; nf4 has a 4-byte scale for each 64 weights."""
+=======
+"""Factor for activations with DoRA, which keeps the base product of each linear layer twice; counts of six models give
+1.75 to 2.0."""
+>>>>>>> 3dbdbcf (Planning: docstrings in plain technical English)
 TRAINED_BYTES = 16
-"""Of a trained parameter: weight, gradient and AdamW's two moments in float32."""
+"""Bytes per trained parameter: weight, gradient and AdamW's two moments in float32."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """The settings of a run that decide its cost.
+    """The settings of a run that determine its cost.
 
     Attributes:
+<<<<<<< HEAD
         pairs: Of the whole batch.
         steps: Of the run.
         chunk_tokens: Of a mini-batch on one GPU.
@@ -38,6 +44,17 @@ class Training:
         reuses_vision: A frozen vision encoder runs once a step.
         sharded: Parameters, gradients and optimizer state are sharded over the GPUs.
         weight_bytes: Of a frozen weight of the language model's layers.
+=======
+        pairs: Pairs in the global batch.
+        steps: Number of steps.
+        chunk_tokens: Tokens of a mini-batch on one GPU.
+        rank: LoRA rank; 0: full fine-tuning.
+        dropout: LoRA dropout.
+        dora: Whether DoRA is on.
+        checkpointing: Whether activations are recomputed in the backward pass.
+        reuses_vision: Whether a frozen vision encoder runs only once per step.
+        sharded: Whether parameters, gradients and optimizer state are sharded over the GPUs.
+>>>>>>> 3dbdbcf (Planning: docstrings in plain technical English)
     """
 
     pairs: int
@@ -54,10 +71,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an average pair holds. The defaults are assumed, for where there is no data to sample.
+    """Content of an average pair. The defaults are assumptions for the case that there is no data to sample.
 
     Attributes:
-        texts: Mean text tokens of each input (query, target, then negatives).
+        texts: Mean number of text tokens of each input (query, target, then negatives).
         images: Mean number of images of each input.
         size: Width and height of an image in pixels.
     """
@@ -68,7 +85,7 @@ class Inputs:
 
 
 def parameters(model: Geometry) -> dict[str, int]:
-    """Parameters by component, without norms and biases."""
+    """Returns the number of parameters by component, without norms and biases."""
     decoder, vision = model.decoder, model.vision
     return {
         "language model": decoder.layers * decoder.layer_parameters,
@@ -79,7 +96,7 @@ def parameters(model: Geometry) -> dict[str, int]:
 
 
 def adapter_parameters(model: Geometry, rank: int) -> int:
-    """Of LoRA on all linear layers of the language model: rank * (in + out) a layer."""
+    """Returns the number of LoRA parameters on all linear layers of the language model: rank * (in + out) per layer."""
     decoder = model.decoder
     return decoder.layers * rank * (decoder.adapted_inputs + decoder.adapted_outputs)
 
@@ -97,7 +114,7 @@ def decoder_flops(model: Geometry, tokens: int, rank: int = 0) -> int:
 
 
 def vision_flops(model: Geometry, image: ImageCost) -> int:
-    """One forward pass of the vision encoder and projector over an image."""
+    """Returns the FLOPs of a forward pass of vision encoder and projector over an image."""
     vision = model.vision
     layers = image.patches * vision.layer_parameters * 2
     layers += 4 * image.patches**2 // image.sequences * vision.width
@@ -107,7 +124,7 @@ def vision_flops(model: Geometry, image: ImageCost) -> int:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs by part."""
+    """FLOPs by component."""
 
     vision: int
     language_forward: int
@@ -115,20 +132,21 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum over all components."""
         return self.vision + self.language_forward + self.language_backward
 
 
 def lengths(model: Geometry, inputs: Inputs) -> list[int]:
-    """Tokens of each input of a pair."""
+    """Returns the number of tokens of each input of a pair."""
     image = model.image(*inputs.size)
     return [round(text + count * image.tokens) for text, count in zip(inputs.texts, inputs.images, strict=True)]
 
 
 def step_flops(model: Geometry, training: Training, inputs: Inputs) -> Flops:
-    """One step over the whole batch. GradCache runs the language model forward twice, checkpointing a third time.
+    """Returns the FLOPs of a step over the global batch.
 
-    The backward pass is one forward pass's FLOPs for the states, and as many for weights where these are trained.
+    GradCache runs the language model forward twice, activation checkpointing a third time. The backward pass costs the
+    FLOPs of a forward pass for the states, and the same again for trained weights.
     """
     forward = sum(decoder_flops(model, tokens, training.rank) for tokens in lengths(model, inputs))
     images = round(sum(inputs.images) * vision_flops(model, model.image(*inputs.size)))
@@ -144,19 +162,19 @@ def step_flops(model: Geometry, training: Training, inputs: Inputs) -> Flops:
 
 
 def forward_flops(model: Geometry, inputs: Inputs) -> int:
-    """Encoding every input of a pair once."""
+    """Returns the FLOPs of encoding every input of a pair once."""
     images = round(sum(inputs.images) * vision_flops(model, model.image(*inputs.size)))
     return images + sum(decoder_flops(model, tokens) for tokens in lengths(model, inputs))
 
 
 def layer_bytes(model: Geometry, dropout: bool = False, dora: bool = False, mask_bytes: int = 1) -> float:
-    """Activations that one layer keeps for its backward pass, in bytes a token.
+    """Returns the activations that a layer keeps for its backward pass, in bytes per token.
 
     Args:
-        model: Whose layer it is.
-        dropout: LoRA has dropout, whose mask is kept for each input of a linear layer.
-        dora: DoRA is on.
-        mask_bytes: Of an element of that mask: 1 on CUDA, 4 on the CPU.
+        model: The model.
+        dropout: Whether LoRA has dropout, whose mask is kept for each input of a linear layer.
+        dora: Whether DoRA is on.
+        mask_bytes: Bytes per element of that mask: 1 on CUDA, 4 on the CPU.
     """
     d = model.decoder
     kept = sum(factor * size for factor, size in zip(ACTIVATION_BYTES, (d.hidden, d.inner, d.keys), strict=True))
@@ -167,7 +185,7 @@ def layer_bytes(model: Geometry, dropout: bool = False, dora: bool = False, mask
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU, by part."""
+    """Bytes on one GPU by use."""
 
     weights: float
     trained: float
@@ -177,18 +195,23 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """The peak."""
+        """The peak, the sum over all uses."""
         return self.weights + self.trained + self.activations + self.vision + self.reserve
 
 
 def training_memory(model: Geometry, training: Training, inputs: Inputs, count: int = 1) -> Memory:
-    """The peak of one GPU while one mini-batch keeps its graph."""
+    """Returns the peak memory of one GPU while a mini-batch keeps its graph."""
     total = sum(parameters(model).values())
     shards = count if training.sharded else 1
     if training.rank:
+<<<<<<< HEAD
         saved = (2.0 - training.weight_bytes) * parameters(model)["language model"]
         weights, trained = 2.0 * total - saved, float(TRAINED_BYTES * adapter_parameters(model, training.rank))
     else:  # autocast's bfloat16 copies beside the float32 weights
+=======
+        weights, trained = 2.0 * total, float(TRAINED_BYTES * adapter_parameters(model, training.rank))
+    else:  # autocast's bfloat16 copies in addition to the float32 weights
+>>>>>>> 3dbdbcf (Planning: docstrings in plain technical English)
         weights, trained = 2.0 * total, float(TRAINED_BYTES * total)
     tokens = max(training.chunk_tokens, *lengths(model, inputs))
     one = layer_bytes(model, training.dropout > 0, training.dora) * tokens
@@ -202,7 +225,7 @@ def training_memory(model: Geometry, training: Training, inputs: Inputs, count: 
 
 
 def encoding_memory(model: Geometry, batch_tokens: int, inputs: Inputs) -> Memory:
-    """The peak of one GPU that encodes: weights in bfloat16, and what one layer works with."""
+    """Returns the peak memory of one GPU that encodes: weights in bfloat16 and the working memory of a layer."""
     total = sum(parameters(model).values())
     tokens = max(batch_tokens, *lengths(model, inputs))
     working = tokens * 2.0 * (4 * model.decoder.hidden + 3 * model.decoder.inner)
@@ -210,12 +233,12 @@ def encoding_memory(model: Geometry, batch_tokens: int, inputs: Inputs) -> Memor
 
 
 def _vision_bytes(model: Geometry, tokens: int, inputs: Inputs) -> float:
-    """What a frozen encoder's layer works with on the images of a mini-batch, all at once."""
+    """Returns the working memory of a frozen encoder's layer for all images of a mini-batch."""
     image = model.image(*inputs.size)
     num_images = max(1, tokens // max(1, image.tokens)) if sum(inputs.images) else 0
     return num_images * image.patches * 2.0 * (6 * model.vision.width + 2 * model.vision.inner)
 
 
 def _reserve(total: int) -> float:
-    """The CUDA context and libraries, and fragmentation."""
+    """Returns an allowance for the CUDA context, libraries and fragmentation."""
     return 1.0 * GIB + 0.05 * 2 * total

@@ -1,4 +1,4 @@
-"""The sizes of a vision-language model that decide its cost, read from the dictionary of its config.json."""
+"""Reads the sizes of a vision-language model that determine its cost from its config.json."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Decoder:
         inner: Width of the feed-forward part (three matrices).
         layers: Number of layers.
         queries: Width of all query heads.
-        keys: Width of all key heads; that of the value heads.
+        keys: Width of all key heads, and of all value heads.
         vocabulary: Number of token embeddings.
-        norms_heads: Queries and keys are normalized per head (Qwen3).
-        fused: Queries, keys and values are one linear layer, and so are both inputs of the feed-forward part (Phi-3):
-            fewer adapters.
+        norms_heads: Whether queries and keys are normalized per head (Qwen3).
+        fused: Whether queries, keys and values are one linear layer, and both input projections of the feed-forward
+            part are another one (Phi-3), which reduces the number of adapters.
     """
 
     hidden: int
@@ -43,12 +43,12 @@ class Decoder:
 
     @property
     def adapted_inputs(self) -> int:
-        """Width of the inputs of all linear layers of a layer: each is the input of one adapter."""
+        """Total input width of a layer's linear layers; each input is the input of an adapter."""
         return (2 if self.fused else 5) * self.hidden + self.queries + self.inner
 
     @property
     def adapted_outputs(self) -> int:
-        """Width of their outputs."""
+        """Total output width of a layer's linear layers."""
         return self.queries + 2 * self.keys + 2 * self.hidden + 2 * self.inner
 
     @property
@@ -58,7 +58,7 @@ class Decoder:
 
     @property
     def parameters(self) -> int:
-        """All weights but norms and biases, whose share is below 0.1 %."""
+        """All weights except norms and biases, which are below 0.1 %."""
         return self.layers * self.layer_parameters + self.vocabulary * self.hidden
 
 
@@ -67,12 +67,12 @@ class Vision:
     """The vision encoder and the projector.
 
     Attributes:
-        width: Of the states.
+        width: Width of the states.
         inner: Width of the feed-forward part (two matrices).
-        layers: Layers that run.
+        layers: Number of layers that run.
         patch: Weights of the patch embedding.
         projector: Weights of the projector.
-        held: Weights that are held; more than those that run where layers are unused.
+        held: Weights in memory, including those of layers that do not run.
         per_token: Patches that the projector joins into one token.
         projections: Weights of the projector per token of the language model, for FLOPs.
     """
@@ -94,12 +94,12 @@ class Vision:
 
 @dataclass(frozen=True)
 class ImageCost:
-    """What one image costs.
+    """Cost of an image.
 
     Attributes:
-        tokens: In the language model.
-        patches: In the vision encoder.
-        sequences: Tiles that the vision encoder attends within; 1: the whole image.
+        tokens: Tokens in the language model.
+        patches: Patches in the vision encoder.
+        sequences: Number of tiles, within which the vision encoder attends; 1: the whole image.
     """
 
     tokens: int
@@ -109,13 +109,13 @@ class ImageCost:
 
 @dataclass(frozen=True)
 class Geometry:
-    """A model.
+    """Sizes of a model.
 
     Attributes:
-        name: For messages.
+        name: Name for messages.
         decoder: The language model.
         vision: The vision encoder and the projector.
-        image: (width, height) in pixels -> its cost.
+        image: Function from (width, height) in pixels to the cost of an image.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Geometry:
 
 @cache
 def known_configs() -> dict[str, dict[str, Any]]:
-    """Configurations that the package brings, by hub id."""
+    """Returns the configurations that ship with the package, by hub id."""
     import yaml
 
     found: dict[str, dict[str, Any]] = yaml.safe_load(MODELS_FILE.read_text())
@@ -134,7 +134,7 @@ def known_configs() -> dict[str, dict[str, Any]]:
 
 
 def config_of(source: str) -> dict[str, Any]:
-    """The configuration of a known hub id, or of a folder that has a config.json.
+    """Returns the configuration of a known hub id, or of a folder with a config.json.
 
     Raises:
         UserError: for any other source.
@@ -144,7 +144,7 @@ def config_of(source: str) -> dict[str, Any]:
     path = Path(source) / "config.json"
     if not path.is_file():
         known = ", ".join(sorted(known_configs()))
-        raise UserError(f"{source}: planning needs a folder with a config.json, or one of {known}")
+        raise UserError(f"{source}: planning requires a folder with a config.json, or one of {known}")
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -153,20 +153,20 @@ def config_of(source: str) -> dict[str, Any]:
 
 
 def geometry_of(source: str, options: Mapping[str, Any] | None = None) -> Geometry:
-    """The sizes of a model.
+    """Returns the sizes of a model.
 
     Args:
         source: A known hub id, or a folder with a config.json.
         options: The recipe's `model.options`; those that change the number of visual tokens are used.
 
     Raises:
-        UserError: for a family whose sizes are not known here.
+        UserError: for an unsupported family.
     """
     return geometry(source, config_of(source), options or {})
 
 
 def geometry(name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> Geometry:
-    """As `geometry_of`, from the content of a config.json."""
+    """Like `geometry_of`, from the content of a config.json."""
     family = str(config.get("model_type"))
     if family not in FAMILIES:
         raise UserError(f"{name}: cannot plan for model_type {shown(family)}; supported: {', '.join(sorted(FAMILIES))}")
@@ -191,7 +191,7 @@ Made = tuple[Vision, Callable[[int, int], ImageCost]]
 
 
 def _qwen(config: Mapping[str, Any], decoder: Decoder, options: Mapping[str, Any]) -> Made:
-    """Qwen2-VL and Qwen3-VL: patches in a 2 x 2 group are one token; images keep their shape."""
+    """Sizes of Qwen2-VL and Qwen3-VL: a token is a group of 2 x 2 patches; images keep their aspect ratio."""
     about = config["vision_config"]
     is_newer = config["model_type"] == "qwen3_vl"
     width = int(about["hidden_size"] if is_newer else about["embed_dim"])
@@ -223,7 +223,7 @@ def _qwen(config: Mapping[str, Any], decoder: Decoder, options: Mapping[str, Any
 
 
 def _clip(about: Mapping[str, Any], layers: int, projector: int, per_token: int) -> Vision:
-    """A CLIP encoder of which the first `layers` run."""
+    """Sizes of a CLIP encoder whose first `layers` layers run."""
     width, inner = int(about["hidden_size"]), int(about["intermediate_size"])
     embed = 3 * int(about["patch_size"]) ** 2 * width
     per_layer = 4 * width**2 + 2 * width * inner
@@ -232,7 +232,7 @@ def _clip(about: Mapping[str, Any], layers: int, projector: int, per_token: int)
 
 
 def _llava_next(config: Mapping[str, Any], decoder: Decoder, options: Mapping[str, Any]) -> Made:
-    """LLaVA-1.6: tiles of a grid and a small copy of the whole; padding is taken out of the grid again."""
+    """Sizes of LLaVA-1.6: a grid of tiles without its padding, and a small copy of the whole image."""
     about = {**CLIP_L, **config["vision_config"]}
     grid = options.get("image_grid_pinpoints") or config["image_grid_pinpoints"]
     tile, patch = int(about["image_size"]), int(about["patch_size"])
@@ -256,7 +256,7 @@ def _llava_next(config: Mapping[str, Any], decoder: Decoder, options: Mapping[st
 
 
 def _phi3_v(config: Mapping[str, Any], decoder: Decoder, options: Mapping[str, Any]) -> Made:
-    """Phi-3.5-V: up to `num_crops` tiles and a small copy of the whole; 2 x 2 patches are one token."""
+    """Sizes of Phi-3.5-V: up to `num_crops` tiles and a small copy of the whole image; a token is 2 x 2 patches."""
     about = {**CLIP_L, **(config.get("vision_config") or {})}
     projector = 4 * int(about["hidden_size"]) * decoder.hidden + decoder.hidden**2
     num_crops = int(options.get("num_crops", 4))

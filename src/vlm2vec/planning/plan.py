@@ -1,4 +1,4 @@
-"""A plan: what a job costs on given GPUs, whether it fits, and what to change if it does not, cheapest first."""
+"""Plans a job on given GPUs: its cost, whether it fits, and which settings to change if not, cheapest first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlm2vec.planning.cost import (
 from vlm2vec.planning.geometry import Geometry
 
 UTILIZATION = 0.4
-"""Share of the peak FLOP/s that a job is assumed to reach; not measured."""
+"""Assumed fraction of the peak FLOP/s; not measured."""
 LEAST_CHUNK, MOST_CHUNK = 512, 32768
 ENCODE_TOKENS = 32768
 
@@ -32,9 +32,9 @@ class Gpu:
     """A GPU.
 
     Attributes:
-        name: For reports.
-        memory_gib: That a process can use; a little below the nominal size.
-        tflops: Dense bfloat16 peak, in TFLOP/s, from the maker's data sheet.
+        name: Name for reports.
+        memory_gib: Memory available to a process, slightly below the nominal size.
+        tflops: Dense bfloat16 peak in TFLOP/s, from the manufacturer's data sheet.
     """
 
     name: str
@@ -51,10 +51,10 @@ GPUS = {
 
 
 def gpu_of(text: str) -> Gpu:
-    """A GPU by name, or as "GiB,TFLOP/s".
+    """Returns a GPU by name or from "GiB,TFLOP/s".
 
     Raises:
-        UserError: for anything else.
+        UserError: for any other text.
     """
     if text.lower() in GPUS:
         return GPUS[text.lower()]
@@ -72,9 +72,9 @@ class Change:
     """A change that saves memory.
 
     Attributes:
-        setting: As an override of a recipe.
-        memory_gib: The peak with it and those before it.
-        hours: The run's time with it and those before it.
+        setting: Override of a recipe.
+        memory_gib: Peak memory with this change and the previous ones.
+        hours: Time of the run with this change and the previous ones.
     """
 
     setting: str
@@ -84,16 +84,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job costs.
+    """Cost of a job.
 
     Attributes:
         model: The model's sizes.
-        gpu: What it runs on.
-        count: GPUs.
-        memory: The peak of one GPU, by part.
-        flops: Of the whole job, by part.
-        utilization: Share of the peak FLOP/s that is assumed.
-        changes: What makes it fit; empty where it fits, or nothing does.
+        gpu: The type of GPU.
+        count: Number of GPUs.
+        memory: Peak memory of one GPU, by use.
+        flops: FLOPs of the whole job, by component.
+        utilization: Assumed fraction of the peak FLOP/s.
+        changes: Changes that make the job fit; empty if it already fits or cannot fit.
     """
 
     model: Geometry
@@ -106,12 +106,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the GPU's memory."""
+        """Whether the peak fits the GPU's memory."""
         return self.memory.total <= self.gpu.memory_gib * GIB
 
     @property
     def hours(self) -> float:
-        """Of the whole job, on all GPUs together."""
+        """Wall-clock time of the whole job with all GPUs, in hours."""
         return _hours(sum(self.flops.values()), self.gpu, self.count, self.utilization)
 
 
@@ -127,7 +127,7 @@ def plan_training(
     count: int = 1,
     utilization: float = UTILIZATION,
 ) -> Plan:
-    """The plan of a run. Its settings are those of `Training`; `count` GPUs share each batch."""
+    """Plans a training run with the settings in `training`; `count` GPUs share each batch."""
     step = step_flops(model, training, inputs)
     flops = {
         "vision": float(training.steps * step.vision),
@@ -151,14 +151,14 @@ def plan_encoding(
 def chunk_tokens_for(
     model: Geometry, training: Training, inputs: Inputs, memory_gib: float, count: int = 1
 ) -> int | None:
-    """The largest mini-batch in tokens, a power of two, that fits; None where the smallest does not.
+    """Returns the largest mini-batch that fits, in tokens (a power of two); None if the smallest does not fit.
 
     Args:
         model: The model's sizes.
         training: Settings of the run; its `chunk_tokens` is not used.
         inputs: An average pair.
-        memory_gib: Of one GPU.
-        count: GPUs.
+        memory_gib: Memory of one GPU in GiB.
+        count: Number of GPUs.
     """
     tokens = MOST_CHUNK
     while tokens >= LEAST_CHUNK:
@@ -173,7 +173,7 @@ Step = Callable[[Training], tuple[str, Training] | None]
 
 
 def _changes(plan: Plan, training: Training, inputs: Inputs) -> tuple[Change, ...]:
-    """Changes in order of what they cost, one after another until the run fits; all of them where none suffices."""
+    """Accumulates changes in order of their cost until the run fits; returns all of them if it never does."""
     found = []
     for setting, changed in _cheaper(plan.model, training, inputs, plan.count):
         memory = training_memory(plan.model, changed, inputs, plan.count).total
@@ -185,7 +185,7 @@ def _changes(plan: Plan, training: Training, inputs: Inputs) -> tuple[Change, ..
 
 
 def _cheaper(model: Geometry, training: Training, inputs: Inputs, count: int) -> Iterator[tuple[str, Training]]:
-    """Settings that need less and less memory: first those that also save time, then those that cost none."""
+    """Yields settings with decreasing memory: first those that also save time, then those that cost no time."""
     now = training
     if now.dora:
         now = replace(now, dora=False)
@@ -213,11 +213,11 @@ def _cheaper(model: Geometry, training: Training, inputs: Inputs, count: int) ->
 
 
 def report(plan: Plan, assumed: str) -> str:
-    """The plan as text.
+    """Formats a plan as text.
 
     Args:
-        plan: What to report.
-        assumed: What an input is taken to hold.
+        plan: The plan.
+        assumed: Description of the assumed inputs.
     """
     lines = [f"{plan.model.name} on {plan.count} x {plan.gpu.name}; computed, not measured", assumed, ""]
     sizes = parameters(plan.model)
@@ -237,7 +237,7 @@ def report(plan: Plan, assumed: str) -> str:
 
 
 def verdict(plan: Plan) -> str:
-    """Whether the job fits, and what to change if not."""
+    """Returns a sentence that says whether the job fits, and the changes to make if not."""
     peak, available = plan.memory.total / GIB, plan.gpu.memory_gib
     if plan.fits:
         return f"It fits: a peak of {peak:.1f} GiB of {available:.1f} GiB."

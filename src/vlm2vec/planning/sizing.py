@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """The tables of docs/guides/gpus.md, by the planner: each known model on three machines, and its memory by setting."""
+=======
+"""Generates the table of docs/guides/gpus.md with the planner: each known model on three machines."""
+>>>>>>> 3dbdbcf (Planning: docstrings in plain technical English)
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from vlm2vec.planning.plan import GPUS, Gpu, chunk_tokens_for, plan_training
 MACHINES = ((GPUS["4090"], 1), (GPUS["h100"], 1), (GPUS["h100"], 8))
 TRAINING = Training(pairs=1024, steps=1, chunk_tokens=0, rank=16, dropout=0.1)
 SMALL = 2048
-"""Mini-batches below this many tokens leave a GPU idle; checkpointing is chosen instead."""
+"""Mini-batches with fewer tokens leave a GPU idle; activation checkpointing is chosen instead."""
 
 
 def sizing_table() -> str:
-    """Markdown: what fits, with which settings, at what peak, and the time of a step of 1,024 pairs."""
+    """Returns a Markdown table with settings that fit, their peak memory, and the time of a step of 1,024 pairs."""
     head = ["model", *(f"{count} x {gpu.name}" for gpu, count in MACHINES)]
     rows = [head, ["---"] * len(head)]
     for name in known_configs():

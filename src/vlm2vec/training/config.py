@@ -118,7 +118,7 @@ class DataSettings(Section):
     num_workers: int = Field(default=0, ge=0)
     """Number of processes that prepare batches. 0: the main process, which is sufficient if images are cached."""
     prefetch_gib: float = Field(default=8.0, gt=0)
-    """Maximum memory of all prepared batches on a machine in GiB. If `num_workers` would exceed it, fewer processes run."""
+    """Maximum memory of all prepared batches on a machine in GiB; limits the number of data loader processes."""
 
 
 class TrainSettings(Section):
