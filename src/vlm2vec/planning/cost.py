@@ -16,14 +16,10 @@ ACTIVATION_BYTES = (24.75, 8.29, 4.08)
 HEAD_NORM_BYTES = 7.0
 """Activation bytes per unit of query and key width if heads are normalized; from counts of Qwen3-VL."""
 DORA_ACTIVATIONS = 1.9
-<<<<<<< HEAD
-"""DoRA keeps the base product of each linear layer a second time; between 1.75 and 2.0 in counts of six models."""
-WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.5625}
-"""Of a frozen weight under `model.quantize`; nf4 has a 4-byte scale for each 64 weights."""
-=======
 """Factor for activations with DoRA, which keeps the base product of each linear layer twice; counts of six models give
 1.75 to 2.0."""
->>>>>>> 3dbdbcf (Planning: docstrings in plain technical English)
+WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.5625}
+"""Bytes per frozen weight with `model.quantize`; nf4 has a 4-byte scale for each 64 weights."""
 TRAINED_BYTES = 16
 """Bytes per trained parameter: weight, gradient and AdamW's two moments in float32."""
 
@@ -33,18 +29,6 @@ class Training:
     """The settings of a run that determine its cost.
 
     Attributes:
-<<<<<<< HEAD
-        pairs: Of the whole batch.
-        steps: Of the run.
-        chunk_tokens: Of a mini-batch on one GPU.
-        rank: Of LoRA; 0: all weights are trained.
-        dropout: Of LoRA.
-        dora: DoRA is on.
-        checkpointing: Activations are recomputed in the backward pass.
-        reuses_vision: A frozen vision encoder runs once a step.
-        sharded: Parameters, gradients and optimizer state are sharded over the GPUs.
-        weight_bytes: Of a frozen weight of the language model's layers.
-=======
         pairs: Pairs in the global batch.
         steps: Number of steps.
         chunk_tokens: Tokens of a mini-batch on one GPU.
@@ -54,7 +38,7 @@ class Training:
         checkpointing: Whether activations are recomputed in the backward pass.
         reuses_vision: Whether a frozen vision encoder runs only once per step.
         sharded: Whether parameters, gradients and optimizer state are sharded over the GPUs.
->>>>>>> 3dbdbcf (Planning: docstrings in plain technical English)
+        weight_bytes: Bytes per frozen weight of the language model's layers.
     """
 
     pairs: int
@@ -204,14 +188,9 @@ def training_memory(model: Geometry, training: Training, inputs: Inputs, count: 
     total = sum(parameters(model).values())
     shards = count if training.sharded else 1
     if training.rank:
-<<<<<<< HEAD
         saved = (2.0 - training.weight_bytes) * parameters(model)["language model"]
         weights, trained = 2.0 * total - saved, float(TRAINED_BYTES * adapter_parameters(model, training.rank))
-    else:  # autocast's bfloat16 copies beside the float32 weights
-=======
-        weights, trained = 2.0 * total, float(TRAINED_BYTES * adapter_parameters(model, training.rank))
     else:  # autocast's bfloat16 copies in addition to the float32 weights
->>>>>>> 3dbdbcf (Planning: docstrings in plain technical English)
         weights, trained = 2.0 * total, float(TRAINED_BYTES * total)
     tokens = max(training.chunk_tokens, *lengths(model, inputs))
     one = layer_bytes(model, training.dropout > 0, training.dora) * tokens

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The tables of docs/guides/gpus.md, by the planner: each known model on three machines, and its memory by setting."""
-=======
-"""Generates the table of docs/guides/gpus.md with the planner: each known model on three machines."""
->>>>>>> 3dbdbcf (Planning: docstrings in plain technical English)
+"""Generates the tables of docs/guides/gpus.md with the planner: known models on three machines, memory by setting."""
 
 from __future__ import annotations
 
