@@ -106,7 +106,7 @@ def test_openvino_leaves_a_signal_stack_that_outlives_its_graphs(clip, tmp_path)
 
 def test_an_export_that_differs_is_not_written(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "SAME", 1.5)
-    with pytest.raises(UserError, match="not written: a vector differs"):
+    with pytest.raises(UserError, match="not written, because a vector differs"):
         export(str(clip), "merged", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

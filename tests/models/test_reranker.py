@@ -105,7 +105,7 @@ def test_candidates_are_ranked_by_score_and_a_bad_one_fails_alone(tiny_vlm: Tiny
 
 def test_what_cannot_rerank_is_one_clear_line(tiny_vlm: TinyVlm, tmp_path: Path) -> None:
     build_clip(tmp_path)
-    with pytest.raises(UserError, match="use a VLM to rerank"):
+    with pytest.raises(UserError, match="use a vision-language model"):
         load(tmp_path)
     with pytest.raises(UserError, match="answer 'yes' is 3 tokens of generic"):
         load(tiny_vlm("qwen2_vl"), RerankPrompt())

@@ -63,7 +63,7 @@ def test_an_instruction_of_the_row_is_for_targets_without_one_of_their_own(tmp_p
     ("row", "message"),
     [
         ({"query": "a", "targets": []}, "line 1: field targets: expected a non-empty list"),
-        ({"query": "a", "target": "b", "targets": ["c"]}, "and no field target beside it"),
+        ({"query": "a", "target": "b", "targets": ["c"]}, "and no field target in the same record"),
         ({"query": "a", "target": "b", "target_scores": [1, 2]}, "field target_scores: expected a list of 1 numbers"),
         ({"query": "a", "target": "b", "target_scores": ["x"]}, "field target_scores: expected a list of 1 numbers"),
         ({"query": "a", "target": "b", "negatives": ["c"], "negative_scores": 3}, "field negative_scores: expected"),
