@@ -92,7 +92,7 @@ MISTAKES = {
     "another encoding": ("train latin.csv -o run", "latin.csv: not valid UTF-8", "save it as UTF-8"),
     "commas in a cell without quotes": ("train cells.csv -o run", "cells.csv, row 0", "quote cells that"),
     "a file that is no parquet": ("train pairs.parquet -o run", "pairs.parquet", "not a readable parquet file"),
-    "a folder without images": ("train ./empty -o run", "empty: no images", "or a file such as pairs.jsonl"),
+    "a folder without images": ("train ./empty -o run", "empty: contains no images", "or a file such as pairs.jsonl"),
     "images without captions": ("train ./photos -o run", "1 images without captions", "metadata.csv"),
     "a run that is there": ("train pairs.jsonl -o done", "done: already holds a run", "--resume"),
     "an impossible share": ("train pairs.jsonl -o run --holdout 2", "--holdout 2.0", "such as 0.1"),
