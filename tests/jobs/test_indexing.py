@@ -186,7 +186,7 @@ def test_a_sheet_says_which_image_is_gone_and_escapes_what_it_shows(
     write_sheet(tmp_path / "sheet.html", "<b>red</b>", [("found", hits)], ImageRef(path=hits[1].key))
     page = (tmp_path / "sheet.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 3
-    assert "the picture is missing" in page
+    assert "the image file is missing" in page
     assert "&lt;b&gt;red" in page and "<b>red" not in page
 
 

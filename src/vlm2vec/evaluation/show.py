@@ -152,12 +152,12 @@ def as_html(task: ShownTask, thumbnails: Thumbnails | None = None) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
 
-    def picture(media: ShownMedia) -> Any:
+    def thumbnail(media: ShownMedia) -> Any:
         path, _, member = media.place.partition("::")
         return made.get(ImageRef(path=path, member=member or None), THUMBNAIL_PIXELS)
 
     environment.filters["escaped"] = lambda text: json.dumps(text, ensure_ascii=False)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(task=task, thumbnail=picture)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(task=task, thumbnail=thumbnail)
 
 
 def _lines(item: ShownInput, lead: str) -> list[str]:

@@ -64,7 +64,7 @@ class ImageRef:
         if isinstance(source, str) and source.startswith("data:"):
             return ImageRef(data=_decode_data_uri(source))
         if isinstance(source, str) and source.startswith(("http://", "https://")):
-            raise UserError(f"image {source}: URLs are not fetched; download the picture and pass its path")
+            raise UserError(f"image {source}: URLs are not fetched; download the image and pass its path")
         if isinstance(source, str | os.PathLike):
             return ImageRef(path=os.fspath(source))
         raise UserError(f"image of type {type(source).__name__}: expected a path, bytes, data URI or PIL image")
@@ -91,7 +91,7 @@ class ImageRef:
                 return Path(self.path).read_bytes()
             return archives.read_member(self.path, self.member)
         except OSError as error:
-            raise UserError(f"{self}: the picture is missing; expected a file there") from error
+            raise UserError(f"{self}: the image file is missing") from error
         except UserError as error:
             raise UserError(f"{self.origin}: {error}" if self.origin else str(error)) from error
 

@@ -73,9 +73,9 @@ class VideoRef:
             return VideoRef(path=os.fspath(source))
         if isinstance(source, list | tuple):
             if not source:
-                raise UserError("video without frames: expected a path or a list of at least one picture")
+                raise UserError("video without frames: expected a path or a list of at least one image")
             return VideoRef(frames=tuple(ImageRef.of(frame) for frame in source))
-        raise UserError(f"video of type {type(source).__name__}: expected a path, bytes or a list of pictures")
+        raise UserError(f"video of type {type(source).__name__}: expected a path, bytes or a list of images")
 
     def digest(self) -> str:
         """SHA-256 of the content: equal videos have equal digests, independent of their location."""
@@ -98,7 +98,7 @@ class VideoRef:
             return self._decode(file, count)
 
     def __str__(self) -> str:
-        place = self.path or (f"video of {len(self.frames)} pictures" if self.frames else "video given in memory")
+        place = self.path or (f"video of {len(self.frames)} images" if self.frames else "video given in memory")
         return f"{self.origin}: {place}" if self.origin else place
 
     def _images(self) -> Sequence[ImageRef] | None:
@@ -107,7 +107,7 @@ class VideoRef:
             return self.frames or None
         names = [path for path in Path(self.path).iterdir() if path.suffix.lower() in FRAME_ENDINGS]
         if not names:
-            raise UserError(f"{self}: a folder without frames; expected pictures ({', '.join(FRAME_ENDINGS)})")
+            raise UserError(f"{self}: a folder without frames; expected images ({', '.join(FRAME_ENDINGS)})")
         ordered = sorted(names, key=lambda path: natural(path.name))
         return [ImageRef(path=str(path), origin=self.origin) for path in ordered]
 

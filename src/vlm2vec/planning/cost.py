@@ -86,7 +86,7 @@ def adapter_parameters(model: Geometry, rank: int) -> int:
 
 
 def decoder_flops(model: Geometry, tokens: int, rank: int = 0) -> int:
-    """One forward pass of an input of so many tokens. The last layer runs at the last token only, but for keys, values
+    """One forward pass of an input of `tokens` tokens. The last layer runs at the last token only, but for keys, values
     and attention; layers whose parts have other names (Phi-3) run at every token.
     """
     decoder = model.decoder

@@ -142,7 +142,7 @@ def plan_training(
 def plan_encoding(
     model: Geometry, num_inputs: int, inputs: Inputs, gpu: Gpu, count: int = 1, utilization: float = UTILIZATION
 ) -> Plan:
-    """The plan of encoding so many inputs, each as an average input of a pair."""
+    """The plan of encoding `num_inputs` inputs, each the size of an average input of a pair."""
     per_input = forward_flops(model, inputs) / len(inputs.texts)
     memory = encoding_memory(model, ENCODE_TOKENS, inputs)
     return Plan(model, gpu, count, memory, {"encoding": num_inputs * per_input}, utilization)

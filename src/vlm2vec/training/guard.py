@@ -1,4 +1,4 @@
-"""Stops a run that can only get worse: numbers that are none, vectors that are all alike, memory that climbs."""
+"""Stops training on a non-finite loss, embedding collapse or growing memory."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class MiningRule:
 
     Attributes:
         num: Negatives a pair at most.
-        skip: The nearest so many are passed over: they are often unmarked positives.
-        max_rank: Not beyond this rank; None: any.
+        skip: Number of nearest targets to skip: they are often unmarked positives.
+        max_rank: Highest rank that is taken; None: no limit.
         margin: A negative's cosine must lie at least this far below the positive's; None: anywhere.
     """
 

@@ -157,9 +157,9 @@ def check_images(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
         skipped = len(sets[name]) - len(examples)
         if skipped:
             first = next(bad[i] for e in sets[name] for i in example_images(e) if i in bad)
-            logger.warning("%s: %d pairs left out for unreadable pictures; the first: %s", name, skipped, first)
+            logger.warning("%s: %d pairs left out for unreadable images; the first: %s", name, skipped, first)
         if not examples:
-            raise UserError(f"{name}: no pair with readable pictures is left")
+            raise UserError(f"{name}: no pair with readable images is left")
     return {name: kept.get(name, examples) for name, examples in sets.items()}
 
 

@@ -64,7 +64,7 @@ SOURCES = (
            "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g=="),
 )  # fmt: skip
 _IDENTITY = {"name": "emoji-mmeb", "version": DEMO_VERSION, "sources": [asdict(source) for source in SOURCES]}
-_REBUILD = "Prepare the demo benchmark again, with force, to mend it."
+_REBUILD = "Delete the folder and run `vlm2vec data demo` to rebuild the demo benchmark."
 
 
 def prepare_demo(cache_dir: Path, *, force: bool = False, progress: Progress | None = None) -> Path:

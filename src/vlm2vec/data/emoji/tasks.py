@@ -112,7 +112,7 @@ class Subset:
         """Registers `image` and returns the path for the row ("" for no image)."""
         if image is None:
             return ""
-        # The evaluation subsets share one zip, where a single drawing lies in one folder for all of them.
+        # The evaluation subsets share one zip, which holds each drawing once for all of them.
         train, own = self.split == "train", image.size == CANVAS
         folder = f"{self.name}/Train" if train else self.name if own else "Emoji"
         self.images[f"{folder}/{image.name}.png"] = image

@@ -123,7 +123,7 @@ def _first_image(row: Row, folder: str, media: Media, where: str) -> ImageRef:
     names = [address.split("?")[0].rpartition("/")[2] for address in addresses]
     found = [media.image(f"{folder}/{name}", where) for name in names if name]
     if not found:
-        raise UserError(f"{where}: field images names no picture")
+        raise UserError(f"{where}: field images names no image")
     return next((image for image in found if image.exists()), found[0])
 
 

@@ -95,7 +95,7 @@ def _export_folder(embedder: Embedder, to: str, folder: Path, expected: dict[Emb
     return Exported([], min(cosine, *cosines), len(cosines))
 
 
-class _Tower(nn.Module):
+class _Component(nn.Module):
     """One kind of input of an embedder as a plain function of tensors: the form that exporters take."""
 
     def __init__(self, embedder: Embedder, names: list[str]) -> None:
@@ -125,8 +125,8 @@ def _export_towers(embedder: Embedder, to: str, folder: Path, expected: dict[Emb
         items = items if len(items) > 1 else items * 2  # a single example would fix the batch size of the graph
         batches = [_tensors(backbone, kind, part) for part in (items, items[:1])]
         names = list(batches[0])
-        tower = _Tower(embedder, names).eval()
-        run = make(tower, batches[0], folder / f"{kind}.{'onnx' if to == 'onnx' else 'xml'}")
+        component = _Component(embedder, names).eval()
+        run = make(component, batches[0], folder / f"{kind}.{'onnx' if to == 'onnx' else 'xml'}")
         for batch, part in zip(batches, (items, items[:1]), strict=True):
             vectors = run([batch[name].numpy() for name in names])
             cosines += [float(vector @ expected[item]) for vector, item in zip(vectors, part, strict=True)]
@@ -145,21 +145,21 @@ def _tensors(backbone: Any, kind: str, items: list[EmbeddingInput]) -> dict[str,
     return {name: batch[name] for name in names}
 
 
-def _graph(tower: nn.Module, tensors: dict[str, torch.Tensor]) -> Any:
-    """The tower as a graph of any batch size and length, as far as the model allows."""
+def _graph(component: nn.Module, tensors: dict[str, torch.Tensor]) -> Any:
+    """The component as a graph of any batch size and length, as far as the model allows."""
     free = torch.export.Dim.AUTO
     axes = tuple(dict.fromkeys(range(2 if name in TOKENS else 1), free) for name in tensors)
     with torch.inference_mode():
-        return torch.export.export(tower, tuple(tensors.values()), dynamic_shapes=(axes,), strict=False)
+        return torch.export.export(component, tuple(tensors.values()), dynamic_shapes=(axes,), strict=False)
 
 
-def _to_onnx(tower: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Run:
+def _to_onnx(component: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Run:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError("onnx is not installed: pip install 'vlm2vec[onnx]'") from error
-    graph = _graph(tower, tensors)
+    graph = _graph(component, tensors)
     torch.onnx.export(
         graph, (), str(path), input_names=list(tensors), output_names=["sentence_embedding"], verbose=False
     )
@@ -185,7 +185,7 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
-def _to_openvino(tower: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Run:
+def _to_openvino(component: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Run:
     try:
         import openvino
     except ImportError as error:
@@ -193,8 +193,8 @@ def _to_openvino(tower: nn.Module, tensors: dict[str, torch.Tensor], path: Path)
     core = openvino_core()
     # Convert through ONNX: openvino's convert_model sends telemetry unless the user has opted out.
     with tempfile.TemporaryDirectory() as folder:
-        _to_onnx(tower, tensors, Path(folder) / "tower.onnx")
-        openvino.save_model(core.read_model(Path(folder) / "tower.onnx"), str(path), compress_to_fp16=False)
+        _to_onnx(component, tensors, Path(folder) / "component.onnx")
+        openvino.save_model(core.read_model(Path(folder) / "component.onnx"), str(path), compress_to_fp16=False)
     compiled = core.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = [given.any_name for given in compiled.inputs]
 
