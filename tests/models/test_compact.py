@@ -189,7 +189,7 @@ def test_encode_takes_what_users_pass_and_keeps_their_order(tmp_path: Path) -> N
         (("a", {}), "wrap a single input"),
         (([{"txt": "a"}], {}), "unknown keys"),
         (([{}], {}), "input is empty"),
-        (([Path("absent.png")], {}), "absent.png: the picture is missing"),
+        (([Path("absent.png")], {}), "absent.png: the image file is missing"),
         (([{"text": "<|image_1|> a"}], {}), "has placeholders of images"),
     ],
 )
