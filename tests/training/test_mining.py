@@ -86,7 +86,7 @@ def test_mined_sets_train_with_their_images_and_words(train_root: Path, tmp_path
             for negative in example.negatives:
                 assert (negative.text, tuple(i.digest() for i in negative.images)) in targets
                 assert negative != example.target
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         mine(str(folder), train_root, output, MiningRule())
 
 

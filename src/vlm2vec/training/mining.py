@@ -1,4 +1,4 @@
-"""Hard negatives by a model: for each query the targets that it takes for near and that are not its own.
+"""Mines hard negatives with a model: for each query, the nearest targets that are not its positives.
 
 Shapes: N pairs, M distinct targets, D embedding dim.
 """
@@ -26,13 +26,13 @@ BLOCK, TARGETS_AT_ONCE = 1024, 8192  # a block of scores is 32 MiB, however many
 
 @dataclass(frozen=True)
 class MiningRule:
-    """Which near targets are taken.
+    """Selection of negatives among the nearest targets.
 
     Attributes:
-        num: Negatives a pair at most.
+        num: Maximum number of negatives per pair.
         skip: Number of nearest targets to skip: they are often unmarked positives.
         max_rank: Highest rank that is taken; None: no limit.
-        margin: A negative's cosine must lie at least this far below the positive's; None: anywhere.
+        margin: Minimum difference between the positive's cosine and the negative's; None: no limit.
     """
 
     num: int = 1
@@ -48,14 +48,14 @@ def mine_negatives(
     positives: Sequence[set[int]],
     rule: MiningRule,
 ) -> list[list[int]]:
-    """For each query, rows of `targets_MD` that are its hard negatives, the nearest first.
+    """Returns the hard negatives of each query as rows of `targets_MD`, nearest first.
 
     Args:
         queries_ND: Unit-norm query vectors.
         targets_MD: Unit-norm vectors of distinct targets.
         own_N: Row of each query's positive.
-        positives: All rows that are no negatives of that query (the positives of every equal query).
-        rule: Ranks are counted among what is not a positive.
+        positives: Rows that are not negatives of the query (the positives of every equal query).
+        rule: Selection rule; ranks are counted among the targets that are not positives.
     """
     wanted = rule.skip + rule.num if rule.max_rank is None else max(rule.max_rank, rule.skip)
     found = []
@@ -66,7 +66,7 @@ def mine_negatives(
         limit_B = np.full(len(part_BD), np.inf, np.float32)
         if rule.margin is not None:
             limit_B = np.einsum("bd,bd->b", part_BD, own_BD) - np.float32(rule.margin)
-        # A rank limit counts every target that is no positive; without one, only targets below the limit compete.
+        # A rank limit counts every target that is not a positive; without it, only targets below the limit compete.
         bar_B = limit_B if rule.max_rank is None else np.full_like(limit_B, np.inf)
         cosines, columns = _nearest(part_BD, targets_MD, [positives[n] for n in rows], bar_B, wanted)
         for limit, values, places in zip(limit_B.tolist(), cosines.tolist(), columns.tolist(), strict=True):
@@ -78,10 +78,10 @@ def mine_negatives(
 def _nearest(
     queries_BD: np.ndarray, targets_MD: np.ndarray, positives: Sequence[set[int]], bar_B: np.ndarray, wanted: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and rows of the `wanted` nearest targets of each query that are no positives and not above its bar.
+    """Returns cosines and rows of each query's `wanted` nearest targets that are not positives and not above its bar.
 
-    The targets are scored in blocks and only the best so far are kept, so memory does not grow with M. Places without a
-    target have the cosine -inf.
+    The targets are scored in blocks and only the best so far are kept, so memory does not grow with M. Positions
+    without a target have a cosine of -inf.
     """
     queries, bar_B1 = torch.from_numpy(queries_BD), torch.from_numpy(bar_B)[:, None]
     best = torch.full((len(queries), wanted), -torch.inf)
@@ -103,20 +103,20 @@ def _nearest(
 def mine(
     model: str, root: Path, output: Path, rule: MiningRule, sets: Sequence[str] = (), batch_size: int = 32
 ) -> dict[str, float]:
-    """Writes the sets of `root` again in `output` with mined negatives.
+    """Writes copies of the sets of `root` with mined negatives to `output`.
 
     Returns:
-        Negatives a pair, by set.
+        The mean number of negatives per pair, by set.
 
     Raises:
-        UserError: if `output` is `root` or already holds one of the sets, or for bad input.
+        UserError: if `output` is `root` or already contains one of the sets, or for invalid input.
     """
     names = list(sets) or list_sets(root)
     for name in names:
         if (output / name).exists():
-            raise UserError(f"{output / name}: is there already; choose another output or delete it")
+            raise UserError(f"{output / name}: already exists; choose another output or delete it")
     embedder = Embedder.from_pretrained(model)
-    embedder.backbone.cache_images(cache_folder() / "vision")  # where training and evaluation keep their features
+    embedder.backbone.cache_images(cache_folder() / "vision")  # shared with training and evaluation
     means = {}
     for name in names:
         examples = read_train_set(root, name, use_negatives=False)
@@ -131,7 +131,7 @@ def mine(
 def _of_set(
     embedder: Embedder, examples: Sequence[TrainExample], rule: MiningRule, name: str, batch_size: int
 ) -> list[list[int]]:
-    first: dict[int, int] = {}  # the first pair that has this target
+    first: dict[int, int] = {}  # the first pair with this target
     for i, example in enumerate(examples):
         first.setdefault(key_number(example.target), i)
     column = {key: m for m, key in enumerate(first)}
@@ -139,7 +139,7 @@ def _of_set(
     of_query: dict[int, set[int]] = {}
     keys = [key_number(example.query) for example in examples]
     for key, m in zip(keys, own, strict=True):
-        itself = {column[key]} if key in column else set()  # a target that equals the query is no negative either
+        itself = {column[key]} if key in column else set()  # a target that equals the query is not a negative either
         of_query.setdefault(key, itself).add(m)
     with progress_bar(f"encoding {name}", len(examples) + len(column)) as advance:
 

@@ -1,4 +1,4 @@
-"""Batches that are prepared in advance: as many as their bytes and the machine's shared memory allow."""
+"""Chooses how many batches are prepared in advance, by their size and the machine's shared memory."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from vlm2vec.training.gather import world_size
 logger = logging.getLogger(__name__)
 GIB = 2**30
 SAMPLE = 32
-"""Pairs that are prepared to estimate the bytes of a batch."""
+"""Number of pairs that are prepared to estimate the size of a batch."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-"""Processes hand batches over in files of this folder; a container has 64 MiB of it by default."""
+"""Data loader processes pass batches through files in this folder; containers have 64 MiB by default."""
 SHARE = 0.8
-"""Of the free shared memory."""
+"""Maximum fraction of the free shared memory."""
 MOST_PER_PROCESS = 2
 
 
 def batch_bytes(batch: PairBatch) -> int:
-    """Bytes of all tensors of a batch."""
+    """Returns the size of all tensors of a batch in bytes."""
     own = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
     return sum(tensor.nbytes for tensor in (*own, *batch.inputs.tensors.values(), *batch.inputs.rows.values()))
 
 
 def processes(wanted: int, size: int, limit: int, free: int | None) -> tuple[int, int]:
-    """How many processes prepare batches, and how many batches each prepares in advance.
+    """Returns the number of processes that prepare batches, and the number of batches that each prepares in advance.
 
-    One more batch is in use. At least one process prepares one batch, even above the limit.
+    One further batch is in use. At least one process prepares one batch, even above the limit.
 
     Args:
-        wanted: As `data.num_workers`, at least 1.
-        size: Bytes of a batch.
-        limit: Bytes of all prepared batches.
-        free: Bytes of free shared memory; None where the system has no such limit.
+        wanted: Value of `data.num_workers`, at least 1.
+        size: Size of a batch in bytes.
+        limit: Maximum size of all prepared batches in bytes.
+        free: Free shared memory in bytes; None if the system has no limit.
 
     Raises:
         UserError: if not even two batches fit in the shared memory.
@@ -62,14 +62,14 @@ def processes(wanted: int, size: int, limit: int, free: int | None) -> tuple[int
 def prefetching(
     wanted: int, limit_gib: float, collate: Callable[[Sequence[Any]], PairBatch], pairs: Sequence[Any], batch_size: int
 ) -> dict[str, int]:
-    """Arguments of a DataLoader for `data.num_workers`; fewer processes than wanted are named in the log.
+    """Returns the DataLoader arguments for `data.num_workers`; logs if fewer processes are used.
 
     Args:
-        wanted: As `data.num_workers`, at least 1.
-        limit_gib: Of all prepared batches of this machine.
-        collate: Pairs -> a batch.
-        pairs: Some pairs of the run; they give the size of a batch.
-        batch_size: Pairs of a batch of this rank.
+        wanted: Value of `data.num_workers`, at least 1.
+        limit_gib: Maximum size of all prepared batches of this machine in GiB.
+        collate: Function from pairs to a batch.
+        pairs: Some pairs of the run, used to estimate the size of a batch.
+        batch_size: Pairs per batch of this rank.
 
     Raises:
         UserError: see `processes`.

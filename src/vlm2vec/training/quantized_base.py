@@ -1,8 +1,8 @@
 """Frozen weights in 8 or 4 bits under adapters (QLoRA, arXiv 2305.14314), for GPUs with little memory.
 
-"int8": integers with a scale for each output. "nf4": 4-bit codes of the normal distribution with a scale for each block
-of 64 weights. Weights are expanded for each product and again in its backward pass; autograd keeps the codes only. The
-gradient is exactly that of a model with the expanded weights.
+"int8": integers with a scale per output. "nf4": 4-bit codes of the normal distribution with a scale per block of 64
+weights. Weights are dequantized for each product and again in its backward pass; autograd keeps only the codes. The
+gradient is exactly that of a model with the dequantized weights.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ OFFSET = 0.9677083
 
 
 def nf4_codes() -> torch.Tensor:
-    """The 16 values of a 4-bit code in ascending order, from -1 to 1 with an exact 0.
+    """Returns the 16 values of the 4-bit codes in ascending order, from -1 to 1 with an exact 0.
 
-    Quantiles of the normal distribution: 8 above 0 and 7 below it (QLoRA, section 3).
+    They are quantiles of the normal distribution: 8 above 0 and 7 below it (QLoRA, section 3).
     """
     above = torch.special.ndtri(torch.linspace(OFFSET, 0.5, 9, dtype=torch.float64)[:-1])
     below = -torch.special.ndtri(torch.linspace(OFFSET, 0.5, 8, dtype=torch.float64)[:-1])
@@ -35,11 +35,11 @@ def nf4_codes() -> torch.Tensor:
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer whose weight is expanded at each use.
+    """A frozen linear layer whose weight is dequantized at each use.
 
     Args:
-        plain: The layer that it replaces.
-        bits: How weights are kept.
+        plain: The layer to replace.
+        bits: Storage format of the weights.
     """
 
     codes: torch.Tensor
@@ -54,13 +54,13 @@ class QuantizedLinear(nn.Linear):
         codes, scales = (_to_int8 if bits == "int8" else _to_nf4)(weight.float())
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
-        # Each byte of nf4 holds two codes; this is the pair of values of each byte.
+        # Each byte of nf4 contains two codes; this table has the pair of values of each byte.
         values = nf4_codes().to(codes.device)
         self.register_buffer("pairs", torch.cartesian_prod(values, values), persistent=False)
         self.bias = None if plain.bias is None else nn.Parameter(plain.bias.detach(), requires_grad=False)
 
     def expanded(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight [out, in] that the codes stand for."""
+        """Returns the dequantized weight [out, in]."""
         if self.bits == "int8":
             return self.codes.to(dtype) * self.scales.to(dtype)
         values = self.pairs.to(dtype).index_select(0, self.codes.int()).view(-1, BLOCK) * self.scales.to(dtype)
@@ -68,11 +68,11 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def weight(self) -> Any:  # type: ignore[override]
-        """The expanded weight: a new tensor, changes to which are lost."""
+        """The dequantized weight, a new tensor; in-place changes have no effect."""
         return self.expanded(self.dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """As `nn.Linear`."""
+        """Computes the layer as `nn.Linear` does."""
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
         output: torch.Tensor = _Product.apply(input.to(dtype), self.expanded)  # type: ignore[no-untyped-call]
@@ -80,7 +80,7 @@ class QuantizedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """input @ weight.T for a frozen weight that is not kept for the backward pass."""
+    """Computes input @ weight.T for a frozen weight that is not stored for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, given: torch.Tensor, weight: Callable[[torch.dtype], torch.Tensor]) -> torch.Tensor:

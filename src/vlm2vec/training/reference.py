@@ -1,4 +1,4 @@
-"""A second model whose vectors a loss reads, as guide or as teacher: fixed, and asked once per distinct input."""
+"""A frozen second model, guide or teacher, whose vectors a loss uses; each distinct input is encoded once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vlm2vec.training.gather import barrier, rank, world_size
 from vlm2vec.types import EmbeddingInput
 
 FIELDS = ("guide", "teacher")
-"""Keys of `loss` that name a model; the vectors go to the batch's field of the same name."""
+"""Keys of `loss` that name a model; the vectors are stored in the batch field of the same name."""
 
 
 class ReferenceModel:
-    """Vectors of a fixed model, kept in the embedding cache, so that a second run encodes nothing.
+    """Vectors of a frozen model, stored in the embedding cache, so that a second run encodes nothing.
 
     Args:
-        model: What `Embedder.from_pretrained` takes.
+        model: Any source that `Embedder.from_pretrained` accepts.
     """
 
     def __init__(self, model: str) -> None:
@@ -38,7 +38,7 @@ class ReferenceModel:
         self._key_of = InputKeys()
 
     def prepare(self, items: Iterable[EmbeddingInput]) -> None:
-        """Encodes what the cache lacks, each rank its share; returns when all ranks have finished."""
+        """Encodes the inputs that the cache lacks, divided among the ranks; returns when all ranks have finished."""
         distinct = {self._key_of(item): item for item in items}
         with progress_bar(f"encoding with {self.name}", len(distinct)) as advance:
             fill(self.cache, distinct, self.embedder.encode, share=(rank(), world_size()), progress=advance)
@@ -46,7 +46,7 @@ class ReferenceModel:
         self.cache.refresh()
 
     def vectors(self, items: Sequence[EmbeddingInput]) -> torch.Tensor:
-        """Unit-norm vectors in float32 on the CPU, [U, E]; inputs that the cache lacks are encoded."""
+        """Returns unit-norm vectors in float32 on the CPU, [U, E]; encodes inputs that the cache lacks."""
         keys = [self._key_of(item) for item in items]
         fill(self.cache, dict(zip(keys, items, strict=True)), self.embedder.encode)
         return torch.from_numpy(np.array(self.cache.rows(keys)[:], dtype=np.float32))
@@ -57,7 +57,7 @@ def open_references(recipe: Recipe, sets: Mapping[str, Sequence[TrainExample]]) 
 
     Args:
         recipe: `loss.guide` and `loss.teacher`.
-        sets: Examples by set name. Streamed sets are encoded as their batches come.
+        sets: Examples by set name. Streamed sets are encoded batch by batch during training.
 
     Returns:
         The models by `FIELDS`.
