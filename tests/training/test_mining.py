@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,28 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from vlm2vec import Embedder, UserError
+from vlm2vec import Embedder, EmbeddingInput, Reranker, UserError
 from vlm2vec.cli import app
+from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mmeb.images import list_sets, read_train_set
+from vlm2vec.models.reranking.prompt import RerankPrompt
+from vlm2vec.training.judging import EmbedderJudge, RerankerJudge, judge_negatives
 from vlm2vec.training.mining import MiningRule, mine, mine_negatives
 
 ANGLES = np.deg2rad([0, 10, 20, 40, 80])
 TARGETS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VLM2VEC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def compact(tmp_path: Path) -> str:
+    model = Embedder.from_pretrained("compact", num_layers=1, visual_tokens=4, image_size=64)
+    return str(model.save_pretrained(tmp_path / "model"))
 
 
 def mined(rule: MiningRule, own: int = 1, positives: tuple[int, ...] = (1,)) -> list[int]:
@@ -69,11 +85,9 @@ def test_blocks_of_targets_give_the_negatives_of_one_full_sort_and_bound_the_sco
     assert max(held) <= 16 * 64, "scores of one block, whatever the number of targets"
 
 
-def test_mined_sets_train_with_their_images_and_words(train_root: Path, tmp_path: Path) -> None:
+def test_mined_sets_train_with_their_images_and_words(train_root: Path, tmp_path: Path, compact: str) -> None:
     output = tmp_path / "mined"
-    settings = {"num_layers": 1, "visual_tokens": 4, "image_size": 64}
-    folder = Embedder.from_pretrained("compact", **settings).save_pretrained(tmp_path / "model")
-    done = CliRunner().invoke(app, ["mine", str(folder), str(train_root), "-o", str(output), "--num", "2"])
+    done = CliRunner().invoke(app, ["mine", compact, str(train_root), "-o", str(output), "--num", "2"])
     assert done.exit_code == 0, done.output
     assert list_sets(output) == list_sets(train_root)
     for name in list_sets(output):
@@ -87,19 +101,98 @@ def test_mined_sets_train_with_their_images_and_words(train_root: Path, tmp_path
                 assert (negative.text, tuple(i.digest() for i in negative.images)) in targets
                 assert negative != example.target
     with pytest.raises(UserError, match="already exists"):
-        mine(str(folder), train_root, output, MiningRule())
+        mine(compact, train_root, output, MiningRule())
 
 
-def test_images_that_were_mined_over_are_not_encoded_again(
-    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_inputs_that_were_mined_over_are_not_encoded_again(
+    train_root: Path, tmp_path: Path, compact: str, cache: Path
 ) -> None:
-    monkeypatch.setattr("vlm2vec.training.mining.cache_folder", lambda: tmp_path / "cache")
-    model = Embedder.from_pretrained("compact", num_layers=1, visual_tokens=4, image_size=64)
-    folder = str(model.save_pretrained(tmp_path / "model"))
-    mine(folder, train_root, tmp_path / "first", MiningRule())
-    shards = sorted((tmp_path / "cache").rglob("*.safetensors"))
-    assert sum(len(load_file(shard)) for shard in shards) == 16  # both sets have the same images
-    mine(folder, train_root, tmp_path / "second", MiningRule())
-    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == shards
+    mine(compact, train_root, tmp_path / "first", MiningRule())
+    images, vectors = sorted(cache.glob("vision/**/*.safetensors")), sorted(cache.rglob("*.npy"))
+    assert sum(len(load_file(shard)) for shard in images) == 16 and vectors  # both sets have the same images
+    mine(compact, train_root, tmp_path / "second", MiningRule())
+    assert sorted(cache.glob("vision/**/*.safetensors")) == images and sorted(cache.rglob("*.npy")) == vectors
     for file in (tmp_path / "first").rglob("*.parquet"):
         assert file.read_bytes() == (tmp_path / "second" / file.relative_to(tmp_path / "first")).read_bytes()
+
+
+def test_sets_mined_together_have_negatives_of_each_other(train_root: Path, tmp_path: Path, compact: str) -> None:
+    rule = MiningRule(num=50, margin=None)
+    mine(compact, train_root, tmp_path / "apart", rule)
+    mine(compact, train_root, tmp_path / "together", rule, together=True)
+    targets = {
+        name: {(e.target.text, *(i.digest() for i in e.target.images)) for e in read_train_set(train_root, name)}
+        for name in list_sets(train_root)
+    }
+    everything = set.union(*targets.values())
+    for name in list_sets(train_root):
+        for root, expected in (("apart", targets[name]), ("together", everything)):
+            example = read_train_set(tmp_path / root, name)[0]
+            own = (example.target.text, *(i.digest() for i in example.target.images))
+            found = {(n.text, *(i.digest() for i in n.images)) for n in example.negatives}
+            assert found | {own} == expected
+
+
+class ByTable:
+    """Scores a candidate by its text; counts what it was given to prepare."""
+
+    def __init__(self, scores: dict[str, float]) -> None:
+        self.table, self.prepared = scores, 0
+
+    def prepare(self, items: Iterable[EmbeddingInput]) -> None:
+        self.prepared += len(list(items))
+
+    def scores(self, query: EmbeddingInput, candidates: Sequence[EmbeddingInput]) -> list[float]:
+        return [self.table[str(candidate.text)] for candidate in candidates]
+
+
+@pytest.mark.parametrize(
+    ("num", "margin", "kept", "scores"),
+    [
+        (3, 0.0, [3, 2], [2.0, 1.5, -1.0]),  # 1 scores above the target: a false negative
+        (1, 0.0, [3], [2.0, 1.5]),
+        (3, 1.0, [2], [2.0, -1.0]),
+        (3, -2.0, [1, 3, 2], [2.0, 3.0, 1.5, -1.0]),
+    ],
+)
+def test_a_judge_keeps_false_negatives_out(num: int, margin: float, kept: list[int], scores: list[float]) -> None:
+    examples = [TrainExample(EmbeddingInput(text=f"q {n}"), EmbeddingInput(text=f"t {n}")) for n in range(4)]
+    judge = ByTable({"t 0": 2.0, "t 1": 3.0, "t 2": -1.0, "t 3": 1.5})
+    found = judge_negatives(examples, [[1, 3, 2], [], [], []], judge, num, margin)
+    assert found[0] == [kept, [], [], []] and found[1] == [scores, [3.0], [-1.0], [1.5]]
+    assert judge.prepared == 8
+
+
+def test_judged_sets_carry_the_cosines_of_the_judge_as_scores(
+    train_root: Path, tmp_path: Path, tiny_qwen2_vl: str, compact: str
+) -> None:
+    output = tmp_path / "judged"
+    rule = MiningRule(num=2, margin=None, judged=4, judge_margin=-2.0)
+    mine(compact, train_root, output, rule, ["Color"], EmbedderJudge(tiny_qwen2_vl))
+    judge = Embedder.from_pretrained(tiny_qwen2_vl)
+    examples = read_train_set(output, "Color")
+    assert {len(example.negatives) for example in examples} == {2}
+    for example in examples[:3]:
+        vectors = judge.encode([example.query, example.target, *example.negatives])
+        np.testing.assert_allclose(example.scores, vectors[1:] @ vectors[0], atol=1e-4)
+    assert all(len(example.scores) == 1 for example in read_train_set(output, "Color", use_negatives=False))
+    mine(compact, output, tmp_path / "again", MiningRule(), ["Color"])
+    assert all(example.scores == () for example in read_train_set(tmp_path / "again", "Color"))
+
+
+def test_a_reranker_judges_by_its_log_odds(train_root: Path, tmp_path: Path, tiny_qwen2_vl: str, compact: str) -> None:
+    prompt = RerankPrompt(answers=("y", "n"))  # each is one token of the tiny tokenizer
+    rule = MiningRule(margin=None, judged=2, judge_margin=-1000)
+    mine(compact, train_root, tmp_path / "judged", rule, ["Color"], RerankerJudge(tiny_qwen2_vl, prompt))
+    reranker = Reranker.from_pretrained(tiny_qwen2_vl, prompt=prompt)
+    for example in read_train_set(tmp_path / "judged", "Color")[:2]:
+        expected = reranker.score(example.query, [example.target, *example.negatives])
+        assert len(expected) == 2
+        np.testing.assert_allclose(example.scores, expected, atol=1e-4)
+
+
+def test_a_judge_that_is_no_reranker_is_a_mistake_of_one_line(train_root: Path, tmp_path: Path, compact: str) -> None:
+    judging = ["--judge", compact, "--judge-kind", "reranker"]
+    done = CliRunner().invoke(app, ["mine", compact, str(train_root), "-o", str(tmp_path / "judged"), *judging])
+    assert isinstance(done.exception, UserError) and "has no lm_head.weight" in str(done.exception)
+    assert not (tmp_path / "judged").exists()

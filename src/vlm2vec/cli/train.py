@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -168,17 +168,37 @@ def mine(
         int, typer.Option(min=0, help="Skip this many nearest targets, which are often unmarked positives.")
     ] = 0,
     max_rank: Annotated[int, typer.Option(min=1, help="Take no target beyond this rank.")] = 100,
-    margin: Annotated[float, typer.Option(help="A negative's cosine is at least this far below the positive's.")] = 0.0,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="A negative's cosine is at least this far below the positive's. Default: 0; with --judge: any."
+        ),
+    ] = None,
+    together: Annotated[bool, typer.Option(help="Take candidates from all sets, not only the pair's own.")] = False,
+    judge: Annotated[
+        str | None, typer.Option(help="A second model that keeps out false negatives and writes soft labels.")
+    ] = None,
+    judge_kind: Annotated[
+        Literal["embedder", "reranker"], typer.Option(help="Score by cosines, or by reading each pair together.")
+    ] = "embedder",
+    judged: Annotated[int, typer.Option(min=1, help="Number of nearest candidates that the judge scores.")] = 20,
+    judge_margin: Annotated[
+        float, typer.Option(help="The judge's score of a negative is at least this far below the positive's.")
+    ] = 0.0,
 ) -> None:
     """Find hard negatives in training sets with a model, and write the sets with them.
 
     Example: vlm2vec mine compact-embed data/train -o data/mined --num 3
     """
+    from vlm2vec.training.judging import JUDGES
     from vlm2vec.training.mining import MiningRule
     from vlm2vec.training.mining import mine as run_mining
 
-    rule = MiningRule(num, skip, max_rank, margin)
-    for name, mean in run_mining(model, data, output, rule, sets or ()).items():
+    if margin is None and judge is None:
+        margin = 0.0
+    rule = MiningRule(num, skip, max_rank, margin, judged, judge_margin)
+    judging = None if judge is None else JUDGES[judge_kind](judge)
+    for name, mean in run_mining(model, data, output, rule, sets or (), judging, together).items():
         say(f"{name}: {mean:.2f} negatives for each pair")
     say(f"Sets with negatives: {output}\nNext: vlm2vec train RECIPE.yaml data.root={output}")
 

@@ -1,4 +1,4 @@
-"""Mines hard negatives with a model: for each query, the nearest targets that are not its positives.
+"""Hard negatives: the targets nearest to each query that are not its own, optionally judged by a second model.
 
 Shapes: N pairs, M distinct targets, D embedding dim.
 """
@@ -6,56 +6,59 @@ Shapes: N pairs, M distinct targets, D embedding dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from vlm2vec.cache import cache_folder
 from vlm2vec.data.collate import key_number
 from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mmeb.images import list_sets, read_train_set, write_negatives
 from vlm2vec.errors import UserError
-from vlm2vec.models.embedder import Embedder
-from vlm2vec.progress import progress_bar
-from vlm2vec.types import EmbeddingInput
+from vlm2vec.retrieval.rank import Rows
+from vlm2vec.training.judging import Judge, judge_negatives
+from vlm2vec.training.reference import ReferenceModel
 
 BLOCK, TARGETS_AT_ONCE = 1024, 8192  # a block of scores is 32 MiB, however many pairs and targets there are
 
 
 @dataclass(frozen=True)
 class MiningRule:
-    """Selection of negatives among the nearest targets.
+    """Which of the nearest targets become negatives.
 
     Attributes:
-        num: Maximum number of negatives per pair.
-        skip: Number of nearest targets to skip: they are often unmarked positives.
-        max_rank: Highest rank that is taken; None: no limit.
-        margin: Minimum difference between the positive's cosine and the negative's; None: no limit.
+        num: Maximum number of negatives of each pair.
+        skip: Number of nearest targets to skip, which are often unlabelled positives.
+        max_rank: Maximum rank of a negative; None: any.
+        margin: A negative's cosine is at least this far below the positive's; None: no limit.
+        judged: Number of nearest candidates of each pair that a judge scores.
+        judge_margin: A negative's score by the judge is at least this far below the positive's.
     """
 
     num: int = 1
     skip: int = 0
     max_rank: int | None = 100
     margin: float | None = 0.0
+    judged: int = 20
+    judge_margin: float = 0.0
 
 
 def mine_negatives(
-    queries_ND: np.ndarray,
-    targets_MD: np.ndarray,
+    queries_ND: Rows,
+    targets_MD: Rows,
     own_N: Sequence[int],
     positives: Sequence[set[int]],
     rule: MiningRule,
 ) -> list[list[int]]:
-    """Returns the hard negatives of each query as rows of `targets_MD`, nearest first.
+    """For each query, the rows of `targets_MD` that are its hard negatives, nearest first.
 
     Args:
         queries_ND: Unit-norm query vectors.
         targets_MD: Unit-norm vectors of distinct targets.
         own_N: Row of each query's positive.
-        positives: Rows that are not negatives of the query (the positives of every equal query).
-        rule: Selection rule; ranks are counted among the targets that are not positives.
+        positives: All rows that are no negatives of that query (the positives of every equal query).
+        rule: Ranks are counted among targets that are not positives.
     """
     wanted = rule.skip + rule.num if rule.max_rank is None else max(rule.max_rank, rule.skip)
     found = []
@@ -76,7 +79,7 @@ def mine_negatives(
 
 
 def _nearest(
-    queries_BD: np.ndarray, targets_MD: np.ndarray, positives: Sequence[set[int]], bar_B: np.ndarray, wanted: int
+    queries_BD: np.ndarray, targets_MD: Rows, positives: Sequence[set[int]], bar_B: np.ndarray, wanted: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns cosines and rows of each query's `wanted` nearest targets that are not positives and not above its bar.
 
@@ -101,12 +104,30 @@ def _nearest(
 
 
 def mine(
-    model: str, root: Path, output: Path, rule: MiningRule, sets: Sequence[str] = (), batch_size: int = 32
+    model: str,
+    root: Path,
+    output: Path,
+    rule: MiningRule,
+    sets: Sequence[str] = (),
+    judge: Judge | None = None,
+    together: bool = False,
 ) -> dict[str, float]:
     """Writes copies of the sets of `root` with mined negatives to `output`.
 
+    Vectors are kept in the embedding cache, so an interrupted run encodes nothing twice.
+
+    Args:
+        model: Finds the candidates.
+        root: A folder in the MMEB-train layout.
+        output: Another folder.
+        rule: Which candidates become negatives.
+        sets: Names; default: all.
+        judge: Scores the `rule.judged` nearest candidates. Candidates that it finds closer than the positive are kept
+            out, and its scores are written as soft labels.
+        together: Whether candidates come from all these sets. Default: from the pair's own set.
+
     Returns:
-        The mean number of negatives per pair, by set.
+        Mean number of negatives of a pair, by set.
 
     Raises:
         UserError: if `output` is `root` or already contains one of the sets, or for invalid input.
@@ -115,23 +136,30 @@ def mine(
     for name in names:
         if (output / name).exists():
             raise UserError(f"{output / name}: already exists; choose another output or delete it")
-    embedder = Embedder.from_pretrained(model)
-    embedder.backbone.cache_images(cache_folder() / "vision")  # shared with training and evaluation
+    finder = ReferenceModel(model)
     means = {}
-    for name in names:
-        examples = read_train_set(root, name, use_negatives=False)
-        negatives = _of_set(embedder, examples, rule, name, batch_size)
-        if embedder.backbone.vision_cache is not None:
-            embedder.backbone.vision_cache.flush()
-        write_negatives(root, name, negatives, output)
-        means[name] = sum(map(len, negatives)) / len(negatives)
+    for group in [names] if together else [[name] for name in names]:
+        by_set = {name: read_train_set(root, name, use_negatives=False) for name in group}
+        examples = [example for found in by_set.values() for example in found]
+        nearest = _of_examples(finder, examples, rule if judge is None else _for_a_judge(rule))
+        negatives, scores = nearest, None
+        if judge is not None:
+            negatives, scores = judge_negatives(examples, nearest, judge, rule.num, rule.judge_margin)
+        write_negatives(root, {name: len(found) for name, found in by_set.items()}, negatives, output, scores)
+        begin = 0
+        for name, found in by_set.items():
+            means[name] = sum(map(len, negatives[begin : begin + len(found)])) / len(found)
+            begin += len(found)
     return means
 
 
-def _of_set(
-    embedder: Embedder, examples: Sequence[TrainExample], rule: MiningRule, name: str, batch_size: int
-) -> list[list[int]]:
-    first: dict[int, int] = {}  # the first pair with this target
+def _for_a_judge(rule: MiningRule) -> MiningRule:
+    return replace(rule, num=max(rule.num, rule.judged))
+
+
+def _of_examples(finder: ReferenceModel, examples: Sequence[TrainExample], rule: MiningRule) -> list[list[int]]:
+    """For each pair, the pairs whose targets are its negatives."""
+    first: dict[int, int] = {}  # the first pair that has this target
     for i, example in enumerate(examples):
         first.setdefault(key_number(example.target), i)
     column = {key: m for m, key in enumerate(first)}
@@ -141,13 +169,10 @@ def _of_set(
     for key, m in zip(keys, own, strict=True):
         itself = {column[key]} if key in column else set()  # a target that equals the query is not a negative either
         of_query.setdefault(key, itself).add(m)
-    with progress_bar(f"encoding {name}", len(examples) + len(column)) as advance:
-
-        def encode(items: list[EmbeddingInput]) -> np.ndarray:
-            return embedder.encode(items, batch_size=batch_size, progress=advance)
-
-        queries_ND = encode([example.query for example in examples])
-        targets_MD = encode([examples[i].target for i in first.values()])
-    rows = mine_negatives(queries_ND, targets_MD, own, [of_query[key] for key in keys], rule)
+    queries = [example.query for example in examples]
     pair_of = list(first.values())
-    return [[pair_of[m] for m in chosen] for chosen in rows]
+    targets = [examples[i].target for i in pair_of]
+    finder.prepare([*queries, *targets])
+    positives = [of_query[key] for key in keys]
+    found = mine_negatives(finder.rows(queries), finder.rows(targets), own, positives, rule)
+    return [[pair_of[m] for m in chosen] for chosen in found]

@@ -15,6 +15,7 @@ from vlm2vec.models.verification.fingerprint import describe
 from vlm2vec.progress import progress_bar
 from vlm2vec.retrieval.cache_folder import default_cache
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, fill
+from vlm2vec.retrieval.rank import Rows
 from vlm2vec.training.config import Recipe
 from vlm2vec.training.gather import barrier, rank, world_size
 from vlm2vec.types import EmbeddingInput
@@ -42,8 +43,14 @@ class ReferenceModel:
         distinct = {self._key_of(item): item for item in items}
         with progress_bar(f"encoding with {self.name}", len(distinct)) as advance:
             fill(self.cache, distinct, self.embedder.encode, share=(rank(), world_size()), progress=advance)
+        if self.embedder.backbone.vision_cache is not None:
+            self.embedder.backbone.vision_cache.flush()
         barrier()
         self.cache.refresh()
+
+    def rows(self, items: Sequence[EmbeddingInput]) -> Rows:
+        """A view of the vectors of prepared inputs, in order; they are read from the cache's files on access."""
+        return self.cache.rows([self._key_of(item) for item in items])
 
     def vectors(self, items: Sequence[EmbeddingInput]) -> torch.Tensor:
         """Returns unit-norm vectors in float32 on the CPU, [U, E]; encodes inputs that the cache lacks."""

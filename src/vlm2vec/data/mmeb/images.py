@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from vlm2vec.media.pixels import PixelRules
 from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput, EvalQuery
 
 TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
+SCORED_COLUMNS = (*TRAIN_COLUMNS, "pos_score", "neg_score")
+"""What `vlm2vec mine --judge` writes: the judge's scores beside the published columns."""
 EVAL_COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 INSTRUCT_COLUMNS = ("qry_inst", "tgt_inst", *EVAL_COLUMNS)
 TRAIN_FILES = "original-*.parquet"
@@ -66,7 +68,7 @@ def read_train_set(
     """
     examples = []
     media = Media(root)
-    for where, row in _rows(root, name, WORDINGS[wording], TRAIN_COLUMNS, limit=limit):
+    for where, row in _rows(root, name, WORDINGS[wording], TRAIN_COLUMNS, SCORED_COLUMNS, limit=limit):
         query = _train_input(row["qry"], row["qry_image_path"], media, f"{where}, field qry_image_path")
         target = _train_input(row["pos_text"], row["pos_image_path"], media, f"{where}, field pos_image_path")
         found = [
@@ -76,8 +78,10 @@ def read_train_set(
         if query is None or target is None:
             side = "qry" if query is None else "pos_text"
             raise UserError(f"{where}: field {side} and its image are both empty; remove the row or fill one")
-        negatives = tuple(negative for negative in found if negative is not None) if use_negatives else ()
-        examples.append(TrainExample(query, target, negatives, name, origin=where))
+        negatives = tuple(negative for negative in found if negative is not None)
+        scores = _scores(row, len(negatives), where)
+        example = TrainExample(query, target, negatives, name, origin=where, scores=scores)
+        examples.append(example if use_negatives else example.without_negatives())
     return examples
 
 
@@ -167,24 +171,43 @@ def _side_texts(row: dict[str, Any], kind: Kind | None, name: str, quirks: Quirk
     return _Texts((row["qry_text"] or "").strip(), [text.strip() for text in texts], identities, asks, wants)
 
 
-def write_negatives(root: Path, name: str, negatives: Sequence[Sequence[int]], output: Path) -> None:
-    """Writes a copy of a set with mined negatives: lists in the `neg_*` columns, with one entry per negative.
+def _scores(row: dict[str, Any], num_negatives: int, where: str) -> tuple[float, ...]:
+    """The judge's scores of the target, then of the negatives; () if the set has none."""
+    if row.get("pos_score") is None:
+        return ()
+    if len(row["neg_score"]) != num_negatives:
+        raise UserError(f"{where}: field neg_score: expected a list of {num_negatives} numbers, one for each negative")
+    return (row["pos_score"], *row["neg_score"])
+
+
+def write_negatives(
+    root: Path,
+    sizes: Mapping[str, int],
+    negatives: Sequence[Sequence[int]],
+    output: Path,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> None:
+    """Writes sets again with mined negatives: lists in the `neg_*` columns, one entry a negative.
 
     Args:
-        root: The data folder that contains the set.
-        name: Folder of the set.
-        negatives: For each pair in reading order, the indices of the pairs whose positives are its negatives.
-        output: The output data folder; the images of `root` are linked into it.
+        root: The data folder that the sets were read from.
+        sizes: Number of pairs of each set, by its folder's name.
+        negatives: For each pair, in reading order over all the sets, the pairs whose positives are its negatives.
+        output: Another data folder; the images of `root` are linked into it.
+        scores: For each pair, scores of its target and then of its negatives, written as further columns. None: none.
     """
-    rows = [row for _, row in _rows(root, name, TRAIN_FILES, TRAIN_COLUMNS)]
+    found = [row for name in sizes for _, row in _rows(root, name, TRAIN_FILES, TRAIN_COLUMNS, SCORED_COLUMNS)]
+    rows = [{column: row[column] for column in TRAIN_COLUMNS} for row in found]
+    judged = [{"pos_score": positive, "neg_score": rest} for positive, *rest in scores] if scores else [{}] * len(rows)
     texts, paths = ([row[column] for row in rows] for column in ("pos_text", "pos_image_path"))
-    table = pa.Table.from_pylist(
-        [
-            {**row, "neg_text": [texts[j] for j in chosen], "neg_image_path": [paths[j] for j in chosen]}
-            for row, chosen in zip(rows, negatives, strict=True)
-        ]
-    )
-    _write_set(output, name, table)
+    mined = [
+        {**row, "neg_text": [texts[j] for j in chosen], "neg_image_path": [paths[j] for j in chosen], **more}
+        for row, chosen, more in zip(rows, negatives, judged, strict=True)
+    ]
+    begin = 0
+    for name, size in sizes.items():
+        _write_set(output, name, pa.Table.from_pylist(mined[begin : begin + size]))
+        begin += size
     for images in ("images", "images_zip", "images.zip"):
         link = output / images
         if (root / images).exists() and not link.exists():

@@ -78,7 +78,7 @@ def _tied_rows(backbone: Backbone, ids: list[int], source: str) -> torch.Tensor:
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     tied = getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)
-    if not tied:
+    if not tied or not hasattr(model, "get_input_embeddings"):
         raise UserError(f"{source}: has no {HEAD}; expected a model that generates text, to rerank without training")
     weight: torch.Tensor = model.get_input_embeddings().weight
     return weight.detach()[ids].cpu()
