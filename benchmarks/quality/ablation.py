@@ -7,8 +7,8 @@
 2. table     each ingredient alone, then all of them, on all training pairs, every seed.
 
 Every run is kept, so an interrupted command continues where it stopped. `ablation.md` is written again after each run.
-`--set key=value` changes every run's recipe, `--task` keeps some of the evaluation sets. Any folder in this layout does:
-with `--recipe recipes/demo.yaml --data` the prepared demo benchmark.
+`--set key=value` changes every run's recipe, `--task` keeps some of the evaluation sets. For the prepared
+demo benchmark add `--recipe recipes/demo.yaml`.
 """
 
 from __future__ import annotations
