@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_the_installed_transformers_has(name: str) -> None:
 
 
 def test_a_name_that_is_gone_is_an_error_that_says_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(transformers.conversion_mapping, "get_model_conversion_mapping")
+    monkeypatch.delattr(import_module("transformers.conversion_mapping"), "get_model_conversion_mapping")
     with pytest.raises(UserError, match=r"has no transformers\.conversion_mapping\.get_model") as error:
         transformers_internals.weight_renamings(None)
     assert "adapters made with older classes" in str(error.value) and "constraints.txt" in str(error.value)

@@ -211,7 +211,7 @@ def test_the_command_line_asks_the_server_without_loading_a_model(server: Server
     want = httpx.post(f"{server.url}/v1/search", json={"query": TEXTS[1], "k": 2}).json()["results"]
     code = (
         "import sys; from vlm2vec.cli import run; status = run(sys.argv[1:]); "
-        "heavy = {'torch', 'transformers', 'lancedb'} & set(sys.modules); sys.exit(status or str(heavy) * bool(heavy))"
+        "heavy = {'torch', 'transformers', 'lancedb'} & set(sys.modules); sys.exit(str(heavy) if heavy else status)"
     )
     asked = ["search", TEXTS[1], "--server", server.url, "-k", "2", "--json"]
     done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True, check=False)

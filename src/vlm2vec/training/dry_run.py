@@ -5,11 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-
-from vlm2vec.data.mmeb.images import write_train_set
 from vlm2vec.models.registry import KNOWN
 from vlm2vec.training.config import Recipe
+from vlm2vec.training.made_sets import make_set
 from vlm2vec.training.run import read_log, train
 from vlm2vec.training.tiny import write_tiny
 
@@ -40,19 +38,8 @@ def _in_small(recipe: Recipe, folder: Path) -> Recipe:
     if not recipe.data.root.is_dir():
         values["data"]["root"] = folder / "data"
         for set_name in recipe.data.sets or ["Made"]:
-            _make_set(folder / "data", set_name)
+            make_set(folder / "data", set_name, PAIRS)
     values["data"] |= {"max_pairs": 4 * PAIRS, "sub_batch_size": PAIRS // 2, "num_workers": 0}
     values["train"] |= {"steps": STEPS, "warmup_steps": 0, "batch_size": PAIRS, "log_steps": 1, "save_steps": STEPS}
     values["train"] |= {"report_to": [], "reuse_vision": "step" if recipe.train.reuse_vision != "no" else "no"}
     return Recipe.model_validate(values | {"evaluate": None, "output": folder / "run"})
-
-
-def _make_set(root: Path, name: str) -> None:
-    rows = []
-    for i in range(PAIRS):
-        path = f"images/{name}/{i}.png"
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40 + 9 * i, 40), (30 * i, 255 - 30 * i, 90)).save(root / path)
-        words = f"picture {'very ' * i}{i}"
-        rows.append({"qry": f"<|image_1|>\nWhat is it? {i}\n", "qry_image_path": path, "pos_text": words})
-    write_train_set(root, name, rows)
