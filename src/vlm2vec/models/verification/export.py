@@ -66,7 +66,7 @@ def export(source: str, to: str, output: Path, **options: Any) -> Exported:
 
     def write(beside: Path) -> None:
         if to in ("onnx", "openvino"):
-            results.append(_export_towers(embedder, to, beside, expected))
+            results.append(_export_components(embedder, to, beside, expected))
         else:
             results.append(_export_folder(embedder, to, beside, expected))
         if results[0].cosine < compare.SAME:
@@ -112,7 +112,9 @@ class _Component(nn.Module):
         return vectors
 
 
-def _export_towers(embedder: Embedder, to: str, folder: Path, expected: dict[EmbeddingInput, np.ndarray]) -> Exported:
+def _export_components(
+    embedder: Embedder, to: str, folder: Path, expected: dict[EmbeddingInput, np.ndarray]
+) -> Exported:
     backbone = embedder.backbone
     kinds = {"text": [item for item in expected if not item.images]}
     if isinstance(backbone, DualEncoder):
