@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.data.mmeb.media import IMAGE_ENDINGS
 from vlm2vec.errors import UserError, shown
-from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows
+from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, parquet_errors, plain_rows
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.text import decode, read_text
 
@@ -92,22 +91,28 @@ def _csv_rows(source: Path) -> Rows:
 
 
 def _parquet_rows(source: Path) -> Rows:
-    try:
+    with parquet_errors(source):
         table = pq.ParquetFile(source)
         names = table.schema_arrow.names
         held = image_columns(table.schema_arrow)
-        plain, number = [name for name in names if name not in held], 0
-        for batch in table.iter_batches(columns=[*plain, *columns_to_read(table, held)]):
+        plain = [name for name in names if name not in held]
+        batches = table.iter_batches(columns=[*plain, *columns_to_read(table, held)])
+    number, path = 0, str(source.absolute())
+    while True:
+        with parquet_errors(source):
+            batch = next(batches, None)
+            if batch is None:
+                return
             found = images_of_rows(batch, held, number)
-            rows = batch.select(plain).to_pylist() if plain else [{}] * batch.num_rows
-            for values, members in zip(rows, found, strict=True):
-                place, path = f"row {number}", str(source.absolute())
-                origin = f"{source}, {place}"
-                cells = {name: [ImageRef(path, one, origin=origin) for one in members[name]] for name in held}
-                yield place, {name: cells.get(name, values.get(name)) for name in names}
-                number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{source}: not a readable parquet file ({error})") from error
+            rows = plain_rows(batch, plain)
+        for values, members in zip(rows, found, strict=True):
+            place = f"row {number}"
+            origin = f"{source}, {place}"
+            if isinstance(values, str):
+                raise UserError(f"{origin}: {values}")
+            cells = {name: [ImageRef(path, one, origin=origin) for one in members[name]] for name in held}
+            yield place, {name: cells.get(name, values.get(name)) for name in names}
+            number += 1
 
 
 def _folder_rows(source: Path) -> Rows:

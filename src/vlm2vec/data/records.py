@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.json_lines import JsonLines, json_object
 from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.media import archives
-from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows
+from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, parquet_errors, plain_rows
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.text import decode
 from vlm2vec.media.videos import VideoRef
@@ -242,10 +241,8 @@ class _Table:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        try:
+        with parquet_errors(file):
             self._table = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{file}: not a readable parquet file ({error})") from error
         schema = self._table.schema_arrow
         unknown = sorted(set(schema.names) - set(FLAT) - FIELDS)
         if unknown:
@@ -256,18 +253,18 @@ class _Table:
         self.sizes = [self._table.metadata.row_group(i).num_rows for i in range(self._table.num_row_groups)]
 
     def read(self, number: int) -> list[Record]:
-        """Reads the rows of a group; image cells are referenced, not loaded."""
-        try:
+        """Rows of a group; cells of images are only named."""
+        with parquet_errors(self._file):
             table = self._table.read_row_group(number, columns=[*self._columns, *self._looked_at])
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{self._file}: not a readable parquet file ({error})") from error
         begin = sum(self.sizes[:number])
-        rows = table.select(self._columns).to_pylist() if self._columns else [{}] * self.sizes[number]
+        rows = plain_rows(table, self._columns)
         members = images_of_rows(table, self._held, begin)
         return [self._record(begin + i, row, members[i]) for i, row in enumerate(rows)]
 
-    def _record(self, number: int, row: dict[str, Any], members: dict[str, list[str]]) -> Record:
+    def _record(self, number: int, row: dict[str, Any] | str, members: dict[str, list[str]]) -> Record:
         where = f"{self._file}, row {number}"
+        if isinstance(row, str):
+            raise UserError(f"{where}: {row}")
         sides: dict[str, dict[str, Any]] = {}
         for name, value in row.items():
             side, _, part = name.partition("_")

@@ -22,6 +22,7 @@ from vlm2vec.data.mmeb.instruct import Kind
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.errors import UserError, did_you_mean
 from vlm2vec.evaluation.metrics import META_TASKS, MODALITIES, TASK_METRICS
+from vlm2vec.media.text import read_text
 
 SHIPPED = Path(__file__).with_name("benchmarks")
 REVISIONS_FILE = "revisions.json"
@@ -186,8 +187,8 @@ def read_benchmark(name: str | Path) -> tuple[Benchmark, Path]:
         near = did_you_mean(Path(name).stem, known) or "."
         raise UserError(f"{path}: no such benchmark file{near} Give a YAML file or one of {', '.join(known)}")
     try:
-        benchmark = Benchmark.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        benchmark = Benchmark.model_validate(yaml.safe_load(read_text(path)))
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     except ValidationError as error:
         raise UserError(f"{path}: {_problems(error)}") from error

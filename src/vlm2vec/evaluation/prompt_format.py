@@ -5,7 +5,6 @@ Prompts are shown before the family's processor expands each image or video toke
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from vlm2vec.media.videos import VideoRef
 from vlm2vec.models import st_reading
 from vlm2vec.models.checkpoints import adapters, hub, known
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, read_embedder_file
+from vlm2vec.models.checkpoints.tensors import read_object
 from vlm2vec.models.prompts import PLACEHOLDER, PromptTemplate, place_video
 from vlm2vec.models.registry import BUILT_IN, families_with_tokens, media_tokens, shipped_folder
 from vlm2vec.planning.geometry import config_of
@@ -116,8 +116,7 @@ def format_of(model: str) -> PromptFormat:
 
 
 def _format(family: str, template: PromptTemplate, folder: Path, options: dict[str, Any]) -> PromptFormat:
-    file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings = read_object(folder / "tokenizer_config.json")
     special = {name: value for name, value in settings.items() if name.endswith("_token") and isinstance(value, str)}
     return PromptFormat(family, template, int(options.get("num_frames", NUM_FRAMES)), special)
 

@@ -15,12 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.errors import UserError, shown
 from vlm2vec.jobs.records import Record, SourceSettings, row_version
-from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows
+from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, parquet_errors, plain_rows
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.text import printable, read_lines, require_unicode
 from vlm2vec.retrieval.metadata import column_name, own, plain_value, renamed_columns
@@ -163,17 +162,21 @@ def _csv_lines(path: Path, encoding: str) -> Iterator[str]:
 
 
 def _parquet(path: Path, encoding: str) -> Iterator[Row]:
-    try:
+    with parquet_errors(path):
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({error})") from error
-    cells = image_columns(file.schema_arrow)
-    plain = [name for name in file.schema_arrow.names if name not in cells]
-    number = 0
-    for batch in file.iter_batches(columns=[*plain, *columns_to_read(file, cells)], batch_size=256):
-        rows = batch.select(plain).to_pylist() if plain else [{} for _ in range(batch.num_rows)]
-        for row, members in zip(rows, images_of_rows(batch, cells, number), strict=True):
+        cells = image_columns(file.schema_arrow)
+        plain = [name for name in file.schema_arrow.names if name not in cells]
+        columns = [*plain, *columns_to_read(file, cells)]
+    number, batches = 0, file.iter_batches(columns=columns, batch_size=256)
+    while True:
+        with parquet_errors(path):  # not around `yield`: an error of the consumer is none of the file
+            batch = next(batches, None)
+            if batch is None:
+                return
+            rows = plain_rows(batch, plain)
+            members = images_of_rows(batch, cells, number)
+        for row, found in zip(rows, members, strict=True):
             # A cell is a reference into the table, which is read when the cell is encoded.
-            images = {name: [ImageRef(str(path), member) for member in found] for name, found in members.items()}
-            yield number, {**row, **images}
+            images = {name: [ImageRef(str(path), member) for member in named] for name, named in found.items()}
+            yield number, row if isinstance(row, str) else {**row, **images}
             number += 1

@@ -9,7 +9,8 @@ from __future__ import annotations
 import bisect
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,20 @@ from vlm2vec.errors import UserError, shown
 Kind = Literal["text", "image", "images", "other"]
 CELL = re.compile(r"(.+)\[(\d+)\]")
 types = pa.types
+
+
+@contextmanager
+def parquet_errors(path: str | Path) -> Iterator[None]:
+    """Turns what pyarrow raises of a damaged file or an unsupported column into one line with the file.
+
+    Raises:
+        UserError: naming the file and the first line of pyarrow's message.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a readable parquet file ({reason}); write it or download it again") from error
 
 
 def cell_kind(kind: pa.DataType) -> Kind:
@@ -75,6 +90,32 @@ def columns_to_read(file: pq.ParquetFile, names: Sequence[str]) -> list[str]:
 
 def _has_bytes(kind: pa.DataType) -> bool:
     return bool(types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
+def plain_rows(rows: Any, names: Sequence[str]) -> list[dict[str, Any] | str]:
+    """Rows of an Arrow table or batch as Python values; a row whose text is not valid UTF-8 is the reason instead.
+
+    Arrow does not check texts when it reads them.
+    """
+    if not names:
+        return [{} for _ in range(rows.num_rows)]
+    chosen = rows.select(names)
+    try:
+        found: list[dict[str, Any] | str] = chosen.to_pylist()
+        return found
+    except UnicodeDecodeError:
+        return [_plain_row(chosen.slice(i, 1)) for i in range(chosen.num_rows)]
+
+
+def _plain_row(row: Any) -> dict[str, Any] | str:
+    values: dict[str, Any] = {}
+    for name in row.schema.names:
+        try:
+            values[name] = row.column(name).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
+            return f"column {name}: not valid UTF-8 at {byte}; write the column again"
+    return values
 
 
 def images_of_rows(rows: Any, names: Sequence[str], first: int) -> list[dict[str, list[str]]]:
@@ -135,7 +176,9 @@ class ParquetImages:
     """
 
     def __init__(self, path: str) -> None:
-        self._path, self._file = Path(path), pq.ParquetFile(path)
+        self._path = Path(path)
+        with parquet_errors(path):
+            self._file = pq.ParquetFile(path)
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._begins = [0, *accumulate(counts)][:-1]
         self._recent: tuple[int, str, Any] = (-1, "", None)
@@ -149,7 +192,8 @@ class ParquetImages:
             if cell_kind(schema.field(name).type) == "image":
                 found += [f"{name}[{row}]" for row in range(rows)]
             else:
-                column = self._file.read(columns=[name]).column(name)
+                with parquet_errors(self._path):
+                    column = self._file.read(columns=[name]).column(name)
                 found += [member for members in image_members(column, name, 0) for member in members]
         return found
 
@@ -164,7 +208,9 @@ class ParquetImages:
         group = bisect.bisect_right(self._begins, places[0]) - 1
         with self._lock:
             if self._recent[:2] != (group, column):
-                self._recent = (group, column, self._file.read_row_group(group, columns=[column]).column(column))
+                with parquet_errors(self._path):
+                    rows = self._file.read_row_group(group, columns=[column])
+                self._recent = (group, column, rows.column(column))
             value = self._recent[2][places[0] - self._begins[group]].as_py()
         for place in places[1:]:
             value = value[place] if value and place < len(value) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -13,11 +14,25 @@ from vlm2vec.errors import UserError, shown
 ENCODING = "utf-8-sig"
 """UTF-8, with or without a byte order mark."""
 SURROGATE = re.compile("[\ud800-\udfff]")
-MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+MARK = "\ufeff"
+MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def _newline(encoding: str) -> bytes:
+    """The end of a line in an encoding.
+
+    Raises:
+        UserError: if Python has no such encoding of text.
+    """
+    try:
+        return "\n".encode(encoding)
+    except (LookupError, ValueError) as error:
+        expected = "expected a name such as utf-8, cp1252 or utf-16"
+        raise UserError(f"encoding {shown(encoding)} is unknown; {expected}") from error
 
 
 def decode(content: bytes, where: str, encoding: str = ENCODING) -> str:
-    """Decodes bytes to text.
+    """Bytes as text, without byte order marks at the beginning.
 
     Args:
         content: Bytes of a file or of a line.
@@ -25,21 +40,22 @@ def decode(content: bytes, where: str, encoding: str = ENCODING) -> str:
         encoding: Name of a Python codec.
 
     Raises:
-        UserError: for an unknown encoding or an invalid byte; the message gives its position.
+        UserError: for an unknown encoding, bytes that are not valid in it, naming the first, or a NUL byte, which is
+            valid in UTF-8 but stands in no text: the file is UTF-16 or UTF-32, or no text at all.
     """
+    _newline(encoding)
+    name = "UTF-8" if encoding == ENCODING else encoding
+    advice = "save it as UTF-8, or give the encoding, such as"
     try:
-        return content.decode(encoding)
-    except LookupError as error:
-        raise UserError(
-            f"unknown encoding {shown(encoding)}; expected a name such as utf-8, cp1252 or utf-16"
-        ) from error
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        name = "UTF-8" if encoding == ENCODING else encoding
         likely = next((other for mark, other in MARKS.items() if content.startswith(mark)), "cp1252")
-        raise UserError(
-            f"{where}: not valid {name} at byte {error.start} (0x{content[error.start]:02x}); "
-            f"save it as UTF-8, or give the encoding, such as {likely}"
-        ) from error
+        byte = f"at byte {error.start} (0x{content[error.start]:02x})"
+        raise UserError(f"{where}: not valid {name} {byte}; {advice} {likely}") from error
+    if "\0" in text:
+        likely = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
+        raise UserError(f"{where}: not valid {name} text: NUL at character {text.index(chr(0)) + 1}; {advice} {likely}")
+    return text.lstrip(MARK)
 
 
 def read_text(path: Path, encoding: str = ENCODING) -> str:
@@ -62,8 +78,8 @@ def read_lines(path: Path, encoding: str = ENCODING) -> Iterator[tuple[int, str 
         UserError: if the file is not readable, or is invalid in an encoding such as UTF-16 that cannot be split into
             lines before decoding.
     """
-    if encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32")):
-        yield from enumerate(read_text(path, encoding).splitlines(keepends=True), start=1)
+    if _newline(encoding) not in (b"\n", codecs.BOM_UTF8 + b"\n"):  # lines cannot be told apart as bytes
+        yield from enumerate(io.StringIO(read_text(path, encoding), newline="\n"), start=1)
         return
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):

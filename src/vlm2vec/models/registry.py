@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 from pathlib import Path
 
 from vlm2vec.errors import UserError, did_you_mean
 from vlm2vec.models.backbones.base import Backbone, MediaTokens
+from vlm2vec.models.checkpoints.tensors import read_object
 
 BUILT_IN = {
     "compact": "vlm2vec.models.backbones.compact.model:Compact",
@@ -88,10 +88,7 @@ def _model_type(source: str, revision: str | None) -> str:
             return "open_clip"
         if not config.is_file():
             raise UserError(f"{folder}: not a checkpoint; expected config.json or embedder.json in this folder")
-        try:
-            return str(json.loads(config.read_text()).get("model_type", ""))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{config}: not valid JSON ({error})") from error
+        return str(read_object(config).get("model_type", ""))
     if folder.exists() or source.startswith((".", "/", "~")):
         raise UserError(
             f"{source}: no such checkpoint folder; expected a folder, a hub id or one of {', '.join(KNOWN)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import UserError, shown
+from vlm2vec.models.checkpoints.tensors import read_object
 
 MODELS_FILE = Path(__file__).parent / "models.yaml"
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "image_size": 336, "patch_size": 14}
@@ -144,12 +144,8 @@ def config_of(source: str) -> dict[str, Any]:
     path = Path(source) / "config.json"
     if not path.is_file():
         known = ", ".join(sorted(known_configs()))
-        raise UserError(f"{source}: planning requires a folder with a config.json, or one of {known}")
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    return config
+        raise UserError(f"{source}: planning needs a folder with a config.json, or one of {known}")
+    return read_object(path)
 
 
 def geometry_of(source: str, options: Mapping[str, Any] | None = None) -> Geometry:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm2vec.errors import UserError, shown
+from vlm2vec.errors import UserError
 from vlm2vec.retrieval.lance_tables import (
     FACTS,
     column_types,
-    disk_errors,
+    first_line,
     kind_of,
+    lance_errors,
     new_schema,
     plain_row,
     rows_of,
@@ -70,18 +71,19 @@ def open_lance(uri: str, create: StoreFacts | None) -> LanceStore:
     empty = not there or (Path(uri).is_dir() and not any(Path(uri).iterdir()))
     if not there and create is None:
         raise absent(uri)
-    database = lancedb.connect(folder)
     try:
+        database = lancedb.connect(folder)
         table = database.open_table(name)
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         if create is None or ("://" not in uri and not empty):
-            raise UserError(f"{uri}: not a LanceDB table ({_first_line(error)})") from error
-        with disk_errors(uri):
+            raise UserError(f"{uri}: not a LanceDB table ({first_line(error)})") from error
+        with lance_errors(uri):
             table = database.create_table(name, schema=new_schema(create))
-    about = (table.schema.metadata or {}).get(FACTS)
-    if about is None:
-        raise UserError(f"{uri}: a LanceDB table that vlm2vec index did not make; choose another --store")
-    return LanceStore(uri, table, StoreFacts.from_json(about.decode()))
+    with lance_errors(uri):
+        about = (table.schema.metadata or {}).get(FACTS)
+        if about is None:
+            raise UserError(f"{uri}: a LanceDB table that vlm2vec index did not make; choose another --store")
+        return LanceStore(uri, table, StoreFacts.from_json(about.decode()))
 
 
 def _place(uri: str) -> tuple[str, str]:
@@ -111,18 +113,19 @@ class LanceStore:
 
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of the rows that match a filter."""
-        with self._filter_errors(where):
+        with self._errors(where):
             return int(self._table.count_rows(self._resolved(where)))
 
     def fields(self) -> dict[str, str]:
         """Fields of the metadata with their types."""
-        return {one.name: kind_of(one.type) for one in self._table.schema if not _internal(one.name)}
+        with lance_errors(self.uri):
+            return {one.name: kind_of(one.type) for one in self._table.schema if not _internal(one.name)}
 
     def upsert(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> None:
         """Adds rows, or replaces rows of the same key, in one commit."""
         if not keys:
             return
-        with disk_errors(self.uri):
+        with self._errors():
             merge = self._table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
             merge.execute(self._rows(keys, vectors_ND, metadata))
 
@@ -134,7 +137,7 @@ class LanceStore:
         if "://" in self.uri:
             self.upsert(keys, vectors_ND, metadata)
         elif keys:
-            with disk_errors(self.uri):
+            with self._errors():
                 self._table.add(self._rows(keys, vectors_ND, metadata))
 
     def _rows(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -146,16 +149,16 @@ class LanceStore:
     def delete(self, keys: Sequence[str]) -> None:
         """Removes rows; absent keys are ignored."""
         for start in range(0, len(keys), KEYS_AT_ONCE):
-            with disk_errors(self.uri):
+            with self._errors():
                 self._table.delete(_among(keys[start : start + KEYS_AT_ONCE]))
 
     def scan(
         self, fields: Sequence[str] | None = None, where: str | None = None, *, vectors: bool = False
     ) -> Iterator[Rows]:
         """All rows, or those that match a filter, in blocks."""
-        query = self._table.search().select(self._columns(fields, vectors))
-        query = query.where(self._resolved(where)) if where else query
-        with self._filter_errors(where):
+        with self._errors(where):
+            query = self._table.search().select(self._columns(fields, vectors))
+            query = query.where(self._resolved(where)) if where else query
             for batch in query.to_batches(SCAN_ROWS):
                 if batch.num_rows:
                     yield rows_of(batch)
@@ -174,12 +177,12 @@ class LanceStore:
     def search(self, vector_D: np.ndarray, k: int, where: str | None = None, *, exact: bool = False) -> list[Hit]:
         """The k nearest rows, best first; through the index if there is one, unless `exact`."""
         vector = np.asarray(vector_D, dtype=self.facts.precision)
-        query = self._table.search(vector, vector_column_name="vector").distance_type("cosine").limit(k)
-        query = query.select([*self._columns(None, vectors=False), "_distance"])
-        query = query.where(self._resolved(where), prefilter=True) if where else query
-        if self._probes:
-            query = query.bypass_vector_index() if exact else query.nprobes(self._probes).refine_factor(REFINE)
-        with self._filter_errors(where):
+        with self._errors(where):
+            query = self._table.search(vector, vector_column_name="vector").distance_type("cosine").limit(k)
+            query = query.select([*self._columns(None, vectors=False), "_distance"])
+            query = query.where(self._resolved(where), prefilter=True) if where else query
+            if self._probes:
+                query = query.bypass_vector_index() if exact else query.nprobes(self._probes).refine_factor(REFINE)
             rows = query.to_list()
         return best_first([Hit(row.pop("key"), 1.0 - row.pop("_distance"), plain_row(row)) for row in rows])
 
@@ -191,16 +194,16 @@ class LanceStore:
         """
         offered = KINDS if self.facts.dim % RQ_DIVISOR == 0 else KINDS[1:]
         chosen = choose_kind(self.count(), kind, above=offered[0], offered=offered)
-        if chosen.kind != "exact":
-            self._index_keys()
-        with disk_errors(self.uri):
+        with self._errors():
+            if chosen.kind != "exact":
+                self._index_keys()
             self._table.optimize(cleanup_older_than=timedelta(days=1))
             if self._probes and chosen.kind == "exact":
                 self._table.drop_index(INDEX_NAME)
             elif chosen.kind != "exact" and self._index_kind() != chosen.kind:
                 config = _index_config(chosen.kind, self.count())
                 self._table.create_index("vector", config=config, replace=True, name=INDEX_NAME)
-        self._probes = self._count_probes()
+            self._probes = self._count_probes()
         return chosen
 
     def close(self) -> None:
@@ -268,15 +271,8 @@ class LanceStore:
                 else:
                     self._table.alter_columns({"path": name, "rename": before})
 
-    @contextmanager
-    def _filter_errors(self, where: str | None) -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, RuntimeError, OSError) as error:
-            if where is None:
-                raise
-            fields = ", ".join(self.fields()) or "none"
-            raise UserError(f"filter {shown(where)}: {_first_line(error)}; metadata of {self.uri}: {fields}") from error
+    def _errors(self, where: str | None = None) -> AbstractContextManager[None]:
+        return lance_errors(self.uri, where, self.fields() if where else ())
 
 
 def _internal(name: str) -> bool:
@@ -302,11 +298,3 @@ def _among(keys: Sequence[str]) -> str:
     """A filter for these keys."""
     quoted = ", ".join("'" + key.replace("'", "''") + "'" for key in keys)
     return f"key IN ({quoted})"
-
-
-def _first_line(error: Exception) -> str:
-    """Lance's message, without the place in its source and its own columns."""
-    line = str(error).splitlines()[0].split(", /")[0].split(". Valid fields")[0]
-    for noise in ("lance error: ", "Invalid input, ", "Schema error: ", "Invalid user input: "):
-        line = line.replace(noise, "")
-    return line

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlm2vec.errors import UserError, shown
 from vlm2vec.retrieval.metadata import RESERVED, as_text
 from vlm2vec.retrieval.vector_store import Rows, StoreFacts
 
@@ -19,23 +20,51 @@ if TYPE_CHECKING:
 FACTS = b"vlm2vec"
 """Key of the store's facts in the metadata of its schema."""
 
+PANIC = "PanicException"  # of the Rust code below LanceDB, no subclass of Exception
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
-def disk_errors(uri: str) -> Iterator[None]:
-    """Turns a `RuntimeError` of Lance about the disk (full, read-only) into an `OSError` that names the store.
+def lance_errors(uri: str, where: str | None = None, fields: Iterable[str] = ()) -> Iterator[None]:
+    """Turns what LanceDB raises into one line with the store; every call of LanceDB is inside of it.
 
     A write that fails is no commit, so the store keeps the rows that it had.
+
+    Args:
+        uri: The store.
+        where: The filter of the call, and
+        fields: the store's metadata, for the message.
+
+    Raises:
+        OSError: naming the store, if the disk is full, read-only or failing.
+        UserError: for a filter that LanceDB refuses, or a store that it cannot read or write.
     """
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except UserError:
+        raise
+    except BaseException as error:
         found = OS_ERROR.search(str(error))
-        if found is None:
-            raise
-        number = int(found[1])
-        raise OSError(number, os.strerror(number), uri) from error
+        if not isinstance(error, ValueError | RuntimeError | OSError | NotImplementedError):
+            if type(error).__name__ != PANIC:
+                raise
+        elif found:
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), uri) from error
+        line = first_line(error)
+        if where is None or "Not found" in line:
+            advice = "if it stays so, the store is damaged: index into a new one"
+            raise UserError(f"{uri}: LanceDB cannot read or write this store ({line}); {advice}") from error
+        names = ", ".join(fields) or "none"
+        raise UserError(f"filter {shown(where)}: {line}; metadata of {uri}: {names}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Lance's message, without the place in its source and its own columns."""
+    line = (str(error).splitlines() or [type(error).__name__])[0].split(", /")[0].split(". Valid fields")[0]
+    for noise in ("lance error: ", "Invalid input, ", "Schema error: ", "Invalid user input: "):
+        line = line.replace(noise, "")
+    return line[:300]
 
 
 def new_schema(facts: StoreFacts) -> pa.Schema:

@@ -57,8 +57,17 @@ class StoreFacts:
 
     @staticmethod
     def from_json(text: str) -> StoreFacts:
-        """The facts from the output of `to_json`."""
-        return StoreFacts(**json.loads(text))
+        """The facts from the output of `to_json`.
+
+        Raises:
+            UserError: if another version wrote them.
+        """
+        try:
+            return StoreFacts(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"facts of the store {shown(text)}: made by another version of vlm2vec; index again"
+            ) from error
 
     def require_same_model(self, other: StoreFacts, uri: str) -> None:
         """Refuses vectors of another model.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from vlm2vec.models.checkpoints.adapters import CONFIG_FILE, find_adapter
+from vlm2vec.models.checkpoints.tensors import read_object
 from vlm2vec.models.registry import shipped_folder
 
 NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "dora": "use_dora"}
@@ -16,5 +16,5 @@ def adapter_settings(base: str) -> dict[str, Any] | None:
     folder = find_adapter(str(shipped_folder(base) or base))
     if folder is None:
         return None
-    about = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    about = read_object(folder / CONFIG_FILE)
     return {key: about[name] for key, name in NAMES.items() if name in about}

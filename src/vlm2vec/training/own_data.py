@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from vlm2vec.data.pairs import BENCHMARK_FILE, SET_NAME, Pairs, describe, hold_out, read_pairs, write_pairs
 from vlm2vec.errors import UserError
 from vlm2vec.files import write_text
-from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
+from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, read_embedder_file
 from vlm2vec.models.registry import BUILT_IN, shipped_folder
 from vlm2vec.planning.geometry import config_of
 from vlm2vec.training.base_adapter import adapter_settings
@@ -134,7 +133,7 @@ def _by_family(base: str) -> dict[str, Any]:
 def _origin(base: str) -> str:
     """Returns the base model of a checkpoint folder; any other base is returned unchanged."""
     file = Path(shipped_folder(base) or base) / EMBEDDER_FILE
-    return str(json.loads(file.read_text(encoding="utf-8"))["base"]) if file.is_file() else base
+    return read_embedder_file(file.parent).base if file.is_file() else base
 
 
 def _family(base: str) -> str | None:

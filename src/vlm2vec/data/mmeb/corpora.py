@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vlm2vec.data.json_lines import read_json_lines
 from vlm2vec.data.mmeb.images import read_parquet
 from vlm2vec.data.mmeb.media import Media
 from vlm2vec.errors import UserError
@@ -202,14 +203,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Row]]:
         for number, row in enumerate(read_parquet(file).to_pylist()):
             yield f"{file}, row {number}", row
         return
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{file}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number}: not valid JSON ({error})") from error
+    yield from read_json_lines(file)
 
 
 FAMILIES = {

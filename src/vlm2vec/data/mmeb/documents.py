@@ -18,6 +18,7 @@ from vlm2vec.data.mmeb.instruct import joined
 from vlm2vec.data.mmeb.media import Media
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.errors import UserError
+from vlm2vec.media.cells import parquet_errors
 from vlm2vec.media.images import ImageRef
 from vlm2vec.types import EmbeddingInput, EvalQuery
 
@@ -82,7 +83,8 @@ def _rows(folder: Path, part: str, columns: tuple[str, ...]) -> Iterator[tuple[s
     if not files:
         raise UserError(f"{folder}: no {part}/*.parquet found; `vlm2vec data check` prints how to download it")
     for file in files:
-        names = pq.read_schema(file).names
+        with parquet_errors(file):
+            names = pq.read_schema(file).names
         for column in columns:
             if column not in names:
                 raise UserError(f"{file}: column {column} is missing; expected {', '.join(columns)}")

@@ -16,6 +16,7 @@ from vlm2vec.data.mmeb.media import Media
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.errors import UserError
 from vlm2vec.files import replacing
+from vlm2vec.media.cells import parquet_errors
 from vlm2vec.media.pixels import PixelRules
 from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput, EvalQuery
 
@@ -86,8 +87,12 @@ def read_train_set(
 
 
 def num_pairs(root: Path, name: str, wording: Literal["original", "diverse"] = "original") -> int:
-    """Returns the number of pairs of a set in the MMEB-train layout, from the metadata of its files."""
-    return sum(pq.read_metadata(file).num_rows for file in (root / name).glob(WORDINGS[wording]))
+    """Pairs of a set in the MMEB-train layout, from the heads of its files."""
+    total = 0
+    for file in (root / name).glob(WORDINGS[wording]):
+        with parquet_errors(file):
+            total += pq.read_metadata(file).num_rows
+    return total
 
 
 def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirks = PUBLISHED) -> list[EvalQuery]:
@@ -260,14 +265,12 @@ def read_parquet(file: Path, columns: Sequence[str] | None = None, limit: int | 
     Raises:
         UserError: if the file is not readable.
     """
-    try:
+    with parquet_errors(file):
         if limit is None:
             return pq.read_table(file, columns=columns)
         with pq.ParquetFile(file) as opened:
             first = next(opened.iter_batches(limit, columns=columns), None)
             return opened.schema_arrow.empty_table() if first is None else pa.Table.from_batches([first])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file}: not a readable parquet file ({error}); download it again") from error
 
 
 def _train_input(text: str | None, path: str | None, media: Media, origin: str) -> EmbeddingInput | None:

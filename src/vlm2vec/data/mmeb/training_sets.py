@@ -21,7 +21,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
@@ -30,6 +29,7 @@ from vlm2vec.data.json_lines import JsonLines
 from vlm2vec.data.mmeb.media import sample_frames
 from vlm2vec.errors import UserError
 from vlm2vec.media import archives
+from vlm2vec.media.cells import parquet_errors
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import FRAME_ENDINGS, VideoRef, natural
 from vlm2vec.types import EmbeddingInput
@@ -128,10 +128,8 @@ class PageFile:
     def __init__(self, file: Path, name: str) -> None:
         self._path, self._name, self._set = file, name, SETS[name]
         assert isinstance(self._set, PageSet)
-        try:
+        with parquet_errors(file):
             self._file = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{file}: not a readable parquet file ({error}); download it again") from error
         for column in (*self._set.columns, "image"):
             if column not in self._file.schema_arrow.names:
                 expected = ", ".join((*self._set.columns, "image"))
@@ -142,7 +140,8 @@ class PageFile:
     def read(self, number: int) -> list[TrainExample]:
         """The pairs of a block."""
         assert isinstance(self._set, PageSet)
-        rows = self._file.read_row_group(number, columns=list(self._set.columns)).to_pylist()
+        with parquet_errors(self._path):
+            rows = self._file.read_row_group(number, columns=list(self._set.columns)).to_pylist()
         found = []
         for i, row in enumerate(rows, start=self._begins[number]):
             where = f"{self._path}, row {i}"

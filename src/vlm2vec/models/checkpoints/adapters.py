@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
+from vlm2vec.models.checkpoints.tensors import read_object
 from vlm2vec.models.transformers_internals import hub_file, weight_renamings
 
 CONFIG_FILE = "adapter_config.json"
@@ -22,6 +23,26 @@ PICKLED_FILE = "adapter_model.bin"
 MARKERS = re.compile(r"\.(lora_|modules_to_save|base_layer|token_adapter|trainable_tokens)")
 HEADS = ("lm_head", "score", "classifier")  # modules outside the network whose hidden states are pooled
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def peft_errors(what: str) -> Iterator[None]:
+    """Turns what PEFT, or torch below it, raises of a setting or tensor into one line.
+
+    Args:
+        what: Begins the message: the object, and what could not be done with it.
+
+    Raises:
+        UserError: with the line of the message that names the setting or tensor.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError, re.error) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = next((line for line in lines if "size mismatch" in line), lines[0])[:240]
+        raise UserError(f"{what}: {reason}") from error
 
 
 def find_adapter(source: str, revision: str | None = None) -> Path | None:
@@ -44,13 +65,13 @@ def base_of(folder: Path) -> tuple[str, str | None]:
         UserError: if the configuration names no base.
     """
     path = folder / CONFIG_FILE
-    try:
-        about = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not about.get("base_model_name_or_path"):
-        raise UserError(f"{path}: base_model_name_or_path is empty; pass the base: from_pretrained(..., base=...)")
-    return about["base_model_name_or_path"], about.get("revision")
+    about = read_object(path)
+    base, revision = about.get("base_model_name_or_path"), about.get("revision")
+    if not base:
+        raise UserError(f"{path}: base_model_name_or_path is empty; say which base: from_pretrained(..., base=...)")
+    if not isinstance(base, str) or not isinstance(revision, str | None):
+        raise UserError(f"{path}: expected texts as base_model_name_or_path and revision, found {shown(base)}")
+    return base, revision
 
 
 def _from_hub(source: str, name: str, revision: str | None) -> Path | None:
@@ -68,10 +89,8 @@ def read_config(folder: Path) -> Any:
     """
     from peft import PeftConfig
 
-    try:
+    with peft_errors(f"{folder}: no readable {CONFIG_FILE}"):
         config: Any = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise UserError(f"{folder}: {CONFIG_FILE} is not readable ({str(error).splitlines()[0]})") from error
     if config.is_prompt_learning:
         raise UserError(f"{folder / CONFIG_FILE}: peft_type {config.peft_type.value} is not supported; expected LORA")
     config.base_model_name_or_path = None  # PEFT fills in the actual base

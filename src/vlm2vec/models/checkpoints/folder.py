@@ -100,15 +100,16 @@ def add_adapter(
             )
         backbone.model.set_adapter("default")
         return
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=targets or backbone.lora_targets,
-        use_dora=dora,
-        modules_to_save=backbone.trained_modules or None,
-    )
-    backbone.model = get_peft_model(backbone.model, config)
+    with adapters.peft_errors(f"lora: PEFT cannot put this adapter on {backbone.name}"):
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=targets or backbone.lora_targets,
+            use_dora=dora,
+            modules_to_save=backbone.trained_modules or None,
+        )
+        backbone.model = get_peft_model(backbone.model, config)
 
 
 def has_adapter(backbone: Backbone) -> bool:
@@ -155,7 +156,7 @@ def load_adapter(backbone: Backbone, folder: Path, allow_pickle: bool = False) -
 
     path = folder / ADAPTER_FILE
     state = load_tensors(path, folder / adapters.PICKLED_FILE, allow_pickle)
-    try:
+    with adapters.peft_errors(f"{folder}: PEFT cannot put this adapter on {backbone.name}"):
         if not isinstance(backbone.model, PeftModel):
             config = adapters.read_config(folder)
             state = adapters.fit(state, config, backbone.model, path)
@@ -168,16 +169,6 @@ def load_adapter(backbone: Backbone, folder: Path, allow_pickle: bool = False) -
                     "the adapter was trained on another base or on another version of the base"
                 )
         set_peft_model_state_dict(backbone.model, state)
-    except UserError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:  # of PEFT
-        raise UserError(f"{folder}: PEFT cannot load this adapter onto {backbone.name}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Returns the line of PEFT's or torch's message that names the tensor or setting."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if "size mismatch" in line), lines[0])[:240]
 
 
 def merge_adapter(backbone: Backbone) -> None:

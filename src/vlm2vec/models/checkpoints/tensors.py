@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vlm2vec.errors import UserError, shown
+from vlm2vec.media.text import read_text
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 Model = TypeVar("Model", bound=BaseModel)
@@ -27,9 +28,21 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; empty if there is no such file.
+
+    Raises:
+        UserError: if it is not valid JSON, or any other value.
+    """
+    content = read_json(path)
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found {shown(content)}")
+    return content or {}
 
 
 def read_model(path: Path, kind: type[Model]) -> Model:

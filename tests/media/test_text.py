@@ -1,0 +1,95 @@
+"""Text of files: the text that was written, or an error that names the place; nothing is replaced or guessed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vlm2vec.data.records import read_train_records
+from vlm2vec.errors import UserError
+from vlm2vec.jobs.records import SourceSettings
+from vlm2vec.jobs.sources import open_source
+from vlm2vec.media.text import ENCODING, MARK, decode
+from vlm2vec.models.checkpoints.tensors import read_json
+
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "latin-1", "shift_jis")
+ENCODINGS += ("gb18030", "big5", "koi8-r", "cp037", "iso2022_jp")
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters=MARK), min_size=1, max_size=12)
+SLOW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def write(path: Path, text: str, encoding: str, mark: bool = False) -> Path:
+    path.write_bytes((MARK if mark else "").encode(encoding) + text.encode(encoding))
+    return path
+
+
+def read(path: Path, encoding: str | None = None) -> list[str | None]:
+    chosen = SourceSettings() if encoding is None else SourceSettings(encoding=encoding)
+    return [record.item.text if record.item else f"error: {record.error}" for record in open_source(path, chosen)]
+
+
+def as_csv(texts: list[str]) -> str:
+    file = io.StringIO()
+    csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    return file.getvalue()
+
+
+@SLOW
+@given(texts=st.lists(WORDS, min_size=1, max_size=4), encoding=st.sampled_from(ENCODINGS), mark=st.booleans())
+def test_every_kind_of_file_gives_the_text_that_was_written(
+    tmp_path: Path, texts: list[str], encoding: str, mark: bool
+) -> None:
+    texts = [text.encode(encoding, "ignore").decode(encoding).replace(MARK, "").strip() or "x" for text in texts]
+    mark = mark and encoding.startswith("utf")
+    lines = write(tmp_path / "a.txt", "\n".join(texts), encoding, mark)
+    assert read(lines, encoding) == texts
+    rows = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    assert read(write(tmp_path / "a.jsonl", rows, encoding, mark), encoding) == texts
+    assert read(write(tmp_path / "a.csv", as_csv(texts), encoding, mark), encoding) == texts
+    (tmp_path / "notes").mkdir(exist_ok=True)
+    write(tmp_path / "notes/a.md", texts[0], encoding, mark)
+    assert read(tmp_path / "notes", encoding) == texts[:1]
+
+
+@given(content=st.binary(max_size=30), encoding=st.sampled_from(ENCODINGS))
+def test_any_bytes_are_exactly_their_text_or_an_error(content: bytes, encoding: str) -> None:
+    try:
+        text = decode(content, "a.txt", encoding)
+    except UserError as error:
+        name = "UTF-8" if encoding == ENCODING else encoding
+        assert str(error).startswith(f"a.txt: not valid {name}") and "\n" not in str(error)
+        return
+    assert text == content.decode(encoding).lstrip(MARK) and "\0" not in text
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".csv"])
+def test_a_file_in_another_encoding_is_refused_and_never_embedded(tmp_path: Path, encoding: str, ending: str) -> None:
+    content = {".txt": "café\ncrème", ".jsonl": '{"text": "café"}\n{"text": "crème"}', ".csv": "text\ncafé\ncrème\n"}
+    path = write(tmp_path / f"a{ending}", content[ending], encoding)
+    try:
+        found = read(path)
+    except UserError as error:
+        found = [f"error: {error}"]
+    assert found and all(text.startswith("error: ") for text in found)
+    assert all("save it as UTF-8, or give the encoding" in text for text in found[:1])
+
+
+def test_an_unknown_encoding_stops_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b"}', "utf-8")
+    for name in ("utf-9", "hex"):
+        with pytest.raises(UserError, match=f"encoding '{name}' is unknown; expected a name such as utf-8"):
+            read(path, name)
+
+
+def test_a_byte_order_mark_is_part_of_no_record_and_of_no_setting(tmp_path: Path) -> None:
+    rows = write(tmp_path / "a.jsonl", '{"query": "a", "target": "b"}\n', "utf-8", mark=True)
+    assert [record.query.text for record in read_train_records(rows)] == ["a"]
+    about = write(tmp_path / "config.json", '{"model_type": "llava"}', "utf-8", mark=True)
+    assert read_json(about) == {"model_type": "llava"}
