@@ -100,7 +100,7 @@ def test_lora_targets_that_peft_refuses_are_one_line(tiny_vlm, targets: list[str
     backbone = load_base(str(tiny_vlm("qwen2_vl")), torch.float32, None, {})
     with pytest.raises(UserError) as caught:
         add_adapter(backbone, 4, 4, 0.0, targets)
-    one_line(caught, "lora: PEFT cannot put this adapter on generic")
+    one_line(caught, "lora: PEFT cannot load this adapter onto generic")
 
 
 def test_a_text_of_parquet_that_is_not_utf_8_is_an_error_of_its_row(tmp_path: Path) -> None:

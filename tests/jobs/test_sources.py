@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import builtins
+import datetime as dt
+import decimal
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -189,3 +192,40 @@ def test_a_library_that_is_not_installed_stops_with_the_extra_to_install(mixed: 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"vlm2vec\[pdf\]"):
         list(open_source(mixed))
+
+
+def test_metadata_of_any_arrow_type_is_a_text_a_number_or_a_truth_value(tmp_path: Path) -> None:
+    day = dt.datetime(2024, 5, 6, 7, 8, 9)
+    cells = {
+        "small": pa.array([1], pa.int8()),
+        "large": pa.array([2**64 - 1], pa.uint64()),
+        "half": pa.array([np.float16(1.5)], pa.float16()),
+        "date": pa.array([day.date()]),
+        "zone": pa.array([day], pa.timestamp("ns", "UTC")),
+        "duration": pa.array([dt.timedelta(days=1, seconds=5)]),
+        "price": pa.array([decimal.Decimal("1.10")]),
+        "tags": pa.array([["a", "b"]]),
+        "empty": pa.array([[]], pa.list_(pa.string())),
+        "pairs": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+        "word": pa.array(["x"]).dictionary_encode(),
+        "blob": pa.array([b"\0\xff"]),
+        "nothing": pa.array([None]),
+    }
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"], **cells}), path)
+    [record] = open_source(path)
+    assert {name: record.metadata[name] for name in cells} == {
+        "small": 1,
+        "large": "18446744073709551615",
+        "half": 1.5,
+        "date": "2024-05-06",
+        "zone": "2024-05-06T07:08:09+00:00",
+        "duration": "1 day, 0:00:05",
+        "price": "1.10",
+        "tags": '["a", "b"]',
+        "empty": "[]",
+        "pairs": '[["k", 1]]',
+        "word": "x",
+        "blob": f"{path}:blob[0]",
+        "nothing": None,
+    }

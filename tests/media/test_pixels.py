@@ -173,3 +173,12 @@ def test_rules_are_part_of_the_digest_and_frames_are_shrunk_to_their_budget() ->
     ruled = ImageRef(data=data, rules=PixelRules(max_pixels=20000))
     assert plain.digest() != ruled.digest() and ImageRef(data=data, rules=PixelRules()).digest() == plain.digest()
     assert ruled.load().size == (200, 100)
+
+
+def test_base64_given_as_a_path_does_not_fill_the_message() -> None:
+    with pytest.raises(UserError, match="the image file is missing") as caught:
+        ImageRef.of("iVBORw0KGgo" * 100_000).load()
+    assert len(str(caught.value)) < 200
+    with pytest.raises(UserError, match="not valid; expected data:image") as caught:
+        ImageRef.of("data:image/png;base64," + "?" * 100_000)
+    assert len(str(caught.value)) < 200

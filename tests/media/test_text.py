@@ -84,7 +84,7 @@ def test_a_file_in_another_encoding_is_refused_and_never_embedded(tmp_path: Path
 def test_an_unknown_encoding_stops_at_once(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b"}', "utf-8")
     for name in ("utf-9", "hex"):
-        with pytest.raises(UserError, match=f"encoding '{name}' is unknown; expected a name such as utf-8"):
+        with pytest.raises(UserError, match=f"unknown encoding '{name}'; expected a name such as utf-8"):
             read(path, name)
 
 

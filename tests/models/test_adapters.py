@@ -5,17 +5,32 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
+)
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
+from vlm2vec.media.images import ImageRef
 
 TEXTS = ["a red cat on the mat", "two words"]
 LANGUAGE = r".*language_model.*\.(q_proj|v_proj)"
@@ -33,8 +48,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bias of the layers": {"target_modules": ["q_proj"], "bias": "lora_only"},
     "pattern": {"target_modules": LANGUAGE},
     "all-linear": {"target_modules": "all-linear"},
+    "bias of LoRA": {"target_modules": ["q_proj"], "lora_bias": True},
+    "excluded layers": {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.0\..*"},
     "layers": {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": "layers"},
     "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "parameters": {"target_modules": [], "target_parameters": ["q_proj.weight"]},
+    "principal components": {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
+    "dora of embeddings": {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
+    "saved norms": {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+    "trainable tokens of the head": {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [5]}},
     "head": {"target_modules": ["lm_head", "q_proj"]},
     "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     "saved embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
@@ -43,11 +65,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_adapter(base: Path, folder: Path, options: dict[str, Any], task_type: str | None) -> list[np.ndarray]:
+def write_adapter(
+    base: Path, folder: Path, options: dict[str, Any] | PeftConfig, task_type: str | None
+) -> list[np.ndarray]:
     """Trains nothing: fills every adapter tensor with noise, saves, and returns the last hidden state of each text."""
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
-    config = LoraConfig(r=4, lora_alpha=6, task_type=task_type, **options)
+    is_lora = isinstance(options, dict)
+    config = LoraConfig(r=4, lora_alpha=6, task_type=task_type, **options) if is_lora else options
     adapted = get_peft_model(model, config)
     with torch.no_grad():
         for weight in adapted.parameters():
@@ -81,6 +106,59 @@ def test_an_adapter_gives_the_vectors_of_peft(tiny_vlm, tmp_path, family, name):
     np.testing.assert_allclose(again.encode(TEXTS), np.stack(expected), atol=2e-5)
 
 
+TUNERS: dict[str, Callable[[], PeftConfig]] = {
+    "AdaLoRA": lambda: AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=["q_proj"]),
+    "IA3": lambda: IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "LN": lambda: LNTuningConfig(target_modules=["input_layernorm"]),
+    "LoHa": lambda: LoHaConfig(r=4, target_modules=["q_proj"]),
+    "LoKr": lambda: LoKrConfig(r=4, target_modules=["q_proj"]),
+    "OFT": lambda: OFTConfig(oft_block_size=4, target_modules=["q_proj"]),
+    "VeRA": lambda: VeraConfig(r=4, target_modules=["q_proj"]),
+}
+
+
+@pytest.mark.parametrize("name", TUNERS)
+def test_another_kind_of_adapter_gives_the_vectors_of_peft(tiny_vlm, tmp_path, name):
+    expected = write_adapter(tiny_vlm("qwen2_vl"), tmp_path / "adapter", TUNERS[name](), None)
+    embedder = Embedder.from_pretrained(tmp_path / "adapter", dtype=torch.float32, device="cpu")
+    np.testing.assert_allclose(embedder.encode(TEXTS), np.stack(expected), atol=2e-5)
+
+
+# Names of modules: as transformers 5 saves them, and as version 4.51 and earlier did.
+EARLIER = {
+    "qwen2_vl": {"model.language_model.": "model.", "model.visual.": "visual."},
+    "llava": {
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.": "vision_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+    },
+}
+
+
+@pytest.mark.parametrize("family", EARLIER)
+@pytest.mark.parametrize("layout", ["earlier transformers", "without a head"])
+@pytest.mark.parametrize("options", ["all-linear", "dora", "saved embeddings"])
+def test_the_layouts_of_other_versions_give_the_same_vectors(tiny_vlm, tmp_path, family, layout, options):
+    folder = tmp_path / "adapter"
+    write_adapter(tiny_vlm(family), folder, OPTIONS[options], None)
+    image = Image.effect_noise((64, 48), 80).convert("RGB")
+    inputs = [*TEXTS, EmbeddingInput(text="a cat", images=(ImageRef.of(image),))]
+    expected = Embedder.from_pretrained(folder, dtype=torch.float32, device="cpu").encode(inputs)
+    state = load_file(folder / "adapter_model.safetensors")
+    names = EARLIER[family] if layout == "earlier transformers" else {"model.": ""}
+    prefix = "base_model.model."
+
+    def renamed(name: str) -> str:
+        new = next((new for new in names if name.startswith(prefix + new)), None)
+        return name if new is None else prefix + names[new] + name.removeprefix(prefix + new)
+
+    found = {renamed(name): value for name, value in state.items()}
+    assert set(found) != set(state)
+    save_file(found, folder / "adapter_model.safetensors")
+    actual = Embedder.from_pretrained(folder, dtype=torch.float32, device="cpu").encode(inputs)
+    np.testing.assert_array_equal(actual, expected)
+
+
 @pytest.fixture(scope="module")
 def plain(tiny_vlm, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("adapter") / "plain"
@@ -106,6 +184,10 @@ def test_a_pickled_adapter_loads_where_it_is_allowed(plain, tmp_path):
     ("change", "words"),
     [
         ({"r": 8}, "size mismatch"),
+        ({"target_modules": ["no_such_layer"]}, "was not used|PEFT cannot load this adapter onto"),
+        ({"lora_alpha": "much"}, "PEFT cannot load this adapter onto"),
+        ({"rank_pattern": {"q_proj": 7}}, "size mismatch"),
+        ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is not supported"),
         ({"peft_type": "NO_SUCH"}, "adapter_config.json is not readable"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is empty"),
     ],

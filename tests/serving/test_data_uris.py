@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 from wire import data_uri, post
 
 from vlm2vec import Embedder
-from vlm2vec.serving.data_uris import base64_bytes, data_uri_bytes, is_data_uri
+from vlm2vec.media.data_uris import base64_bytes, data_uri_bytes, is_data_uri
+from vlm2vec.media.images import ImageRef
 
 HEADS = [
     "data:image/png",
@@ -22,6 +23,7 @@ HEADS = [
     "DATA:IMAGE/PNG",
     "data:image/svg+xml;charset=utf-8",
     "data:application/octet-stream",
+    "data:binary/octet-stream",
 ]
 
 
@@ -53,6 +55,7 @@ def test_every_variant_of_a_data_uri_gives_the_bytes(
 ) -> None:
     uri = around + head + tail + written(data, **variant) + around
     assert is_data_uri(uri) and data_uri_bytes(uri) == data
+    assert not data or ImageRef.of(uri).data == data
     assert base64_bytes(written(data, **variant)) == data
 
 
@@ -83,6 +86,7 @@ BROKEN = [
     "data:,hello",
     " DATA:text/plain;base64,aGVsbG8=",
     "data:image/png;base64,aGVsbG8",
+    "data:binary/octet-stream;base64,aGVsbG8=",
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm2vec.data.mmeb.media import IMAGE_ENDINGS
 from vlm2vec.errors import UserError, did_you_mean, shown
+from vlm2vec.media.data_uris import is_data_uri
 
 NUM_LOOKED_AT = 20  # number of values inspected to decide whether a column contains image paths
 
@@ -100,7 +101,7 @@ def _is_negative(name: str) -> bool:
 def names_images(name: str, values: Sequence[Any]) -> bool:
     """Returns whether a column contains image paths, judged by the endings of its first values or by its name."""
     texts = [value for value in values if isinstance(value, str) and value][:NUM_LOOKED_AT]
-    if texts and all(text.lower().endswith(IMAGE_ENDINGS) or text.startswith("data:image/") for text in texts):
+    if texts and all(text.lower().endswith(IMAGE_ENDINGS) or is_data_uri(text) for text in texts):
         return True
     lower = name.lower()
     return ALIASES.get(lower, lower) in ("image", "image1", "image2") or lower.endswith(("_image", "_image_path"))

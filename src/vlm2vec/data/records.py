@@ -253,7 +253,7 @@ class _Table:
         self.sizes = [self._table.metadata.row_group(i).num_rows for i in range(self._table.num_row_groups)]
 
     def read(self, number: int) -> list[Record]:
-        """Rows of a group; cells of images are only named."""
+        """Reads the rows of a group; image cells are referenced, not loaded."""
         with parquet_errors(self._file):
             table = self._table.read_row_group(number, columns=[*self._columns, *self._looked_at])
         begin = sum(self.sizes[:number])

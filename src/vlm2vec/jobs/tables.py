@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from vlm2vec.errors import UserError, shown
 from vlm2vec.jobs.records import Record, SourceSettings, row_version
 from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, parquet_errors, plain_rows
+from vlm2vec.media.data_uris import is_data_uri
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.text import printable, read_lines, require_unicode
 from vlm2vec.retrieval.metadata import column_name, own, plain_value, renamed_columns
@@ -79,7 +80,7 @@ class _Columns:
         """The record of a row."""
         own_key = row.get(self.key) if self.key else None
         key = printable(f"{prefix}{number if own_key in (None, '') else own_key}")
-        others = {column: plain_value(row[name]) for name, column in self.others.items()}
+        others = {column: plain_value(_named(row[name])) for name, column in self.others.items()}
         about = others | own(path=printable(str(path)), kind="row", row=number)
         where = f"{path}, row {number}"
         try:
@@ -120,9 +121,17 @@ def _image(cell: Any, path: Path, where: str) -> ImageRef:
         return cell
     if not isinstance(cell, str):
         raise UserError(f"expected an image path, found {shown(cell)}")
-    if cell.startswith(("data:", "http://", "https://")):
+    if is_data_uri(cell) or cell.startswith(("http://", "https://")):
         return ImageRef.of(cell)
     return ImageRef(path=str(path.parent / cell), origin=where)
+
+
+def _named(value: Any) -> Any:
+    """A cell as metadata: images, or other bytes of parquet, by the place where they are."""
+    if not isinstance(value, list) or not all(isinstance(one, ImageRef) for one in value):
+        return value
+    names = [str(one) for one in value]
+    return names if len(names) > 1 else next(iter(names), None)
 
 
 def _json_lines(path: Path, encoding: str) -> Iterator[Row]:

@@ -5,8 +5,6 @@ Dataset readers create `ImageRef`s for millions of rows without opening a file; 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import io
 import os
@@ -16,8 +14,9 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.media import archives, documents
+from vlm2vec.media.data_uris import data_uri_bytes, is_data_uri
 from vlm2vec.media.pixels import PixelRules, prepare, to_rgb
 
 IMAGE_ENDINGS = (
@@ -25,6 +24,8 @@ IMAGE_ENDINGS = (
     ".avif", ".jp2", ".j2k", ".jpf", ".jpx", ".heic", ".heif", ".ppm", ".pgm", ".pnm", ".tga",
 )  # fmt: skip
 """File name endings of images that Pillow reads; HEIC requires the extra `heic`."""
+MAX_PATH = 300
+"""Characters of a path in a message; a longer text is no path."""
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -61,10 +62,10 @@ class ImageRef:
             return ImageRef(data=encoded.getvalue())
         if isinstance(source, bytes):
             return ImageRef(data=source)
-        if isinstance(source, str) and source.startswith("data:"):
+        if isinstance(source, str) and is_data_uri(source):
             return ImageRef(data=_decode_data_uri(source))
         if isinstance(source, str) and source.startswith(("http://", "https://")):
-            raise UserError(f"image {source}: URLs are not fetched; download the image and pass its path")
+            raise UserError(f"image {shown(source)}: URLs are not fetched; download the image and pass its path")
         if isinstance(source, str | os.PathLike):
             return ImageRef(path=os.fspath(source))
         raise UserError(f"image of type {type(source).__name__}: expected a path, bytes, data URI or PIL image")
@@ -133,7 +134,8 @@ class ImageRef:
             raise UserError(f"{self}: not a readable image ({error}); replace or remove it") from error
 
     def __str__(self) -> str:
-        place = f"{self.path}:{self.member}" if self.member else self.path or "image in memory"
+        path = self.path if len(self.path or "") <= MAX_PATH else shown(self.path)  # base64 instead of a path, perhaps
+        place = f"{path}:{self.member}" if self.member else path or "image in memory"
         return f"{self.origin}: {place}" if self.origin else place
 
 
@@ -158,10 +160,7 @@ def open_image(raw: bytes, name: str = "") -> Image.Image:
 
 
 def _decode_data_uri(uri: str) -> bytes:
-    head, _, body = uri.partition(",")
-    if not head.endswith(";base64"):
-        raise UserError(f"data URI {uri[:40]}...: expected data:image/...;base64,")
-    try:
-        return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
-        raise UserError(f"data URI {uri[:40]}...: not valid base64 ({error})") from error
+    content = data_uri_bytes(uri)
+    if not content:
+        raise UserError(f"data URI {shown(uri)}: not valid; expected data:image/...;base64,...")
+    return content

@@ -27,12 +27,13 @@ def _newline(encoding: str) -> bytes:
     try:
         return "\n".encode(encoding)
     except (LookupError, ValueError) as error:
-        expected = "expected a name such as utf-8, cp1252 or utf-16"
-        raise UserError(f"encoding {shown(encoding)} is unknown; {expected}") from error
+        raise UserError(
+            f"unknown encoding {shown(encoding)}; expected a name such as utf-8, cp1252 or utf-16"
+        ) from error
 
 
 def decode(content: bytes, where: str, encoding: str = ENCODING) -> str:
-    """Bytes as text, without byte order marks at the beginning.
+    """Decodes bytes to text, without byte order marks at the beginning.
 
     Args:
         content: Bytes of a file or of a line.
@@ -45,16 +46,20 @@ def decode(content: bytes, where: str, encoding: str = ENCODING) -> str:
     """
     _newline(encoding)
     name = "UTF-8" if encoding == ENCODING else encoding
-    advice = "save it as UTF-8, or give the encoding, such as"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         likely = next((other for mark, other in MARKS.items() if content.startswith(mark)), "cp1252")
-        byte = f"at byte {error.start} (0x{content[error.start]:02x})"
-        raise UserError(f"{where}: not valid {name} {byte}; {advice} {likely}") from error
+        raise UserError(
+            f"{where}: not valid {name} at byte {error.start} (0x{content[error.start]:02x}); "
+            f"save it as UTF-8, or give the encoding, such as {likely}"
+        ) from error
     if "\0" in text:
         likely = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
-        raise UserError(f"{where}: not valid {name} text: NUL at character {text.index(chr(0)) + 1}; {advice} {likely}")
+        raise UserError(
+            f"{where}: not valid {name} text: NUL at character {text.index(chr(0)) + 1}; "
+            f"save it as UTF-8, or give the encoding, such as {likely}"
+        )
     return text.lstrip(MARK)
 
 

@@ -144,7 +144,7 @@ def config_of(source: str) -> dict[str, Any]:
     path = Path(source) / "config.json"
     if not path.is_file():
         known = ", ".join(sorted(known_configs()))
-        raise UserError(f"{source}: planning needs a folder with a config.json, or one of {known}")
+        raise UserError(f"{source}: planning requires a folder with a config.json, or one of {known}")
     return read_object(path)
 
 

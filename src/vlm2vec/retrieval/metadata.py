@@ -116,6 +116,8 @@ def plain_value(value: Any) -> Any:
         return value
     if isinstance(value, date | time):  # a datetime is a date
         return value.isoformat()
+    if not isinstance(value, Mapping | list | tuple):  # a duration, a UUID
+        return printable(str(value))
     return printable(json.dumps(value, sort_keys=True, default=str, ensure_ascii=False))
 
 

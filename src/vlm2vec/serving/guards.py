@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 
+from vlm2vec.media.data_uris import is_data_uri
 from vlm2vec.media.images import ImageRef
-from vlm2vec.serving.data_uris import is_data_uri
 from vlm2vec.serving.refusals import Refusal
 from vlm2vec.types import EmbeddingInput
 

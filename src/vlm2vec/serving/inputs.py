@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vlm2vec.media.data_uris import base64_bytes, data_uri_bytes, is_data_uri
 from vlm2vec.media.images import ImageRef
-from vlm2vec.serving.data_uris import base64_bytes, data_uri_bytes, is_data_uri
 from vlm2vec.serving.fetch import Fetcher
 from vlm2vec.serving.guards import read_below
 from vlm2vec.serving.refusals import Refusal

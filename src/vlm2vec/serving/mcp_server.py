@@ -21,9 +21,9 @@ from vlm2vec.errors import UserError
 from vlm2vec.jobs.indexing import thumbnail
 from vlm2vec.jobs.searching import PRESETS, Query, Searcher, image_ref, with_images
 from vlm2vec.jobs.sheet import name_of
+from vlm2vec.media.data_uris import base64_bytes, data_uri_bytes, is_data_uri
 from vlm2vec.media.images import ImageRef
 from vlm2vec.retrieval.vector_store import Hit
-from vlm2vec.serving.data_uris import base64_bytes, data_uri_bytes, is_data_uri
 from vlm2vec.serving.fields import filter_fields, visible
 from vlm2vec.serving.guards import InputLimits
 from vlm2vec.serving.settings import ServeSettings

@@ -87,7 +87,7 @@ def read_train_set(
 
 
 def num_pairs(root: Path, name: str, wording: Literal["original", "diverse"] = "original") -> int:
-    """Pairs of a set in the MMEB-train layout, from the heads of its files."""
+    """Returns the number of pairs of a set in the MMEB-train layout, from the metadata of its files."""
     total = 0
     for file in (root / name).glob(WORDINGS[wording]):
         with parquet_errors(file):

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def peft_errors(what: str) -> Iterator[None]:
-    """Turns what PEFT, or torch below it, raises of a setting or tensor into one line.
+    """Turns what PEFT or torch raises for a setting or tensor into one line.
 
     Args:
         what: Begins the message: the object, and what could not be done with it.
@@ -68,7 +68,7 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     about = read_object(path)
     base, revision = about.get("base_model_name_or_path"), about.get("revision")
     if not base:
-        raise UserError(f"{path}: base_model_name_or_path is empty; say which base: from_pretrained(..., base=...)")
+        raise UserError(f"{path}: base_model_name_or_path is empty; pass the base: from_pretrained(..., base=...)")
     if not isinstance(base, str) or not isinstance(revision, str | None):
         raise UserError(f"{path}: expected texts as base_model_name_or_path and revision, found {shown(base)}")
     return base, revision
@@ -89,10 +89,15 @@ def read_config(folder: Path) -> Any:
     """
     from peft import PeftConfig
 
-    with peft_errors(f"{folder}: no readable {CONFIG_FILE}"):
+    with peft_errors(f"{folder / CONFIG_FILE} is not readable"):
         config: Any = PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning:
         raise UserError(f"{folder / CONFIG_FILE}: peft_type {config.peft_type.value} is not supported; expected LORA")
+    if getattr(config, "alora_invocation_tokens", None):
+        raise UserError(
+            f"{folder / CONFIG_FILE}: alora_invocation_tokens is not supported: it limits the adapter to the "
+            "tokens after an invocation; expected an adapter of all tokens"
+        )
     config.base_model_name_or_path = None  # PEFT fills in the actual base
     config.task_type = None  # it selects a wrapper for a class with a head
     return config
@@ -135,7 +140,8 @@ def fit(state: dict[str, torch.Tensor], config: Any, model: Any, path: Path) -> 
 def _fit_config(config: Any, state: Iterable[str], rename: _Renaming) -> None:
     """Replaces patterns in the configuration by the explicit paths of the adapted modules."""
     adapted = {_path(key) for key in state if ".lora_" in key}
-    if adapted and hasattr(config, "layers_to_transform"):
+    # Names of parameters and of modules cannot be told apart in the tensors, so those are kept as they were saved.
+    if adapted and hasattr(config, "layers_to_transform") and not getattr(config, "target_parameters", None):
         config.target_modules, config.exclude_modules = sorted(adapted), None
         config.layers_to_transform = config.layers_pattern = None
     if getattr(config, "modules_to_save", None):
@@ -146,7 +152,8 @@ def _fit_config(config: Any, state: Iterable[str], rename: _Renaming) -> None:
         if given:
             setattr(config, name, {rename.path(pattern): value for pattern, value in given.items()})
     if isinstance(tokens := getattr(config, "trainable_token_indices", None), dict):
-        config.trainable_token_indices = {rename.path(module): indices for module, indices in tokens.items()}
+        kept = [module for module in tokens if module.rpartition(".")[2] not in HEADS]
+        config.trainable_token_indices = {rename.path(module): tokens[module] for module in kept} or None
 
 
 def _path(key: str) -> str:
@@ -194,7 +201,9 @@ class _Renaming:
         return path
 
     def key(self, key: str) -> str:
-        """Returns the model's name of a tensor."""
+        """Returns the model's name of a tensor, which may be in a module of PEFT's below the adapted one."""
         path = _path(key)
-        found = self.path(path)
-        return f"{PREFIX}{found}{key.removeprefix(PREFIX).removeprefix(path)}" if found in self.modules else key
+        for outer in (path, path.rpartition(".")[0]):
+            if (found := self.path(outer)) in self.modules:
+                return f"{PREFIX}{found}{key.removeprefix(PREFIX).removeprefix(outer)}"
+        return key

@@ -100,7 +100,7 @@ def add_adapter(
             )
         backbone.model.set_adapter("default")
         return
-    with adapters.peft_errors(f"lora: PEFT cannot put this adapter on {backbone.name}"):
+    with adapters.peft_errors(f"lora: PEFT cannot load this adapter onto {backbone.name}"):
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,
@@ -156,7 +156,7 @@ def load_adapter(backbone: Backbone, folder: Path, allow_pickle: bool = False) -
 
     path = folder / ADAPTER_FILE
     state = load_tensors(path, folder / adapters.PICKLED_FILE, allow_pickle)
-    with adapters.peft_errors(f"{folder}: PEFT cannot put this adapter on {backbone.name}"):
+    with adapters.peft_errors(f"{folder}: PEFT cannot load this adapter onto {backbone.name}"):
         if not isinstance(backbone.model, PeftModel):
             config = adapters.read_config(folder)
             state = adapters.fit(state, config, backbone.model, path)

@@ -11,9 +11,10 @@ import binascii
 import re
 from urllib.parse import unquote_to_bytes
 
-# `data:` followed by a media type, a parameter or a comma. "data: three apples, one pear" is ordinary text.
+# `data:` followed by a known media type, any other type with a parameter, a parameter or a comma.
+# "data: three apples, one pear" is ordinary text.
 TYPES = "application|audio|chemical|example|font|image|message|model|multipart|text|video"
-START = re.compile(rf"\s*data:(?:(?:{TYPES})/|;|,|base64,)", re.IGNORECASE)
+START = re.compile(rf"\s*data:(?:(?:{TYPES})/|[\w.+-]+/[\w.+-]+;|;|,|base64,)", re.IGNORECASE)
 HEAD_CHARS = 1000
 URL_SAFE = str.maketrans("-_", "+/")
 
