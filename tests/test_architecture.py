@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src/vlm2vec"
 LAYERS = [
     {"errors"},
     {"media", "cache", "progress", "files", "extras", "charts"},
-    {"types", "batch", "losses", "quantize"},
+    {"types", "batch", "losses", "quantize", "images"},
     {"data", "models", "planning", "retrieval"},
     {"training", "evaluation", "jobs"},
     {"catalog", "demo", "doctor", "monitor", "distributed", "serving", "integrations"},

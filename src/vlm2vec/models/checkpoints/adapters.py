@@ -204,6 +204,6 @@ class _Renaming:
         """Returns the model's name of a tensor, which may be in a module of PEFT's below the adapted one."""
         path = _path(key)
         for outer in (path, path.rpartition(".")[0]):
-            if (found := self.path(outer)) in self.modules:
+            if outer and (found := self.path(outer)) in self.modules:
                 return f"{PREFIX}{found}{key.removeprefix(PREFIX).removeprefix(outer)}"
         return key
