@@ -1,4 +1,6 @@
-"""Writes files and folders whole or not at all: to a temporary name beside the target, then renamed.
+"""Reads JSON files strictly, and writes files and folders whole or not at all.
+
+A target is written to a temporary name beside it, then renamed:
 
     with replacing(path) as beside:
         save_file(tensors, beside)
@@ -16,6 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vlm2vec.errors import UserError, shown
+from vlm2vec.media.text import read_text
 
 TEMPORARY = ".tmp"
 
@@ -74,3 +79,29 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; returns None if it does not exist.
+
+    Raises:
+        UserError: if it is not valid JSON.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; empty if there is no such file.
+
+    Raises:
+        UserError: if it is not valid JSON, or any other value.
+    """
+    content = read_json(path)
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found {shown(content)}")
+    return content or {}

@@ -111,7 +111,7 @@ def test_a_column_that_is_no_text_and_no_image_is_neither() -> None:
 def test_a_path_without_a_file_and_an_empty_cell_are_named(tmp_path: Path) -> None:
     rows = pa.array([{"bytes": None, "path": "lost.png"}, {"bytes": None, "path": None}], HUB)
     pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"image\[0\]: has no bytes, and its path 'lost.png' is not a file beside"):
+    with pytest.raises(UserError, match=r"image\[0\]: has no bytes, and its path 'lost.png' is not a file next to"):
         ImageRef(path=str(tmp_path / "a.parquet"), member="image[0]").read()
     with pytest.raises(UserError, match=r"image\[1\]: the cell is empty"):
         archives.read_member(tmp_path / "a.parquet", "image[1]")

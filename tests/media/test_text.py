@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from vlm2vec.data.records import read_train_records
 from vlm2vec.errors import UserError
+from vlm2vec.files import read_json
 from vlm2vec.jobs.records import SourceSettings
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.media.text import ENCODING, MARK, decode
-from vlm2vec.models.checkpoints.tensors import read_json
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "latin-1", "shift_jis")
 ENCODINGS += ("gb18030", "big5", "koi8-r", "cp037", "iso2022_jp")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import UserError, did_you_mean
+from vlm2vec.files import read_object
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import VideoRef
 from vlm2vec.models import st_reading
 from vlm2vec.models.checkpoints import adapters, hub, known
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, read_embedder_file
-from vlm2vec.models.checkpoints.tensors import read_object
 from vlm2vec.models.prompts import PLACEHOLDER, PromptTemplate, place_video
 from vlm2vec.models.registry import BUILT_IN, families_with_tokens, media_tokens, shipped_folder
 from vlm2vec.planning.geometry import config_of

@@ -128,10 +128,10 @@ def _image(cell: Any, path: Path, where: str) -> ImageRef:
 
 def _named(value: Any) -> Any:
     """A cell as metadata: images, or other bytes of parquet, by the place where they are."""
-    if not isinstance(value, list) or not all(isinstance(one, ImageRef) for one in value):
+    if not isinstance(value, list) or not value or not all(isinstance(one, ImageRef) for one in value):
         return value
     names = [str(one) for one in value]
-    return names if len(names) > 1 else next(iter(names), None)
+    return names if len(names) > 1 else names[0]
 
 
 def _json_lines(path: Path, encoding: str) -> Iterator[Row]:

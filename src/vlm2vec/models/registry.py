@@ -7,8 +7,8 @@ import importlib
 from pathlib import Path
 
 from vlm2vec.errors import UserError, did_you_mean
+from vlm2vec.files import read_object
 from vlm2vec.models.backbones.base import Backbone, MediaTokens
-from vlm2vec.models.checkpoints.tensors import read_object
 
 BUILT_IN = {
     "compact": "vlm2vec.models.backbones.compact.model:Compact",

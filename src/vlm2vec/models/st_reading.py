@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vlm2vec.errors import UserError, shown
-from vlm2vec.models.checkpoints.tensors import checked, read_json, read_model
+from vlm2vec.files import read_json
+from vlm2vec.models.checkpoints.tensors import checked, read_model
 from vlm2vec.models.st_folder import CONFIG_FILE, MODULES_FILE, POOLING_MODES, TRANSFORMER_FILE
 
 PACKAGE = "sentence_transformers."

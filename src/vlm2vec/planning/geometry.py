@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import UserError, shown
-from vlm2vec.models.checkpoints.tensors import read_object
+from vlm2vec.files import read_object
 
 MODELS_FILE = Path(__file__).parent / "models.yaml"
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "image_size": 336, "patch_size": 14}

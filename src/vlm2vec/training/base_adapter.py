@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlm2vec.files import read_object
 from vlm2vec.models.checkpoints.adapters import CONFIG_FILE, find_adapter
-from vlm2vec.models.checkpoints.tensors import read_object
 from vlm2vec.models.registry import shipped_folder
 
 NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "dora": "use_dora"}

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from vlm2vec.errors import UserError, shown
-from vlm2vec.models.checkpoints.tensors import read_object
+from vlm2vec.files import read_object
 from vlm2vec.models.transformers_internals import hub_file, weight_renamings
 
 CONFIG_FILE = "adapter_config.json"

@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from vlm2vec.files import write_text
-from vlm2vec.models.checkpoints.tensors import read_json
+from vlm2vec.files import read_json, write_text
 
 CARD_FILE = "README.md"
 MARK = "<!-- Written by vlm2vec. Delete this line to keep your own text when the model is saved or pushed again. -->"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,36 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vlm2vec.errors import UserError, shown
-from vlm2vec.media.text import read_text
+from vlm2vec.files import read_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 Model = TypeVar("Model", bound=BaseModel)
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file; returns None if it does not exist.
-
-    Raises:
-        UserError: if it is not valid JSON.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object of a JSON file; empty if there is no such file.
-
-    Raises:
-        UserError: if it is not valid JSON, or any other value.
-    """
-    content = read_json(path)
-    if content is not None and not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, found {shown(content)}")
-    return content or {}
 
 
 def read_model(path: Path, kind: type[Model]) -> Model:
