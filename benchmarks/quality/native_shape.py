@@ -35,7 +35,8 @@ from pretraining.pretrain import START_SCALE, Pretrainer, pretrain
 from pretraining.pretrain_data import RowBatch
 from pretraining.pretrain_recipe import PretrainRecipe
 from vlm2vec import Embedder
-from vlm2vec.data.mmeb.images import list_sets, read_train_set
+from vlm2vec.data.mmeb.images import list_sets
+from vlm2vec.data.mmeb.train_rows import read_train_set
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.compact.parts import load_language
 from vlm2vec.models.vision.patch_embed import use_matrix_products

@@ -9,7 +9,8 @@ import pytest
 from samples import TRAIN_COLUMNS, draw, write_train_set
 
 from vlm2vec import UserError
-from vlm2vec.data.mmeb.images import list_sets, read_eval_set, read_train_set
+from vlm2vec.data.mmeb.images import list_sets, read_eval_set
+from vlm2vec.data.mmeb.train_rows import read_train_set
 
 
 def write_eval_set(root: Path, name: str, rows: list[dict[str, object]]) -> None:

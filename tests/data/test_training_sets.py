@@ -16,7 +16,8 @@ from tiny.fixtures import tiny_vlm  # noqa: F401
 
 from vlm2vec.data.collate import collate_pairs
 from vlm2vec.data.examples import TrainExample
-from vlm2vec.data.mmeb.images import TRAIN_COLUMNS, read_train_set
+from vlm2vec.data.mmeb.images import TRAIN_COLUMNS
+from vlm2vec.data.mmeb.train_rows import read_train_set
 from vlm2vec.data.mmeb.training_sets import SETS
 from vlm2vec.data.streams import StreamedSet, streamed_sets
 from vlm2vec.errors import UserError

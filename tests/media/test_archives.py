@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import multiprocessing
 import random
 import tarfile
 import zipfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.media import archives
 from vlm2vec.media.archives import SeekableGzip, members, read_member
 from vlm2vec.media.images import ImageRef
+from vlm2vec.media.zips import SharedZip
 
 CONTENT = {f"folder/file_{i}.bin": random.Random(i).randbytes(3000 + 977 * i) for i in range(40)}
 
@@ -85,3 +88,57 @@ def test_a_damaged_or_missing_archive_is_named(tmp_path: Path, name: str) -> Non
     with pytest.raises(UserError, match=f"{name}.*download it again"):
         for member in CONTENT:
             read_member(path, member)
+
+
+def test_forked_processes_share_the_index_and_the_open_file_of_a_zip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.zip")
+    opened: list[Path] = []
+    zip_file = zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda path: opened.append(path) or zip_file(path))
+    assert ImageRef(str(path), next(iter(CONTENT))).exists() and not ImageRef(str(path), "none").exists()
+    fork = multiprocessing.get_context("fork")
+    pipes = []
+    for seed in range(3):
+        ours, theirs = fork.Pipe()
+        fork.Process(target=read_all, args=(path, seed, opened, theirs)).start()
+        pipes.append(ours)
+    assert [pipe.recv() for pipe in pipes] == [(True, 1)] * 3
+
+
+def read_all(path: Path, seed: int, opened: list[Path], answer: Connection) -> None:
+    names = random.Random(seed).sample(list(CONTENT), len(CONTENT)) * 5
+    answer.send((all(read_member(path, name) == CONTENT[name] for name in names), len(opened)))
+
+
+def test_the_index_of_a_zip_takes_less_than_120_bytes_a_member(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(2000):
+            archive.writestr(f"train/{i:012d}.jpg", b"x")
+    index = SharedZip.of(str(path))
+    assert index is not None and index.read("train/000000000123.jpg") == b"x"
+    assert sum(value.nbytes for value in (index._ends, index._facts)) + len(index._names) < 120 * 2000
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_of_a_rare_method_is_read_by_the_standard_library(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr("a", b"content" * 99)
+    assert read_member(tmp_path / "a.zip", "a") == b"content" * 99
+
+
+@pytest.mark.parametrize("damage", ["header", "content"])
+def test_a_damaged_member_of_a_zip_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"content" * 99)
+        archive.writestr("b", b"x")
+    place = {"header": 1, "content": 60}[damage]
+    content = bytearray(path.read_bytes())
+    content[place] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.zip:a: the archive is damaged"):
+        read_member(path, "a")
+    assert read_member(path, "b") == b"x"

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from vlm2vec import Embedder, EmbeddingInput, Reranker, UserError
 from vlm2vec.cli import app
 from vlm2vec.data.examples import TrainExample
-from vlm2vec.data.mmeb.images import list_sets, read_train_set
+from vlm2vec.data.mmeb.images import list_sets
+from vlm2vec.data.mmeb.train_rows import read_train_set
 from vlm2vec.models.reranking.prompt import RerankPrompt
 from vlm2vec.training.judging import EmbedderJudge, RerankerJudge, judge_negatives
 from vlm2vec.training.mining import MiningRule, mine, mine_negatives

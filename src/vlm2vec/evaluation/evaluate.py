@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
 from vlm2vec.evaluation.metrics import group_means
@@ -24,6 +26,7 @@ __all__ = ["Sample", "TaskReader", "TaskResult", "evaluate", "read_results", "re
 RESULTS_FILE = "results.json"
 PART = 512
 READ_AT_ONCE = 8192
+IN_MEMORY = 512 << 20  # bytes of a task's vectors that are read once; larger tasks are read per query
 BLANK = " "
 Tasks = Mapping[str, Sequence[EvalQuery]]
 
@@ -90,11 +93,13 @@ class Share:
         rank: This process's rank; only rank 0 scores.
         world_size: Number of processes.
         wait: The barrier; returns when every rank has called it.
+        gather: The results of all ranks, in rank order.
     """
 
     rank: int = 0
     world_size: int = 1
     wait: Callable[[], None] = lambda: None
+    gather: Callable[[list[TaskResult]], list[list[TaskResult]]] = lambda results: [results]
 
 
 class FillCache(Protocol):
@@ -145,25 +150,30 @@ def evaluate(
     cache = MemoryCache() if cache is None else cache
     fill_cache = filling(encoder) if isinstance(encoder, Encoder) else encoder
     key_of = InputKeys()
+    merged = benchmark.quirks.duplicates == "merged"
+    seconds: dict[str, float] = {}
     results = []
+
+    def score(task: EvalTask, queries: Sequence[EvalQuery]) -> None:
+        table = _Table(cache, [key_of(item) for item in distinct_inputs(queries)])
+        results.append(score_task(task, queries, table, key_of, seconds[task.name], merged))
+
     for task in benchmark.tasks:
         since = time.perf_counter()
         queries = tasks[task.name]
         by_key = {key_of(item): _encodable(item) for item in distinct_inputs(queries)}
-        fill_cache(
-            cache,
-            by_key,
-            part_size=PART,
-            share=(share.rank, share.world_size),
-            progress=progress,
-        )
-        share.wait()
-        if share.rank:
-            continue
+        fill_cache(cache, by_key, part_size=PART, share=(share.rank, share.world_size), progress=progress)
+        share.wait()  # a later task finds every vector of this one, so no input is encoded twice
+        seconds[task.name] = time.perf_counter() - since
+        if share.world_size == 1:
+            cache.refresh()
+            score(task, queries)
+    if share.world_size > 1:  # each rank ranks whole tasks, once all vectors are there
         cache.refresh()
-        seconds, merged = time.perf_counter() - since, benchmark.quirks.duplicates == "merged"
-        results.append(score_task(task, queries, _Table(cache, list(by_key)), key_of, seconds, merged))
-    return results
+        for task in benchmark.tasks[share.rank :: share.world_size]:
+            score(task, tasks[task.name])
+    by_name = {result.task.name: result for found in share.gather(results) for result in found}
+    return [] if share.rank else [by_name[task.name] for task in benchmark.tasks]
 
 
 def _encodable(item: EmbeddingInput) -> EmbeddingInput:
@@ -177,11 +187,15 @@ class _Table:
 
     def __init__(self, cache: VectorCache, keys: list[bytes]) -> None:
         self._rows = cache.rows(keys)
+        if isinstance(self._rows, CachedRows) and 0 < self._rows.nbytes <= IN_MEMORY:
+            self._rows = self._rows[:]  # queries of local scope read the same rows again and again
         self._place = {key: i for i, key in enumerate(keys)}
 
     def __call__(self, keys: Sequence[bytes]) -> Any:
-        places = [self._place[key] for key in keys]
-        if len(places) <= READ_AT_ONCE or not isinstance(self._rows, CachedRows):
+        places = np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))
+        if isinstance(self._rows, np.ndarray):
+            return self._rows.take(places, axis=0)
+        if len(places) <= READ_AT_ONCE:
             return self._rows[places]
         return self._rows.view(places)
 

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vlm2vec.evaluation.evaluate import Share
+from vlm2vec.evaluation.score import TaskResult
 
 
 @contextmanager
 def joined_processes() -> Iterator[Share]:
     """The share of this rank while the block runs; without `torchrun` a single process has all inputs.
 
-    Only barriers use the network (gloo). Vectors are exchanged through the embedding cache, on a disk that all ranks
-    see.
+    Only barriers and the results of tasks use the network (gloo). Vectors are exchanged through the embedding cache, on
+    a disk that all ranks see.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -25,8 +26,14 @@ def joined_processes() -> Iterator[Share]:
     started = not dist.is_initialized()
     if started:
         dist.init_process_group("gloo")
+
+    def gather(results: list[TaskResult]) -> list[list[TaskResult]]:
+        found: list[list[TaskResult]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(found, results)
+        return found
+
     try:
-        yield Share(dist.get_rank(), dist.get_world_size(), dist.barrier)
+        yield Share(dist.get_rank(), dist.get_world_size(), dist.barrier, gather)
     finally:
         if started:
             dist.destroy_process_group()

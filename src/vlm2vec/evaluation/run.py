@@ -94,7 +94,8 @@ def score_model(
 ) -> tuple[Benchmark, list[TaskResult]]:
     """Scores a model on a benchmark and writes the results.
 
-    Under `torchrun` every process encodes its share into one embedding cache, and the first one scores and writes.
+    Under `torchrun` each rank encodes its share into one embedding cache and scores its share of the tasks; rank 0
+    writes the results.
 
     Args:
         model: As for `Embedder.from_pretrained`.

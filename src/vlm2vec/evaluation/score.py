@@ -70,7 +70,7 @@ class _Pool:
     @staticmethod
     def of(given: Sequence[EmbeddingInput], key_of: KeyOf, merged: bool) -> _Pool:
         """The candidates as given, or with equal content merged into one candidate."""
-        keys = [key_of(item) for item in given]
+        keys = list(map(key_of, given))
         if not merged:
             return _Pool(list(given), keys, list(range(len(keys))))
         first = dict(zip(reversed(keys), reversed(given), strict=True))

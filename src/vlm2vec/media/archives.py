@@ -25,6 +25,7 @@ from typing import Any
 from vlm2vec.errors import UserError
 from vlm2vec.media import documents
 from vlm2vec.media.cells import ParquetImages
+from vlm2vec.media.zips import SharedZip
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 PART = re.compile(r"(.+\.(?:zip|tar|tar\.gz|tgz))-(\d+)")
@@ -45,6 +46,16 @@ def members(path: str | Path) -> frozenset[str]:
         UserError: if the archive is missing or not readable.
     """
     return _names(str(path), os.getpid(), _stamp(path))
+
+
+def has_member(path: str | Path, name: str) -> bool:
+    """Whether an archive has a file of this name.
+
+    Raises:
+        UserError: as `members`.
+    """
+    opened = _open(str(path), os.getpid(), _stamp(path))
+    return name in opened if isinstance(opened, SharedZip) else name in members(path)
 
 
 def read_member(path: str | Path, name: str) -> bytes:
@@ -256,7 +267,7 @@ def _stamp(path: str | Path) -> tuple[int, int]:
 @lru_cache(maxsize=64)
 def _open(
     path: str, process_id: int, stamp: tuple[int, int]
-) -> zipfile.ZipFile | _Tar | ParquetImages | documents.Pdf | documents.Video:
+) -> SharedZip | zipfile.ZipFile | _Tar | ParquetImages | documents.Pdf | documents.Video:
     """Opens an archive once per process; threads share the handle, forks do not (they would share its position)."""
     if documents.is_document(path):
         return documents.open_document(path)
@@ -266,12 +277,19 @@ def _open(
         if kind == "parquet":
             return ParquetImages(path)
         if kind == "zip":
-            return zipfile.ZipFile(_open_file(path) if PART.fullmatch(path) else path)
+            shared = None if PART.fullmatch(path) else _shared_zip(path, stamp)
+            return shared or zipfile.ZipFile(_open_file(path) if PART.fullmatch(path) else path)
         return _Tar(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: {kind} not found") from error
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError) as error:
         raise UserError(f"{path}: not a readable {kind} ({error}); download it again") from error
+
+
+@lru_cache(maxsize=64)
+def _shared_zip(path: str, stamp: tuple[int, int]) -> SharedZip | None:
+    """Opens a zip once for this process and the processes forked from it."""
+    return SharedZip.of(path)
 
 
 @lru_cache(maxsize=64)

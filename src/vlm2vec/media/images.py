@@ -10,7 +10,7 @@ import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -76,7 +76,7 @@ class ImageRef:
             return True
         if self.member is None:
             return Path(self.path).is_file()
-        return Path(self.path).is_file() and self.member in archives.members(self.path)
+        return Path(self.path).is_file() and archives.has_member(self.path, self.member)
 
     def read(self) -> bytes:
         """Reads the encoded bytes of the image.
@@ -140,23 +140,30 @@ class ImageRef:
 
 
 def open_image(raw: bytes, name: str = "") -> Image.Image:
-    """Opens an encoded image with Pillow, including HEIC; only the header is decoded.
+    """Opens an encoded image with Pillow, including HEIC; only the header is decoded. See `open_file`."""
+    return open_file(io.BytesIO(raw), name)
+
+
+def open_file(file: IO[bytes], name: str = "") -> Image.Image:
+    """Opens an encoded image with Pillow, including HEIC; only the header is read.
 
     Args:
-        raw: The encoded file.
+        file: The encoded file, at its beginning; stays open.
         name: File name; its ending distinguishes a damaged HEIC file from other formats.
 
     Raises:
         UserError: for HEIC images if pillow-heif is not installed.
         UnidentifiedImageError, OSError and others: from Pillow, for a damaged file or an unknown format.
     """
-    if (raw[4:8] == b"ftyp" and raw[8:12] in HEIF_BRANDS) or name.lower().endswith((".heic", ".heif")):
+    head = file.read(12)
+    file.seek(0)
+    if (head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS) or name.lower().endswith((".heic", ".heif")):
         try:
             import pillow_heif
         except ImportError as error:
             raise UserError("HEIC images require pillow-heif: pip install 'vlm2vec[heic]'") from error
         pillow_heif.register_heif_opener()
-    return Image.open(io.BytesIO(raw))
+    return Image.open(file)
 
 
 def _decode_data_uri(uri: str) -> bytes:

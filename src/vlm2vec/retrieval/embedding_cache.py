@@ -55,8 +55,9 @@ class InputKeys:
             UserError: if one of its images is missing.
         """
         # Readers share one object among equal candidates. Keeping a reference prevents its id from being reused.
-        if id(item) in self._recent:
-            return self._recent[id(item)][1]
+        known = self._recent.get(id(item))
+        if known is not None:
+            return known[1]
         if len(self._recent) >= RECENT:
             self._recent.clear()
         key = content_key(item, self._digest)
@@ -159,7 +160,8 @@ class _OpenShards:
         if shard not in self._maps:
             while len(self._maps) >= MAX_OPEN_SHARDS:
                 self._maps.popitem(last=False)
-            self._maps[shard] = np.load(shard, mmap_mode="r", allow_pickle=False)
+            mapped = np.load(shard, mmap_mode="r", allow_pickle=False)
+            self._maps[shard] = mapped.view(np.ndarray)  # without the class's cost at every access
         self._maps.move_to_end(shard)
         return self._maps[shard]
 
@@ -172,6 +174,11 @@ class CachedRows:
 
     def __len__(self) -> int:
         return len(self._row_of)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows in memory."""
+        return len(self) * self._opened(self._shards[0]).shape[1] * 4 if len(self) else 0
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """The vectors of a slice, a list of positions or one position; each shard is opened once per call."""

@@ -109,7 +109,7 @@ def rank_relevant(
     gold_scores = [exact_scores(wide_BD[i], candidates_MD[places]) for i, places in enumerate(golds)]
     best_BK = np.full((len(queries_BD), depth), -np.inf, dtype=np.float32)
     for start in range(0, len(candidates_MD), block):
-        part_MD = np.array(candidates_MD[start : start + block], dtype=np.float32)
+        part_MD = np.require(candidates_MD[start : start + block], np.float32, ["C", "W"])  # a copy only if needed
         skip = _golds_in(golds, start, start + len(part_MD))
         repeats = None if copies is None else np.minimum(copies[start : start + block], depth)
         precision = screen or _native(len(queries_BD) * len(part_MD))
@@ -172,7 +172,7 @@ def _survivors(
 def _rounded(vectors: np.ndarray, precision: torch.dtype) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """Vectors in a precision, the norm of each one's rounding error, and the norm of each vector."""
     given = torch.from_numpy(vectors)
-    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    norms = torch.linalg.vector_norm(given, dim=1).numpy()
     if precision is torch.float32:
         return given, np.zeros(len(vectors), np.float32), norms
     narrow = given.to(precision)

@@ -115,6 +115,9 @@ class DataSettings(Section):
     on_bad_image: Literal["stop", "skip"] = "stop"
     """Every image is checked before the first step. "stop": an unreadable image is an error; "skip": its pairs are left
     out and counted."""
+    check_images: Literal["header", "decode"] = "header"
+    """"header": check the header and the end mark of each file; "decode": decode each image completely. Later runs
+    check only images whose path, size or time is new."""
     num_workers: int = Field(default=0, ge=0)
     """Number of processes that prepare batches. 0: the main process, which is sufficient if images are cached."""
     prefetch_gib: float = Field(default=8.0, gt=0)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)
+"""Time that a rank waits for the others; the default of `TrainingArguments.ddp_timeout`."""
 BUCKET_BYTES = 64 << 20
 """Maximum size of the gradients that share an all-reduce."""
 
@@ -22,6 +27,23 @@ def world_size() -> int:
 def rank() -> int:
     """Returns the rank of this process; 0 without torch.distributed."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def join_ranks(device: torch.device) -> None:
+    """Joins the ranks that torchrun has started, as transformers' `TrainingArguments` does later; else does nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState  # type: ignore[import-untyped]
+
+        PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Gathers a value of every rank in rank order; it can be any object that pickles."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def gather_rows(local: torch.Tensor) -> list[torch.Tensor]:

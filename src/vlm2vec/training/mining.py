@@ -14,7 +14,8 @@ import torch
 
 from vlm2vec.data.collate import key_number
 from vlm2vec.data.examples import TrainExample
-from vlm2vec.data.mmeb.images import list_sets, read_train_set, write_negatives
+from vlm2vec.data.mmeb.images import list_sets, write_negatives
+from vlm2vec.data.mmeb.train_rows import read_train_set
 from vlm2vec.errors import UserError
 from vlm2vec.retrieval.rank import Rows
 from vlm2vec.training.judging import Judge, judge_negatives

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from vlm2vec.cache import cache_folder
 from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mixture import capped
-from vlm2vec.data.mmeb.images import WORDINGS, list_sets, read_train_set
+from vlm2vec.data.mmeb.images import WORDINGS, list_sets
+from vlm2vec.data.mmeb.train_rows import TrainRows, read_train_set
 from vlm2vec.data.streams import StreamedSet, streamed_sets
 from vlm2vec.errors import UserError
 from vlm2vec.files import write_json
@@ -31,6 +33,7 @@ from vlm2vec.training.check_images import read_images
 from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
 from vlm2vec.training.data_checks import check_negatives, check_scores
+from vlm2vec.training.gather import join_ranks
 from vlm2vec.training.output import CHECKPOINTS, check_new, read_history
 from vlm2vec.training.precision import base_dtype, train_in_float32
 from vlm2vec.training.quantized_base import quantize_base
@@ -102,22 +105,24 @@ def _read_set(recipe: Recipe, name: str, limit: int | None) -> Sequence[TrainExa
     instruction = own.target_instruction if isinstance(own, SetSettings) else None
     streamed = streamed_sets(data.root)
     if name not in streamed:
-        rows = read_train_set(data.root, name, data.use_negatives, data.instructions, limit)
-        kept = capped(rows, cap, recipe.train.seed, name)
-        return _with_target_instruction(kept, instruction, name) if instruction else kept
+
+        def choose(number: int) -> Sequence[int]:
+            return range(number) if cap is None else capped(range(number), cap, recipe.train.seed, name)
+
+        rows = read_train_set(data.root, name, data.use_negatives, data.instructions, limit, choose)
+        return _with_target_instruction(rows, instruction) if instruction else rows
     examples = StreamedSet(streamed[name], name, None, data.use_negatives, instruction)
     if cap is None or len(examples) <= cap:
         return examples
     return examples.only(capped(range(len(examples)), cap, recipe.train.seed, name))
 
 
-def _with_target_instruction(examples: Sequence[TrainExample], instruction: str, name: str) -> Sequence[TrainExample]:
-    found = [example.with_target_instruction(instruction) for example in examples]
-    num_verbatim = sum(example.target.instruction is None for example in found)
+def _with_target_instruction(rows: TrainRows, instruction: str) -> TrainRows:
+    found, num_verbatim = rows.with_target_instruction(instruction)
     if num_verbatim:
         logger.warning(
             "%s: target_instruction does not apply to %d of %d targets, which are verbatim prompts (<|image_1|>)",
-            name,
+            rows.name,
             num_verbatim,
             len(found),
         )
@@ -130,8 +135,8 @@ def pair_limit(recipe: Recipe, name: str) -> int | None:
     return own.max_pairs if isinstance(own, SetSettings) and own.max_pairs else recipe.data.max_pairs
 
 
-def check_images(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
-    """Reads every image once before the first step and caches the outputs of a frozen vision encoder.
+def check_images(embedder: Embedder, sets: Sets, on_bad_image: str, decode: bool = False) -> Sets:
+    """Checks every image once before the first step and caches the outputs of a frozen vision encoder.
 
     Streamed sets are not checked; an unreadable image in such a set stops the run at its step.
 
@@ -141,26 +146,36 @@ def check_images(embedder: Embedder, sets: Sets, on_bad_image: str) -> Sets:
     Raises:
         UserError: for the first unreadable image if `on_bad_image` is "stop", or if no pair of a set remains.
     """
-    streamed = {name: examples for name, examples in sets.items() if isinstance(examples, StreamedSet)}
+    streamed = [name for name, examples in sets.items() if isinstance(examples, StreamedSet)]
     if streamed and on_bad_image == "skip":
         raise UserError(f"data.on_bad_image: skip does not support streamed sets ({', '.join(streamed)}); use stop")
-    whole = {name: examples for name, examples in sets.items() if name not in streamed}
-    images = dict.fromkeys(image for examples in whole.values() for e in examples for image in example_images(e))
-    bad: dict[ImageRef, UserError] = {}
-    with progress_bar("checking and encoding images", len(images)) as advance:
-        read_images(embedder, images, advance, bad if on_bad_image == "skip" else None)
-    kept = {
-        name: [e for e in examples if not any(image in bad for image in example_images(e))]
-        for name, examples in whole.items()
-    }
-    for name, examples in kept.items():
-        skipped = len(sets[name]) - len(examples)
-        if skipped:
-            first = next(bad[i] for e in sets[name] for i in example_images(e) if i in bad)
-            logger.warning("%s: %d pairs left out for unreadable images; the first: %s", name, skipped, first)
-        if not examples:
-            raise UserError(f"{name}: no pair with readable images is left")
-    return {name: kept.get(name, examples) for name, examples in sets.items()}
+    whole = {name: examples for name, examples in sets.items() if isinstance(examples, TrainRows)}
+    images = chain.from_iterable(examples.images() for examples in whole.values())
+    with progress_bar("checking images", None) as advance:
+        bad = read_images(embedder, images, advance, decode=decode, skip=on_bad_image == "skip")
+    return {**sets, **{name: _without(rows, bad) for name, rows in whole.items()}} if bad else sets
+
+
+def _without(rows: TrainRows, bad: Mapping[ImageRef, UserError]) -> TrainRows:
+    """Returns the pairs of a set whose images are readable.
+
+    Raises:
+        UserError: if there are none.
+    """
+    kept: list[int] = []
+    reasons: list[UserError] = []
+    for place, example in enumerate(rows):
+        found = next((bad[image] for image in example_images(example) if image in bad), None)
+        if found is None:
+            kept.append(place)
+        else:
+            reasons.append(found)
+    if reasons:
+        count = len(reasons)
+        logger.warning("%s: %d pairs left out for unreadable images; the first: %s", rows.name, count, reasons[0])
+    if not kept:
+        raise UserError(f"{rows.name}: no pair with readable images is left")
+    return rows.only(kept)
 
 
 def example_images(example: TrainExample) -> Iterable[ImageRef]:
@@ -199,7 +214,8 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
     check_negatives(recipe, sets)
     check_scores(recipe, sets)
     embedder = build_embedder(recipe)
-    sets = check_images(embedder, sets, recipe.data.on_bad_image)
+    join_ranks(embedder.device)
+    sets = check_images(embedder, sets, recipe.data.on_bad_image, recipe.data.check_images == "decode")
     if is_first:
         (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (output / CHECKPOINTS / "recipe.yaml").write_text(dump_recipe(recipe))

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from vlm2vec.data.examples import TrainExample
-from vlm2vec.data.mmeb.images import num_pairs
+from vlm2vec.data.mmeb.train_rows import num_pairs
 from vlm2vec.data.streams import StreamedSet
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef, open_image

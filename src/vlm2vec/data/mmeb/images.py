@@ -1,16 +1,15 @@
-"""Converts rows of the published MMEB layouts to `TrainExample` and `EvalQuery`; only here are their column names."""
+"""Reads evaluation rows of the published MMEB layouts, and writes training sets; their column names are here only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mmeb.instruct import Kind, kind_of, prompts_of
 from vlm2vec.data.mmeb.media import Media
 from vlm2vec.data.mmeb.quirks import Quirks
@@ -46,55 +45,6 @@ def list_sets(root: Path, files: str = TRAIN_FILES) -> list[str]:
     return names
 
 
-def read_train_set(
-    root: Path,
-    name: str,
-    use_negatives: bool = True,
-    wording: Literal["original", "diverse"] = "original",
-    limit: int | None = None,
-) -> list[TrainExample]:
-    """Reads the pairs of a set in the MMEB-train layout: `<root>/<name>/original-*.parquet` or `diverse_instruction-*`.
-
-    Images are located at `<root>/<path>` or in `<root>/images_zip/<Set>.zip`; they are not opened.
-
-    Args:
-        root: The data folder.
-        name: Folder of the set.
-        use_negatives: Whether to read the `neg_*` columns as explicit negatives.
-        wording: "original" has one instruction per set, "diverse" has several.
-        limit: Read only the first rows of each file, up to this number. Default: all rows.
-
-    Raises:
-        UserError: for a missing or empty set, a missing or unknown column, or a row without query or target.
-    """
-    examples = []
-    media = Media(root)
-    for where, row in _rows(root, name, WORDINGS[wording], TRAIN_COLUMNS, SCORED_COLUMNS, limit=limit):
-        query = _train_input(row["qry"], row["qry_image_path"], media, f"{where}, field qry_image_path")
-        target = _train_input(row["pos_text"], row["pos_image_path"], media, f"{where}, field pos_image_path")
-        found = [
-            _train_input(text, path, media, f"{where}, field neg_image_path")
-            for text, path in _pairs(row["neg_text"], row["neg_image_path"], where)
-        ]
-        if query is None or target is None:
-            side = "qry" if query is None else "pos_text"
-            raise UserError(f"{where}: field {side} and its image are both empty; remove the row or fill one")
-        negatives = tuple(negative for negative in found if negative is not None)
-        scores = _scores(row, len(negatives), where)
-        example = TrainExample(query, target, negatives, name, origin=where, scores=scores)
-        examples.append(example if use_negatives else example.without_negatives())
-    return examples
-
-
-def num_pairs(root: Path, name: str, wording: Literal["original", "diverse"] = "original") -> int:
-    """Returns the number of pairs of a set in the MMEB-train layout, from the metadata of its files."""
-    total = 0
-    for file in (root / name).glob(WORDINGS[wording]):
-        with parquet_errors(file):
-            total += pq.read_metadata(file).num_rows
-    return total
-
-
 def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirks = PUBLISHED) -> list[EvalQuery]:
     """Reads the queries of a set in either MMEB-eval layout, `<root>/<name>/test-*.parquet`; candidate 0 is correct.
 
@@ -115,8 +65,8 @@ def read_eval_set(root: Path, name: str, kind: Kind | None = None, quirks: Quirk
         if not texts or len(texts) != len(paths):
             raise UserError(f"{where}: expected a query and as many tgt_text as tgt_img_path, at least one")
         parts = _side_texts(row, kind, name, quirks)
-        text = parts.query if row["qry_img_path"] else _without_image(parts.query, quirks)
-        query = _input(text, row["qry_img_path"], media, f"{where}, field qry_img_path", parts.asks, rows.rules)
+        text = parts.query if row["qry_img_path"] else without_image(parts.query, quirks)
+        query = input_of(text, row["qry_img_path"], media, f"{where}, field qry_img_path", parts.asks, rows.rules)
         if query is None:
             raise UserError(f"{where}: expected a query and as many tgt_text as tgt_img_path, at least one")
         queries.append(EvalQuery(query, rows.of(parts, paths, where)))
@@ -142,9 +92,11 @@ class _Candidates:
             candidate = self._made.get(fields)
             if candidate is None:
                 origin = f"{where}, field tgt_img_path[{i}]"
-                text = text if path else _without_image(text, self._quirks)
+                text = text if path else without_image(text, self._quirks)
                 # The reference evaluation also counts an empty text as a candidate.
-                candidate = _input(text, path, self._media, origin, parts.wants, self.rules) or EmbeddingInput(text="")
+                candidate = input_of(text, path, self._media, origin, parts.wants, self.rules) or EmbeddingInput(
+                    text=""
+                )
                 self._made[fields] = candidate = self._shared.setdefault(candidate, candidate)
             if parts.identities:
                 candidate = self._first_of.setdefault(parts.identities[i], candidate)
@@ -174,15 +126,6 @@ def _side_texts(row: dict[str, Any], kind: Kind | None, name: str, quirks: Quirk
         return _Texts(prompts.query, prompts.targets, identities)
     asks, wants = (((row[side] or "").replace(PLACEHOLDER, "").strip() or None) for side in ("qry_inst", "tgt_inst"))
     return _Texts((row["qry_text"] or "").strip(), [text.strip() for text in texts], identities, asks, wants)
-
-
-def _scores(row: dict[str, Any], num_negatives: int, where: str) -> tuple[float, ...]:
-    """The judge's scores of the target, then of the negatives; () if the set has none."""
-    if row.get("pos_score") is None:
-        return ()
-    if len(row["neg_score"]) != num_negatives:
-        raise UserError(f"{where}: field neg_score: expected a list of {num_negatives} numbers, one for each negative")
-    return (row["pos_score"], *row["neg_score"])
 
 
 def write_negatives(
@@ -229,55 +172,53 @@ def _write_set(root: Path, name: str, table: pa.Table) -> None:
         pq.write_table(table, beside)
 
 
-def _pairs(texts: Any, paths: Any, where: str) -> list[tuple[str | None, str | None]]:
-    """Returns negatives as (text, path), from the published form (one each) or the mined form (two equal lists)."""
-    if not isinstance(texts, list) and not isinstance(paths, list):
-        return [(texts, paths)]
-    if not isinstance(texts, list) or not isinstance(paths, list) or len(texts) != len(paths):
-        raise UserError(f"{where}: expected neg_text and neg_image_path to be two texts or two lists of equal length")
-    return list(zip(texts, paths, strict=True))
-
-
-def _rows(
-    root: Path, name: str, pattern: str, *layouts: Sequence[str], limit: int | None = None
-) -> list[tuple[str, dict[str, Any]]]:
+def _rows(root: Path, name: str, pattern: str, *layouts: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """Returns the rows of a set with their locations, after checking the columns against the known layouts."""
-    files = sorted((root / name).glob(pattern))
-    if not files:
-        raise UserError(f"{root / name}: no {pattern} found; known sets: {', '.join(list_sets(root, pattern))}")
     rows = []
-    for file in files:
-        table = read_parquet(file, limit=limit)
-        found = set(table.schema.names)
-        columns = min(layouts, key=lambda layout: len(set(layout) ^ found))
-        for column in sorted(set(columns) ^ found):
-            problem = "unknown" if column in found else "missing"
-            raise UserError(f"{file}: column {column} is {problem}; expected {', '.join(columns)}")
+    for file in set_files(root, name, pattern):
+        table = read_parquet(file)
+        check_columns(file, table.schema.names, *layouts)
         rows += [(f"{file}, row {i}", row) for i, row in enumerate(table.to_pylist())]
     if not rows:
         raise UserError(f"{root / name}: the set is empty; expected at least one row")
     return rows
 
 
-def read_parquet(file: Path, columns: Sequence[str] | None = None, limit: int | None = None) -> Any:
-    """Reads a parquet file, or its first `limit` rows, as an Arrow table.
+def set_files(root: Path, name: str, pattern: str) -> list[Path]:
+    """Returns the files of a set.
+
+    Raises:
+        UserError: if there are none.
+    """
+    files = sorted((root / name).glob(pattern))
+    if not files:
+        raise UserError(f"{root / name}: no {pattern} found; known sets: {', '.join(list_sets(root, pattern))}")
+    return files
+
+
+def check_columns(file: Path, names: Sequence[str], *layouts: Sequence[str]) -> None:
+    """Checks that the columns of a file are those of one of the layouts.
+
+    Raises:
+        UserError: naming a column that is unknown or missing.
+    """
+    columns = min(layouts, key=lambda layout: len(set(layout) ^ set(names)))
+    for column in sorted(set(columns) ^ set(names)):
+        problem = "unknown" if column in names else "missing"
+        raise UserError(f"{file}: column {column} is {problem}; expected {', '.join(columns)}")
+
+
+def read_parquet(file: Path, columns: Sequence[str] | None = None) -> Any:
+    """Reads a parquet file as an Arrow table.
 
     Raises:
         UserError: if the file is not readable.
     """
     with parquet_errors(file):
-        if limit is None:
-            return pq.read_table(file, columns=columns)
-        with pq.ParquetFile(file) as opened:
-            first = next(opened.iter_batches(limit, columns=columns), None)
-            return opened.schema_arrow.empty_table() if first is None else pa.Table.from_batches([first])
+        return pq.read_table(file, columns=columns)
 
 
-def _train_input(text: str | None, path: str | None, media: Media, origin: str) -> EmbeddingInput | None:
-    return _input(text if path else _without_image(text), path, media, origin)
-
-
-def _input(
+def input_of(
     text: str | None,
     path: str | None,
     media: Media,
@@ -293,7 +234,7 @@ def _input(
     return EmbeddingInput(text=text or None, images=(image,), instruction=instruction)
 
 
-def _without_image(text: str | None, quirks: Quirks = PUBLISHED) -> str:
+def without_image(text: str | None, quirks: Quirks = PUBLISHED) -> str:
     """Returns the text of a side without an image: some rows (WebQA, EDIS) have a placeholder but no image path."""
     text = text or ""
     if quirks.missing_image == "published":

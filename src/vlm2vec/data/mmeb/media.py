@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -34,20 +35,23 @@ class Media:
         self.root = root
         self._bases = [root, *(root / folder for folder in folders)]
         self._zip = root / "images.zip"
+        self._train_zips: dict[str, str | None] = {}
         self._indexes: dict[Path, dict[str, str]] = {}
 
     def image(self, path: str, origin: str = "") -> ImageRef:
         """Returns a reference to an image without checking that it exists."""
         head, _, member = path.partition("/")
-        train_zip = self.root / "images_zip" / f"{member.split('/')[0]}.zip"
-        if head == "images" and train_zip.is_file():
-            return ImageRef(path=str(train_zip), member=member, origin=origin)
-        if self._zip.is_file() and not self._archives:
+        train_zip = self._train_zip(member.partition("/")[0]) if head == "images" else None
+        if train_zip:
+            return ImageRef(path=train_zip, member=member, origin=origin)
+        if self._has_zip and not self._archives:
             return ImageRef(path=str(self._zip), member=path, origin=origin)
+        if not self._archives and len(self._bases) == 1:
+            return ImageRef(path=os.path.join(self._root_name, path), origin=origin)  # noqa: PTH118 - once a pair
         for base in self._bases:
             if self._archives and (base / path).is_file():
                 return ImageRef(path=str(base / path), origin=origin)
-        for archive in (*([self._zip] if self._zip.is_file() else []), *self._archives):
+        for archive in (*([self._zip] if self._has_zip else []), *self._archives):
             found = self._index(archive).get(path) or self._without_prefix(archive, path)
             if found:
                 return ImageRef(path=str(archive), member=found, origin=origin)
@@ -85,6 +89,21 @@ class Media:
                 if found:
                     return sorted(found)
         return []
+
+    def _train_zip(self, name: str) -> str | None:
+        """The archive of a training set; None where there is none. Looked up once."""
+        if name not in self._train_zips:
+            place = self.root / "images_zip" / f"{name}.zip"
+            self._train_zips[name] = str(place) if place.is_file() else None
+        return self._train_zips[name]
+
+    @cached_property
+    def _has_zip(self) -> bool:
+        return self._zip.is_file()
+
+    @cached_property
+    def _root_name(self) -> str:
+        return str(self.root)
 
     @cached_property
     def _archives(self) -> list[Path]:
