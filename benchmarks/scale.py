@@ -22,21 +22,31 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from PIL import Image
 
+from vlm2vec.data.mmeb.images import TRAIN_COLUMNS
+from vlm2vec.data.mmeb.train_rows import TrainRows, read_train_set
+from vlm2vec.evaluation.benchmark import Benchmark
+from vlm2vec.evaluation.evaluate import evaluate
 from vlm2vec.jobs.duplicates import find_duplicates
 from vlm2vec.jobs.embed import EmbedSettings, Job
 from vlm2vec.jobs.indexing import index_source
 from vlm2vec.jobs.sources import open_source
-from vlm2vec.retrieval.embedding_cache import EmbeddingCache, fill
+from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, fill
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.retrieval.rank import rank_relevant
 from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
+from vlm2vec.training.check_images import read_images
 from vlm2vec.training.mining import MiningRule, mine_negatives
-from vlm2vec.types import EmbeddingInput, content_key
+from vlm2vec.types import EmbeddingInput, EvalQuery, content_key
 
 EQUAL_SHARE = 0.2  # fraction of the rows that share a vector, for duplicates
 BAD_EVERY = 1024  # inputs per unreadable one, for embed
@@ -50,7 +60,7 @@ class Hashed:
     def __init__(self, dim: int) -> None:
         self.dim, self.num_encoded = dim, 0
 
-    def encode_document(self, inputs: Sequence[EmbeddingInput], **_: Any) -> np.ndarray:
+    def encode(self, inputs: Sequence[EmbeddingInput], **_: Any) -> np.ndarray:
         """Unit vectors [N, D]."""
         self.num_encoded += len(inputs)
         seeds = (hashlib.blake2b((item.text or "").encode(), digest_size=8).digest() for item in inputs)
@@ -59,6 +69,8 @@ class Hashed:
         vectors_ND = bits.astype(np.float32) / np.float32(1 << 23) - 1
         vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
         return vectors_ND
+
+    encode_document = encode
 
 
 def facts(dim: int) -> StoreFacts:
@@ -176,6 +188,83 @@ def mining(folder: Path, rows: int, dim: int) -> Work:
     return {"seconds": time.process_time() - since, "negatives": sum(map(len, mined))}
 
 
+def training_pairs(folder: Path, rows: int, dim: int) -> Work:
+    """Pairs in the MMEB-train layout: read, then an example made of every row in a forked data worker."""
+    (folder / "VQA").mkdir()
+    with pq.ParquetWriter(
+        folder / "VQA/original-0.parquet", pa.schema([(name, "str") for name in TRAIN_COLUMNS])
+    ) as out:
+        for start in range(0, rows, 50_000):
+            numbers = range(start, min(start + 50_000, rows))
+            columns: dict[str, list[str]] = {name: [""] * len(numbers) for name in TRAIN_COLUMNS}
+            ask = "<|image_1|>\nRepresent the given image with the following question: what is in place"
+            columns["qry"] = [f"{ask} {i}?" for i in numbers]
+            columns["qry_image_path"] = [f"images/VQA/Train/{i // 3:012d}.jpg" for i in numbers]
+            columns["pos_text"] = [f"answer {i % 5000}" for i in numbers]
+            out.write_table(pa.table(columns))
+    since = time.process_time()
+    pairs = read_train_set(folder, "VQA")
+    seconds = time.process_time() - since
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    worker = fork.Process(target=_make_examples, args=(pairs, theirs))
+    worker.start()
+    made, copied = ours.recv()
+    worker.join()
+    each = {"bytes a pair": round(pairs.table.nbytes / rows), "us an example": round(made / rows * 1e6, 1)}
+    return {"seconds": seconds, **each, "MiB a worker": round(copied / 2**20, 1)}
+
+
+def _make_examples(pairs: TrainRows, answer: Connection) -> None:
+    before, since = _private_bytes(), time.process_time()
+    for number in np.random.default_rng(0).permutation(len(pairs)).tolist():
+        pairs[number]
+    answer.send((time.process_time() - since, _private_bytes() - before))
+
+
+def _private_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
+
+
+def image_check(folder: Path, rows: int, dim: int) -> Work:
+    """The check before the first step, over links to 200 photographs of 640 x 480, at the first start and the next."""
+    photos = []
+    for number in range(200):
+        pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), np.uint8)
+        photos.append(folder / f"photo-{number}.jpg")
+        Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC).save(photos[-1], quality=90)
+    images = []
+    for number in range(rows):
+        path = folder / f"{number // 1000:04d}/{number:07d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.hardlink_to(photos[number % 200])
+        images.append(ImageRef(path=str(path)))
+    os.environ["VLM2VEC_CACHE"] = str(folder / "cache")
+    model: Any = SimpleNamespace(backbone=SimpleNamespace(vision_cache=None))
+    taken = []
+    for _ in range(2):
+        since = time.process_time()
+        bad = read_images(model, images, lambda done: None)
+        taken.append(time.process_time() - since)
+    return {"seconds": taken[0], "s at the next start": round(taken[1], 2), "unreadable": len(bad)}
+
+
+def local_ranking(folder: Path, rows: int, dim: int) -> Work:
+    """Queries with 1,000 candidates of their own, ranked at a rerun: vectors of 1,536 dimensions, `rows` scores."""
+    random, dim = np.random.default_rng(0), 1536
+    items = [EmbeddingInput(f"candidate {i}") for i in range(20_000)]
+    queries = [EmbeddingInput(f"query {i}") for i in range(rows // 1000)]
+    key_of, cache = InputKeys(), EmbeddingCache(folder, {"model": "random"})
+    fill(cache, {key_of(item): item for item in [*items, *queries]}, Hashed(dim).encode_document)
+    asked = [EvalQuery(query, tuple(items[i] for i in random.permutation(20_000)[:1000])) for query in queries]
+    benchmark = Benchmark.model_validate({"name": "random", "tasks": [{"name": "local"}], "source": {"eval": "."}})
+    since = time.process_time()
+    evaluate(Hashed(dim), benchmark, {"local": asked}, cache=cache)
+    seconds = time.process_time() - since
+    return {"seconds": seconds, "ms a query": round(seconds / len(queries) * 1000, 2)}
+
+
 CASES: dict[str, Callable[[Path, int, int], Work]] = {
     "eval: embedding cache": eval_cache,
     "embed, 1 bad row in 1,024": embed,
@@ -183,6 +272,9 @@ CASES: dict[str, Callable[[Path, int, int], Work]] = {
     "index again, 10 files changed": index_again,
     "duplicates, a fifth equal": duplicates,
     "ranking, 1,000 queries": ranking,
+    "ranking, 1,000 candidates a query": local_ranking,
+    "training pairs": training_pairs,
+    "images before the first step": image_check,
     "search through the index": recall,
     "mine, 2,000 pairs": mining,
 }
