@@ -124,3 +124,16 @@ def test_negatives_whose_lists_differ_in_length_are_named_by_row(tmp_path: Path,
     write(tmp_path, "Set", {**columns(range(2)), **lists})
     with pytest.raises(UserError, match=r"row [01]: expected neg_text and neg_image_path to be two texts or two lists"):
         read_train_set(tmp_path, "Set")
+
+
+def test_scores_of_a_judge_are_read_beside_files_without_them_and_must_fit_the_negatives(tmp_path: Path) -> None:
+    table = columns(range(2))
+    lists: dict[str, Any] = {"neg_text": [["a", "b"], []], "neg_image_path": [["", ""], []]}
+    scores: dict[str, Any] = {"pos_score": [2.0, 1.0], "neg_score": [[0.5, -1.0], []]}
+    write(tmp_path, "Set", {**table, **lists, **scores}, 0)
+    write(tmp_path, "Set", table, 1)
+    assert [e.scores for e in read_train_set(tmp_path, "Set")] == [(2.0, 0.5, -1.0), (1.0,), (), ()]
+    assert [e.scores for e in read_train_set(tmp_path, "Set", use_negatives=False)] == [(2.0,), (1.0,), (), ()]
+    write(tmp_path, "Short", {**table, **lists, **scores, "neg_score": [[0.5], []]})
+    with pytest.raises(UserError, match="row 0: field neg_score: expected a list of numbers, one for each negative"):
+        read_train_set(tmp_path, "Short")
