@@ -72,6 +72,36 @@ def test_the_token_of_a_missing_image_can_be_removed(tmp_path: Path) -> None:
     assert queries[0].query.text == "Find a Wikipedia image that answers this question: who painted it?\n"
 
 
+ASKED = Quirks(whitespace="plain", candidate_instruction="none")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "instruction"),
+    [
+        ("MSR-VTT", "a man plays the guitar", "Find a video that contains the following visual content:"),
+        ("ViDoRe_docvqa", "what is the total?", "Find a document image that matches the given query:"),
+    ],
+)
+def test_instructions_can_be_apart_from_the_text_and_left_out_of_candidates(name, text, instruction, tmp_path):
+    first = queries_of(name, tmp_path, ASKED)[0]
+    assert (first.query.text, first.query.instruction) == (text, instruction)
+    assert {(item.text, item.instruction) for item in first.candidates} == {(None, None)}
+    plain = queries_of(name, tmp_path, Quirks(whitespace="plain"))[0].candidates[0]
+    assert (plain.text, bool(plain.instruction)) == (None, True)
+    apart = queries_of(name, tmp_path, Quirks(candidate_instruction="none"))[0]
+    assert apart.candidates == first.candidates and apart.query.text == f"{instruction} {text}"
+
+
+@pytest.mark.parametrize("name", ["MSCOCO_t2i", "CIRR", "RefCOCO-Matching", "MVBench", "Charades-STA", "MomentSeeker"])
+def test_candidates_without_instruction_are_as_many_and_the_gold_is_the_same(name, tmp_path):
+    published, asked = (queries_of(name, tmp_path, quirks) for quirks in (Quirks(), ASKED))
+    assert [query.relevant for query in asked] == [query.relevant for query in published]
+    for query, other in zip(asked, published, strict=True):
+        assert len(query.candidates) == len(other.candidates)
+        assert all(item.instruction is None for item in query.candidates)
+        assert query.query.images == other.query.images and query.query.video == other.query.video
+
+
 def test_all_frames_of_a_moment_are_read_whatever_the_model_samples(tmp_path: Path) -> None:
     queries = queries_of("MomentSeeker@eleven-frames", tmp_path, Quirks())
     video = queries[0].candidates[0].video

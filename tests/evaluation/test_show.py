@@ -130,6 +130,17 @@ def test_a_known_checkpoint_is_shown_with_its_own_template() -> None:
     assert prompt.startswith("<|im_start|>system") and PromptFormat().write(EmbeddingInput("a car"))[0] == "a car"
 
 
+def test_a_known_checkpoint_is_shown_with_the_switches_of_its_authors(tmp_path: Path) -> None:
+    write_golden(read_golden("MSR-VTT"), tmp_path)
+    model = ("--model", "Qwen/Qwen3-VL-Embedding-8B")
+    query = shown("mmeb-v2", "MSR-VTT", "--data", str(tmp_path), "--rows", "0", *model)["queries"][0]
+    turns = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    ask = "Find a video that contains the following visual content:"
+    assert query["query"]["prompt"] == turns.format(ask, "a man plays the guitar")
+    video = "<|vision_start|><|video_pad|><|vision_end|>"
+    assert query["candidates"][0][1]["prompt"] == turns.format("Represent the user's input.", video)
+
+
 @pytest.mark.parametrize("name", ["OK-VQA", "MSR-VTT", "ViDoRe_docvqa"])
 def test_the_guide_shows_the_real_output(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

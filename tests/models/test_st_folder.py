@@ -150,6 +150,30 @@ def test_a_folder_of_sentence_transformers_gives_equal_vectors_here(foreign, tmp
         again.encode([theirs(PLAIN[4])])
 
 
+def test_one_folder_gives_equal_vectors_for_every_kind_of_input(tiny_vlm, tmp_path):
+    """Both orders of keys, image alone, text alone, two images; query and document prompts; Dense."""
+    from sentence_transformers.base.modules.dense import Dense
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    torch.manual_seed(0)
+    transformer = Transformer(str(tiny_vlm("llava")), processor_kwargs={"chat_template": CHAT})
+    width = transformer.get_embedding_dimension()
+    modules = [transformer, Pooling(width, "lasttoken"), Dense(width, 24), Normalize()]
+    prompts = {"query": "Find it.", "document": "Represent it."}
+    SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save_pretrained(str(tmp_path))
+    ours, other = load(tmp_path), open_in_st(tmp_path)
+    values = ["a dog on the beach", {"image": WIDE}, *ORDERS]
+    found = {}
+    for method in ("encode", "encode_query", "encode_document"):
+        found[method] = getattr(ours, method)(values)
+        assert found[method].shape == (6, 24)
+        assert_equal(found[method], getattr(other, method)([theirs(value) for value in values]))
+    for first, second in (("encode", "encode_query"), ("encode_query", "encode_document")):
+        assert (found[first] * found[second]).sum(axis=1).min() < 0.9999
+    vectors = found["encode"]
+    assert vectors[2] @ vectors[3] < 0.9999 and vectors[4] @ vectors[5] < 0.9999
+
+
 ORDERS = [
     {"text": "what is left of it?", "image": SMALL},
     {"image": SMALL, "text": "what is left of it?"},

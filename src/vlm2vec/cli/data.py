@@ -97,11 +97,13 @@ def data_show(
     from vlm2vec.evaluation.benchmark import load_benchmark
     from vlm2vec.evaluation.prompt_format import DEFAULT_FAMILY, PromptFormat, format_of
     from vlm2vec.files import write_text
+    from vlm2vec.models.checkpoints.known import evaluation_of
 
     if model and family:
         raise UserError("--model and --family: give only one of them")
     prompts = format_of(model) if model else PromptFormat(family or DEFAULT_FAMILY)
     facts, folder = load_benchmark(benchmark, data)
+    facts = facts.with_switches(evaluation_of(model or ""))
     limit = candidates if candidates is not None or as_json else SHOWN_CANDIDATES
     found = show.show_task(facts, facts.only([task]).tasks[0], folder, prompts, rows_of(rows), limit)
     if html:

@@ -108,11 +108,17 @@ def format_of(model: str) -> PromptFormat:
         return _format(family, PromptTemplate(**saved.template), folder, saved.options)
     row = known.find(model)
     if row is not None:
-        return _format(row.family, known.template_of(row) or PromptTemplate(), folder, row.options)
+        return _format(row.family, known.template_of(row, _chat_of(folder)) or PromptTemplate(), folder, row.options)
     if st_reading.read_folder(folder):
         raise UserError(f"{folder}: a sentence-transformers folder, whose prompts are written while it encodes")
     adapter = adapters.find_adapter(str(folder))
     return _format(_family_of(adapters.base_of(adapter)[0] if adapter else str(folder)), PromptTemplate(), folder, {})
+
+
+def _chat_of(folder: Path) -> str:
+    """The chat template of a folder; "" if it has no file of its own."""
+    file = folder / "chat_template.jinja"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _format(family: str, template: PromptTemplate, folder: Path, options: dict[str, Any]) -> PromptFormat:

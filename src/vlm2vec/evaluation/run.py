@@ -18,6 +18,7 @@ from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.report import write_evaluation
 from vlm2vec.evaluation.tasks import TaskReader
 from vlm2vec.models.checkpoints.folder import provenance
+from vlm2vec.models.checkpoints.known import evaluation_of
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.fingerprint import describe
 from vlm2vec.progress import progress_bar
@@ -105,7 +106,7 @@ def score_model(
         options: Settings of the model family.
         cache: Folder of the embedding cache; None: in the user's cache folder.
         names: Tasks; empty: all that have a reader.
-        switches: Changes to the benchmark's `quirks`.
+        switches: Changes to the benchmark's `quirks`, after those of a known checkpoint.
         engine: Opens the engine that encodes; None: the model in this process.
 
     Returns:
@@ -116,7 +117,11 @@ def score_model(
     """
     since = time.perf_counter()
     benchmark, folder = load_benchmark(benchmark_file, data)
-    benchmark = benchmark.with_switches(switches or {}).to_score(names)
+    known_switches = evaluation_of(model, (options or {}).get("like"))
+    if known_switches:
+        told = ", ".join(f"{name}={value}" for name, value in known_switches.items())
+        logger.warning("%s: evaluated as its authors do, with %s; --switch changes them", model, told)
+    benchmark = benchmark.with_switches({**known_switches, **(switches or {})}).to_score(names)
     tasks = TaskReader(benchmark, folder)
     total = check_tasks(tasks)
     with joined_processes() as share:

@@ -153,7 +153,7 @@ def load_known(source: str, row: known.KnownCheckpoint, settings: LoadSettings) 
     options = resolution.merged(row.options, settings.options)
     loaded = load_adapter_or_base(source, replace(settings, options=options))
     loaded.prompts = row.prompts
-    loaded.backbone.template = known.template_of(row) or loaded.backbone.template
+    loaded.backbone.template = known.template_of(row, loaded.backbone.chat_template()) or loaded.backbone.template
     loaded.backbone.pooling = row.pooling or loaded.backbone.pooling
     return loaded
 

@@ -35,6 +35,8 @@ class PromptTemplate:
             `CHAT_IMAGE`. Empty: the four parts above do.
         keeps_order: Whether a chat turn has text and images in the order in which the input gives them. Default: images
             first, as the published models are trained.
+        instruction_turn: Where a chat template gets the instruction: "system", or "user" (before the text, with
+            `separator` between them).
     """
 
     image: str = "{image}\n"
@@ -43,10 +45,11 @@ class PromptTemplate:
     suffix: str = "\n"
     chat: str = ""
     keeps_order: bool = False
+    instruction_turn: str = "system"
 
     def settings(self) -> dict[str, Any]:
         """The fields as JSON values. Those added later are left out at their default, so older hashes stay valid."""
-        added = ("keeps_order",)
+        added = ("keeps_order", "instruction_turn")
         plain = type(self)()
         return {
             name: value for name, value in asdict(self).items() if name not in added or value != getattr(plain, name)
@@ -77,7 +80,7 @@ class PromptTemplate:
         """The prompt by the chat template, and which images stand in it, in order.
 
         Args:
-            item: Its instruction is the system turn; images and text are the user's.
+            item: Its instruction is the system turn, unless `instruction_turn` says otherwise; the rest is the user's.
             special_tokens: Variables of the template, such as `bos_token`.
             image_token: Replaces `CHAT_IMAGE`.
 
@@ -88,6 +91,9 @@ class PromptTemplate:
 
         from vlm2vec.models.transformers_internals import render_chat
 
+        if item.instruction and self.instruction_turn == "user" and not PLACEHOLDER.search(item.text or ""):
+            words = self.separator.join(part for part in (item.instruction, item.text) if part)
+            item = replace(item, text=words, instruction=None)
         messages, images = chat_messages(item, self.keeps_order)
         try:
             chat = self.chat.replace(CHAT_IMAGE, image_token)

@@ -79,18 +79,25 @@ def processor_settings(source: str, revision: str | None) -> dict[str, Any]:
     return saved
 
 
-def build_processor(family: Any, parts: dict[str, Any], without: str, saved: dict[str, Any]) -> Any:
-    """A processor of a family from its parts, leaving out one that the family has.
+class _WithoutParts(transformers.ProcessorMixin):  # type: ignore[misc]
+    """Stands between a family's processor and its base class, which rejects the name of a part that is left out."""
+
+    def __init__(self, *args: Any, **parts: Any) -> None:
+        kept = {name: part for name, part in parts.items() if part is not None or name in self.get_attributes()}
+        super().__init__(*args, **kept)
+
+
+def build_processor(family: Any, parts: dict[str, Any], saved: dict[str, Any]) -> Any:
+    """A processor of a family from some of its parts.
 
     Args:
         family: A subclass of `ProcessorMixin`. A subclass of it, of the same name, is made for this one processor.
         parts: By name, such as `tokenizer`.
-        without: Name of the part to leave out.
         saved: Settings, see `processor_settings`.
     """
-    names = family.get_attributes()  # its constructor takes every part by position; the one left out is None
-    kept = [name for name in names if name != without]
-    smaller: Any = type(family.__name__, (family,), {"get_attributes": classmethod(lambda _: kept)})
+    names = family.get_attributes()  # its constructor takes every part by position; those left out are None
+    kept = [name for name in names if name in parts]
+    smaller: Any = type(family.__name__, (family, _WithoutParts), {"get_attributes": classmethod(lambda _: kept)})
     return smaller.from_args_and_dict([parts.get(name) for name in names], saved)
 
 

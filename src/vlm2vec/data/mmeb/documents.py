@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from vlm2vec.data.mmeb.images import PUBLISHED, read_parquet
-from vlm2vec.data.mmeb.instruct import joined
+from vlm2vec.data.mmeb.instruct import candidate_of, query_of
 from vlm2vec.data.mmeb.media import Media
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.errors import UserError
@@ -48,7 +48,7 @@ def read_visdoc_set(root: Path, name: str, language: str | None = None, quirks: 
     for where, row in _rows(folder, "corpus", ("corpus-id",)):
         place[str(row["corpus-id"])] = len(corpus)
         image = _image(row, media, f"{where}, document {row['corpus-id']}", quirks)
-        corpus.append(EmbeddingInput(f"{PLACEHOLDER} {TARGET_PROMPT}", (image,)))
+        corpus.append(candidate_of(quirks, TARGET_PROMPT, PLACEHOLDER, images=(image,)))
     candidates = tuple(corpus)
     grades: dict[str, dict[int, float]] = {}
     for where, row in _rows(folder, "qrels", ("query-id", "corpus-id", "score")):
@@ -66,7 +66,7 @@ def read_visdoc_set(root: Path, name: str, language: str | None = None, quirks: 
         judged = grades.get(str(row["query-id"]))
         if not judged:
             raise UserError(f"{where}: query {row['query-id']} has no relevant document in qrels")
-        query = EmbeddingInput(joined(QUERY_PROMPT, row["query"]))
+        query = query_of(quirks, QUERY_PROMPT, row["query"])
         queries.append(EvalQuery(query, candidates, tuple(judged), tuple(judged.values())))
     if not queries:
         raise UserError(f"{folder}: no queries" + (f" in language {language}" if language else ""))

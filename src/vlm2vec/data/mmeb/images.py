@@ -122,10 +122,13 @@ def _side_texts(row: dict[str, Any], kind: Kind | None, name: str, quirks: Quirk
     kind = kind or kind_of(row)
     prompts = prompts_of(kind, row, name)
     identities = prompts.identities if quirks.identity == "published" else []
-    if quirks.whitespace == "published":
-        return _Texts(prompts.query, prompts.targets, identities)
     asks, wants = (((row[side] or "").replace(PLACEHOLDER, "").strip() or None) for side in ("qry_inst", "tgt_inst"))
-    return _Texts((row["qry_text"] or "").strip(), [text.strip() for text in texts], identities, asks, wants)
+    found = _Texts((row["qry_text"] or "").strip(), [text.strip() for text in texts], identities, asks, wants)
+    if quirks.whitespace == "published":
+        found = _Texts(prompts.query, prompts.targets, identities)
+    if quirks.candidate_instruction == "none":
+        return replace(found, targets=[text.strip() for text in texts], wants=None)
+    return found
 
 
 def write_negatives(

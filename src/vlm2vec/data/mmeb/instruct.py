@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vlm2vec.data.mmeb.quirks import Quirks
+from vlm2vec.types import EmbeddingInput
+
 Kind = Literal["image_cls", "image_qa", "image_i2t", "image_t2i", "image_i2i_vg"]
 PLACEHOLDER = "<|image_1|>"
 
@@ -44,6 +47,30 @@ def prompts_of(kind: Kind, row: dict[str, Any], set_name: str) -> Prompts:
 def joined(instruction: str, text: str | None) -> str:
     """Joins instruction and text; if the text is missing, no space follows the instruction."""
     return f"{instruction} {text}" if text else instruction
+
+
+def query_of(
+    quirks: Quirks, instruction: str, text: str | None = None, token: str = "", **media: Any
+) -> EmbeddingInput:
+    """A query of an instruction, a text and at most one image or video.
+
+    Args:
+        quirks: Whether the prompt is the reference loaders' or the model's own.
+        instruction: What to find or to answer.
+        text: Of the row; may be empty.
+        token: Placeholder of the medium, for the reference loaders' prompt.
+        **media: `images` or `video` of the input.
+    """
+    if quirks.whitespace == "plain":
+        return EmbeddingInput(text or None, instruction=instruction.strip(), **media)
+    return EmbeddingInput(f"{token} {joined(instruction, text)}" if token else joined(instruction, text), **media)
+
+
+def candidate_of(quirks: Quirks, instruction: str, token: str, **media: Any) -> EmbeddingInput:
+    """A candidate without a text of its own; arguments as `query_of`."""
+    if quirks.candidate_instruction == "none":
+        return EmbeddingInput(**media)
+    return query_of(quirks, instruction, token=token, **media)
 
 
 def kind_of(row: dict[str, Any]) -> Kind:

@@ -30,8 +30,14 @@ class Quirks(BaseModel):
     own place in the ranking. "merged": they count as one candidate."""
 
     whitespace: Literal["published", "plain"] = "published"
-    """Prompts of the layout with separate instructions. "published": the exact bytes of the reference loaders, which
-    equal those of the first layout. "plain": instruction and text are passed to the model's own template."""
+    """Prompts of video and document tasks and of the image layout with separate instructions. "published": the
+    reference loaders' exact bytes. "plain": instruction and text go to the model's own template, which may write the
+    instruction as the system turn."""
+
+    candidate_instruction: Literal["published", "none"] = "published"
+    """Instructions of candidates, such as "Understand the content of the provided video." "published": candidates have
+    them. "none": candidates are encoded as the model's own template writes them without an instruction. Rows of the
+    first image layout hold instruction and text in one field and are not changed."""
 
     missing_image: Literal["published", "removed"] = "published"
     """Image token of a query without an image (WebQA, EDIS). "published": keep the token in the prompt. "removed":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlm2vec.data.mmeb.instruct import joined
+from vlm2vec.data.mmeb.instruct import candidate_of, query_of
 from vlm2vec.data.mmeb.media import Media, sample_frames
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.data.mmeb.video_rows import read_rows, row_files
@@ -59,12 +59,20 @@ class Reading:
     corpus: dict[str, EmbeddingInput]
     where: str = ""
 
-    def video(self, name: str, text: str, sample: bool = True) -> EmbeddingInput:
-        """Returns an input with a video and a text.
+    def query(self, name: str, instruction: str, text: str | None = None, sample: bool = True) -> EmbeddingInput:
+        """Returns a query with a video, an instruction and a text; arguments as `video`."""
+        video = self.video(name, sample)
+        return query_of(self.quirks, instruction, text, VIDEO_PLACEHOLDER, video=video)
+
+    def candidate(self, name: str, instruction: str, sample: bool = True) -> EmbeddingInput:
+        """Returns a candidate that is a video; arguments as `video`."""
+        return candidate_of(self.quirks, instruction, VIDEO_PLACEHOLDER, video=self.video(name, sample))
+
+    def video(self, name: str, sample: bool) -> VideoRef:
+        """Returns a video.
 
         Args:
             name: Folder of the frames.
-            text: Text after the video.
             sample: Whether to select `Quirks.frames` frames; False: use all frames.
 
         Raises:
@@ -77,12 +85,12 @@ class Reading:
         chosen = sample_frames(found, self.quirks.frames) if sample else found
         rules = self.quirks.rules("frame", frames=len(chosen))
         frames = tuple(frame if rules is None else replace(frame, rules=rules) for frame in chosen)
-        return EmbeddingInput(f"{VIDEO_PLACEHOLDER} {text}", video=VideoRef(frames=frames, origin=origin, sampled=True))
+        return VideoRef(frames=frames, origin=origin, sampled=True)
 
-    def image(self, path: str, text: str) -> EmbeddingInput:
-        """Returns an input with an image and a text."""
+    def image(self, path: str, instruction: str, text: str) -> EmbeddingInput:
+        """Returns a query with an image, an instruction and a text."""
         image = replace(self.media.image(path, self.where), rules=self.quirks.rules("image"))
-        return EmbeddingInput(f"<|image_1|> {text}", (image,))
+        return query_of(self.quirks, instruction, text, "<|image_1|>", images=(image,))
 
 
 def read_video_set(root: Path, name: str, quirks: Quirks, split: str | None = None) -> list[EvalQuery]:
@@ -132,7 +140,7 @@ def _labels(root: Path, name: str, rows: list[tuple[str, Row]]) -> tuple[Embeddi
 
 def _classes(instruction: str) -> Callable[[Row, Reading], EvalQuery]:
     def read(row: Row, reading: Reading) -> EvalQuery:
-        query = reading.video(str(row["video_id"]), instruction)
+        query = reading.query(str(row["video_id"]), instruction)
         return EvalQuery(query, reading.labels, (reading.labels.index(EmbeddingInput(str(row["pos_text"]))),))
 
     return read
@@ -140,14 +148,14 @@ def _classes(instruction: str) -> Callable[[Row, Reading], EvalQuery]:
 
 def _ssv2(row: Row, reading: Reading) -> EvalQuery:
     ask = "What actions or object interactions are being performed by the person in the video?"
-    return _choice(reading, str(row["video_id"]), ask, list(row["neg_text"]), row["pos_text"])
+    return _choice(reading, str(row["video_id"]), ask, None, list(row["neg_text"]), row["pos_text"])
 
 
-def _choice(reading: Reading, video: str, text: str, options: list[str], gold: str) -> EvalQuery:
+def _choice(reading: Reading, video: str, ask: str, text: str | None, options: list[str], gold: str) -> EvalQuery:
     if gold not in options:
         raise UserError(f"{reading.where}: the answer {shown(gold)} is not among its candidates")
     candidates = tuple(EmbeddingInput(option) for option in options)
-    return EvalQuery(reading.video(video, text), candidates, (options.index(gold),))
+    return EvalQuery(reading.query(video, ask, text), candidates, (options.index(gold),))
 
 
 def _lettered(question: str, options: list[str]) -> tuple[str, list[str]]:
@@ -163,36 +171,36 @@ def _bare(option: str) -> str:
 
 def _video_mme(row: Row, reading: Reading) -> EvalQuery:
     options = list(row["options"])
-    text = f"{ASK} {row['question']}\n" + "\n".join(options)
+    text = "\n".join([row["question"], *options])
     gold = options["ABCD".index(row["answer"])]
-    return _choice(reading, str(row["videoID"]), text, [_bare(option) for option in options], _bare(gold))
+    return _choice(reading, str(row["videoID"]), ASK, text, [_bare(option) for option in options], _bare(gold))
 
 
 def _nextqa(row: Row, reading: Reading) -> EvalQuery:
     options = [str(row[f"a{i}"]) for i in range(5)]
-    text, _ = _lettered(f"{ASK} {row['question']}", options)
-    return _choice(reading, str(row["video"]), text, options, options[int(row["answer"])])
+    text, _ = _lettered(row["question"], options)
+    return _choice(reading, str(row["video"]), ASK, text, options, options[int(row["answer"])])
 
 
 def _egoschema(row: Row, reading: Reading) -> EvalQuery:
     options = list(row["option"])
-    text = f"{ASK} {row['question']}{' '.join(options)}"
+    text = f"{row['question']}{' '.join(options)}"
     bare = [_bare(option) for option in options]
-    return _choice(reading, str(row["video_idx"]), text, bare, bare[int(row["answer"])])
+    return _choice(reading, str(row["video_idx"]), ASK, text, bare, bare[int(row["answer"])])
 
 
 def _mvbench(row: Row, reading: Reading) -> EvalQuery:
     options = list(row["candidates"])
-    text, named = _lettered(f"{ASK} {row['question']}", options)
+    text, named = _lettered(row["question"], options)
     if row["answer"] not in options:
         raise UserError(f"{reading.where}: the answer {shown(row['answer'])} is not among its candidates")
     last = len(options) - 1 - options[::-1].index(row["answer"])  # repeated options: the last, as in the reference
-    return _choice(reading, f"{row['subset']}/{row['video']}", text, named, named[last])
+    return _choice(reading, f"{row['subset']}/{row['video']}", ASK, text, named, named[last])
 
 
 def _activitynet(row: Row, reading: Reading) -> EvalQuery:
-    text = f"{ASK} {row['question']}? (A) yes; (B) no."
-    return _choice(reading, f"v_{row['video_name']}", text, ["yes", "no"], row["answer"])
+    text = f"{row['question']}? (A) yes; (B) no."
+    return _choice(reading, f"v_{row['video_name']}", ASK, text, ["yes", "no"], row["answer"])
 
 
 def _found_by(instruction: str, video: str, caption: str) -> Callable[[Row, Reading], EvalQuery]:
@@ -203,8 +211,8 @@ def _found_by(instruction: str, video: str, caption: str) -> Callable[[Row, Read
         name = Path(name).stem if video == "video" else name
         words = row[caption] if isinstance(row[caption], str) else row[caption][0]
         if name not in reading.corpus:
-            reading.corpus[name] = reading.video(name, VIDEO)
-        return EvalQuery(EmbeddingInput(joined(instruction, words)), (reading.corpus[name],))
+            reading.corpus[name] = reading.candidate(name, VIDEO)
+        return EvalQuery(query_of(reading.quirks, instruction, words), (reading.corpus[name],))
 
     return read
 
@@ -215,9 +223,9 @@ def _moment(row: Row, reading: Reading) -> EvalQuery:
     ask = "Find the clip that corresponds to the described scene in the given video:"
     clips = [clip for clip in reading.media.subfolders(f"{reading.frames}/{name}") if clip != "query"]
     golds = [i for i, clip in enumerate(clips) if clip.startswith("positive")]
-    candidates = tuple(reading.video(f"{name}/{clip}", VIDEO) for clip in clips)
+    candidates = tuple(reading.candidate(f"{name}/{clip}", VIDEO) for clip in clips)
     # A query without a positive clip counts as a miss, as in the reference evaluation.
-    return EvalQuery(reading.video(f"{name}/query", joined(ask, row["query"])), candidates, tuple(golds[-1:]))
+    return EvalQuery(reading.query(f"{name}/query", ask, row["query"]), candidates, tuple(golds[-1:]))
 
 
 def _moment_seeker(row: Row, reading: Reading) -> EvalQuery:
@@ -229,16 +237,16 @@ def _moment_seeker(row: Row, reading: Reading) -> EvalQuery:
     given, words = str(row["input_frames"] or ""), row["query"]
     if given.endswith(".mp4"):
         ask = "Find the clip that corresponds to the given sentence and video segment:"
-        query = reading.video(clip(given), joined(ask, words), sample=False)
+        query = reading.query(clip(given), ask, words, sample=False)
     elif given.endswith(".jpg"):
         ask = "Select the video clip that aligns with the given text and image:"
-        query = reading.image(f"{reading.frames}/query_{given}", joined(ask, words))
+        query = reading.image(f"{reading.frames}/query_{given}", ask, words)
     else:
-        query = EmbeddingInput(joined("Find the clip that corresponds to the given text:", words))
+        query = query_of(reading.quirks, "Find the clip that corresponds to the given text:", words)
     golds, others = (
         [clip(entry["output_path"]) for entry in row[f"{side}_frames"]] for side in ("positive", "negative")
     )
-    candidates = tuple(reading.video(name, CLIP, sample=False) for name in [*golds, *others])
+    candidates = tuple(reading.candidate(name, CLIP, sample=False) for name in [*golds, *others])
     return EvalQuery(query, candidates, tuple(range(len(golds))))
 
 

@@ -25,6 +25,7 @@ from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import Frames
 from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import DecoderBackbone, MediaTokens
+from vlm2vec.models.backbones.final_norm import set_final_norm
 from vlm2vec.models.backbones.hf_processor import current_names, load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.checkpoints.tensors import check_weight_files
@@ -62,11 +63,12 @@ class Generic(DecoderBackbone):
             for text. "vision-start": multimodal if the prompt contains the vision-start token. "multimodal": always,
             as a plain forward of transformers 5. "auto" (default) is resolved at loading: "text" for weights that
             transformers before 4.47 wrote, whose plain forward had no other; else "vision-start".
+        final_norm: true (default), or false for hidden states before the language model's final norm.
     """
 
     name: ClassVar[str] = "generic"
     media_tokens: ClassVar[Mapping[str, MediaTokens]] = {
-        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), QWEN_TOKENS),
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), QWEN_TOKENS),
         "llava_onevision": ("<image>", "<video>"),
         **dict.fromkeys(("llava", "llava_next"), ("<image>", None)),
     }
@@ -87,6 +89,7 @@ class Generic(DecoderBackbone):
             type(processor).video_processor = FrameProcessor(processor.image_processor, self.num_frames)
         if side_of(settings) is not None and hasattr(self.config, "image_grid_pinpoints"):
             self.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints
+        set_final_norm(self.language_model, settings.get("final_norm", True))
         self.image_token = str(processor.image_token)
         self.raw_pixels: RawPixels | None = None
         self._can_send_bytes: bool | None = None  # not measured yet
@@ -131,8 +134,8 @@ class Generic(DecoderBackbone):
 
     @property
     def embedding_dim(self) -> int:
-        """Width of the language model."""
-        return int(self.config.get_text_config().hidden_size)
+        """Width of the language model, or of its config's `embedding_dim`, a projection that follows it."""
+        return int(getattr(text := self.config.get_text_config(), "embedding_dim", text.hidden_size))
 
     def options(self) -> dict[str, Any]:
         """The settings given to `load`."""
@@ -178,7 +181,7 @@ class Generic(DecoderBackbone):
         return self.raw_pixels is not None
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Hidden states [B, L, D] after the final norm. Packed tensors without rows are left out, as models expect."""
+        """Hidden states [B, L, D], see setting `final_norm`. Packed tensors without rows are left out."""
         dtype = next(self.model.parameters()).dtype
         used = {name: tensor for name, tensor in batch.tensors.items() if name not in batch.rows or len(tensor)}
         if self.raw_pixels is not None and "pixel_values" in used:
@@ -206,7 +209,7 @@ class Generic(DecoderBackbone):
         written = self.template.image + self.template.chat
         as_text = self.rope_index is not None and (self.settings.get("positions") == "text" or start not in written)
         other_grid = side_of(self.settings) is not None and hasattr(self.config, "image_grid_pinpoints")
-        if as_text or (other_grid and hasattr(self.model, "peft_config")):
+        if as_text or "final_norm" in self.settings or (other_grid and hasattr(self.model, "peft_config")):
             return st_folder.write_own(folder, prompts)
         chat = st_folder.chat_template(self.template, self.image_token, start if self.rope_index is not None else "")
         st_folder.write_native(folder, chat, self.pooling, self.embedding_dim, prompts, self.max_length)

@@ -21,6 +21,7 @@ SETTINGS: dict[str, Sequence[Any]] = {
     "num_frames": range(1, 769),
     "max_length": range(1, 10**6),
     "resolution": tuple(SIDES),
+    "final_norm": (True, False),
 }
 
 
@@ -33,7 +34,7 @@ def current_names(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_processor(source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
-    """The processor without its video part, which requires torchvision.
+    """The processor without its video part, which requires torchvision, and its audio part.
 
     Images are processed by PIL, so that vectors do not depend on whether torchvision is installed.
 
@@ -48,7 +49,7 @@ def load_processor(source: str, common: dict[str, Any], options: dict[str, Any])
     images = load_image_processor(source, common, options)
     family, saved = processor_parts(source, common)
     parts = {"image_processor": images, "tokenizer": transformers.AutoTokenizer.from_pretrained(source, **common)}
-    return build_processor(family, parts, without="video_processor", saved=saved)
+    return build_processor(family, parts, saved)
 
 
 def load_image_processor(source: str, common: dict[str, Any], options: dict[str, Any]) -> Any:
