@@ -32,6 +32,7 @@ SOURCES = {
     "SC": "means of the reference repository's score file of June 2025",
     "Q3": "the Qwen3-VL-Embedding card",
     "WE": "arXiv 2608.24053, table 1: the leaderboard of 2026-08-24",
+    "W3": "arXiv 2608.24053, table 2: tasks that a model does not support count as 0",
     "OV": "arXiv 2609.25165 (Ovis-VL-Embedding)",
     "PR": "collected from public reports in November 2026, the table of each not recorded",
     "run": "this report's run",
