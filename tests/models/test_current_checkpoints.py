@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from data.golden_mmeb import read_golden, write_golden
 from tiny.embedding_gemma2 import build_embedding_gemma2
 from tiny.models import draw_image
@@ -118,10 +119,14 @@ def test_switches_of_known_checkpoints_are_switches_of_benchmarks():
     assert known.evaluation_of("compact") == known.evaluation_of("runs/mine") == {}
 
 
-def test_eval_takes_the_switches_of_a_known_checkpoint_and_the_user_changes_them(tiny_vlm, tmp_path, caplog):
+def test_eval_takes_the_switches_of_a_known_checkpoint_and_the_user_changes_them(tiny_vlm, tmp_path):
     write_golden(read_golden("MSVD"), tmp_path / "data")
-    command = ["eval", str(tiny_vlm("qwen3_vl")), "--benchmark", "mmeb-v2", "--data", str(tmp_path / "data")]
-    command += ["--task", "MSVD", "--option", "like=Qwen/Qwen3-VL-Embedding-2B", "--option", "dtype=float32"]
+    task = {"name": "MSVD", "reader": "video", "meta_task": "video_retrieval", "modality": "video"}
+    tasks = [{**task, "metric": "hit@1", "scope": "global"}]
+    file = tmp_path / "videos.yaml"
+    file.write_text(yaml.safe_dump({"name": "videos", "tasks": tasks, "source": {"eval": "data"}}))
+    command = ["eval", str(tiny_vlm("qwen3_vl")), "--benchmark", str(file)]
+    command += ["--option", "like=Qwen/Qwen3-VL-Embedding-2B", "--option", "dtype=float32"]
     command += ["-o", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--switch", "frames=4"]
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
