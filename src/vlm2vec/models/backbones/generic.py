@@ -36,7 +36,6 @@ from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 
 DROPPED = "dropped"  # number of tokens of an example that truncation dropped
 SLOT = ImageRef()  # the place of a video among the images
-QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>")
 TOKEN_TENSORS = (
     "input_ids",
     "attention_mask",
@@ -68,7 +67,7 @@ class Generic(DecoderBackbone):
 
     name: ClassVar[str] = "generic"
     media_tokens: ClassVar[Mapping[str, MediaTokens]] = {
-        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), QWEN_TOKENS),
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), ("<|image_pad|>", "<|video_pad|>")),
         "llava_onevision": ("<image>", "<video>"),
         **dict.fromkeys(("llava", "llava_next"), ("<image>", None)),
     }
