@@ -97,6 +97,7 @@ def _data_uris() -> list[Unusual]:
     plain, lines = base64.b64encode(data).decode(), base64.encodebytes(data).decode()
     safe = base64.urlsafe_b64encode(data).decode()
     strings = [f"data:;base64,{plain}", f"data:application/octet-stream;base64,{plain}", f"\n{_uri(data)}"]
+    strings.append(f"data:binary/octet-stream;base64,{plain}")
     inside = [f"data:image/png;base64,{lines}", f"data:image/png;base64,{safe}", f"data:image/png;BASE64,{plain}"]
     inside += [_uri(data).rstrip("="), lines, plain.rstrip("=")]
     values: list[Any] = [*strings, *({"image": text} for text in inside)]

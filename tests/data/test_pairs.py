@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from samples import COLORS, draw
 
 from vlm2vec import UserError
 from vlm2vec.data.pair_columns import find_columns
+from vlm2vec.data.pair_tables import read_rows
 from vlm2vec.data.pairs import Pairs, hold_out, read_pairs, write_pairs
 from vlm2vec.data.records import read_eval_records, read_train_records
 from vlm2vec.media.images import ImageRef
@@ -178,3 +180,12 @@ def test_bad_rows_are_named_together(folder: Path) -> None:
         "and 1 more rows",
     ):
         assert part in message
+
+
+def test_images_without_a_caption_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.avif", "b.jp2", "c.png"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"caption {name}")
+    assert [row["image"] for _, row in read_rows(tmp_path)] == ["a.avif", "b.jp2"]
+    assert "skipped 1 images without a caption; the first is c.png" in caplog.text

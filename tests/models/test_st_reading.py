@@ -259,6 +259,7 @@ def test_embedder_json_is_read_in_full(plain, tiny_vlm, tmp_path):
         ({"normalize": False}, "normalize False"),
         ({"embedding_dim": 33}, "embedding_dim 33: the weights give vectors of 32"),
         ({"colour": 1}, "unknown key colour"),
+        ({"template": {"foo": "a"}}, "template .*unknown part 'foo'"),
     ):
         broken = changed(folder, tmp_path / next(iter(change)), edit("embedder.json", **change))
         with pytest.raises(UserError, match=words):

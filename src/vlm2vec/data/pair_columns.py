@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm2vec.data.mmeb.media import IMAGE_ENDINGS
 from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.media.data_uris import is_data_uri
+from vlm2vec.media.images import IMAGE_ENDINGS
 
 NUM_LOOKED_AT = 20  # number of values inspected to decide whether a column contains image paths
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from vlm2vec.data.mmeb.media import IMAGE_ENDINGS
 from vlm2vec.errors import UserError, shown
 from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, parquet_errors, plain_rows
-from vlm2vec.media.images import ImageRef
+from vlm2vec.media.images import IMAGE_ENDINGS, ImageRef
 from vlm2vec.media.text import decode, read_text
 
+logger = logging.getLogger(__name__)
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 METADATA = "metadata"
 EXAMPLE = '{"text": "a red car", "image": "images/1.jpg"}'
@@ -127,6 +128,10 @@ def _folder_rows(source: Path) -> Rows:
     if not captioned:
         how = "put IMAGE.txt next to each image, or add a metadata.csv with the columns file_name and text"
         raise UserError(f"{source}: {len(images)} images without captions; {how}")
+    if len(captioned) < len(images):
+        left_out = sorted(set(images) - set(captioned))
+        first = left_out[0].relative_to(source)
+        logger.warning("%s: skipped %d images without a caption; the first is %s", source, len(left_out), first)
     for path in captioned:
         name = str(path.relative_to(source))
         yield name, {"text": read_text(path.with_suffix(".txt")).strip(), "image": name}

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vlm2vec.errors import UserError, shown
 from vlm2vec.files import replacing
 from vlm2vec.models.backbones.base import WEIGHTS_FILE
 from vlm2vec.models.checkpoints import adapters
 from vlm2vec.models.checkpoints.tensors import load_tensors, read_model
+from vlm2vec.models.prompts import PromptTemplate
 
 if TYPE_CHECKING:
     from vlm2vec.models.backbones.base import Backbone
@@ -61,6 +63,15 @@ class EmbedderFile(BaseModel):
     prompts: dict[str, str] = {}
     adapter: bool
     head: list[str] = []
+
+    @field_validator("template")
+    @classmethod
+    def _known_parts(cls, value: dict[str, Any]) -> dict[str, Any]:
+        parts = asdict(PromptTemplate())
+        for name, part in value.items():
+            if name not in parts or type(part) is not type(parts[name]):
+                raise ValueError(f"unknown part {shown(name)} or type of its value; expected {', '.join(parts)}")
+        return value
 
     def content(self) -> dict[str, Any]:
         """Returns the JSON content; `head` and `attention` are omitted at their defaults, for older versions."""
