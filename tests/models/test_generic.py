@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import re
+import weakref
 from functools import lru_cache
 from pathlib import Path
 
@@ -168,6 +170,31 @@ def test_weights_in_the_other_layouts_of_keys_give_the_same_vectors(family, head
         (tmp_path / file.name).write_bytes(file.read_bytes())
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert_same(load(tmp_path).encode(INPUTS), alone)
+
+
+def test_a_second_load_starts_after_the_first_model_is_gone(tiny_vlm, tmp_path, monkeypatch):
+    head, plain = transformers.AutoModelForImageTextToText, transformers.AutoModel
+    state = {name: value.clone() for name, value in head.from_pretrained(tiny_vlm("qwen2_vl")).state_dict().items()}
+    for file in tiny_vlm("qwen2_vl").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    first, alive = [], []
+    load_plain, load_head = plain.from_pretrained, head.from_pretrained
+
+    def load_first(*args, **options):
+        model, report = load_plain(*args, **options)
+        first.append(weakref.ref(model))
+        return model, report
+
+    def load_second(*args, **options):
+        gc.collect()
+        alive.append(first[0]() is not None)
+        return load_head(*args, **options)
+
+    monkeypatch.setattr(plain, "from_pretrained", load_first)
+    monkeypatch.setattr(head, "from_pretrained", load_second)
+    load(tmp_path)
+    assert alive == [False]
 
 
 def test_lora_adapts_the_linear_layers_of_the_language_model_only(embedder):

@@ -1,4 +1,4 @@
-"""What runs on pretended GPUs: `python -m pretend_cuda.steps FOLDER` writes a JSON line. Preload the guard."""
+"""What runs on pretended GPUs: `python -m pretend_cuda.steps FOLDER…` writes a JSON line. Preload the guard."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import os
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -25,6 +27,8 @@ from vlm2vec.training.config import TrainSettings
 from vlm2vec.training.loss_settings import LossSettings
 from vlm2vec.training.objective import Objective
 from vlm2vec.training.step import ContrastiveStep
+
+INPUTS: list[Any] = ["a", "longer text", Image.new("RGB", (60, 50), (9, 200, 90))]
 
 
 def pairs() -> list[TrainExample]:
@@ -107,47 +111,61 @@ def mismatch(embedder: Embedder) -> str:
     return ""
 
 
-def main(folder: str) -> None:
-    on_cpu = prepared(folder)
-    texts: list[Any] = ["a", "longer text", Image.new("RGB", (60, 50), (9, 200, 90))]
-    loss, gradients = step_of(on_cpu)
-    vectors = on_cpu.encode(texts)
-    found: dict[str, Any] = {}
+@dataclass
+class Reference:
+    """What a model does on the CPU."""
+
+    loss: float
+    gradients: dict[str, torch.Tensor]
+    vectors: np.ndarray
+
+
+def on_cpu(folder: str) -> Reference:
+    embedder = prepared(folder)
+    return Reference(*step_of(embedder), embedder.encode(INPUTS))
+
+
+def on_gpu(embedder: Embedder, expected: Reference, is_second: bool) -> dict[str, Any]:
+    """Differences to the CPU, and synchronizations."""
+    moved = embedder.to(process_device())
+    loss, gradients = step_of(moved)
+    step_of(moved, in_half=True, chunk_size=1)
+    of_many = by_place()
+    step_of(moved, in_half=True)
+    seen = by_place()
+    moved.encode(INPUTS)  # scale and shift of pixel values are copied once
+    cuda.SYNCHRONIZATIONS.clear()
+    encoded = moved.encode(INPUTS)
+    encode_waits = by_place()
+    pairs_of = [(gradients[name], gradient) for name, gradient in expected.gradients.items()]
+    return {
+        "names": sorted(gradients) == sorted(expected.gradients),
+        "loss": abs(loss - expected.loss),
+        "gradient": max(float((one - g).abs().max() / g.abs().max().clamp(min=1e-12)) for one, g in pairs_of),
+        "cosine": float((encoded * expected.vectors).sum(1).min()),
+        "waits": seen,
+        "waits of many": of_many,
+        "encode waits": encode_waits,
+        "mismatch": mismatch(moved) if is_second else "",
+        "seeded": seeded(moved),
+        "pageable": pageable(),
+    }
+
+
+def main(*folders: str) -> None:
+    expected = [on_cpu(folder) for folder in folders]
+    found: list[dict[str, Any]] = [{} for _ in folders]
     # Wrapper tensors do not support inference mode.
     Pipeline._vectors = torch.no_grad()(Pipeline._vectors.__wrapped__)  # type: ignore[method-assign, attr-defined]
     for rank, count in ((0, 1), (1, 2)):
-        moved = prepared(folder)
         os.environ["LOCAL_RANK"] = str(rank)
         cuda.activate(count)
-        with cuda.PretendMode():
-            device = process_device()
-            moved = moved.to(device)
-            other_loss, other = step_of(moved)
-            step_of(moved, in_half=True, chunk_size=1)
-            of_many = by_place()
-            step_of(moved, in_half=True)
-            seen = by_place()
-            moved.encode(texts)  # scale and shift of pixel values are copied once
-            cuda.SYNCHRONIZATIONS.clear()
-            encoded = moved.encode(texts)
-            encode_waits = by_place()
-            worst = max(
-                float((other[n] - g).abs().max() / g.abs().max().clamp(min=1e-12)) for n, g in gradients.items()
-            )
-            found[str(device)] = {
-                "names": sorted(other) == sorted(gradients),
-                "loss": abs(other_loss - loss),
-                "gradient": worst,
-                "cosine": float((encoded * vectors).sum(1).min()),
-                "waits": seen,
-                "waits of many": of_many,
-                "encode waits": encode_waits,
-                "mismatch": mismatch(moved) if rank else "",
-                "seeded": seeded(moved),
-                "pageable": pageable(),
-            }
+        for folder, reference, by_device in zip(folders, expected, found, strict=True):
+            embedder = prepared(folder)
+            with cuda.PretendMode():
+                by_device[str(process_device())] = on_gpu(embedder, reference, rank > 0)
     sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else str(Path.cwd()))
+    main(*sys.argv[1:])

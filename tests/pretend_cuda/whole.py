@@ -27,7 +27,7 @@ from vlm2vec.models.verification.golden import verify_golden
 from vlm2vec.serving.engine import Engine
 from vlm2vec.serving.settings import ServeSettings
 from vlm2vec.training.config import Recipe
-from vlm2vec.training.run import read_log, train
+from vlm2vec.training.run import build_embedder, read_log, train
 
 
 def load_on_cpu_then_move() -> None:
@@ -115,6 +115,19 @@ def scored(run: Path, folder: Path) -> dict[str, Any]:
     return {"tasks": len(results), "written": (folder / "scores/results.json").is_file()}
 
 
+def quantized(base: str, folder: Path) -> float:
+    """The lowest cosine of vectors over a 4-bit base on the GPU to those on the CPU."""
+    settings = recipe(base, folder, 1)
+    settings.model.quantize = "nf4"
+    with torch.no_grad():
+        embedder = build_embedder(settings).eval()
+        batch = embedder.backbone.process([EmbeddingInput("a"), EmbeddingInput("b longer")])
+        on_gpu = plain(embedder(batch.to(embedder.device))).float()
+        assert embedder.device.type == "cuda"
+    on_cpu = embedder.to("cpu")(batch).float()
+    return float(torch.cosine_similarity(on_gpu, plain(on_cpu)).min())
+
+
 def main(folder: str, base: str) -> None:
     place = Path(folder)
     found: dict[str, Any] = {}
@@ -137,6 +150,7 @@ def main(folder: str, base: str) -> None:
         found["golden"] = float(verify_golden(embedder, run).min())
         found["scored"] = scored(run, place)
         found["served"] = asyncio.run(served(embedder))
+        found["quantized"] = quantized(base, place)
     sys.stdout.write(json.dumps(found) + "\n")
 
 

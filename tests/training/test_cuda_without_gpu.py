@@ -32,21 +32,29 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def pretended(guard: Path, module: str, *arguments: Path) -> dict[str, Any]:
+def pretended(guard: Path, module: str, *arguments: Path) -> Any:
     """The JSON line that a module of `pretend_cuda` writes."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
     environment = {**os.environ, "LD_PRELOAD": str(guard), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", f"pretend_cuda.{module}", *map(str, arguments)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return result
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "llava_next"])
-def found(request: pytest.FixtureRequest, guard: Path, tiny_vlm: Callable[[str], Path]) -> dict[str, Any]:
-    """What `pretend_cuda.steps` saw, by device."""
-    return pretended(guard, "steps", tiny_vlm(request.param))
+FAMILIES = ("qwen2_vl", "llava_next")
+
+
+@pytest.fixture(scope="module")
+def of_families(guard: Path, tiny_vlm: Callable[[str], Path]) -> list[dict[str, Any]]:
+    """What `pretend_cuda.steps` saw of each family, in one process."""
+    return pretended(guard, "steps", *map(tiny_vlm, FAMILIES))
+
+
+@pytest.fixture(params=range(len(FAMILIES)), ids=FAMILIES)
+def found(request: pytest.FixtureRequest, of_families: list[dict[str, Any]]) -> dict[str, Any]:
+    """What it saw of one family, by device."""
+    return of_families[request.param]
 
 
 def test_training_resuming_golden_vectors_an_evaluation_and_the_server_run_on_one_of_two_gpus(
@@ -57,6 +65,7 @@ def test_training_resuming_golden_vectors_an_evaluation_and_the_server_run_on_on
     assert seen["golden"] > 0.999
     assert seen["scored"] == {"tasks": 1, "written": True}
     assert seen["served"] == 2
+    assert seen["quantized"] > 0.999
 
 
 def test_a_step_on_each_of_two_devices_has_the_gradient_of_the_cpu(found: dict[str, Any]) -> None:

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 from vlm2vec.errors import UserError
 from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.checkpoints.folder import has_adapter
 
 Bits = Literal["int8", "nf4"]
+CPU = torch.device("cpu")
 BLOCK = 64
 OFFSET = 0.9677083
 """Probability of the largest code of nf4, as in the reference implementation of QLoRA."""
@@ -40,16 +42,17 @@ class QuantizedLinear(nn.Linear):
     Args:
         plain: The layer to replace.
         bits: Storage format of the weights.
+        device: Device of the codes.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     pairs: torch.Tensor
 
-    def __init__(self, plain: nn.Linear, bits: Bits) -> None:
+    def __init__(self, plain: nn.Linear, bits: Bits, device: torch.device = CPU) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.bits = plain.in_features, plain.out_features, bits
-        weight = plain.weight.detach()
+        weight = plain.weight.detach().to(device)
         self.dtype = weight.dtype
         codes, scales = (_to_int8 if bits == "int8" else _to_nf4)(weight.float())
         self.register_buffer("codes", codes, persistent=False)
@@ -57,7 +60,7 @@ class QuantizedLinear(nn.Linear):
         # Each byte of nf4 contains two codes; this table has the pair of values of each byte.
         values = nf4_codes().to(codes.device)
         self.register_buffer("pairs", torch.cartesian_prod(values, values), persistent=False)
-        self.bias = None if plain.bias is None else nn.Parameter(plain.bias.detach(), requires_grad=False)
+        self.bias = None if plain.bias is None else nn.Parameter(plain.bias.detach().to(device), requires_grad=False)
 
     def expanded(self, dtype: torch.dtype) -> torch.Tensor:
         """Returns the dequantized weight [out, in]."""
@@ -106,20 +109,27 @@ def _to_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes[0::2] * 16 + codes[1::2], scales
 
 
-def quantize_base(backbone: Backbone, bits: Bits) -> None:
+def quantize_base(backbone: Backbone, bits: Bits, device: torch.device = CPU) -> None:
     """Replaces the linear layers of the language model, one after another. Call it before adapters are added.
 
     The vision encoder keeps its precision: it is a small share of the weights.
 
+    Args:
+        backbone: On the CPU or on `device`.
+        bits: How weights are kept.
+        device: Where layers are quantized and stay.
+
     Raises:
-        UserError: for a model without linear layers in its language model.
+        UserError: for a base with an adapter, or a model without linear layers in its language model.
     """
+    if has_adapter(backbone):
+        raise UserError("model.quantize: the base brings an adapter: merge it first (vlm2vec export --to merged)")
     count = 0
     for part in backbone.language_parts():
         for parent in list(part.modules()):
             for name, module in list(parent.named_children()):
                 if type(module) is nn.Linear:
-                    setattr(parent, name, QuantizedLinear(module, bits))
+                    setattr(parent, name, QuantizedLinear(module, bits, device))
                     count += 1
     if not count:
         raise UserError(f"model.quantize: {backbone.name} has no linear layers in its language model; remove it")

@@ -55,16 +55,19 @@ def build_embedder(recipe: Recipe) -> Embedder:
     settings = recipe.model
     device = process_device()
     check_kernel(settings.attention_kernel, device)
+    # A base that is quantized never is on the GPU as a whole: it need not fit there in full precision.
+    loads_on = torch.device("cpu") if settings.quantize else device
     embedder = Embedder.from_pretrained(
-        settings.base, dtype=base_dtype(recipe, device), device=device, revision=settings.revision, **settings.options
+        settings.base, dtype=base_dtype(recipe, device), device=loads_on, revision=settings.revision, **settings.options
     )
     embedder.backbone.pooling = settings.pooling
+    if settings.quantize:
+        quantize_base(embedder.backbone, settings.quantize, device)
+        embedder.to(device)
     if settings.attention:
         embedder.backbone.attention = settings.attention
     use_kernel(embedder.backbone, settings.attention_kernel)
     components, lora = settings.components, recipe.lora
-    if settings.quantize:
-        quantize_base(embedder.backbone, settings.quantize)
     if lora:
         targets = lora.targets or (linear_layers(embedder.backbone, components) if components else None)
         checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, targets, lora.dora)

@@ -322,6 +322,7 @@ def _load_model(source: str, settings: dict[str, Any]) -> Any:
     missing = report["missing_keys"]
     # transformers 5.23 finds the vision weights of newer Qwen2-VL files only for the class with the head.
     if missing and report["unexpected_keys"]:
+        del model  # before the second load: memory need not hold both
         whole, report = transformers.AutoModelForImageTextToText.from_pretrained(
             source, output_loading_info=True, **settings
         )
