@@ -28,6 +28,7 @@ class Batch:
         fill: Padding value of `input_ids`. Other tensors are padded with zeros.
         left: Whether padding comes before the tokens.
         dropped: Text tokens of each example that exceeded the model's limit and were dropped, length B. Empty: none.
+        host: Names of tensors that stay on the CPU, where the model reads their values.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -36,6 +37,7 @@ class Batch:
     fill: int = 0
     left: bool = False
     dropped: tuple[int, ...] = ()
+    host: tuple[str, ...] = ()
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
@@ -115,12 +117,11 @@ class Batch:
         import torch
 
         on_gpu = torch.device(device).type == "cuda"
-        moved = {
-            name: (tensor.pin_memory() if on_gpu and tensor.device.type == "cpu" else tensor).to(
-                device, non_blocking=on_gpu
-            )
-            for name, tensor in self.tensors.items()
-        }
+        moved = dict(self.tensors)
+        for name, tensor in self.tensors.items():
+            if name not in self.host:
+                pinned = tensor.pin_memory() if on_gpu and tensor.device.type == "cpu" else tensor
+                moved[name] = pinned.to(device, non_blocking=on_gpu)
         return dataclasses.replace(self, tensors=moved)
 
     def _trimmed(self) -> Batch:

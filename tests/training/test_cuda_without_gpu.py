@@ -42,7 +42,7 @@ def pretended(guard: Path, module: str, *arguments: Path) -> Any:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-FAMILIES = ("qwen2_vl", "llava_next")
+FAMILIES = ("qwen2_vl", "llava_next", "qwen3_vl")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,13 @@ def test_no_mini_batch_waits_for_the_device_by_code_of_this_package(found: dict[
         assert few == many, "mini-batches of one input wait more often than mini-batches of three"
         encoding = own_places(seen["encode waits"])
         assert sum(encoding.values()) <= 1, encoding  # the vectors themselves, once a batch
+
+
+def test_vision_layers_of_qwen_do_not_wait_for_the_sizes_of_images(of_families: list[dict[str, Any]]) -> None:
+    for family, found in zip(FAMILIES, of_families, strict=True):
+        for seen in found.values() if family.startswith("qwen") else ():
+            waits = {place: number for place, number in seen["waits"].items() if "tolist" in place}
+            assert waits == {}
 
 
 def test_a_mismatch_and_a_synchronization_are_seen(found: dict[str, Any]) -> None:

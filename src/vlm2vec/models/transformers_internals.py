@@ -32,6 +32,8 @@ DOORS: dict[str, str] = {
     "transformers.core_model_loading.WeightRenaming": "adapters made with older classes",
     "transformers.core_model_loading.WeightRenaming.rename_source_key": "adapters made with older classes",
     "transformers.modeling_gguf_pytorch_utils.tqdm": "converting the built-in model without a progress bar",
+    "transformers.vision_utils.get_vision_cu_seqlens": "sizes of images in Qwen's vision encoders",
+    "transformers.vision_utils.get_vision_position_ids": "sizes of images in Qwen's vision encoders",
     "transformers.utils.cached_file": "adapters on the hub",
     "transformers.PreTrainedConfig.get_config_dict": "the model type of a hub id",
 }
@@ -175,6 +177,17 @@ def hub_file(source: str, name: str, revision: str | None) -> Path | None:
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
     path = door("transformers.utils.cached_file")(source, name, revision=revision, **quiet)
     return Path(path) if path else None
+
+
+def vision_sequences(sizes: Any, merge: int) -> tuple[Any, Any]:
+    """Where each image's patches end [N + 1], and the positions of all patches [P, 2], as Qwen's vision encoders do.
+
+    Args:
+        sizes: Frames, height and width of each image in patches, [N, 3].
+        merge: Patches on a side that become one token.
+    """
+    ends, positions = (door(f"transformers.vision_utils.get_vision_{name}") for name in ("cu_seqlens", "position_ids"))
+    return ends(sizes), positions(sizes, merge)
 
 
 def share_attention(source: Any, target: Any) -> None:

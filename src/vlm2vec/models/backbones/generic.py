@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -30,6 +31,7 @@ from vlm2vec.models.backbones.hf_processor import current_names, load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.checkpoints.tensors import check_weight_files
 from vlm2vec.models.prompts import place_video, split_at_images
+from vlm2vec.models.vision.host_sizes import sizes_on_host
 from vlm2vec.models.vision.raw_pixels import REAL, RawPixels
 from vlm2vec.models.vision.resolution import side_of
 from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
@@ -80,6 +82,7 @@ class Generic(DecoderBackbone):
         if self.rope_index is not None and settings.get("positions", "auto") == "auto":
             self.settings = {**settings, "positions": _usual_positions(self.config)}
         self.lora_targets = _language_linears(model, self.language_model)
+        self.host = sizes_on_host(model)
         self.accepted = set(inspect.signature(model.forward).parameters)
         self.num_frames = settings.get("num_frames", self.num_frames)
         self.reads_videos = FrameProcessor.serves(processor, self.accepted) and settings.get("video") != "images"
@@ -91,7 +94,6 @@ class Generic(DecoderBackbone):
         set_final_norm(self.language_model, settings.get("final_norm", True))
         self.image_token = str(processor.image_token)
         self.raw_pixels: RawPixels | None = None
-        self._can_send_bytes: bool | None = None  # not measured yet
         self._image_settings: dict[str, Any] = {}  # in place of the processor's own
 
     @classmethod
@@ -161,15 +163,14 @@ class Generic(DecoderBackbone):
         dropped = (int(tensors.pop(DROPPED)),) if DROPPED in tensors else ()
         packed = {name: torch.tensor([len(tensor)]) for name, tensor in tensors.items() if name not in TOKEN_TENSORS}
         left = self.settings.get("padding_side") == "left"
-        return Batch(tensors, packed, TOKEN_TENSORS, self.tokenizer.pad_token_id or 0, left, dropped)
+        return Batch(tensors, packed, TOKEN_TENSORS, self.tokenizer.pad_token_id or 0, left, dropped, self.host)
 
     def send_bytes(self) -> bool:
         """As in the base class. Families whose processor does more than scale, shift and pad return False."""
-        if self._can_send_bytes is None:
-            self._can_send_bytes = self._measure_bytes()
         return self._can_send_bytes
 
-    def _measure_bytes(self) -> bool:
+    @cached_property
+    def _can_send_bytes(self) -> bool:
         def pixels(images: Sequence[Image.Image], settings: dict[str, Any]) -> torch.Tensor:
             self._image_settings = settings
             return self.collate([EmbeddingInput(images=tuple(map(ImageRef.of, images)))])["pixel_values"]
