@@ -82,8 +82,7 @@ class Generic(DecoderBackbone):
         if self.rope_index is not None and settings.get("positions", "auto") == "auto":
             self.settings = {**settings, "positions": _usual_positions(self.config)}
         self.lora_targets = _language_linears(model, self.language_model)
-        self.host = sizes_on_host(model)
-        self.accepted = set(inspect.signature(model.forward).parameters)
+        self.host, self.accepted = sizes_on_host(model), set(inspect.signature(model.forward).parameters)
         self.num_frames = settings.get("num_frames", self.num_frames)
         self.reads_videos = FrameProcessor.serves(processor, self.accepted) and settings.get("video") != "images"
         if self.reads_videos:
@@ -162,8 +161,8 @@ class Generic(DecoderBackbone):
     def _batch_of_one(self, tensors: dict[str, torch.Tensor]) -> Batch:
         dropped = (int(tensors.pop(DROPPED)),) if DROPPED in tensors else ()
         packed = {name: torch.tensor([len(tensor)]) for name, tensor in tensors.items() if name not in TOKEN_TENSORS}
-        left = self.settings.get("padding_side") == "left"
-        return Batch(tensors, packed, TOKEN_TENSORS, self.tokenizer.pad_token_id or 0, left, dropped, self.host)
+        fill, left = self.tokenizer.pad_token_id or 0, self.settings.get("padding_side") == "left"
+        return Batch(tensors, packed, TOKEN_TENSORS, fill, left, dropped, self.host)
 
     def send_bytes(self) -> bool:
         """As in the base class. Families whose processor does more than scale, shift and pad return False."""
@@ -178,7 +177,7 @@ class Generic(DecoderBackbone):
         with suppress(KeyError, TypeError):  # other tensor names, or a processor without these settings
             self.raw_pixels = RawPixels.of(pixels)
         self._image_settings = self.raw_pixels.settings if self.raw_pixels else {}
-        return self.raw_pixels is not None
+        return bool(self._image_settings)
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Hidden states [B, L, D], see setting `final_norm`. Packed tensors without rows are left out."""
@@ -324,9 +323,8 @@ def _load_model(source: str, settings: dict[str, Any]) -> Any:
     # transformers 5.23 finds the vision weights of newer Qwen2-VL files only for the class with the head.
     if missing and report["unexpected_keys"]:
         del model  # before the second load: memory need not hold both
-        whole, report = transformers.AutoModelForImageTextToText.from_pretrained(
-            source, output_loading_info=True, **settings
-        )
+        with_head = transformers.AutoModelForImageTextToText
+        whole, report = with_head.from_pretrained(source, output_loading_info=True, **settings)
         model, missing = whole.base_model, report["missing_keys"]
     if missing:
         raise UserError(f"weight {min(missing)} is missing")
