@@ -70,8 +70,8 @@ def line_chart(series: Mapping[str, Points], level: tuple[float, str] | None = N
     ]
     return Chart(
         curves,
-        [(x(value), f"{value:g}") for value in x_values],
-        [(y(value), f"{value:g}") for value in y_values],
+        [(x(value), _tick(value)) for value in x_values],
+        [(y(value), _tick(value)) for value in y_values],
         (y(level[0]), level[1]) if level else None,
     )
 
@@ -83,6 +83,14 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(factor * magnitude for factor in (1, 2, 5, 10) if span / (factor * magnitude) <= MOST_TICKS)
     first, last = math.floor(low / step), math.ceil(high / step)
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _tick(value: float) -> str:
+    """Label of a tick: `8e-4` in place of `0.0008`, which is too wide for a phone."""
+    if value == 0 or abs(value) >= 0.01:
+        return f"{value:g}"
+    digits, _, power = f"{value:.2e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def _short(value: float) -> str:

@@ -15,7 +15,8 @@ from PIL import Image
 from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
 from vlm2vec.evaluation.evaluate import Sample, TaskResult, evaluate, results_json
 from vlm2vec.evaluation.report import opening_of, write_html
-from vlm2vec.evaluation.report_html import breakable, loss_chart
+from vlm2vec.evaluation.report_html import loss_chart
+from vlm2vec.media.text import breakable
 from vlm2vec.types import EmbeddingInput, EvalQuery
 
 Toy = tuple[Benchmark, dict[str, list[EvalQuery]]]

@@ -88,3 +88,9 @@ def test_points_that_are_not_finite_are_left_out() -> None:
     assert line_chart({"loss": [(1, math.nan)]}) is None
     chart = line_chart({"loss": [(1, 2.0), (2, math.inf), (3, 1.0)]})
     assert chart is not None and len(chart.curves[0].points.split()) == 2
+
+
+def test_ticks_of_small_values_are_short_and_exact() -> None:
+    chart = line_chart({"rate": [(1, 0.0), (2, 1e-3)]})
+    assert chart is not None
+    assert [label for _, label in chart.y_ticks] == ["0", "2e-4", "4e-4", "6e-4", "8e-4", "1e-3"]

@@ -10,13 +10,30 @@ import logging
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
 from vlm2vec import __version__
-from vlm2vec.cli import cache, data, embed, index, machine, mcp, models, plan, rerank, score, search, serve, train, ui
+from vlm2vec.cli import (
+    cache,
+    data,
+    embed,
+    index,
+    look,
+    machine,
+    mcp,
+    models,
+    plan,
+    rerank,
+    score,
+    search,
+    serve,
+    train,
+    ui,
+)
 from vlm2vec.cli.failures import Interrupted, explain
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
@@ -38,6 +55,8 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "rerank": rerank.rerank,
         "classify": search.classify,
         "duplicates": search.duplicates,
+        "map": look.map_store,
+        "explain": look.explain,
     },
     "Serve": {"serve": serve.serve, "ui": ui.ui, "mcp": mcp.mcp},
     "Models and this machine": {"models": machine.models, "doctor": machine.doctor},
@@ -113,4 +132,5 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of the `vlm2vec` program."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    warnings.simplefilter("ignore", FutureWarning)  # between libraries; a user cannot act on them
     sys.exit(run(sys.argv[1:]))

@@ -13,13 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup, escape
 from PIL import Image
 
 from vlm2vec.charts import Chart, line_chart, ticks
 from vlm2vec.evaluation.comparison import Comparison, ComparisonRow, percent
 from vlm2vec.evaluation.evaluate import Sample, TaskResult
 from vlm2vec.media.images import ImageRef
+from vlm2vec.media.text import breakable
 from vlm2vec.types import EmbeddingInput
 
 TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
@@ -141,11 +141,6 @@ def render_page(
         chart=loss_chart(loss_curves),
         facts=facts,
     )
-
-
-def breakable(text: str) -> Markup:
-    """A name that may break after `/`, `_`, `-` and `.`, and only there."""
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[/_.-])", text) if part)
 
 
 def _scale(overall: ComparisonRow | None) -> list[float]:

@@ -15,6 +15,7 @@ from vlm2vec.files import write_text
 from vlm2vec.jobs.indexing import thumbnail
 from vlm2vec.jobs.searching import image_ref, is_missing
 from vlm2vec.media.images import ImageRef
+from vlm2vec.media.text import breakable
 from vlm2vec.retrieval.metadata import PREFIX, is_own
 from vlm2vec.retrieval.vector_store import Hit
 
@@ -49,6 +50,7 @@ def write_sheet(
         query: The image of the query.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["breakable"] = breakable
     page = environment.from_string(TEMPLATE.read_text()).render(
         title=title,
         query=_data_uri(query) if query else None,

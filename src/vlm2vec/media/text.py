@@ -8,8 +8,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm2vec.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 ENCODING = "utf-8-sig"
 """UTF-8, with or without a byte order mark."""
@@ -121,3 +125,10 @@ def actual_path(text: str) -> str:
     if "\\x" not in text or os.path.lexists(text):
         return text
     return re.sub(r"\\x([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)
+
+
+def breakable(text: str) -> Markup:
+    """A name as HTML that may break after `/`, `_`, `-` and `.`, and only there."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[/_.-])", text) if part)

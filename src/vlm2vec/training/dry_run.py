@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from vlm2vec.models.registry import KNOWN
+from vlm2vec.models.transformers_internals import without_progress_bars
 from vlm2vec.training.config import Recipe
 from vlm2vec.training.made_sets import make_set
 from vlm2vec.training.run import read_log, train
@@ -24,7 +25,7 @@ def dry_run(recipe: Recipe) -> list[dict[str, float]]:
     Raises:
         UserError: for an error in the recipe, or a family without a tiny model.
     """
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, without_progress_bars():
         return read_log(train(_in_small(recipe, Path(name))))
 
 

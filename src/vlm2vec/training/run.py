@@ -282,7 +282,7 @@ def _report_facts(recipe: Recipe, facts: Mapping[str, Any]) -> RunFacts:
     lines = (
         f"Model {recipe.model.base}, {tuning}; {train.steps} steps of {train.batch_size} pairs in "
         f"{facts['seconds']:,.0f} s; finished {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "Pairs: " + ", ".join(f"{name} {number:,}" for name, number in facts["pairs"].items()),
+        "Training pairs: " + ", ".join(f"{number:,} of {name}" for name, number in facts["pairs"].items()),
     )
     group = recipe.evaluate.best_by if recipe.evaluate else "overall"
     history = read_history(recipe.output)
