@@ -31,7 +31,7 @@ def shown(value: object) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean X?"` for the known word nearest to `word`; an empty text where none is near."""
+    """Returns `"; did you mean X?"` for the known word nearest to `word`; "" if no word is near."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[near[0]]}?" if near else ""

@@ -16,7 +16,7 @@ class Extra:
     """An extra.
 
     Attributes:
-        name: Such as "pdf".
+        name: Name such as "pdf".
         missing: Requirements that are not installed, or installed in an unsuitable version.
     """
 

@@ -40,7 +40,7 @@ class Endpoint:
     """Address and settings of an endpoint.
 
     Attributes:
-        url: Such as `http://127.0.0.1:8000/v1`.
+        url: Base URL, such as `http://127.0.0.1:8000/v1`.
         model: Name of the model in requests.
         dialect: How inputs are written. `objects`: `{"text", "image", "instruction"}`, as Jina and `vlm2vec serve`;
             `messages`: one chat per request, as vLLM; `strings`: text alone. None: chosen by the `owned_by` of

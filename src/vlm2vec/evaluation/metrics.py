@@ -150,7 +150,7 @@ def chance_of(name: str, gains: Sequence[float], num_candidates: int) -> float:
     """Expected score of a random order of the candidates.
 
     Args:
-        name: Such as `hit@1`, one of `TASK_METRICS`.
+        name: One of `TASK_METRICS`, such as `hit@1`.
         gains: Gains of the relevant candidates.
         num_candidates: Number of candidates, relevant ones included.
     """

@@ -35,7 +35,7 @@ class ShownMedia:
         place: The file, or archive and member.
         size: Width and height in pixels as the model's processor gets it; None: not readable.
         problem: Why it is not readable.
-        frames: Of a video: the frames that the model reads.
+        frames: The frames of a video that the model reads.
     """
 
     kind: str

@@ -72,7 +72,7 @@ def leaderboard_means(content: Mapping[str, Any]) -> dict[str, float]:
     """Group means as on the leaderboard: a missing task counts as 0.
 
     Args:
-        content: Of a `results.json` of mmeb-v1 or mmeb-v2, or from `read_upstream`.
+        content: Content of a `results.json` of mmeb-v1 or mmeb-v2, or the result of `read_upstream`.
     """
     table = list(read_benchmark(content["benchmark"])[0].tasks)
     scores = {task.name: content["tasks"].get(task.name, {}).get("score", 0.0) for task in table}

@@ -132,7 +132,7 @@ def index_source(
 
 
 def source_name(path: Path) -> str:
-    """How a source is called in a store: its absolute path."""
+    """Returns the name of a source in a store: its absolute path."""
     return printable(str(path.resolve()))
 
 

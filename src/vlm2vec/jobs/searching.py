@@ -95,7 +95,7 @@ class Searcher:
 
 
 def image_ref(metadata: dict[str, Any]) -> ImageRef | None:
-    """The image of a row: its thumbnail where the store has one, else its file; None for a row without an image."""
+    """Returns the image of a row: its thumbnail if stored, otherwise its file; None if the row has no image."""
     if isinstance(metadata.get(THUMBNAIL), bytes):
         return ImageRef(data=metadata[THUMBNAIL])
     path = metadata.get(f"{PREFIX}path")

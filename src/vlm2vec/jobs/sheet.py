@@ -82,7 +82,7 @@ def shown_fields(hit: Hit) -> dict[str, Any]:
 
 
 def name_of(hit: Hit) -> str:
-    """Title of a hit: its field `title` or `name`, or the last part of its key."""
+    """Returns the title of a hit: its field `title` or `name`, or the last part of its key."""
     return str(hit.metadata.get("title") or hit.metadata.get("name") or hit.key.rpartition("/")[2])
 
 

@@ -41,7 +41,7 @@ class StoreState:
                     self._of_file.setdefault(key.rpartition("#")[0], []).append(key)
 
     def complete(self, file_key: str, source: str, version: str) -> list[str]:
-        """Keys of a file's rows if all of them are up to date, else none."""
+        """Returns the keys of a file's rows if all of them are up to date; otherwise an empty list."""
         keys = [file_key] if file_key in self.rows else self._of_file.get(file_key, [])
         rows = [self.rows[key] for key in keys]
         same = all((row.source, row.version) == (source, version) for row in rows)

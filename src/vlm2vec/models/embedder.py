@@ -37,7 +37,7 @@ Inputs = Iterable[Any]
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 if the device computes in it natively, else float32: emulated bfloat16 is many times slower."""
+    """Returns bfloat16 if the device supports it natively, otherwise float32: emulation is many times slower."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     capabilities = torch.cpu.get_capabilities()
@@ -319,7 +319,7 @@ class Embedder(nn.Module):
             repo_id: `owner/name`; created if it does not exist.
             private: Visibility of a new repository.
             pull_request: Opens a pull request instead of committing to the main branch.
-            message: Of the commit.
+            message: Commit message.
 
         Returns:
             URL of the commit or pull request.

@@ -82,7 +82,7 @@ class Loaded:
         """Reads the layers after the pooling.
 
         Raises:
-            UserError: for a layer whose input has another length than what it is given.
+            UserError: for a layer whose input length differs from the length of the preceding output.
         """
         for folder in folders:
             dense = read_dense(folder, allow_pickle)

@@ -77,7 +77,7 @@ class PromptTemplate:
     def render_chat(
         self, item: EmbeddingInput, special_tokens: dict[str, Any], image_token: str = CHAT_IMAGE
     ) -> tuple[str, list[int]]:
-        """The prompt by the chat template, and which images stand in it, in order.
+        """Renders the prompt with the chat template; returns it with the indices of its images, in order.
 
         Args:
             item: Its instruction is the system turn, unless `instruction_turn` says otherwise; the rest is the user's.

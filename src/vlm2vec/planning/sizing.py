@@ -25,7 +25,7 @@ def sizing_table() -> str:
 
 
 def memory_table() -> str:
-    """Markdown: GiB of one GPU for one mini-batch of 8,192 tokens (4,096 where it says so)."""
+    """Returns a Markdown table of the GiB of one GPU for a mini-batch of 8,192 tokens (4,096 if marked)."""
     head = ["model", "weights", "activations, LoRA / with DoRA", "peak, LoRA / with DoRA", "peak, 4,096 tokens"]
     head += ["peak, checkpointing", "and nf4 weights"]
     rows = [head, ["---", *["--:"] * (len(head) - 1)]]

@@ -141,7 +141,7 @@ class LanceStore:
                 self._table.add(self._rows(keys, vectors_ND, metadata))
 
     def _rows(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """Rows as a table with the store's columns, which are made where they are missing."""
+        """Returns rows as a table with the store's columns, after adding missing columns to the store."""
         rows = [clean_metadata(one) for one in metadata]
         self._widen(rows)
         return rows_table(keys, np.asarray(vectors_ND), rows, self._table.schema)
@@ -217,7 +217,7 @@ class LanceStore:
             self._table.create_index("key", config=BTree(), name=KEY_INDEX)
 
     def _count_probes(self) -> int:
-        """Partitions that a search reads; 0 where there is no index."""
+        """Returns the number of partitions that a search reads; 0 without an index."""
         if not any(index.name == INDEX_NAME for index in self._table.list_indices()):
             return 0
         stats = self._table.index_stats(INDEX_NAME)

@@ -51,7 +51,7 @@ class CohereRequest(Lenient):
 
     @property
     def truncation(self) -> Truncation:
-        """What the request wants for long inputs."""
+        """The truncation that the request asks for."""
         if self.truncate == "NONE":
             return REFUSE
         return Truncation(MODEL_LIMIT, "left" if self.truncate == "START" else "right")

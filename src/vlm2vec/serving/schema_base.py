@@ -83,6 +83,6 @@ class Truncatable(Lenient):
 
     @property
     def truncation(self) -> Truncation:
-        """What the request wants for long inputs."""
+        """The truncation that the request asks for."""
         default = MODEL_LIMIT if self.truncate else None
         return Truncation(self.truncate_prompt_tokens or default, self.truncation_side)

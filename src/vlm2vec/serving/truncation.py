@@ -26,7 +26,7 @@ MODEL_LIMIT = -1
 
 @dataclass(frozen=True)
 class Truncation:
-    """What a request wants for inputs that are too long.
+    """The truncation that a request asks for.
 
     Attributes:
         tokens: Maximum number of tokens of an input, image tokens and template included; `MODEL_LIMIT` (-1): what the

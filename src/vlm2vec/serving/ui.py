@@ -53,7 +53,7 @@ def build_page(searcher: Searcher, title: str, note: str = "") -> gr.Blocks:
     Args:
         searcher: The store and its model.
         title: Name of the store.
-        note: Line beside the title.
+        note: Line next to the title.
     """
     answers = SearchPage(searcher)
     script = (TEMPLATES / "ui.js").read_text()

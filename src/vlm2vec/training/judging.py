@@ -1,4 +1,4 @@
-"""Mined negatives judged by a second model: false negatives are kept out, and the scores become soft labels."""
+"""Filters mined negatives with a second model: removes false negatives and stores the scores as soft labels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EmbedderJudge:
         self._reference.prepare(items)
 
     def scores(self, query: EmbeddingInput, candidates: Sequence[EmbeddingInput]) -> list[float]:
-        """Cosines."""
+        """Returns the cosines."""
         vectors = self._reference.vectors([query, *candidates])
         cosines: list[float] = (vectors[1:] @ vectors[0]).tolist()
         return cosines
@@ -52,7 +52,7 @@ class RerankerJudge:
 
     Args:
         model: What `Reranker.from_pretrained` takes.
-        prompt: Likewise.
+        prompt: The prompt of the reranker; None: its default.
     """
 
     def __init__(self, model: str, prompt: RerankPrompt | None = None) -> None:
@@ -63,13 +63,13 @@ class RerankerJudge:
         """Does nothing: a pair is known only when it is scored, and images are cached after their first use."""
 
     def scores(self, query: EmbeddingInput, candidates: Sequence[EmbeddingInput]) -> list[float]:
-        """Log-odds."""
+        """Returns the log-odds."""
         log_odds: list[float] = self._reranker.score(query, candidates).tolist()
         return log_odds
 
 
 JUDGES = {"embedder": EmbedderJudge, "reranker": RerankerJudge}
-"""What `vlm2vec mine --judge-kind` names."""
+"""Judges by their name in `vlm2vec mine --judge-kind`."""
 
 
 def judge_negatives(

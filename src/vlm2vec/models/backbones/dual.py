@@ -113,7 +113,7 @@ class DualEncoder(Backbone):
         return found
 
     def language_parts(self) -> list[nn.Module]:
-        """The text encoder and, where it is a module of its own, the text projection."""
+        """The text encoder and, if it is a separate module, the text projection."""
         projection = getattr(self.model, "text_projection", None)
         return [self.language_model] if projection is None else [self.language_model, projection]
 

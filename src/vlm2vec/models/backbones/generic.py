@@ -200,7 +200,7 @@ class Generic(DecoderBackbone):
         model.save_pretrained(folder, state_dict=state)
 
     def write_sentence_transformers(self, folder: Path, prompts: Mapping[str, str]) -> None:
-        """Writes sentence-transformers' own modules if their vectors would equal ours, else this package's module.
+        """Writes sentence-transformers' own modules if their vectors would equal ours, otherwise this package's module.
 
         Their modules always ask the model for positions, and the base for image sizes.
         """
@@ -214,7 +214,7 @@ class Generic(DecoderBackbone):
         st_folder.write_native(folder, chat, self.pooling, self.embedding_dim, prompts, self.max_length)
 
     def chat_template(self) -> str:
-        """The processor's, else the tokenizer's, else ""."""
+        """The chat template of the processor, or of the tokenizer, or ""."""
         return getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or ""
 
     def _image_start(self) -> str:

@@ -104,7 +104,7 @@ class Phi3Vision(Generic):
 
     @property
     def language_model(self) -> nn.Module:
-        """The whole network: Phi-3's decoder, which holds the vision encoder beside its input embeddings."""
+        """The whole network: Phi-3's decoder, which contains the vision encoder next to its input embeddings."""
         return self.model
 
     def language_parts(self) -> list[nn.Module]:

@@ -71,8 +71,8 @@ def normalize_tiles(tiles: torch.Tensor, size: list[int], mean: list[float], std
     Args:
         tiles: As from `tile`.
         size: [H, W].
-        mean: Of each channel.
-        std: Of each channel.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
     """
     down, across = size
     mean_C11, std_C11 = (torch.tensor(value, device=tiles.device)[:, None, None] for value in (mean, std))

@@ -1,4 +1,4 @@
-"""The model card of a saved folder: `README.md`, written from the files beside it."""
+"""Writes the model card of a saved folder, `README.md`, from the other files in the folder."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class DenseFile(BaseModel):
         bias: Whether the layer adds one.
         activation_function: Import path of a class of torch. sentence-transformers' default is Tanh.
         module_input_name: Only the vector itself is supported.
-        module_output_name: As the input.
+        module_output_name: Only the vector itself is supported.
         use_residual: Adds the input to the output, through a second matrix where D and E differ.
     """
 

@@ -1,4 +1,4 @@
-"""Where an embedder's weights came from, so that their hashes need not be computed again at every load.
+"""Identifies the files of an embedder's weights, so that hashes need not be computed again at every load.
 
 Hashing the weights of a 7B model takes seconds. Hashes are remembered in `fingerprints.json` of the cache folder, by
 path, size and modification time of every file of the checkpoint and its base, and by the settings of loading.
@@ -50,7 +50,7 @@ class Origin:
             settings: Everything else that decides the tensors.
 
         Returns:
-            None if a folder is not at hand, a file has just been written, or tensors do not count their changes.
+            None if a folder is not available, a file has just been written, or tensors do not count their changes.
         """
         files: list[tuple[str, int, int]] = []
         for folder in folders:

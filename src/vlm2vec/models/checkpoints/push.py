@@ -24,7 +24,7 @@ def push_folder(
         repo_id: `owner/name`; created if it does not exist.
         private: Visibility of a new repository. An existing one keeps its own.
         pull_request: Opens a pull request instead of committing to the main branch.
-        message: Of the commit.
+        message: Commit message.
 
     Returns:
         URL of the commit, or of the pull request.

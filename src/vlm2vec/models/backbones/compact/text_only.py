@@ -143,14 +143,14 @@ def save_text_side(embedder: Embedder, folder: Path) -> None:
 
 
 def _opened(path: Path) -> Any:
-    """An open safetensors file, whose tensors are read when they are asked for."""
+    """Opens a safetensors file; its tensors are read on access."""
     from safetensors import safe_open
 
     return safe_open(path, framework="numpy")
 
 
 def _effective(linear: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [out, in] and bias [out] of a linear map, whatever adapter wraps it: its values at the unit vectors."""
+    """Returns weight [out, in] and bias [out] of a linear map with any adapter, from its values at the unit vectors."""
     import torch
 
     exact: Any = copy.deepcopy(linear).float().cpu().eval()
