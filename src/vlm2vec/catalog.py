@@ -9,8 +9,13 @@ from vlm2vec.models.checkpoints.known import KnownCheckpoint, table
 from vlm2vec.planning.cost import GIB, Inputs, encoding_memory, parameters
 from vlm2vec.planning.geometry import geometry_of, known_configs
 
-BUILT_IN_PARAMETERS = {"compact-embed": 53_261_496, "compact": 49_814_248, "compact-dual": 50_146_600}
-BUILT_IN_DIM = 576
+BUILT_IN = {
+    "compact-embed": (53_261_496, 576),
+    "compact-sentence": (30_486_192, 384),
+    "compact": (49_814_248, 576),
+    "compact-dual": (50_146_600, 576),
+}
+"""Number of parameters and embedding dimension by name."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ def catalog(batch_tokens: int) -> list[CatalogRow]:
         batch_tokens: Size of a batch for which memory is computed; see `vlm2vec.models.encoding.pipeline.BATCH_TOKENS`.
     """
     built_in = [
-        CatalogRow(name, "built in", count, BUILT_IN_DIM, "Apache-2.0", 1.0 + 2.0 * count / GIB)
-        for name, count in BUILT_IN_PARAMETERS.items()
+        CatalogRow(name, "built in", count, dim, "Apache-2.0", 1.0 + 2.0 * count / GIB)
+        for name, (count, dim) in BUILT_IN.items()
     ]
     known = [
         row

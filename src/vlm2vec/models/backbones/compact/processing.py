@@ -1,4 +1,4 @@
-"""What `compact` and `compact-dual` share: settings, tokens, and the visual features of the frozen encoder."""
+"""What the compact backbones share: settings, tokens, and the visual features of the frozen encoder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MAX_TEXT_TOKENS = 512
 
 
 class CompactBackbone(Backbone):
-    """A backbone made of EfficientNet-Lite0 and SmolLM2.
+    """A backbone made of an EfficientNet-Lite and a small language model.
 
     Args:
         model: A network with `vision`, `language_model` and `config`.
-        tokenizer: SmolLM2's.
-        settings: See `Compact`.
+        tokenizer: The language model's.
+        settings: The options of `load`.
     """
 
     lora_targets = LANGUAGE_LINEARS
@@ -41,23 +41,23 @@ class CompactBackbone(Backbone):
 
     @property
     def tokenizer(self) -> Any:
-        """SmolLM2's tokenizer."""
+        """The language model's tokenizer."""
         return self._tokenizer
 
     @property
     def language_model(self) -> nn.Module:
-        """The layers of SmolLM2."""
+        """The language model, with its input embeddings."""
         model: Any = self.model
         found: nn.Module = model.language_model
         return found
 
     def language_parts(self) -> list[nn.Module]:
-        """The layers of SmolLM2, which hold its input embeddings."""
+        """The language model, which holds its input embeddings."""
         return [self.language_model]
 
     @property
     def embedding_dim(self) -> int:
-        """576, the width of SmolLM2-135M."""
+        """The width of the language model: 576 for SmolLM2-135M, 384 for all-MiniLM-L6-v2."""
         return int(self.config.hidden_size)
 
     @property

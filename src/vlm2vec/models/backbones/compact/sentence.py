@@ -1,0 +1,259 @@
+"""`compact-sentence`: a small VLM whose language model is a sentence encoder.
+
+image -> EfficientNet-Lite2 (frozen) -> the whole image and a grid of its cells, a token each
+      -> projector: the words of the classes that the encoder sees, and a projection of the features ----+
+      -> bypass: a sentence vector of the whole image, added to the final states of the visual tokens    |
+text  ---------------------------------------------------------------------------------------------------+
+      -> all layers of all-MiniLM-L6-v2, every token reads every token -> mean of the final states
+
+The bypass makes a photograph's vector lie near the sentence vectors of its captions before any training on a task. This
+project trained it (`pretraining.image_sentences`) and ships it.
+
+Shapes: B examples, N images, L tokens, T visual tokens of an image, F features, C classes, D embedding dim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load as load_safetensors
+from torch import nn
+
+from vlm2vec.batch import Batch
+from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.base import DecoderBackbone
+from vlm2vec.models.backbones.compact.class_words import NAMES
+from vlm2vec.models.backbones.compact.parts import FINAL_DIM, load_sentence_encoder
+from vlm2vec.models.backbones.compact.processing import CompactBackbone
+from vlm2vec.models.backbones.compact.scales import LOW_DIM, SCALES_DIM, SeveralScales
+from vlm2vec.models.prompts import split_at_images
+from vlm2vec.types import EmbeddingInput
+
+SHIPPED = Path(__file__).with_name("sentence_bypass.safetensors")
+SHIPPED_SHA256 = "27f748a1f511782b691af263de0e1bc2156dbd0b62bcb3a2136269a7215ae986"
+BYPASS_WIDTH = 768
+MAX_POSITIONS = 512
+PRIOR_SCALE = 2.5  # of the class sentences against the learned part of the bypass, as it was trained
+BYPASS_SCALE = 16.0  # a bypass vector is then three times as long as a mean of MiniLM's states
+DEFAULTS = {"num_layers": 6, "grid": 3, "image_size": 224}
+
+
+class SeenClasses(nn.Module):
+    """Features [.., F] -> vector [.., D] expected over the classes that the vision encoder sees.
+
+    Neither trained nor saved: classifier and vectors come from the packaged parts.
+
+    Args:
+        classifier: The vision encoder's last layer, [C, 1280].
+        vectors_CD: A vector per class.
+    """
+
+    weight_CF: torch.Tensor
+    bias_C: torch.Tensor
+    vectors_CD: torch.Tensor
+
+    def __init__(self, classifier: nn.Linear, vectors_CD: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight_CF", classifier.weight.detach().float(), persistent=False)
+        self.register_buffer("bias_C", classifier.bias.detach().float(), persistent=False)
+        self.register_buffer("vectors_CD", vectors_CD, persistent=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Mean of the classes' vectors, weighted by the classes' probabilities."""
+        seen = features[..., :FINAL_DIM].to(self.weight_CF.dtype)
+        probabilities = F.linear(seen, self.weight_CF, self.bias_C).softmax(dim=-1)
+        return probabilities.to(self.vectors_CD.dtype) @ self.vectors_CD
+
+
+class SentenceProjector(nn.Module):
+    """Visual features [N, T, F] -> input vectors of the language model [N, T, D].
+
+    A new projector gives the words of the classes alone.
+    """
+
+    def __init__(self, class_words: SeenClasses, num_tokens: int) -> None:
+        super().__init__()
+        self.class_words = class_words
+        dim = class_words.vectors_CD.shape[1]
+        self.layer = nn.Linear(SCALES_DIM, dim)
+        self.positions = nn.Parameter(torch.zeros(num_tokens, dim))
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """One input vector per visual token."""
+        words: torch.Tensor = self.class_words(features)
+        seen, low = features.float().split([FINAL_DIM, LOW_DIM], dim=-1)
+        both = torch.cat([F.layer_norm(seen, (FINAL_DIM,)), F.layer_norm(low, (LOW_DIM,))], dim=-1)
+        projected: torch.Tensor = self.layer(both.to(self.layer.weight.dtype))
+        return words + projected + self.positions
+
+
+class Bypass(nn.Module):
+    """Visual features [N, T, F] -> sentence vectors of whole images [N, D].
+
+    The mean over the tokens of the expected sentence vector of their class, plus what two trained layers read from the
+    first token, which is the whole image.
+    """
+
+    def __init__(self, class_sentences: SeenClasses, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.class_sentences = class_sentences
+        dim = class_sentences.vectors_CD.shape[1]
+        self.layers = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(FINAL_DIM, BYPASS_WIDTH),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(BYPASS_WIDTH, dim),
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Unit vectors."""
+        prior: torch.Tensor = self.class_sentences(features).mean(dim=-2)
+        whole = F.layer_norm(features[..., 0, :FINAL_DIM].float(), (FINAL_DIM,))
+        learned: torch.Tensor = self.layers(whole.to(self.layers[1].weight.dtype))
+        return F.normalize(PRIOR_SCALE * prior + learned, dim=-1)
+
+
+class SentenceModel(nn.Module):
+    """Vision encoder, projector, bypass and sentence encoder.
+
+    The image token id is one past the text vocabulary, so that no text can produce it.
+    """
+
+    language_model: Any
+    config: Any
+
+    def __init__(
+        self, vision: SeveralScales, projector: SentenceProjector, bypass: Bypass, language_model: nn.Module
+    ) -> None:
+        super().__init__()
+        self.vision = vision
+        self.projector = projector
+        self.bypass = bypass
+        self.language_model = language_model
+        self.config = self.language_model.config  # PEFT reads it
+        self.image_token_id = int(self.config.vocab_size)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, image_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Final states [B, L, D]; `image_features` [N, T, F] fill the image tokens."""
+        is_image_BL1 = (input_ids == self.image_token_id).unsqueeze(-1)
+        embeds_BLD = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_image_BL1[..., 0], 0))
+        added_BLD = torch.zeros_like(embeds_BLD)
+        if image_features is not None and len(image_features):
+            projected = self.projector(image_features).to(embeds_BLD.dtype)
+            embeds_BLD = embeds_BLD.masked_scatter(is_image_BL1, projected)
+            sentences_ND = BYPASS_SCALE * self.bypass(image_features)
+            of_tokens = sentences_ND.unsqueeze(1).expand_as(projected).to(embeds_BLD.dtype)
+            added_BLD = added_BLD.masked_scatter(is_image_BL1, of_tokens)
+        output = self.language_model(inputs_embeds=embeds_BLD, attention_mask=attention_mask)
+        states: torch.Tensor = output.last_hidden_state + added_BLD
+        return states
+
+
+class CompactSentence(CompactBackbone, DecoderBackbone):
+    """The VLM on a sentence encoder, and its processor. It pools by the mean and attends in both directions.
+
+    Settings (`options` of `load`):
+        num_layers: Layers of the sentence encoder, 1 to 6 (default 6: all of them).
+        grid: Cells per side; an image has 1 + grid² tokens (default 3: 10 tokens).
+        image_size: Side in pixels. Images are resized to a square of this side, ignoring their aspect ratio
+            (default 224).
+    """
+
+    name: ClassVar[str] = "compact-sentence"
+    lora_targets = r".*\.encoder\..*\.(query|key|value|dense)"
+    trained_modules: ClassVar[list[str]] = ["projector", "bypass"]
+    _pooling = "mean"
+    _attention = "bidirectional"
+
+    @classmethod
+    def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
+        """Assembles the model from its packaged parts; see the class for the settings."""
+        settings = {**DEFAULTS, **options}
+        if unknown := set(settings) - set(DEFAULTS):
+            raise UserError(f"{source}: unknown settings {', '.join(sorted(unknown))}; expected {', '.join(DEFAULTS)}")
+        language, tokenizer = load_sentence_encoder(settings["num_layers"], dtype)
+        vision = SeveralScales(settings["image_size"], settings["grid"])
+        words_CD = _class_words(language.get_input_embeddings().weight.detach(), tokenizer)
+        projector = SentenceProjector(SeenClasses(vision.classifier, words_CD), vision.num_tokens)
+        model = SentenceModel(vision, projector, shipped_bypass(vision), language).to(dtype)
+        model.vision.float()  # pixel values are float32, and features must not depend on the dtype of the rest
+        return cls(model, tokenizer, settings)
+
+    @property
+    def max_length(self) -> int:
+        """510 tokens of text and images; the positions of MiniLM but its first and its last token."""
+        return MAX_POSITIONS - 2
+
+    @property
+    def attention(self) -> str:
+        """Always "bidirectional": a sentence encoder has no causal mask."""
+        return self._attention
+
+    @attention.setter
+    def attention(self, name: str) -> None:
+        if name != "bidirectional":
+            raise UserError(f"attention {name}: {self.name} attends in both directions; remove the setting")
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """Hidden states [B, L, D] of the last layer, with the bypass at visual tokens."""
+        hidden: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], batch.get("image_features"))
+        return hidden
+
+    def _token_ids(self, item: EmbeddingInput) -> tuple[list[int], int]:
+        """Text ids and the image ids of each image between MiniLM's first and last token.
+
+        Raises:
+            UserError: if there are too many images for the positions of MiniLM.
+        """
+        pieces = split_at_images(self.template.render(item))
+        image = [self.config.vocab_size] * self.vision.num_tokens
+        left = self.max_length - len(image) * sum(isinstance(piece, int) for piece in pieces)
+        if left < 0:
+            raise UserError(
+                f"an input has {len(item.images)} images; {self.name} reads up to {self.max_length // len(image)}"
+            )
+        ids: list[int] = []
+        dropped = 0
+        for piece in pieces:
+            if isinstance(piece, int):
+                ids += image
+                continue
+            words: list[int] = self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+            ids += words[:left]
+            dropped += len(words[left:])
+            left -= len(words[:left])
+        return [self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id], dropped
+
+
+def shipped_bypass(vision: SeveralScales) -> Bypass:
+    """The bypass with its shipped weights and sentence vectors of the classes.
+
+    Raises:
+        UserError: if the file differs from the shipped one.
+    """
+    raw = SHIPPED.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != SHIPPED_SHA256:
+        raise UserError(f"{SHIPPED}: SHA-256 differs from the shipped weights; reinstall vlm2vec")
+    learned = {name: value.float() for name, value in load_safetensors(raw).items()}
+    bypass = Bypass(SeenClasses(vision.classifier, learned.pop("class_sentences")))
+    bypass.load_state_dict(learned)
+    return bypass
+
+
+@torch.no_grad()
+def _class_words(embeddings_VD: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    """Mean input vector of the words of each class: its name and its kind."""
+    names = [line.split(maxsplit=1)[1] for line in NAMES.read_text().splitlines()]
+    ids = tokenizer(names, add_special_tokens=False)["input_ids"]
+    return torch.stack([embeddings_VD[row].float().mean(dim=0) for row in ids])

