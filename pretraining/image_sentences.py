@@ -61,7 +61,9 @@ def train(bypass: Bypass, features_NTF: torch.Tensor, texts: Sequence[torch.Tens
     log_scale = torch.tensor(LOG_SCALE, requires_grad=True)
     parameters = [*bypass.parameters(), log_scale]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    batches = [rows for _ in range(EPOCHS) for rows in torch.randperm(len(texts)).split(BATCH_SIZE) if len(rows) > 1]
+    batches = [
+        rows for _ in range(EPOCHS) for rows in torch.split(torch.randperm(len(texts)), BATCH_SIZE) if len(rows) > 1
+    ]
     losses = []
     for step, rows in enumerate(batches):
         for group in optimizer.param_groups:
@@ -109,7 +111,7 @@ def main(folder: str, output: str) -> None:
     cache.warm(images)
     features_NTF = cache.features(images)
     vectors = sentence_vectors([text for row in rows for text in row["texts"]], encoder, tokenizer)
-    texts = list(vectors.split([len(row["texts"]) for row in rows]))
+    texts = list(torch.split(vectors, [len(row["texts"]) for row in rows]))
     torch.manual_seed(0)
     order = torch.randperm(len(rows))
     held, kept = order[:HELD_OUT], order[HELD_OUT:]

@@ -87,7 +87,7 @@ class SentenceProjector(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """One input vector per visual token."""
         words: torch.Tensor = self.class_words(features)
-        seen, low = features.float().split([FINAL_DIM, LOW_DIM], dim=-1)
+        seen, low = torch.split(features.float(), [FINAL_DIM, LOW_DIM], dim=-1)
         both = torch.cat([F.layer_norm(seen, (FINAL_DIM,)), F.layer_norm(low, (LOW_DIM,))], dim=-1)
         projected: torch.Tensor = self.layer(both.to(self.layer.weight.dtype))
         return words + projected + self.positions
@@ -109,16 +109,16 @@ class Bypass(nn.Module):
             nn.Linear(FINAL_DIM, BYPASS_WIDTH),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(BYPASS_WIDTH, dim),
+            last := nn.Linear(BYPASS_WIDTH, dim),
         )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Unit vectors."""
         prior: torch.Tensor = self.class_sentences(features).mean(dim=-2)
         whole = F.layer_norm(features[..., 0, :FINAL_DIM].float(), (FINAL_DIM,))
-        learned: torch.Tensor = self.layers(whole.to(self.layers[1].weight.dtype))
+        learned: torch.Tensor = self.layers(whole.to(next(self.layers.parameters()).dtype))
         return F.normalize(PRIOR_SCALE * prior + learned, dim=-1)
 
 
