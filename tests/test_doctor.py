@@ -30,6 +30,7 @@ Requires-Dist: numpy
 Requires-Dist: pillow<1; extra == "old"
 Requires-Dist: numpy>=1; extra == "here"
 Requires-Dist: vlm2vec[here,old]; extra == "both"
+Requires-Dist: vlm2vec[old]; extra == "both"
 Requires-Dist: no-such-thing; extra == "both"
 Requires-Dist: no-such-thing; extra == "dev"
 """

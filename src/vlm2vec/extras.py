@@ -37,7 +37,7 @@ def extras() -> list[Extra]:
         return []
     wanted = [Requirement(text) for text in about.requires or ()]
     names = sorted(set(about.metadata.get_all("Provides-Extra") or ()) - {*FOR_DEVELOPERS})
-    return [Extra(name, tuple(_missing(wanted, name))) for name in names]
+    return [Extra(name, tuple(dict.fromkeys(_missing(wanted, name)))) for name in names]
 
 
 def installed_version(name: str) -> str | None:
