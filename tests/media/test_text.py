@@ -93,3 +93,16 @@ def test_a_byte_order_mark_is_part_of_no_record_and_of_no_setting(tmp_path: Path
     assert [record.query.text for record in read_train_records(rows)] == ["a"]
     about = write(tmp_path / "config.json", '{"model_type": "llava"}', "utf-8", mark=True)
     assert read_json(about) == {"model_type": "llava"}
+
+
+def test_an_invalid_byte_is_an_error_of_its_csv_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text,place\nred,"a\nb"\ncaf\xe9,here\nblue,there\n')
+    assert [text.partition(";")[0] for text in read(path)] == [
+        "red",
+        f"error: {path}, row 2: byte 0xe9 at character 4 of 'caf\\\\xe9' is not valid UTF-8",
+        "blue",
+    ]
+    path.write_bytes(b"text,caf\xe9\nred,here\n")
+    with pytest.raises(UserError, match="first line: byte 0xe9"):
+        read(path)

@@ -22,7 +22,7 @@ from vlm2vec.jobs.records import Record, SourceSettings, row_version
 from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, parquet_errors, plain_rows
 from vlm2vec.media.data_uris import is_data_uri
 from vlm2vec.media.images import ImageRef
-from vlm2vec.media.text import printable, read_lines, require_unicode
+from vlm2vec.media.text import ENCODING, SURROGATE, printable, read_lines, require_unicode
 from vlm2vec.retrieval.metadata import column_name, own, plain_value, renamed_columns
 from vlm2vec.types import EmbeddingInput
 
@@ -153,21 +153,36 @@ def _csv(path: Path, encoding: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     try:
         rows = csv.DictReader(_csv_lines(path, encoding))
+        for name in rows.fieldnames or ():
+            if invalid := _invalid_byte(name, encoding):
+                raise UserError(f"{path}, first line: {invalid}")
         for number, row in enumerate(rows, start=1):
             if None in row or None in row.values():  # more or fewer cells than the header has
                 yield number, f"expected {len(rows.fieldnames or ())} cells"
                 continue
-            yield number, dict(row)
+            invalid = next(filter(None, (_invalid_byte(cell, encoding) for cell in row.values())), None)
+            yield number, invalid or dict(row)
     except csv.Error as error:
         raise UserError(f"{path}: not a readable CSV file ({error})") from error
 
 
 def _csv_lines(path: Path, encoding: str) -> Iterator[str]:
-    """Lines of a CSV file. A row may span lines, so a line that is not valid is an error of the file."""
-    for _, line in read_lines(path, encoding):
+    """Lines of a CSV file. A row may span lines, so invalid bytes pass as surrogates and are an error of their row."""
+    for _, line in read_lines(path, encoding, escape=True):
         if isinstance(line, UserError):
             raise line
         yield line
+
+
+def _invalid_byte(cell: str, encoding: str) -> str | None:
+    """What is wrong with a cell that holds a byte which is invalid in the encoding; None if nothing is."""
+    found = SURROGATE.search(cell)
+    if found is None:
+        return None
+    return (
+        f"byte 0x{ord(found[0]) - 0xDC00:02x} at character {found.start() + 1} of {shown(printable(cell))} is not valid "
+        f"{'UTF-8' if encoding == ENCODING else encoding}; save it as UTF-8, or give the encoding, such as cp1252"
+    )
 
 
 def _parquet(path: Path, encoding: str) -> Iterator[Row]:

@@ -36,13 +36,14 @@ def _newline(encoding: str) -> bytes:
         ) from error
 
 
-def decode(content: bytes, where: str, encoding: str = ENCODING) -> str:
+def decode(content: bytes, where: str, encoding: str = ENCODING, *, escape: bool = False) -> str:
     """Decodes bytes to text, without byte order marks at the beginning.
 
     Args:
         content: Bytes of a file or of a line.
         where: The file, or file and line, for the message.
         encoding: Name of a Python codec.
+        escape: Invalid bytes become lone surrogates (PEP 383), for a caller that reports them itself.
 
     Raises:
         UserError: for an unknown encoding, bytes that are not valid in it, naming the first, or a NUL byte, which is
@@ -51,7 +52,7 @@ def decode(content: bytes, where: str, encoding: str = ENCODING) -> str:
     _newline(encoding)
     name = "UTF-8" if encoding == ENCODING else encoding
     try:
-        text = content.decode(encoding)
+        text = content.decode(encoding, "surrogateescape" if escape else "strict")
     except UnicodeDecodeError as error:
         likely = next((other for mark, other in MARKS.items() if content.startswith(mark)), "cp1252")
         raise UserError(
@@ -80,8 +81,15 @@ def read_text(path: Path, encoding: str = ENCODING) -> str:
     return decode(content, str(path), encoding)
 
 
-def read_lines(path: Path, encoding: str = ENCODING) -> Iterator[tuple[int, str | UserError]]:
+def read_lines(
+    path: Path, encoding: str = ENCODING, *, escape: bool = False
+) -> Iterator[tuple[int, str | UserError]]:
     """Yields (line number from 1, line with its line end); an invalid line is yielded as its error.
+
+    Args:
+        path: The file.
+        encoding: Name of a Python codec.
+        escape: As in `decode`: a line with invalid bytes is yielded with lone surrogates in their place.
 
     Raises:
         UserError: if the file is not readable, or is invalid in an encoding such as UTF-16 that cannot be split into
@@ -93,7 +101,7 @@ def read_lines(path: Path, encoding: str = ENCODING) -> Iterator[tuple[int, str 
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield number, decode(line, f"{path}, line {number}", encoding)
+                yield number, decode(line, f"{path}, line {number}", encoding, escape=escape)
             except UserError as error:
                 yield number, error
 
