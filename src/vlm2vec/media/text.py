@@ -81,9 +81,7 @@ def read_text(path: Path, encoding: str = ENCODING) -> str:
     return decode(content, str(path), encoding)
 
 
-def read_lines(
-    path: Path, encoding: str = ENCODING, *, escape: bool = False
-) -> Iterator[tuple[int, str | UserError]]:
+def read_lines(path: Path, encoding: str = ENCODING, *, escape: bool = False) -> Iterator[tuple[int, str | UserError]]:
     """Yields (line number from 1, line with its line end); an invalid line is yielded as its error.
 
     Args:
