@@ -179,9 +179,10 @@ def _invalid_byte(cell: str, encoding: str) -> str | None:
     found = SURROGATE.search(cell)
     if found is None:
         return None
+    name = "UTF-8" if encoding == ENCODING else encoding
     return (
-        f"byte 0x{ord(found[0]) - 0xDC00:02x} at character {found.start() + 1} of {shown(printable(cell))} is not valid "
-        f"{'UTF-8' if encoding == ENCODING else encoding}; save it as UTF-8, or give the encoding, such as cp1252"
+        f"byte 0x{ord(found[0]) - 0xDC00:02x} at character {found.start() + 1} of {shown(printable(cell))} is not "
+        f"valid {name}; save it as UTF-8, or give the encoding, such as cp1252"
     )
 
 
