@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ from vlm2vec.cli.options import (
     settings_of,
 )
 from vlm2vec.progress import say
+
+if TYPE_CHECKING:
+    from vlm2vec.distributed.cluster import RayPool
 
 
 def evaluate(
@@ -47,39 +50,61 @@ def evaluate(
         list[str] | None,
         typer.Option(help="How rows become inputs, as key=value, such as identity=content; the MMEB guide lists them."),
     ] = None,
+    rerank: Annotated[
+        str | None, typer.Option(help="A VLM that reranks the first candidates of each query: folder or hub id.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of candidates of each query that --rerank reads.")] = 50,
 ) -> None:
     """Score a model on a benchmark; write results.json, a Markdown table, a leaderboard file and an HTML report.
 
     Example: vlm2vec eval runs/mine --benchmark mmeb-v1 --data mmeb --task ImageNet-1K -o runs/mine/eval
     """
-    from contextlib import nullcontext
-    from functools import partial
-
     from vlm2vec.distributed.cluster import RayPool
-    from vlm2vec.distributed.ray_eval import ray_engine
-    from vlm2vec.errors import UserError
     from vlm2vec.evaluation.comparison import comparison_table
-    from vlm2vec.evaluation.endpoint import Endpoint, EndpointEngine
     from vlm2vec.evaluation.evaluate import results_json
-    from vlm2vec.evaluation.run import score_model
+    from vlm2vec.evaluation.reranked import columns_of
+    from vlm2vec.evaluation.run import Stages, score_model
+    from vlm2vec.evaluation.second_stage import RerankOptions
 
-    cache = renamed(cache, store, "--cache", "--store")
     settings = settings_of(option, allow_pickle)
-    switches = dict(key_value(text, "--switch", "identity=content") for text in switch or [])
     pool = RayPool(model, workers, address, gpus, settings)
-    opens: Any = partial(ray_engine, pool) if check_engine(engine) else None
-    if model.startswith(("http://", "https://")):
-        endpoint = Endpoint.of(model, name, settings)
-        model, opens = endpoint.model, lambda: nullcontext(EndpointEngine(endpoint))
-    elif name:
-        raise UserError(f"--model {name}: only for an endpoint's URL; leave it out, the model is {model}")
+    model, opens = _engine(pool, check_engine(engine), name)
     facts, results = score_model(
-        model, benchmark, output, data, settings, cache=cache, names=task or [], switches=switches, engine=opens
+        model,
+        benchmark,
+        output,
+        data,
+        settings,
+        cache=renamed(cache, store, "--cache", "--store"),
+        names=task or [],
+        switches=dict(key_value(text, "--switch", "identity=content") for text in switch or []),
+        stages=Stages(opens, RerankOptions(rerank, top) if rerank else None),
     )
     if not results:  # only rank 0 reports
         return
-    say(comparison_table({model: results_json(model, facts, results)}).table)
+    say(comparison_table(columns_of(results_json(model, facts, results))).table)
     say(f"Results: {output}/results.json\nReport:  {output}/report.html")
+
+
+def _engine(pool: RayPool, on_ray: bool, name: str | None) -> tuple[str, Any]:
+    """The name of the model, and what opens the engine that encodes; None: the model in this process.
+
+    Raises:
+        UserError: for a name that is not needed.
+    """
+    from contextlib import nullcontext
+    from functools import partial
+
+    from vlm2vec.distributed.ray_eval import ray_engine
+    from vlm2vec.errors import UserError
+    from vlm2vec.evaluation.endpoint import Endpoint, EndpointEngine
+
+    if pool.model.startswith(("http://", "https://")):
+        endpoint = Endpoint.of(pool.model, name, pool.options)
+        return endpoint.model, lambda: nullcontext(EndpointEngine(endpoint))
+    if name:
+        raise UserError(f"--model {name}: only for an endpoint's URL; leave it out, the model is {pool.model}")
+    return pool.model, partial(ray_engine, pool) if on_ray else None
 
 
 def report(
@@ -91,8 +116,9 @@ def report(
     Example: vlm2vec report runs/mine/eval runs/base/eval -o runs/report
     """
     from vlm2vec.evaluation.overview import read_run, write_overview
+    from vlm2vec.evaluation.reranked import columns_of
 
-    seen = write_overview(output, [read_run(path) for path in runs])
+    seen = write_overview(output, [column for path in runs for column in columns_of(read_run(path)).values()])
     for row in seen.runs:
         means = ", ".join(f"{group} {score:.1f}" for group, score in row.scores.items() if score is not None)
         say(f"{row.model}: {means}")

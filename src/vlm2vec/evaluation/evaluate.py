@@ -15,7 +15,8 @@ import numpy as np
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import Benchmark, EvalTask
 from vlm2vec.evaluation.metrics import group_means
-from vlm2vec.evaluation.score import Sample, TaskResult, score_task
+from vlm2vec.evaluation.score import Reranked, Sample, TaskResult, score_task
+from vlm2vec.evaluation.second_stage import SecondStage
 from vlm2vec.evaluation.tasks import TaskReader
 from vlm2vec.media.images import ImageRef
 from vlm2vec.retrieval.embedding_cache import CachedRows, InputKeys, MemoryCache, VectorCache, fill
@@ -41,23 +42,28 @@ def read_tasks(benchmark: Benchmark, folder: Path) -> dict[str, list[EvalQuery]]
     return {task.name: reader[task.name] for task in benchmark.tasks}
 
 
-def check_tasks(tasks: Tasks) -> int:
+def check_tasks(tasks: Tasks, top: int = 0) -> tuple[int, int]:
     """Reads every task once and checks that its images exist; images are not decoded.
 
+    Args:
+        tasks: The tasks.
+        top: Number of candidates of each query that will be reranked.
+
     Returns:
-        The number of inputs for which an evaluation reports progress.
+        The numbers of inputs and of pairs to rerank for which an evaluation reports progress.
 
     Raises:
         UserError: for the first missing set or image.
     """
-    total = 0
+    inputs = pairs = 0
     for name in tasks:
         queries = tasks[name]
         for image in dict.fromkeys(images_of({name: queries})):
             if not image.exists():
                 raise UserError(f"{image}: the image is missing; `vlm2vec data check` lists what is missing")
-        total += num_inputs(queries)
-    return total
+        inputs += num_inputs(queries)
+        pairs += sum(min(top, len(query.candidates)) for query in queries)
+    return inputs, pairs
 
 
 def images_of(tasks: Tasks) -> Iterable[ImageRef]:
@@ -132,6 +138,7 @@ def evaluate(
     progress: Callable[[int], None] = lambda done: None,
     cache: VectorCache | None = None,
     share: Share = Share(),
+    second: SecondStage | None = None,
 ) -> list[TaskResult]:
     """Scores an encoder on every task.
 
@@ -143,6 +150,7 @@ def evaluate(
         cache: Embedding cache; None: in memory, for the length of this job. Several processes need one
             that they all see.
         share: This rank's part of the encoding.
+        second: Reranks the first candidates of each query; None: results have the embedder's scores alone.
 
     Returns:
         A result for each task, in the benchmark's order; empty on ranks other than 0.
@@ -156,7 +164,10 @@ def evaluate(
 
     def score(task: EvalTask, queries: Sequence[EvalQuery]) -> None:
         table = _Table(cache, [key_of(item) for item in distinct_inputs(queries)])
-        results.append(score_task(task, queries, table, key_of, seconds[task.name], merged))
+        result = score_task(task, queries, table, key_of, seconds[task.name], merged)
+        if second is not None:
+            result.reranked = second(task, queries, table, key_of, merged, progress)
+        results.append(result)
 
     for task in benchmark.tasks:
         since = time.perf_counter()
@@ -211,6 +222,8 @@ def results_json(
         results: One for each task.
         about: What the scores depend on (template hash, versions, …), but nothing that differs between equal runs.
     """
+    groups = groups_of([result.task for result in results])
+    reranked = {result.task.name: result.reranked.score for result in results if result.reranked}
     return {
         "model": model,
         "benchmark": benchmark.name,
@@ -226,14 +239,19 @@ def results_json(
                 "modality": result.task.modality,
                 "interval": list(result.interval) if result.interval else None,
                 "metrics": result.metrics,
+                **({"reranked": _reranked_json(result.reranked)} if result.reranked else {}),
             }
             for result in results
         },
-        "groups": group_means(
-            {result.task.name: result.score for result in results}, groups_of([result.task for result in results])
-        ),
+        "groups": group_means({result.task.name: result.score for result in results}, groups),
+        **({"reranked_groups": group_means(reranked, groups)} if reranked else {}),
         **({"about": dict(about)} if about else {}),
     }
+
+
+def _reranked_json(reranked: Reranked) -> dict[str, Any]:
+    names = ("model", "top", "score", "seconds_per_query", "num_unreadable", "metrics")
+    return {**{name: getattr(reranked, name) for name in names}, "interval": list(reranked.interval)}
 
 
 def groups_of(tasks: Sequence[EvalTask]) -> dict[str, tuple[str, ...]]:

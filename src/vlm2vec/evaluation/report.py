@@ -13,6 +13,7 @@ from vlm2vec.evaluation.benchmark import Benchmark
 from vlm2vec.evaluation.comparison import ComparisonRow, comparison_table, markdown_table, percent, shared_metric
 from vlm2vec.evaluation.evaluate import RESULTS_FILE, TaskResult, results_json
 from vlm2vec.evaluation.report_html import render_page
+from vlm2vec.evaluation.reranked import columns_of, reranked_markdown
 from vlm2vec.files import write_json, write_text
 
 MARKDOWN_FILE = "results.md"
@@ -59,7 +60,7 @@ def write_evaluation(
     write_text(output / MARKDOWN_FILE, _results_markdown(content, facts))
     write_json(output / LEADERBOARD_FILE, leaderboard_json(content))
     title = f"{Path(model).name} on {benchmark.name}"
-    write_html(output / HTML_FILE, title, {model: content}, results, {}, facts, opening_of(model))
+    write_html(output / HTML_FILE, title, columns_of(content), results, {}, facts, opening_of(model))
 
 
 def write_html(
@@ -127,6 +128,7 @@ def _results_markdown(content: dict[str, Any], about: dict[str, Any]) -> str:
         markdown_table(head, tasks, num_left=3).rstrip(),
         "Unweighted means over tasks:",
         markdown_table(("group", "tasks", "chance", metric), groups, num_left=2).rstrip(),
+        *reranked_markdown(content),
     ]
     facts = "\n".join(f"- {name}: {value}" for name, value in _facts(about))
     return "\n\n".join([*parts, facts] if facts else parts) + "\n"

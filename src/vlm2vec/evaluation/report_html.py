@@ -58,7 +58,7 @@ class Card:
 
     query: Shown
     candidates: list[tuple[Shown, str, bool]]
-    """(candidate, cosine, is it gold), best first."""
+    """(candidate, score with its name, is it gold), best first."""
     gold: Shown | None
     """The relevant candidate, if it is not among the candidates shown."""
     is_hit: bool
@@ -127,7 +127,7 @@ def render_page(
     environment.filters["breakable"] = breakable
     thumbnails = Thumbnails(folder)
     per_task = max(1, MOST_CARDS // max(len(results), 1))
-    tasks = [(result, [_card(one, thumbnails) for one in _spread(result.samples, per_task)]) for result in results]
+    tasks = [(result, [_card(one, thumbnails) for one in _spread(_samples(result), per_task)]) for result in results]
     overall = next((row for row in comparison.rows if row.name == "overall" and row.is_group), None)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
@@ -147,6 +147,11 @@ def _scale(overall: ComparisonRow | None) -> list[float]:
     """Ticks in percent, from 0 to the first at or above the largest bar."""
     known = [score for score in (overall.chance, *overall.scores) if score is not None] if overall else []
     return ticks(0, 100 * max(known)) if known else []
+
+
+def _samples(result: TaskResult) -> list[Sample]:
+    """The queries that are shown, in the order of the last stage."""
+    return result.reranked.samples if result.reranked else result.samples
 
 
 def _spread(samples: Sequence[Sample], most: int) -> list[Sample]:
@@ -180,7 +185,10 @@ def _card(sample: Sample, thumbnails: Thumbnails) -> Card:
     is_hit, verdict = _verdict(sample, place)
     return Card(
         _shown(sample.query, thumbnails, QUERY_PIXELS),
-        [(_shown(c, thumbnails, CANDIDATE_PIXELS, bare), f"{cosine:.4f}", gold) for c, cosine, gold in sample.top],
+        [
+            (_shown(item, thumbnails, CANDIDATE_PIXELS, bare), f"{sample.measure} {score:.4f}", gold)
+            for item, score, gold in sample.top
+        ],
         None if place else _shown(sample.gold, thumbnails, CANDIDATE_PIXELS, bare),
         is_hit,
         verdict,
@@ -191,8 +199,8 @@ def _verdict(sample: Sample, place: int | None) -> tuple[bool, str]:
     """Whether the sample is a hit, where ties are misses as in the score."""
     if place is None:
         return False, f"Miss: the gold is not among the first {len(sample.top)}"
-    gold_cosine = sample.top[place - 1][1]
-    if all(is_gold or cosine < gold_cosine for _, cosine, is_gold in sample.top):
+    gold_score = sample.top[place - 1][1]
+    if place == 1 and all(is_gold or not score >= gold_score for _, score, is_gold in sample.top):
         return True, "Hit: the gold is first"
     if place == 1:
         return False, "Miss: another candidate ties with the gold"

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from vlm2vec.evaluation.benchmark import Benchmark, load_benchmark
 from vlm2vec.evaluation.evaluate import FillCache, TaskResult, check_tasks, evaluate, filling
 from vlm2vec.evaluation.processes import joined_processes
 from vlm2vec.evaluation.report import write_evaluation
+from vlm2vec.evaluation.second_stage import RerankOptions, open_second_stage
 from vlm2vec.evaluation.tasks import TaskReader
 from vlm2vec.models.checkpoints.folder import provenance
 from vlm2vec.models.checkpoints.known import evaluation_of
@@ -82,6 +84,19 @@ class LocalEngine:
         return filling(self)
 
 
+@dataclass(frozen=True)
+class Stages:
+    """What computes the scores.
+
+    Attributes:
+        engine: Opens the engine that encodes; None: the model in this process.
+        rerank: A reranker for the first candidates of each query; None: the embedder alone.
+    """
+
+    engine: Callable[[], AbstractContextManager[Engine]] | None = None
+    rerank: RerankOptions | None = None
+
+
 def score_model(
     model: str,
     benchmark_file: str | Path,
@@ -91,7 +106,7 @@ def score_model(
     cache: Path | None = None,
     names: Sequence[str] = (),
     switches: dict[str, Any] | None = None,
-    engine: Callable[[], AbstractContextManager[Engine]] | None = None,
+    stages: Stages = Stages(),
 ) -> tuple[Benchmark, list[TaskResult]]:
     """Scores a model on a benchmark and writes the results.
 
@@ -107,7 +122,7 @@ def score_model(
         cache: Folder of the embedding cache; None: in the user's cache folder.
         names: Tasks; empty: all that have a reader.
         switches: Changes to the benchmark's `quirks`, after those of a known checkpoint.
-        engine: Opens the engine that encodes; None: the model in this process.
+        stages: What encodes, and what reranks.
 
     Returns:
         The benchmark, and a result for each task (none on ranks other than 0).
@@ -117,28 +132,35 @@ def score_model(
     """
     since = time.perf_counter()
     benchmark, folder = load_benchmark(benchmark_file, data)
-    known_switches = evaluation_of(model, (options or {}).get("like"))
-    if known_switches:
-        told = ", ".join(f"{name}={value}" for name, value in known_switches.items())
-        logger.warning("%s: evaluated as its authors do, with %s; --switch changes them", model, told)
-    benchmark = benchmark.with_switches({**known_switches, **(switches or {})}).to_score(names)
-    tasks = TaskReader(benchmark, folder)
-    total = check_tasks(tasks)
+    benchmark = benchmark.with_switches({**_known_switches(model, options), **(switches or {})}).to_score(names)
+    tasks, cache = TaskReader(benchmark, folder), cache or default_cache()
+    num_inputs, num_pairs = check_tasks(tasks, stages.rerank.top if stages.rerank else 0)
     with joined_processes() as share:
         if share.rank:
             share.wait()  # rank 0 prepares the caches; two ranks would interfere
-        opened = engine() if engine else nullcontext(LocalEngine(model, options or {}))
+        opened = stages.engine() if stages.engine else nullcontext(LocalEngine(model, options or {}))
+        second = open_second_stage(stages.rerank, cache) if stages.rerank else None
         if share.rank == 0:
             share.wait()
         with opened as encoder:
-            vectors = EmbeddingCache(cache or default_cache(), encoder.about)
+            vectors = EmbeddingCache(cache, encoder.about)
             for notice in vectors.notices:
                 logger.warning(notice)
-            with progress_bar(f"scoring {Path(model).name}", total) as advance:
-                results = evaluate(encoder.fill, benchmark, tasks, advance, vectors, share)
+            with progress_bar(f"scoring {Path(model).name}", num_inputs + num_pairs) as advance:
+                results = evaluate(encoder.fill, benchmark, tasks, advance, vectors, share, second)
     if share.rank == 0:
-        facts = {**encoder.size, **benchmark.facts(folder), **encoder.about}
+        reranker = {"reranker": second.about} if second else {}
+        facts = {**encoder.size, **benchmark.facts(folder), **encoder.about, **reranker}
         seconds = round(time.perf_counter() - since, 1)
-        run = provenance(seconds=seconds, num_encoded=encoder.num_encoded, num_inputs=total)
+        run = provenance(seconds=seconds, num_encoded=encoder.num_encoded, num_inputs=num_inputs)
         write_evaluation(output, model, benchmark, results, facts, run)
     return benchmark, results
+
+
+def _known_switches(model: str, options: dict[str, Any] | None) -> dict[str, Any]:
+    """The switches with which a known checkpoint's authors evaluate it."""
+    switches = evaluation_of(model, (options or {}).get("like"))
+    if switches:
+        told = ", ".join(f"{name}={value}" for name, value in switches.items())
+        logger.warning("%s: evaluated as its authors do, with %s; --switch changes them", model, told)
+    return switches

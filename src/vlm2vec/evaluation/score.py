@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,34 @@ class Sample:
     query: EmbeddingInput
     gold: EmbeddingInput
     top: tuple[tuple[EmbeddingInput, float, bool], ...]
-    """(candidate, cosine, is it relevant), best first."""
+    """(candidate, score, is it relevant), best first."""
+    measure: str = "cosine"
+    """What the scores are."""
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """Scores of one task after a reranker has ordered the first candidates of each query.
+
+    Attributes:
+        model: The reranker, as the user named it.
+        top: Number of candidates of each query that it read.
+        score: The task's own metric.
+        metrics: Every metric at every cutoff.
+        interval: Bootstrap interval of the score at 95 %.
+        seconds_per_query: Mean time to score the pairs of a query, measured when each pair was scored.
+        num_unreadable: Number of pairs that the reranker could not read; they rank after those that it could.
+        samples: Queries with their first candidates in the new order.
+    """
+
+    model: str
+    top: int
+    score: float
+    metrics: dict[str, float]
+    interval: tuple[float, float]
+    seconds_per_query: float
+    num_unreadable: int
+    samples: list[Sample] = field(default_factory=list)
 
 
 @dataclass
@@ -51,6 +78,8 @@ class TaskResult:
     """Bootstrap interval of the score at 95 %."""
     confusions: list[tuple[str, str, int]] = field(default_factory=list)
     """The most frequent (gold, candidate ranked above it, number of queries), for texts that are gold repeatedly."""
+    reranked: Reranked | None = None
+    """The scores after reranking, if there was a second stage."""
 
 
 RowsOf = Callable[[Sequence[bytes]], Any]
@@ -58,7 +87,7 @@ KeyOf = Callable[[EmbeddingInput], bytes]
 
 
 @dataclass(frozen=True)
-class _Pool:
+class Pool:
     """The candidates that some queries are ranked against."""
 
     candidates: list[EmbeddingInput]
@@ -68,14 +97,14 @@ class _Pool:
     """Position among `candidates` of each candidate as given."""
 
     @staticmethod
-    def of(given: Sequence[EmbeddingInput], key_of: KeyOf, merged: bool) -> _Pool:
+    def of(given: Sequence[EmbeddingInput], key_of: KeyOf, merged: bool) -> Pool:
         """The candidates as given, or with equal content merged into one candidate."""
         keys = list(map(key_of, given))
         if not merged:
-            return _Pool(list(given), keys, list(range(len(keys))))
+            return Pool(list(given), keys, list(range(len(keys))))
         first = dict(zip(reversed(keys), reversed(given), strict=True))
         position = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        return _Pool([first[key] for key in position], list(position), [position[key] for key in keys])
+        return Pool([first[key] for key in position], list(position), [position[key] for key in keys])
 
     def relevant(self, query: EvalQuery) -> dict[int, float]:
         """Gain by position; the same candidate counts once, with the highest gain."""
@@ -108,6 +137,20 @@ class _Pool:
         return [i for i in twice if i > position and i not in relevant and self.candidates[i] != item]
 
 
+def pools(queries: Sequence[EvalQuery], key_of: KeyOf, merged: bool) -> Iterator[tuple[Pool, list[int]]]:
+    """Each pool of candidates with the numbers of the queries that are ranked against it."""
+    together: dict[int, list[int]] = {}
+    for number, query in enumerate(queries):
+        together.setdefault(id(query.candidates), []).append(number)
+    for numbers in together.values():
+        yield Pool.of(queries[numbers[0]].candidates, key_of, merged), numbers
+
+
+def sampled(num_queries: int) -> set[int]:
+    """Numbers of the queries that reports show, spread evenly."""
+    return {round(i * (num_queries - 1) / (SAMPLES_PER_TASK - 1)) for i in range(SAMPLES_PER_TASK)}
+
+
 def score_task(
     task: EvalTask,
     queries: Sequence[EvalQuery],
@@ -128,23 +171,19 @@ def score_task(
         seconds: Time for encoding.
         merged: Candidates with equal content are one candidate; otherwise each takes a place in the ranking.
     """
-    together: dict[int, list[int]] = {}
-    for number, query in enumerate(queries):
-        together.setdefault(id(query.candidates), []).append(number)
     ranked: dict[int, Ranked] = {}
     samples: dict[int, Sample] = {}
-    shown = {round(i * (len(queries) - 1) / (SAMPLES_PER_TASK - 1)) for i in range(SAMPLES_PER_TASK)}
+    shown = sampled(len(queries))
     sizes: dict[int, int] = {}
     confused: Counter[tuple[str, str]] = Counter()
     repeated = _repeated_golds(queries)
-    for numbers in together.values():
-        race = _Pool.of(queries[numbers[0]].candidates, key_of, merged)
+    for race, numbers in pools(queries, key_of, merged):
         rows_MD = rows_of(race.keys)
         vectors_QD = np.asarray(rows_of([key_of(queries[number].query) for number in numbers])[:])
         gains = [race.relevant(queries[number]) for number in numbers]
         places = [list(mine) for mine in gains]
         worth = [list(mine.values()) for mine in gains]
-        for i, found in enumerate(_ranked(vectors_QD, rows_MD, race, places, worth)):
+        for i, found in enumerate(ranks_in(vectors_QD, rows_MD, race, places, worth)):
             ranked[numbers[i]] = found
             sizes[numbers[i]] = len(race.candidates)
             if numbers[i] in shown and places[i]:
@@ -168,8 +207,8 @@ def score_task(
     )
 
 
-def _ranked(
-    vectors_QD: np.ndarray, rows_MD: Any, race: _Pool, places: list[list[int]], worth: list[list[float]]
+def ranks_in(
+    vectors_QD: np.ndarray, rows_MD: Any, race: Pool, places: list[list[int]], worth: list[list[float]]
 ) -> list[Ranked]:
     """Ranks of the relevant candidates of each query; a candidate that is listed several times has its best rank.
 
@@ -211,14 +250,14 @@ def _repeated_golds(queries: Sequence[EvalQuery]) -> set[str]:
     return {text for text, count in counts.items() if text and count > 1}
 
 
-def _first_wrong(race: _Pool, rows_MD: Any, query_D: np.ndarray, relevant: Sequence[int]) -> str:
+def _first_wrong(race: Pool, rows_MD: Any, query_D: np.ndarray, relevant: Sequence[int]) -> str:
     """Text of the best candidate that is not relevant."""
     places, _ = best_candidates(query_D, rows_MD, len(relevant) + 1)
     wrong = next(place for place in places if int(place) not in relevant)
     return (race.candidates[wrong].text or "").strip()
 
 
-def _sample(query: EvalQuery, race: _Pool, rows_MD: Any, query_D: np.ndarray, relevant: list[int]) -> Sample:
+def _sample(query: EvalQuery, race: Pool, rows_MD: Any, query_D: np.ndarray, relevant: list[int]) -> Sample:
     places, scores = best_candidates(query_D, rows_MD, 5)
     found = zip(places, scores, strict=True)
     top = tuple((race.candidates[place], float(score), int(place) in relevant) for place, score in found)

@@ -12,8 +12,10 @@ Shapes: N candidates, D hidden size.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from vlm2vec.models.encoding.pipeline import Pipeline
 from vlm2vec.models.encoding.settings import EncodeSettings
 from vlm2vec.models.reranking.head import answer_direction
 from vlm2vec.models.reranking.prompt import RerankPrompt
+from vlm2vec.models.verification.fingerprint import describe
 from vlm2vec.types import EmbeddingInput
 
 
@@ -53,7 +56,7 @@ class PairScorer:
 
     def __init__(self, backbone: Backbone, direction_D: torch.Tensor) -> None:
         self.backbone = backbone
-        self._direction_D = direction_D
+        self.direction_D = direction_D
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +75,7 @@ class PairScorer:
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Log-odds of a batch of pairs, [N, 1]."""
         hidden_ND = self.backbone(batch).float()
-        log_odds_N1: torch.Tensor = hidden_ND @ self._direction_D.to(hidden_ND.device)[:, None]
+        log_odds_N1: torch.Tensor = hidden_ND @ self.direction_D.to(hidden_ND.device)[:, None]
         return log_odds_N1
 
 
@@ -87,7 +90,7 @@ class Reranker:
 
     def __init__(self, embedder: Embedder, direction_D: torch.Tensor, prompt: RerankPrompt) -> None:
         backbone = _decoder(embedder)
-        self.prompt, self.backbone = prompt, backbone
+        self.embedder, self.prompt, self.backbone = embedder, prompt, backbone
         chat = backbone.chat_template()
         self._has_chat = bool(chat)
         backbone.pooling, backbone.template = "last", prompt.template(chat)
@@ -109,6 +112,21 @@ class Reranker:
         embedder = Embedder.from_pretrained(source, **options)
         direction_D = answer_direction(_decoder(embedder), embedder.base, embedder.revision, prompt.answers)
         return cls(embedder, direction_D, prompt)
+
+    def describe(self, model: str) -> dict[str, str]:
+        """Describes everything that scores depend on besides query and candidate, as for an embedder's vectors.
+
+        Args:
+            model: The user's name of the model.
+        """
+        words = json.dumps(asdict(self.prompt), sort_keys=True)
+        direction = self._model.direction_D.detach().float().cpu().numpy().tobytes()
+        return {
+            **describe(self.embedder, model),
+            "model": f"{model} as a reranker",  # the model as an embedder has vectors of its own
+            "rerank_prompt": hashlib.sha256(words.encode()).hexdigest()[:16],
+            "answer_direction": hashlib.sha256(direction).hexdigest()[:16],
+        }
 
     def score(
         self,
