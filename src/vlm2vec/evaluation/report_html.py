@@ -200,7 +200,7 @@ def _verdict(sample: Sample, place: int | None) -> tuple[bool, str]:
     if place is None:
         return False, f"Miss: the gold is not among the first {len(sample.top)}"
     gold_score = sample.top[place - 1][1]
-    if place == 1 and all(is_gold or not score >= gold_score for _, score, is_gold in sample.top):
+    if all(is_gold or score < gold_score for _, score, is_gold in sample.top):
         return True, "Hit: the gold is first"
     if place == 1:
         return False, "Miss: another candidate ties with the gold"

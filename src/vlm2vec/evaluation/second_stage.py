@@ -213,7 +213,10 @@ def first_stage(query_D: np.ndarray, rows_MD: Any, pool: Pool, relevant: Sequenc
 
 @dataclass(frozen=True)
 class NewOrder:
-    """Candidates after reranking: a value for each, higher is better, and the first places with their scores."""
+    """Candidates after reranking: a value for each, higher is better, and the first places with their scores.
+
+    An unreadable candidate has the score -inf.
+    """
 
     values_M: np.ndarray
     places: list[int]
@@ -239,7 +242,7 @@ def reordered(first: FirstStage, scores_K: np.ndarray) -> NewOrder:
     return NewOrder(
         values_M.astype(np.float32),
         [first.places[i] for i in by_value],
-        [float(scores_K[i]) for i in by_value],
+        np.nan_to_num(scores_K[by_value], nan=-np.inf).tolist(),
     )
 
 
