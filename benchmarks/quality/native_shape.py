@@ -209,8 +209,8 @@ def choose_rate(bench: Bench, rates: Sequence[str], steps: int) -> str:
 
 def told(run: str, scores: Scores) -> str:
     """Returns hit@1 in percent by task and group, and the CPU time of the training."""
-    shown = [f"{name} {100 * value:.1f}" for name, value in scores.items() if name != "processor_seconds"]
-    return f"{run}: {', '.join(shown)}; {scores.get('processor_seconds', float('nan')):.0f} s of CPU time"
+    shown = [f"{name} {100 * value:.1f}" for name, value in scores.items() if name != "cpu_seconds"]
+    return f"{run}: {', '.join(shown)}; {scores.get('cpu_seconds', float('nan')):.0f} s of CPU time"
 
 
 def speed(model: str, bench: Bench) -> str:

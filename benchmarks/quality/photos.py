@@ -65,7 +65,7 @@ class Bench:
             settings = self.settings(changes, root or self.data / "train", folder / "run")
             since, resumed = time.process_time(), (folder / "run").exists()
             train(settings, resume=resumed)
-            spent = {} if resumed else {"processor_seconds": time.process_time() - since}
+            spent = {} if resumed else {"cpu_seconds": time.process_time() - since}
             done.write_text(json.dumps(self.score(str(folder / "run"), folder / "eval", held) | spent))
             print(f"{name}: overall {100 * json.loads(done.read_text())['overall']:.1f}", flush=True)
         scores: Scores = json.loads(done.read_text())
@@ -186,8 +186,8 @@ def curve(bench: Bench, chosen: Mapping[str, list[str]], seed: int) -> str:
         for number in (steps // 4, steps // 2, steps):
             place = f"table/{model}/{seed}" if number == steps else f"curve/{model}/{number}"
             scores = bench.run(place, [*changes, f"train.seed={seed}", f"train.steps={number}"])
-            minutes = scores.get("processor_seconds", float("nan")) / 60  # unknown for an interrupted run
-            if "processor_seconds" in scores:
+            minutes = scores.get("cpu_seconds", float("nan")) / 60  # unknown for an interrupted run
+            if "cpu_seconds" in scores:
                 series[model].append((minutes, 100 * scores["overall"]))
             cells = " | ".join(shown([scores[group]]) for group in ("overall", "ind", "ood") if group in scores)
             lines.append(f"| {model} | {number} | {minutes:.1f} | {cells} |")

@@ -158,7 +158,7 @@ def write_native(
     _write_modules(folder, {"": TRANSFORMER, "1_Pooling": POOLING, "2_Normalize": NORMALIZE}, prompts)
 
 
-def write_two_towers(folder: Path, methods: Mapping[str, str], text_settings: Mapping[str, Any]) -> None:
+def write_text_and_vision_modules(folder: Path, methods: Mapping[str, str], text_settings: Mapping[str, Any]) -> None:
     """Like `write_native`, for a dual encoder: one method of the HF model per modality, without fusion of both.
 
     Args:

@@ -204,7 +204,7 @@ class DualEncoder(Backbone):
         """Writes sentence-transformers' own modules. They reject inputs with text and images, having no sum."""
         methods = {"text": "get_text_features", "image": "get_image_features"}
         padding = "max_length" if self.config.model_type in FIXED_LENGTH else True
-        st_folder.write_two_towers(folder, methods, {"padding": padding, "max_length": self.max_length})
+        st_folder.write_text_and_vision_modules(folder, methods, {"padding": padding, "max_length": self.max_length})
 
     def _scaled(self, features: torch.Tensor) -> torch.Tensor:
         return F.normalize(features.float(), dim=-1) if self.fusion == "unit" else features.float()

@@ -164,16 +164,16 @@ def sentence_transformers(folder: Path, chat: bool) -> Callable[[EmbeddingInput]
             from vlm2vec.models.st_module import sentence_transformer
 
             own = sentence_transformer(folder, torch.float32)
-            return lambda item: _stages_there(own, item, chat)
+            return lambda item: _reference_stages(own, item, chat)
         model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
     except (ValueError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: sentence-transformers cannot load it: {reason}") from error
-    return lambda item: _stages_there(model, item, chat)
+    return lambda item: _reference_stages(model, item, chat)
 
 
 @torch.inference_mode()
-def _stages_there(model: Any, item: EmbeddingInput, chat: bool) -> Stages:
+def _reference_stages(model: Any, item: EmbeddingInput, chat: bool) -> Stages:
     images = [image.load() for image in item.images]
     value: Any = item.text
     if images and chat and PLACEHOLDER.search(item.text or ""):
