@@ -139,6 +139,26 @@ MISTAKES = {
     ),
     "an option without an equals sign": ("verify done --option layers", "'layers'", "expected key=value"),
     "a folder that is no checkpoint": ("verify empty", "empty", "not a checkpoint"),
+    "a folder that is not there": ("index fotos/ --store new.lance", "fotos", "no such file or folder"),
+    "a store without its ending": ("index photos/ --store new", "new", "expected FOLDER.lance or qdrant://"),
+    "no store": ("search dog", "--store is missing", "photos.lance"),
+    "a store that is not there": ("search dog --store none.lance", "none.lance", "make it with: vlm2vec index"),
+    "a search for nothing": ("search --store none.lance", "query is empty", "text"),
+    "a search by a file that is not there": (
+        "search --image cat.jpg --server http://127.0.0.1:9",
+        "cat.jpg",
+        "the image file is missing",
+    ),
+    "a server that is not running": (
+        "search dog --server http://127.0.0.1:9",
+        "http://127.0.0.1:9",
+        "vlm2vec serve",
+    ),
+    "an output of unknown kind": ("embed photos/ -o vectors.txt", "vectors.txt", ".parquet"),
+    "a store as a folder of photographs": ("relocate none.lance old new", "new: no such file or folder", "moved"),
+    "a single label": ("classify photos/ --labels cat", "cat", "at least two"),
+    "samples over own files": ("data sample photos", "photos: already exists", "choose another name"),
+    "a task without its data": ("data show mmeb-v1 OK-VQA --data empty", "empty/OK-VQA", "data fetch"),
     "results that are not there": ("report absent -o report", "absent", "vlm2vec eval"),
 }
 

@@ -16,6 +16,7 @@ def test_a_table_in_a_pipe_is_one_line_for_each_row(capsys: pytest.CaptureFixtur
     table.add_row("Name", "short")
     say(table)
     lines = capsys.readouterr().out.splitlines()
+    assert all(line == line.rstrip() for line in lines)
     assert [line.split() for line in lines] == [["task", "file"], ["Find", LONG], ["Name", "short"]]
 
 

@@ -1,8 +1,11 @@
 """vlm2vec: turn a vision-language model into an embedding model for text and images.
 
->>> from vlm2vec import Embedder
+>>> from vlm2vec import Embedder, sample_photographs
 >>> embedder = Embedder.from_pretrained("compact-embed")
->>> vectors = embedder.encode(["a red car", {"image": "car.jpg"}])
+>>> photographs = sample_photographs()  # twelve photographs that ship with the package
+>>> scores = embedder.similarity(embedder.encode_query(["a walrus"]), embedder.encode_document(photographs))
+>>> photographs[int(scores.argmax())].name
+'walrus.jpg'
 """
 
 from __future__ import annotations
@@ -10,13 +13,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlm2vec.errors import UserError
+from vlm2vec.media.samples import sample_photographs
 from vlm2vec.types import EmbeddingInput
 
 if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder
     from vlm2vec.models.reranking.reranker import Reranker
 
-__all__ = ["Embedder", "EmbeddingInput", "Reranker", "UserError", "__version__"]
+__all__ = ["Embedder", "EmbeddingInput", "Reranker", "UserError", "__version__", "sample_photographs"]
 __version__ = "0.1.0"
 
 

@@ -17,12 +17,15 @@ def say(content: Any) -> None:
     """Prints a text or a rich table to standard output.
 
     A text is never wrapped, so that a path or a command can be copied. In a pipe or a file, a table has no frame and
-    one line for each row, with its cells aligned by spaces.
+    one line for each row, with its cells aligned by spaces and none at the end of a line.
     """
     console = Console()
     if isinstance(content, Table) and not console.is_terminal:
         content.box, content.pad_edge = None, False
-        console = Console(width=MAX_PIPE_WIDTH)
+        wide = Console(width=MAX_PIPE_WIDTH)
+        with wide.capture() as printed:
+            wide.print(content, markup=False, highlight=False)
+        content = "\n".join(line.rstrip() for line in printed.get().rstrip("\n").split("\n"))
     console.print(content, soft_wrap=isinstance(content, str), markup=False, highlight=False)
 
 

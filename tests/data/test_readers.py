@@ -105,5 +105,5 @@ def test_the_second_wording_of_a_published_set_is_read_by_name(tmp_path: Path) -
     file = tmp_path / "Set/original-00000-of-00001.parquet"
     file.rename(file.with_name("diverse_instruction-00000-of-00001.parquet"))
     assert read_train_set(tmp_path, "Set", wording="diverse")[0].query.text == "one wording"
-    with pytest.raises(UserError, match="contains no sets"):
+    with pytest.raises(UserError, match=r"Set: no original-\*.parquet found; this folder has no set"):
         read_train_set(tmp_path, "Set")

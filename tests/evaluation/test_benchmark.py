@@ -140,5 +140,5 @@ def test_near_misses_of_names_and_keys_are_suggested(tmp_path: Path, toy_file: P
 
 
 def test_a_shipped_benchmark_without_its_data_names_the_command_that_fetches_it() -> None:
-    with pytest.raises(UserError, match=r"vlm2vec data fetch mmeb-v1 --data FOLDER \(--task NAME"):
+    with pytest.raises(UserError, match=r"vlm2vec data fetch mmeb-v1 --data FOLDER \(--size: how much"):
         load_benchmark("mmeb-v1")

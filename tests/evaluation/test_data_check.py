@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from vlm2vec.cli import app
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import load_benchmark, read_benchmark, read_revisions
-from vlm2vec.evaluation.data_check import check_data, fetch_task
+from vlm2vec.evaluation.data_check import check_data, download_size, fetch_task
 
 
 @pytest.fixture
@@ -128,6 +128,22 @@ def test_sets_that_share_files_are_fetched_to_their_place_and_checked_there(
     write_corpus_set(tmp_path, task.name, dict(task.files or {}))
     (ready,) = check_data(benchmark, tmp_path)
     assert (ready.status, ready.num_queries, ready.num_inputs) == ("ready", 12, 27)
+
+
+def test_the_size_of_a_download_counts_shared_files_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"OK-VQA/test.parquet": 10, "GQA/test.parquet": 200, "CIRR/test.parquet": 3000, "images.zip": 40_000}
+
+    class Api:
+        def dataset_info(self, repo: str, files_metadata: bool) -> huggingface_hub.hf_api.DatasetInfo:
+            files = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+            return huggingface_hub.hf_api.DatasetInfo(id=repo, sha="c0ffee", tags=[], siblings=files)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    tasks = read_benchmark("mmeb-v1")[0].only(["OK-VQA", "GQA"]).tasks
+    assert download_size(tasks) == (3, 40_210)
+    assert download_size(tasks, media=False) == (2, 210)
+    done = CliRunner().invoke(app, ["data", "fetch", "mmeb-v1", "--data", "none", "--task", "CIRR", "--size"])
+    assert done.stdout == "mmeb-v1: 0.00 GB in 2 files\n" and not Path("none").exists()
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

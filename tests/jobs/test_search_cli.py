@@ -58,6 +58,14 @@ def test_search_finds_a_image_by_itself_and_prints_table_json_and_page(work: Pat
     assert {Path(hit["key"]).name for hit in filtered} == {"blue_2.png", "blue_6.png"}
 
 
+def test_a_filter_that_matches_no_row_is_said_in_words_and_is_an_empty_list_in_json(work: Path) -> None:
+    none = ["--store", work / "photos.lance", "--where", "width > 9999"]
+    assert typed("search", "red", *none) == typed("duplicates", *none) == "No rows match\n"
+    assert json.loads(typed("search", "red", *none, "--json")) == []
+    labels = ["classify", work / "photos.lance", "--labels", "red,blue", "--where", "width > 9999"]
+    assert typed(*labels) == "No rows match\n"
+
+
 def test_classify_and_duplicates_answer_from_the_store(work: Path) -> None:
     said = typed("classify", work / "photos.lance", "--labels", "red,blue", "-o", work / "labels.jsonl")
     rows = [json.loads(line) for line in (work / "labels.jsonl").read_text().splitlines()]

@@ -64,8 +64,14 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (
-        "Prepare, check, show and download benchmark data.",
-        {"demo": data.data_demo, "check": data.data_check, "show": data.data_show, "fetch": data.data_fetch},
+        "Prepare, check, show and download benchmark data; copy sample photographs.",
+        {
+            "sample": data.data_sample,
+            "demo": data.data_demo,
+            "check": data.data_check,
+            "show": data.data_show,
+            "fetch": data.data_fetch,
+        },
     ),
     "cache": ("List and delete cached embeddings.", {"ls": cache.cache_ls, "clean": cache.cache_clean}),
     "setup": ("Install optional parts.", {"compact": machine.setup_compact}),

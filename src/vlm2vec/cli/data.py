@@ -34,6 +34,20 @@ def data_demo(
     say(f"Demo benchmark: {root}\nNext: vlm2vec eval compact --benchmark {root}/benchmark.yaml -o runs/compact")
 
 
+def data_sample(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New or empty folder for the photographs.")],
+) -> None:
+    """Copy twelve photographs that ship with vlm2vec into a folder, to try the other commands on.
+
+    Example: vlm2vec data sample photos/
+    """
+    from vlm2vec.media.samples import CREDITS, copy_photographs
+
+    number = copy_photographs(folder)
+    say(f"{number} photographs: {folder}, credits: {CREDITS}")
+    say(f"Next: vlm2vec index {folder} --store photos.lance")
+
+
 def data_check(
     benchmark: Annotated[str, typer.Argument(help="A shipped benchmark or a YAML file.")],
     data: DataOption = None,
@@ -134,6 +148,7 @@ def data_fetch(
     data: Annotated[Path, typer.Option("--data", help="Folder of the evaluation sets; created if missing.")],
     task: TasksOption = None,
     rows_only: Annotated[bool, typer.Option("--rows-only", help="Skip the image archives.")] = False,
+    size_only: Annotated[bool, typer.Option("--size", help="Print the size of the download and exit.")] = False,
 ) -> None:
     """Download a benchmark's data from the hub and record its revisions.
 
@@ -142,11 +157,16 @@ def data_fetch(
     from huggingface_hub import snapshot_download
 
     from vlm2vec.evaluation.benchmark import read_benchmark
-    from vlm2vec.evaluation.data_check import fetch_task
+    from vlm2vec.evaluation.data_check import download_size, fetch_task
 
     facts, _ = read_benchmark(benchmark)
+    tasks = (facts.only(task) if task else facts).tasks
+    num_files, num_bytes = download_size(tasks, media=not rows_only)
+    say(f"{benchmark}: {num_bytes / 1e9:.2f} GB in {num_files} files")
+    if size_only:
+        return
     data.mkdir(parents=True, exist_ok=True)
-    for one in (facts.only(task) if task else facts).tasks:
+    for one in tasks:
         found = fetch_task(one, data, snapshot_download, media=not rows_only)
         say(f"{one.name}: " + ", ".join(f"{name}@{revision}" for name, revision in found.items()))
     say(f"Next: vlm2vec data check {benchmark} --data {data}")

@@ -17,6 +17,7 @@ from vlm2vec.cli.options import (
     StoreArgument,
     StoreUri,
     model_and_source,
+    note_default_model,
     open_vector_store,
     renamed,
     say_skipped,
@@ -87,6 +88,7 @@ def index(
     keep_text_side(embedder, facts)
     say_skipped(inputs)
     _say_report(report, store, errors or _errors_file(store))
+    note_default_model(model)
     say(f"Store: {store}, {opened.count()} rows, search is {report.index.kind} ({report.index.reason})")
     say(f'Next: vlm2vec search "a dog on the beach" --store {shlex.quote(store)}')
     opened.close()

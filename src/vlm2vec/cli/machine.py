@@ -83,7 +83,7 @@ def setup_compact(
     from vlm2vec.models.backbones.compact.install import install_parts
 
     installed = install_parts(force)
-    say(f"Installed: {', '.join(installed)}" if installed else "Both parts are installed already")
+    say(f"Installed: {', '.join(installed)}" if installed else "All parts are installed already")
     for extra in extras():
         if extra.name == "compact" and extra.missing:
             say(f"Still missing: {', '.join(extra.missing)}. Next: {extra.command}")

@@ -67,6 +67,12 @@ def warn(notice: str) -> None:
     typer.echo(f"note: {notice}", err=True)
 
 
+def note_default_model(model: str) -> None:
+    """Says what the default model is for, and how to find a stronger one; nothing for any other model."""
+    if model == DEFAULT_MODEL:
+        warn(f"{model} is a small built-in model for a first try; vlm2vec models lists stronger ones")
+
+
 def say_skipped(source: Source) -> None:
     """Prints which files of a source were skipped, and which columns are kept under another name."""
     for sentence in source.skipped():

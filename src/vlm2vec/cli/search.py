@@ -14,6 +14,7 @@ from vlm2vec.cli.options import (
     OptionsOption,
     PickleOption,
     StoreUri,
+    note_default_model,
     open_vector_store,
     settings_of,
 )
@@ -34,6 +35,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 HtmlOption = Annotated[
     Path | None, typer.Option("--html", help="Write the results with their images to this HTML file.")
 ]
+
+NO_ROWS = "No rows match"
 
 
 def search(
@@ -88,8 +91,10 @@ def search(
 
         write_sheet(html, str(query), [("", with_images(opened, hits))], query.image)
     _print_hits(hits, as_json)
-    if html and not as_json:
-        say(f"Page: {html}")
+    if not as_json:
+        if html:
+            say(f"Page: {html}")
+        note_default_model(opened.facts.model)
     opened.close()
 
 
@@ -156,7 +161,8 @@ def duplicates(
     from vlm2vec.jobs.searching import with_images
 
     opened = open_vector_store(store)
-    with progress_bar("comparing", opened.count(where)) as advance:
+    count = opened.count(where)
+    with progress_bar("comparing", count) as advance:
         groups = find_duplicates(opened, threshold, where, advance)
     if html:
         from vlm2vec.jobs.sheet import write_sheet
@@ -175,6 +181,9 @@ def duplicates(
             )
         )
     extra = sum(len(group.hits) - 1 for group in groups)
+    if not count:
+        say(NO_ROWS)
+        return
     say(f"{len(groups)} groups; {extra} rows are near one that comes before them (cosine {threshold} or more)")
     if html:
         say(f"Page: {html}")
@@ -227,6 +236,9 @@ def _print_hits(hits: list[Hit], as_json: bool) -> None:
     if as_json:
         say(json.dumps([_plain(hit) for hit in hits], indent=2))
         return
+    if not hits:
+        say(NO_ROWS)
+        return
     table = Table(box=None)
     table.add_column("", justify="right")
     table.add_column("score", justify="right")
@@ -239,14 +251,19 @@ def _print_hits(hits: list[Hit], as_json: bool) -> None:
 def _print_verdicts(verdicts: list[Any], detailed: bool) -> None:
     from collections import Counter
 
+    from rich.markup import escape
     from rich.table import Table
 
+    if not verdicts:
+        say(NO_ROWS)
+        return
     if detailed:
         table = Table(box=None)
         for heading in ("label", "score", "margin", "what"):
             table.add_column(heading, justify="right" if heading in ("score", "margin") else "left", overflow="fold")
         for one in verdicts:
-            table.add_row(one.label or "unreadable", f"{one.score:.3f}", f"{one.margin:.3f}", one.key)
+            named = (escape(one.label or "unreadable"), f"{one.score:.3f}", f"{one.margin:.3f}", escape(one.key))
+            table.add_row(*named)
         say(table)
     counts = Counter(one.label or "unreadable" for one in verdicts)
     say(", ".join(f"{label}: {count}" for label, count in counts.most_common()))

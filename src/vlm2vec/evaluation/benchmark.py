@@ -209,7 +209,9 @@ def load_benchmark(name: str | Path, data: Path | None = None) -> tuple[Benchmar
         UserError: for a missing or invalid file, or if no data folder is known.
     """
     benchmark, path = read_benchmark(name)
-    fetch = f"; download it with: vlm2vec data fetch {name} --data FOLDER (--task NAME for a single task)"
+    fetch = (
+        f"; download it with: vlm2vec data fetch {name} --data FOLDER (--size: how much; --task NAME: a single task)"
+    )
     how = fetch if any(task.source for task in benchmark.tasks) else ""
     if data is None and benchmark.source is None:
         where = "give its data with --data FOLDER" if how else "add `source: {eval: FOLDER}` or give --data FOLDER"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from vlm2vec.data.mmeb.gui import gui_files
@@ -93,15 +96,53 @@ def _snapshot(
 ) -> str:
     """Downloads files of a dataset; returns the commit that they are of."""
     from huggingface_hub import HfApi
+
+    with _hub_errors(repo):
+        commit = revision or str(HfApi().dataset_info(repo).sha)
+        download(repo_id=repo, repo_type="dataset", revision=commit, local_dir=str(place), allow_patterns=patterns)
+    return commit
+
+
+def download_size(tasks: Iterable[EvalTask], media: bool = True) -> tuple[int, int]:
+    """Number of files and of bytes on the hub that `fetch_task` would download; a file that tasks share counts once.
+
+    Args:
+        tasks: Tasks without a source on the hub are left out.
+        media: Also the archives of images.
+
+    Raises:
+        UserError: if the hub cannot be reached.
+    """
+    wanted: dict[str, list[list[str] | None]] = defaultdict(list)
+    for task in tasks:
+        if task.source:
+            wanted[task.source].append(_row_patterns(task))
+        if media and task.media_source and task.media_files:
+            wanted[task.media_source].append(task.media_files)
+    sizes = [size for repo, patterns in wanted.items() for size in _sizes(repo, patterns)]
+    return len(sizes), sum(sizes)
+
+
+def _sizes(repo: str, wanted: list[list[str] | None]) -> list[int]:
+    """Sizes of the files of a dataset that match any pattern; None among the patterns: of all its files."""
+    from huggingface_hub import HfApi
+
+    with _hub_errors(repo):
+        files = HfApi().dataset_info(repo, files_metadata=True).siblings or []
+    patterns = ["*"] if None in wanted else [pattern for some in wanted for pattern in some or []]
+    return [file.size or 0 for file in files if any(fnmatch(file.rfilename, pattern) for pattern in patterns)]
+
+
+@contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Turns what the hub's client raises into one line."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        commit = revision or str(HfApi().dataset_info(repo).sha)
-        download(repo_id=repo, repo_type="dataset", revision=commit, local_dir=str(place), allow_patterns=patterns)
+        yield
     except (HfHubHTTPError, OSError, ValueError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{repo}: could not be fetched from the hub ({first_line})") from error
-    return commit
 
 
 def _row_patterns(task: EvalTask) -> list[str] | None:

@@ -82,6 +82,8 @@ class Embedder(nn.Module):
         revision: str | None = None,
         like: str | None = None,
         quantize: str | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
         **options: Any,
     ) -> Self:
         """Loads an embedding model.
@@ -96,13 +98,17 @@ class Embedder(nn.Module):
             like: Hub id of a known published model of which `source` is a copy. Its template, pooling and settings
                 are used. A known id as `source` needs no `like`.
             quantize: "int8" stores the weights of linear layers in 8 bits (torchao). An adapter is merged first.
-            **options: Settings of the family, such as `num_layers` of "compact"; `allow_pickle=True` and
-                `trust_remote_code=True`, both off by default.
+            allow_pickle: Whether pickled weights, which can run code, are loaded.
+            trust_remote_code: Whether Python code of the checkpoint is run.
+            **options: Settings of the family, such as `num_layers` of "compact" or `max_pixels`; an unknown one is an
+                error that lists the known ones.
 
         Raises:
             UserError: if `source` is not a checkpoint, or its tensors do not fit the base.
         """
         where = process_device(device)
+        allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+        options |= {name: True for name, given in allowed.items() if given}
         settings = LoadSettings(dtype or best_dtype(where), base, revision, like, options, where)
         loaded = loading.load(str(source), settings)
         embedder = cls(loaded.backbone, loaded.base, loaded.revision)

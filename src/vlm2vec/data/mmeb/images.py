@@ -195,7 +195,10 @@ def set_files(root: Path, name: str, pattern: str) -> list[Path]:
     """
     files = sorted((root / name).glob(pattern))
     if not files:
-        raise UserError(f"{root / name}: no {pattern} found; known sets: {', '.join(list_sets(root, pattern))}")
+        present = sorted(path.name for path in root.iterdir() if any(path.glob(pattern))) if root.is_dir() else []
+        known = f"known sets: {', '.join(present)}" if present else "this folder has no set"
+        fetch = "; vlm2vec data fetch downloads those of MMEB" if pattern == EVAL_FILES else ""
+        raise UserError(f"{root / name}: no {pattern} found; {known}{fetch}")
     return files
 
 
