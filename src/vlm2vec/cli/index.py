@@ -29,6 +29,7 @@ from vlm2vec.progress import progress_bar, say
 
 if TYPE_CHECKING:
     from vlm2vec.jobs.indexing import IndexReport
+    from vlm2vec.retrieval.vector_store import VectorStore
 
 
 def index(
@@ -88,9 +89,7 @@ def index(
     keep_text_side(embedder, facts)
     say_skipped(inputs)
     _say_report(report, store, errors or _errors_file(store))
-    note_default_model(model)
-    say(f"Store: {store}, {opened.count()} rows, search is {report.index.kind} ({report.index.reason})")
-    say(f'Next: vlm2vec search "a dog on the beach" --store {shlex.quote(store)}')
+    _say_store(opened, store, report)
     opened.close()
 
 
@@ -110,6 +109,12 @@ def _say_report(report: IndexReport, store: str, errors: Path) -> None:
     write_errors(report, errors)
     if report.errors:
         say(f"{len(report.errors)} could not be read, listed in {errors}; the first: {report.errors[0][1]}")
+
+
+def _say_store(opened: VectorStore, store: str, report: IndexReport) -> None:
+    say(f"Store: {store}, {opened.count()} rows, search is {report.index.kind} ({report.index.reason})")
+    note_default_model(opened.facts.model)
+    say(f'Next: vlm2vec search "a dog on the beach" --store {shlex.quote(store)}')
 
 
 def forget(
