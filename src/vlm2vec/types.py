@@ -102,6 +102,7 @@ def _shown(value: Any) -> str:
 
 
 Media = ImageRef | VideoRef
+INPUT_FIELDS = tuple(field.name for field in dataclasses.fields(EmbeddingInput))
 
 
 def by_content(media: Media) -> bytes:
@@ -138,10 +139,10 @@ def content_key(item: EmbeddingInput, digest: Callable[[Media], bytes] = by_cont
         UserError: as `digest`.
     """
     key = hashlib.sha256()
-    for part in dataclasses.fields(item):
-        value = getattr(item, part.name)
+    for name in INPUT_FIELDS:
+        value = getattr(item, name)
         if value is not None and value is not False:  # a flag that is not set leaves the key as it was without it
-            _feed(key, part.name, value, digest)
+            _feed(key, name, value, digest)
     return key.digest()
 
 

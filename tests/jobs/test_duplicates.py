@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vlm2vec.jobs import duplicates
 from vlm2vec.jobs.duplicates import find_duplicates
+from vlm2vec.retrieval import near_pairs
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
 
@@ -49,7 +50,7 @@ def test_groups_are_those_of_all_pairs(
     vectors_ND[(vectors_ND == 0).all(axis=1)] = 1
     store = store_of(tmp_path_factory.mktemp("d"), vectors_ND)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "BLOCK", 7)
+        patch.setattr(near_pairs, "BLOCK", 7)
         groups = find_duplicates(store, threshold)
     found = [[int(hit.key) for hit in group.hits] for group in groups]
     # whole numbers: an exact cosine may round to either side of a threshold of 1

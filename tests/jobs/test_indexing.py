@@ -194,7 +194,7 @@ def test_duplicates_are_the_groups_of_all_pairs_above_the_threshold(
     store: VectorStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring_up(store, photos)
-    monkeypatch.setattr("vlm2vec.jobs.duplicates.BLOCK", 5)
+    monkeypatch.setattr("vlm2vec.retrieval.near_pairs.BLOCK", 5)
     groups = find_duplicates(store, 0.99)
     assert {frozenset(Path(hit.key).parent.name for hit in group.hits) for group in groups} == {
         frozenset({name}) for name in NAMES
@@ -280,3 +280,20 @@ def test_a_part_is_appended_without_a_join_and_changed_rows_alone_are_merged(
     draw(photos / "new.png", "blue", 99)
     bring_up(store, photos)
     assert merged == [1] and store.count() == 13
+
+
+def test_the_path_of_a_table_is_resolved_once_and_its_folder_looked_up_once_however_many_rows_it_has(
+    store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(f'{{"id": {i}, "text": "red {i}"}}\n' for i in range(300)))
+    calls: list[str] = []
+    for name in ("realpath", "lexists"):
+        real = getattr(os.path, name)
+        monkeypatch.setattr(
+            os.path, name, lambda *args, _real=real, **kw: calls.append(str(args[0])) or _real(*args, **kw)
+        )
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda *args, **kw: calls.append(str(args[0])) or stat(*args, **kw))
+    assert bring_up(store, table).num_new == 300
+    assert sum("rows.jsonl" in call for call in calls) < 20

@@ -22,6 +22,7 @@ from vlm2vec.jobs.embed import EmbedSettings, Job
 from vlm2vec.jobs.indexing import index_source
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.models.embedder import Embedder
+from vlm2vec.retrieval.lance_store import LanceStore
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.retrieval.vector_store import StoreFacts
 
@@ -94,10 +95,14 @@ def test_an_error_of_the_disk_that_names_no_file_gets_the_name_of_the_target(tmp
     assert explain(error.value)[0].startswith(f"{tmp_path}/v.parquet: No space left on device; free some space")
 
 
-def test_a_slow_encoder_commits_after_30_seconds_and_a_fast_one_512_rows_at_once(
+def test_a_slow_encoder_commits_after_30_seconds_and_a_fast_one_4096_rows_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, sizes, seconds_a_row = [0.0], [], 10.0
+    clock, sizes, commits, seconds_a_row = [0.0], [], [], 10.0
+    add = LanceStore.add
+    monkeypatch.setattr(
+        LanceStore, "add", lambda self, keys, *rest: commits.append(len(keys)) or add(self, keys, *rest)
+    )
 
     class Slow(Wide):
         def encode_document(self, inputs, **kwargs):  # type: ignore[no-untyped-def]
@@ -107,11 +112,29 @@ def test_a_slow_encoder_commits_after_30_seconds_and_a_fast_one_512_rows_at_once
 
     monkeypatch.setattr(indexing.time, "monotonic", lambda: clock[0])
     index_source(Slow(), open_source(texts(tmp_path, 40)), open_store(f"{tmp_path}/slow.lance", FACTS))
-    assert sizes == [16, *[3] * 8]
-    sizes.clear()
+    assert sizes == commits == [16, *[3] * 8]
+    sizes.clear(), commits.clear()
     seconds_a_row = 0.001
     index_source(Slow(), open_source(texts(tmp_path, 1500)), open_store(f"{tmp_path}/fast.lance", FACTS))
-    assert sizes == [16, 512, 512, 460]
+    assert sizes == [16, 512, 512, 460] and commits == [16, 1484]
+
+
+def test_an_encoder_that_becomes_slow_inside_a_part_commits_after_30_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, commits, add = [0.0], [], LanceStore.add
+
+    class Slowing(Wide):
+        def encode_document(self, inputs, **kwargs):  # type: ignore[no-untyped-def]
+            clock[0] += (0.001 if len(commits) == 0 else 0.1) * len(inputs)
+            return super().encode_document(inputs, **kwargs)
+
+    monkeypatch.setattr(indexing.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(
+        LanceStore, "add", lambda self, keys, *rest: commits.append(len(keys)) or add(self, keys, *rest)
+    )
+    index_source(Slowing(), open_source(texts(tmp_path, 1500)), open_store(f"{tmp_path}/s.lance", FACTS))
+    assert commits == [16, 512, 512, 460]
 
 
 @pytest.mark.parametrize("command", ["index", "embed"])

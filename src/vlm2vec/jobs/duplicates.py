@@ -1,9 +1,9 @@
-"""Near-duplicates of a vector store: groups of rows with a high cosine. Every pair of distinct vectors is compared.
+"""Near-duplicates of a vector store: groups of rows with a high cosine, the same as by comparing every pair.
 
-Rows with equal vectors are merged before the comparison, so a thousand copies of one image cost as much as one row. The
-pairs are compared in blocks of a matrix product, and only pairs above the threshold leave a block.
+Rows with equal vectors are merged before the comparison, so a thousand copies of one image cost as much as one row.
+`vlm2vec.retrieval.near_pairs` finds the pairs; pairs that a chain joins already are not compared.
 
-Shapes: N rows, U distinct vectors, B rows of a block, D embedding dim.
+Shapes: N rows, U distinct vectors, D embedding dim.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlm2vec.errors import UserError
+from vlm2vec.retrieval.near_pairs import near_pairs
 from vlm2vec.retrieval.vector_store import Hit, VectorStore
-
-BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -48,23 +47,23 @@ def find_duplicates(
         raise UserError(f"threshold {threshold}: expected a cosine, such as 0.95")
     keys, vectors_ND = _read(store, where)
     first_U, unique_of_N = _distinct(vectors_ND)
-    near = _components(vectors_ND[first_U], threshold, np.bincount(unique_of_N, minlength=len(first_U)), progress)
+    distinct_UD = vectors_ND if len(first_U) == len(vectors_ND) else vectors_ND[first_U]
+    near = _components(distinct_UD, threshold, np.bincount(unique_of_N, minlength=len(first_U)), progress)
     groups = _groups(near[unique_of_N], keys)
     about = _metadata(store, [keys[row] for rows in groups for row in rows], len(keys))
     return [_group(rows, keys, vectors_ND, about) for rows in groups]
 
 
 def _read(store: VectorStore, where: str | None) -> tuple[list[str], np.ndarray]:
-    """Keys in order and their vectors at unit norm."""
+    """Keys and their vectors at unit norm, in the order of the store; memory holds the vectors once."""
     keys: list[str] = []
-    blocks = [np.zeros((0, store.facts.dim), np.float32)]
+    vectors_ND = np.zeros((store.count(where), store.facts.dim), np.float32)
     for rows in store.scan([], where, vectors=True):
+        assert rows.vectors_ND is not None
+        norms_N1 = np.maximum(np.linalg.norm(rows.vectors_ND, axis=1, keepdims=True), 1e-12)
+        vectors_ND[len(keys) : len(keys) + len(rows.keys)] = rows.vectors_ND / norms_N1
         keys += rows.keys
-        blocks.append(rows.vectors_ND if rows.vectors_ND is not None else blocks[0])
-    vectors_ND = np.concatenate(blocks)
-    vectors_ND /= np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return [keys[row] for row in order], vectors_ND[order]
+    return keys, vectors_ND
 
 
 def _distinct(vectors_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,14 +86,16 @@ def _components(
         weights_U: Rows that have each vector, for the progress.
         progress: Called after each block.
     """
-    parent = np.arange(len(vectors_UD))
-    for start in range(0, len(vectors_UD), BLOCK):
-        block_BD = vectors_UD[start : start + BLOCK]
-        for other in range(start, len(vectors_UD), BLOCK):
-            near = np.argwhere(block_BD @ vectors_UD[other : other + BLOCK].T >= threshold)
-            left, right = near[:, 0] + start, near[:, 1] + other
-            _join(parent, left[left < right], right[left < right])
-        progress(int(weights_U[start : start + BLOCK].sum()))
+    parent, done = np.arange(len(vectors_UD)), 0
+
+    def apart(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return _roots(parent, left) != _roots(parent, right)
+
+    for start, left, right in near_pairs(vectors_UD, threshold, apart):
+        progress(int(weights_U[done:start].sum()))
+        done = start
+        _join(parent, left, right)
+    progress(int(weights_U[done:].sum()))
     return _roots(parent, np.arange(len(parent)))
 
 
@@ -124,7 +125,8 @@ def _roots(parent: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def _groups(component_N: np.ndarray, keys: list[str]) -> list[np.ndarray]:
     """Rows of each component of at least two, by key; the largest component first, equal ones by their first key."""
-    order = np.argsort(component_N, kind="stable")
+    by_key = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+    order = by_key[np.argsort(component_N[by_key], kind="stable")]
     begins = np.flatnonzero(np.diff(component_N[order], prepend=-1))
     groups = [rows for rows in np.split(order, begins[1:]) if len(rows) > 1]
     return sorted(groups, key=lambda rows: (-len(rows), keys[rows[0]]))

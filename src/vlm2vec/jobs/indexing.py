@@ -3,7 +3,7 @@
 A row of the store is a record of the source (`vlm2vec.jobs.sources`); its key is the source's path and the record's
 key. The field `version` (size and time of the file) shows whether an input may have changed, `digest` (of its content)
 whether it did: a file that was moved, copied or touched takes the vector that the store has. A file whose version is
-known is not opened. Rows are written in parts of at most 512 rows or about 30 seconds, so a killed process loses at
+known is not opened. Rows are written in parts of at most 4,096 rows or about 30 seconds, so a killed process loses at
 most one part and the next run resumes.
 """
 
@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +33,10 @@ from vlm2vec.retrieval.metadata import PREFIX, THUMBNAIL, own
 from vlm2vec.retrieval.vector_store import IndexFacts, VectorStore
 from vlm2vec.types import EmbeddingInput, content_key
 
-FIRST_PART, PART = 16, 512
+FIRST_PART, PART = 16, 4096
+"""Rows of the first commit and the most of a commit, whose cost grows with the number of commits before it."""
+ENCODED_AT_ONCE = 512
+PATH = f"{PREFIX}path"
 COMMIT_SECONDS = 30.0
 """Time between two commits: the size of a part follows the encoder's speed, from `FIRST_PART` up to `PART` rows."""
 PART_BYTES = 256 << 20  # of encoded images that wait to be encoded
@@ -108,17 +112,18 @@ def index_source(
     root = source_name(source.path)
     state = StoreState(store)
     report = IndexReport()
-    writer = _Writer(encoder, store, report, state)
+    writer, maker = _Writer(encoder, store, report, state), _RowMaker(root, keep_images, report)
     kept: set[str] = set()
     seen: set[str] = set()
-    for record in _changed(source, root, state, kept, progress):
-        key = _row_key(source, root, record.key)
+    prefix = f"{root}{'/' if source.path.is_dir() else '#'}"
+    for record in _changed(source, root, prefix, state, kept, progress):
+        key = prefix + record.key
         known = state.rows.get(key)
         if key in seen:
             report.errors.append((key, "this key appears twice in the source; only its first input is kept"))
         elif known and record.error is None and (known.source, known.version) == (root, record.version):
             kept.add(key)
-        elif row := _row_of(key, record, root, keep_images, report):
+        elif row := maker.row(key, record):
             writer.add(row)
         seen.add(key)
     writer.flush()
@@ -145,22 +150,18 @@ def write_errors(report: IndexReport, path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _row_key(source: Source, root: str, key: str) -> str:
-    return f"{root}{'/' if source.path.is_dir() else '#'}{key}"
-
-
 def _is_gone(name: str) -> bool:
     """Whether a source is no longer on this machine; rows that another program wrote name none."""
     return bool(name) and not os.path.lexists(actual_path(name))
 
 
 def _changed(
-    source: Source, root: str, state: StoreState, kept: set[str], progress: Callable[[int], None]
+    source: Source, root: str, prefix: str, state: StoreState, kept: set[str], progress: Callable[[int], None]
 ) -> Iterator[Record]:
     """Records of the files that may have changed; keys of files that did not go to `kept`, and nothing is opened."""
     files = source.files()
     for file in files:
-        file_key = _row_key(source, root, source.key_of(file))
+        file_key = prefix + source.key_of(file)
         if keys := state.complete(file_key, root, source.version_of(file)):
             kept.update(keys)
         else:
@@ -171,31 +172,41 @@ def _changed(
         progress(1)
 
 
-def _row_of(key: str, record: Record, root: str, keep_images: bool, report: IndexReport) -> _Row | None:
-    """A record with its metadata and digest; None and a line in the report if it cannot be read."""
-    if record.item is None:
-        report.errors.append((key, record.error or "no input"))
-        return None
-    item = record.item
-    metadata = record.metadata | own(source=root, version=record.version, modality=_modality(item))
-    if item.text:
-        metadata |= own(text=item.text[:TEXT_SHOWN])
-    try:
-        digest, held, size = _look(item)
-        metadata |= own(digest=digest, **size)
-        if item.images:
-            first = item.images[0]
-            place = first.path or actual_path(metadata.get(f"{PREFIX}path") or "")
-            metadata |= own(path=printable(str(Path(place).resolve())) if place else None)
-            metadata |= own(member=printable(first.member) if first.member else None)
-            if keep_images or first.data is not None:
-                metadata[THUMBNAIL] = thumbnail(held.images[0])
-        elif path := metadata.get(f"{PREFIX}path"):
-            metadata |= own(path=printable(str(Path(actual_path(path)).resolve())))
-    except UserError as error:
-        report.errors.append((key, printable(str(error))))
-        return None
-    return _Row(key, held, metadata, digest)
+class _RowMaker:
+    """Turns records into rows of the store; what cannot be read is a line in the report."""
+
+    def __init__(self, root: str, keep_images: bool, report: IndexReport) -> None:
+        self.root, self.keep_images, self.report = root, keep_images, report
+        self.absolute = lru_cache(1024)(_absolute)  # of this run alone: links may change between runs
+
+    def row(self, key: str, record: Record) -> _Row | None:
+        """A record with its metadata and digest; None if it cannot be read."""
+        item = record.item
+        if item is None:
+            self.report.errors.append((key, record.error or "no input"))
+            return None
+        try:
+            digest, held, size = _look(item)
+            about = own(source=self.root, version=record.version, modality=_modality(item), digest=digest, **size)
+            metadata = {**record.metadata, **about}
+            if item.text:
+                metadata |= own(text=item.text[:TEXT_SHOWN])
+            if path := (item.images and item.images[0].path) or actual_path(metadata.get(PATH) or ""):
+                metadata[PATH] = self.absolute(path)
+            if item.images:
+                first = item.images[0]
+                metadata |= own(member=printable(first.member) if first.member else None)
+                if self.keep_images or first.data is not None:
+                    metadata[THUMBNAIL] = thumbnail(held.images[0])
+        except UserError as error:
+            self.report.errors.append((key, printable(str(error))))
+            return None
+        return _Row(key, held, metadata, digest)
+
+
+def _absolute(path: str) -> str:
+    """An absolute path without links."""
+    return printable(os.path.realpath(path))
 
 
 def _modality(item: EmbeddingInput) -> str:
@@ -213,9 +224,11 @@ def _look(item: EmbeddingInput) -> tuple[str, EmbeddingInput, dict[str, int]]:
     Raises:
         UserError: if an image is missing or not readable.
     """
+    if not item.images:
+        return content_key(item).hex()[:32], item, {}
     images = tuple(image if image.is_rendered() else replace(image, data=image.read()) for image in item.images)
     held = replace(item, images=images)
-    size = _size_of(images[0]) if images and not images[0].is_rendered() else {}
+    size = {} if images[0].is_rendered() else _size_of(images[0])
     return content_key(held).hex()[:32], held, size
 
 
@@ -250,11 +263,18 @@ class _Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the rows that wait: new ones in one commit, changed ones in another."""
+        """Writes the rows that wait; more than one commit if the encoder has become slower."""
         part, self.waiting, self.waiting_bytes = self.waiting, [], 0
         self._take_known(part)
-        self._encode_in_time([row for row in part if row.vector_D is None])
-        ready = [row for row in part if row.vector_D is not None]
+        done, since = 0, time.monotonic()
+        for stop in range(ENCODED_AT_ONCE, len(part) + ENCODED_AT_ONCE, ENCODED_AT_ONCE):
+            self._encode_in_time([row for row in part[stop - ENCODED_AT_ONCE : stop] if row.vector_D is None])
+            if stop >= len(part) or time.monotonic() - since >= COMMIT_SECONDS:
+                self._commit([row for row in part[done:stop] if row.vector_D is not None])
+                done, since = stop, time.monotonic()
+
+    def _commit(self, ready: list[_Row]) -> None:
+        """Writes encoded rows: new ones in one commit, changed ones in another."""
         new = [row for row in ready if row.key not in self.known]
         changed = [row for row in ready if row.key in self.known]
         _write(self.store.add, new)

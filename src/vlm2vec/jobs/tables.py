@@ -23,12 +23,13 @@ from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, 
 from vlm2vec.media.data_uris import is_data_uri
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.text import ENCODING, SURROGATE, printable, read_lines, require_unicode
-from vlm2vec.retrieval.metadata import column_name, own, plain_value, renamed_columns
+from vlm2vec.retrieval.metadata import PREFIX, column_name, own, plain_value, renamed_columns
 from vlm2vec.types import EmbeddingInput
 
 TEXT_NAMES = ("text", "caption", "document", "query", "content", "title")
 IMAGE_NAMES = ("image", "images", "image_path", "img_path", "file_name", "filename", "filepath", "path", "picture")
 KEY_NAMES = ("key", "id", "_id")
+ROW = f"{PREFIX}row"
 Row = tuple[int, dict[str, Any] | str]
 
 
@@ -55,16 +56,18 @@ def read_table(
             yield Record(f"{prefix}{number}", None, where, "", printable(f"{path}, row {number}: {row}"))
             continue
         if columns is None or not columns.fit(row):  # rows of JSON lines may have fields of their own
-            columns = _Columns(row, settings)
+            columns = _Columns(row, path, settings)
             if renamed is not None:
                 renamed.update(renamed_columns(dict.fromkeys(columns.others)))
-        yield columns.record(row, path, number, prefix)
+        yield columns.record(row, number, prefix)
 
 
 class _Columns:
     """The meaning of each column of a table."""
 
-    def __init__(self, row: dict[str, Any], settings: SourceSettings) -> None:
+    def __init__(self, row: dict[str, Any], path: Path, settings: SourceSettings) -> None:
+        self.path, self.where = path, f"{path}, row"
+        self.about = own(path=printable(str(path)), kind="row")
         self.names = set(row)
         self.text = _choose(row, settings.text_column, TEXT_NAMES)
         self.image = _choose(row, settings.image_column, IMAGE_NAMES)
@@ -76,27 +79,27 @@ class _Columns:
         """Whether a row has these columns."""
         return row.keys() == self.names
 
-    def record(self, row: dict[str, Any], path: Path, number: int, prefix: str) -> Record:
+    def record(self, row: dict[str, Any], number: int, prefix: str) -> Record:
         """The record of a row."""
         own_key = row.get(self.key) if self.key else None
         key = printable(f"{prefix}{number if own_key in (None, '') else own_key}")
         others = {column: plain_value(_named(row[name])) for name, column in self.others.items()}
-        about = others | own(path=printable(str(path)), kind="row", row=number)
-        where = f"{path}, row {number}"
+        about = {**others, **self.about, ROW: number}
+        where = f"{self.where} {number}"
         try:
-            item = self._input(row, path, where)
+            item = self._input(row, where)
         except UserError as error:
             return Record(key, None, about, "", printable(f"{where}: {error}"))
         version = row_version(json.dumps([item.text, item.instruction, others]), item.images)
         return Record(key, item, about, version)
 
-    def _input(self, row: dict[str, Any], path: Path, where: str) -> EmbeddingInput:
+    def _input(self, row: dict[str, Any], where: str) -> EmbeddingInput:
         text = row.get(self.text) if self.text else None
         if text is not None and not isinstance(text, str):
             raise UserError(f"column {self.text}: expected a text, found {shown(text)}")
         value = row.get(self.image) if self.image else None
-        cells = value if isinstance(value, list) else [value]
-        images = tuple(_image(cell, path, where) for cell in cells if cell not in (None, ""))
+        cells = value if isinstance(value, list) else [] if value is None else [value]
+        images = tuple([_image(cell, self.path, where) for cell in cells if cell not in (None, "")])
         if not text and not images:
             tried = " or ".join(filter(None, (self.text, self.image)))
             sought = f"one of {', '.join(TEXT_NAMES)}, or of {', '.join(IMAGE_NAMES)}"

@@ -120,7 +120,7 @@ def require_unicode(text: str | None, where: str) -> None:
 
 def printable(text: str) -> str:
     r"""Escapes what UTF-8 cannot encode: undecodable bytes of a file name as `\xe9`, lone surrogates as `\ud83d`."""
-    if not SURROGATE.search(text):
+    if text.isascii() or not SURROGATE.search(text):
         return text
     escaped = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
     return escaped.encode(errors="backslashreplace").decode()

@@ -28,7 +28,7 @@ from vlm2vec.retrieval.lance_tables import (
     rows_of,
     rows_table,
 )
-from vlm2vec.retrieval.metadata import RESERVED, THUMBNAIL, clean_metadata, resolve_fields
+from vlm2vec.retrieval.metadata import RESERVED, THUMBNAIL, clean_columns, resolve_fields
 from vlm2vec.retrieval.vector_store import (
     LANCE_ENDING,
     SCAN_ROWS,
@@ -142,9 +142,9 @@ class LanceStore:
 
     def _rows(self, keys: Sequence[str], vectors_ND: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Returns rows as a table with the store's columns, after adding missing columns to the store."""
-        rows = [clean_metadata(one) for one in metadata]
-        self._widen(rows)
-        return rows_table(keys, np.asarray(vectors_ND), rows, self._table.schema)
+        columns = clean_columns(metadata)
+        self._widen(columns)
+        return rows_table(keys, np.asarray(vectors_ND), columns, self._table.schema)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Removes rows; absent keys are ignored."""
@@ -239,13 +239,13 @@ class LanceStore:
             return None
         return resolve_fields(where, self.fields().__contains__, quote="`")
 
-    def _widen(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _widen(self, columns: Mapping[str, list[Any]]) -> None:
         """Adds a column for each new field, and makes a column text where a value of another type arrives."""
         import pyarrow as pa
 
         self._finish_widening()
         there = {one.name: one.type for one in self._table.schema}
-        wanted = column_types(rows)
+        wanted = column_types(columns)
         new = [pa.field(name, kind) for name, kind in wanted.items() if name not in there]
         if new:
             self._table.add_columns(new)

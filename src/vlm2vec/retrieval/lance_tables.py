@@ -76,7 +76,9 @@ def new_schema(facts: StoreFacts) -> pa.Schema:
     return pa.schema(fields, metadata={FACTS: facts.to_json().encode()})
 
 
-def rows_table(keys: Sequence[str], vectors_ND: np.ndarray, rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+def rows_table(
+    keys: Sequence[str], vectors_ND: np.ndarray, metadata: Mapping[str, list[Any]], schema: pa.Schema
+) -> pa.Table:
     """An Arrow table in the store's schema; absent metadata is null."""
     import pyarrow as pa
 
@@ -88,27 +90,30 @@ def rows_table(keys: Sequence[str], vectors_ND: np.ndarray, rows: list[dict[str,
             flat = np.ascontiguousarray(vectors_ND, dtype=one.type.value_type.to_pandas_dtype()).ravel()
             columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), one.type.list_size)
         else:
-            values = [row.get(one.name) for row in rows]
-            if one.type == pa.string():
+            values = metadata.get(one.name)
+            if values is not None and one.type == pa.string() and _types(values) != {str}:
                 values = [value if value is None else as_text(value) for value in values]
-            columns[one.name] = pa.array(values, one.type)
+            columns[one.name] = pa.nulls(len(keys), one.type) if values is None else pa.array(values, one.type)
     return pa.table(columns, schema=schema.remove_metadata())
 
 
-def column_types(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.DataType]:
+def column_types(metadata: Mapping[str, list[Any]]) -> dict[str, pa.DataType]:
     """The column type of each field; fields without a value are left out, fields of several types are text."""
     import pyarrow as pa
 
-    kinds: dict[str, set[type]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if value is not None:
-                # Numbers are float64, whole or not: Lance cannot change the type of a column of whole numbers later.
-                kinds.setdefault(name, set()).add(float if type(value) is int else type(value))
     arrow = {bool: pa.bool_(), float: pa.float64(), bytes: pa.large_binary()}
-    return {
-        name: arrow.get(found.pop(), pa.string()) if len(found) == 1 else pa.string() for name, found in kinds.items()
-    }
+    types = {}
+    for name, values in metadata.items():
+        # Numbers are float64, whole or not: Lance cannot change the type of a column of whole numbers later.
+        found = {float if kind is int else kind for kind in _types(values)}
+        if found:
+            types[name] = arrow.get(found.pop(), pa.string()) if len(found) == 1 else pa.string()
+    return types
+
+
+def _types(values: list[Any]) -> set[type]:
+    """The types of the values that are not None."""
+    return set(map(type, values)) - {type(None)}
 
 
 def rows_of(batch: pa.RecordBatch) -> Rows:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,7 @@ def is_own(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+@lru_cache(4096)
 def column_name(name: str) -> str:
     """Name under which a user's column is kept.
 
@@ -95,18 +98,27 @@ def clean_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Names as `column_name` makes them; values are text, numbers or booleans, anything else is JSON text. Only the field
     `THUMBNAIL` holds bytes.
     """
-    return {
-        name if is_own(name) else column_name(name): value if name == THUMBNAIL else plain_value(value)
-        for name, value in metadata.items()
-    }
+    return {name: values[0] for name, values in clean_columns([metadata]).items()}
+
+
+def clean_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The metadata of rows by field, as `clean_metadata` makes it; a field that a row lacks is None."""
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        kept = name if is_own(name) else column_name(name)
+        columns[kept] = values if name == THUMBNAIL else [plain_value(value) for value in values]
+    return columns
 
 
 def plain_value(value: Any) -> Any:
     """A value as text, number, boolean or None; NaN and Inf are None."""
+    if type(value) is str:  # most values, so they are tested first
+        return printable(value)
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Decimal):
         value = float(value) if value.is_finite() and Decimal(float(value)) == value else str(value)
-    if isinstance(value, float) and not np.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, int) and abs(value) > MAX_WHOLE:
         return str(value)
