@@ -89,7 +89,8 @@ def _components(
     parent, done = np.arange(len(vectors_UD)), 0
 
     def apart(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return _roots(parent, left) != _roots(parent, right)
+        different: np.ndarray = _roots(parent, left) != _roots(parent, right)
+        return different
 
     for start, left, right in near_pairs(vectors_UD, threshold, apart):
         progress(int(weights_U[done:start].sum()))

@@ -128,7 +128,7 @@ def index_source(
         seen.add(key)
     writer.flush()
     report.num_same = len(kept)
-    gone = {key for key, known in state.rows.items() if known.source == root} - kept - writer.written
+    gone = {key for key, known in state.rows.items() if known.source == root} - kept - writer.changed
     store.delete(sorted(gone))
     report.num_removed = len(gone)
     report.gone = {name: count for name, count in state.by_source().items() if name != root and _is_gone(name)}
@@ -253,7 +253,7 @@ class _Writer:
         self.waiting: list[_Row] = []
         self.waiting_bytes = 0
         self.part = min(FIRST_PART, PART)
-        self.written: set[str] = set()
+        self.changed: set[str] = set()
 
     def add(self, row: _Row) -> None:
         """Takes a row; writes a part when it is full."""
@@ -282,7 +282,7 @@ class _Writer:
         self.by_digest |= {row.digest: row.key for row in ready}
         self.report.num_changed += len(changed)
         self.report.num_new += len(new)
-        self.written |= {row.key for row in ready}
+        self.changed |= {row.key for row in changed}
 
     def _encode_in_time(self, rows: list[_Row]) -> None:
         """Encodes rows, and makes the next part as large as the encoder's speed allows in `COMMIT_SECONDS`."""

@@ -107,14 +107,14 @@ def clean_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
         kept = name if is_own(name) else column_name(name)
-        columns[kept] = values if name == THUMBNAIL else [plain_value(value) for value in values]
+        if name != THUMBNAIL:
+            values = [x if type(x) is str and x.isascii() else plain_value(x) for x in values]  # most values are text
+        columns[kept] = values
     return columns
 
 
 def plain_value(value: Any) -> Any:
     """A value as text, number, boolean or None; NaN and Inf are None."""
-    if type(value) is str:  # most values, so they are tested first
-        return printable(value)
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Decimal):
         value = float(value) if value.is_finite() and Decimal(float(value)) == value else str(value)

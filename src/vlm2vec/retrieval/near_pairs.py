@@ -65,8 +65,10 @@ def _confirmed(vectors: torch.Tensor, start: int, other: int, pairs: Pairs, thre
     left, right = pairs
     block, across = vectors[start : start + BLOCK], vectors[other : other + BLOCK]
     if len(left) * PAIR_COST > len(block) * len(across):
-        return (block @ across.T)[left - start, right - other] >= threshold
-    return torch.linalg.vecdot(vectors[left], vectors[right]) >= threshold
+        cosines = (block @ across.T)[left - start, right - other]
+    else:
+        cosines = torch.linalg.vecdot(vectors[left], vectors[right])
+    return cosines.ge(threshold)
 
 
 def _bounds(vectors: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -86,8 +88,8 @@ def _bounds(vectors: torch.Tensor, threshold: float) -> torch.Tensor:
         width += width // 2
     if best == dim:
         return vectors
-    parts = [_bounded(part, axes_DD[:, :best]) for part in vectors.split(BLOCK)]
-    return torch.cat(parts)
+    starts = range(0, num, BLOCK)
+    return torch.cat([_bounded(vectors[start : start + BLOCK], axes_DD[:, :best]) for start in starts])
 
 
 def _bounded(vectors_BD: torch.Tensor, axes_DK: torch.Tensor) -> torch.Tensor:
