@@ -30,6 +30,9 @@ LimitOption = Annotated[
 def serve(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or the built-in compact.")],
     store: Annotated[str | None, typer.Option(help="Vector store for /v1/search, such as photos.lance.")] = None,
+    reranker: Annotated[
+        str | None, typer.Option(help="A VLM that scores the documents of /v1/rerank; without it, cosines do.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to bind to; 0.0.0.0 for all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
     workers: Annotated[int, typer.Option(help="Number of processes; each loads the model. Use one per GPU.")] = 1,
@@ -61,6 +64,7 @@ def serve(
         "model_options": settings_of(option, allow_pickle),
         "served_names": tuple(name or ("vlm2vec", Path(model).name)),
         "store": store,
+        "reranker": reranker,
         "host": host,
         "port": port,
         "workers": workers,

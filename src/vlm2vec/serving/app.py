@@ -19,22 +19,27 @@ from vlm2vec.serving.gate import Gate
 from vlm2vec.serving.inputs import InputReader
 from vlm2vec.serving.metrics import Metrics
 from vlm2vec.serving.refusals import Refusal
+from vlm2vec.serving.reranking import PairEngine, scored_by
 from vlm2vec.serving.settings import ServeSettings
 from vlm2vec.serving.validation import invalid_request
 
 if TYPE_CHECKING:
     from vlm2vec.models.embedder import Embedder
+    from vlm2vec.models.reranking.reranker import Reranker
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def create_app(embedder: Embedder, settings: ServeSettings, store: Any = None) -> FastAPI:
+def create_app(
+    embedder: Embedder, settings: ServeSettings, store: Any = None, reranker: Reranker | None = None
+) -> FastAPI:
     """Create the application that serves one model.
 
     Args:
         embedder: The loaded model.
         settings: Limits and permissions.
         store: Vector store for `/v1/search`, made with the same model; None: `/v1/search` answers 404.
+        reranker: Scores the documents of `/v1/rerank`; None: cosines do.
 
     Raises:
         UserError: if the key file cannot be used.
@@ -44,17 +49,21 @@ def create_app(embedder: Embedder, settings: ServeSettings, store: Any = None) -
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         engine = Engine(embedder, settings, metrics)
-        app.state.serving = Serving(
-            settings, engine, InputReader(settings, embedder.backbone.tokenizer, embedder.prompts), store
-        )
-        engine.start()
+        pairs = PairEngine(reranker, settings, metrics) if reranker is not None else None
+        reader = InputReader(settings, embedder.backbone.tokenizer, embedder.prompts)
+        app.state.serving = Serving(settings, engine, reader, store, pairs)
+        engines = [engine] if pairs is None else [engine, pairs.engine]
+        for one in engines:
+            one.start()
         yield
-        engine.close()
+        for one in engines:
+            one.close()
 
     app = FastAPI(
         title="vlm2vec",
         version=__version__,
         summary="Embeddings and search for text and images.",
+        description=scored_by(settings.reranker),
         lifespan=running,
         redirect_slashes=False,
     )

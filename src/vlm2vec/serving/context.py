@@ -15,6 +15,7 @@ from vlm2vec.serving.batching import Embedded, Outcome
 from vlm2vec.serving.engine import Engine
 from vlm2vec.serving.inputs import InputReader, Item
 from vlm2vec.serving.refusals import Refusal, refuse_request
+from vlm2vec.serving.reranking import PairEngine
 from vlm2vec.serving.settings import ServeSettings
 from vlm2vec.serving.truncation import REFUSE, Truncation
 
@@ -28,28 +29,34 @@ class Serving:
         engine: Embeds inputs.
         reader: Reads the inputs of every dialect.
         store: Vector store for search, if there is one.
+        pairs: Scores query and document together, if there is a reranker.
     """
 
     settings: ServeSettings
     engine: Engine
     reader: InputReader
     store: Any = None
+    pairs: PairEngine | None = None
 
-    def check_model(self, name: str) -> str:
+    def check_model(self, name: str, more: tuple[str, ...] = ()) -> str:
         """Return the model name for the response.
+
+        Args:
+            name: The name in the request; empty: the default.
+            more: Names that this path accepts besides those of the embedder.
 
         Raises:
             Refusal: 404 if the server has no model of this name.
         """
-        names = self.settings.served_names
+        names = (*self.settings.served_names, *more)
         if name and name not in names:
-            raise self.unknown_model()
+            raise self.unknown_model(names)
         return name or names[0]
 
-    def unknown_model(self) -> Refusal:
+    def unknown_model(self, names: tuple[str, ...] = ()) -> Refusal:
         """The refusal of a model name that the server does not have."""
-        names = ", ".join(self.settings.served_names)
-        return Refusal(404, "model_not_found", f"no model of this name; expected one of: {names}", param="model")
+        known = ", ".join(names or self.settings.served_names)
+        return Refusal(404, "model_not_found", f"no model of this name; expected one of: {known}", param="model")
 
     def check_dimensions(self, dimensions: int | None) -> int:
         """Return the number of vector components for the response.
@@ -69,15 +76,22 @@ class Serving:
                 413, "too_many_inputs", f"{len(values)} inputs; at most {self.settings.max_inputs} are accepted"
             )
 
-    async def outcomes(self, items: Sequence[Item], truncation: Truncation = REFUSE) -> list[Outcome]:
+    async def outcomes(
+        self, items: Sequence[Item], truncation: Truncation = REFUSE, engine: Engine | None = None
+    ) -> list[Outcome]:
         """Return a vector or a refusal for each input.
+
+        Args:
+            items: Inputs, and refusals of inputs that could not be read.
+            truncation: What happens to long inputs.
+            engine: Computes the vectors; None: that of the embedder.
 
         Raises:
             Refusal: 408 at the deadline, 429 if the queue is full.
         """
         try:
             async with asyncio.timeout(self.settings.timeout):
-                return await self.engine.embed(items, truncation)
+                return await (engine or self.engine).embed(items, truncation)
         except TimeoutError:
             raise Refusal(
                 408, "timeout", f"not finished within {self.settings.timeout:g} seconds", retry_after=1

@@ -33,7 +33,7 @@ from vlm2vec.serving.truncation import REFUSE, TextLimits, Truncation
 from vlm2vec.types import EmbeddingInput, content_key
 
 if TYPE_CHECKING:
-    from vlm2vec.models.embedder import Embedder
+    from vlm2vec.models.backbones.base import Backbone
     from vlm2vec.serving.settings import ServeSettings
 
 FRESH_SECONDS = 5.0  # a successful forward pass within this time counts as a readiness check
@@ -55,8 +55,31 @@ class Observer(Protocol):
     def refused(self, code: str) -> None:
         """An input was refused."""
 
-    def waiting(self, num_inputs: int) -> None:
-        """The number of inputs that are queued or running changed."""
+    def waiting(self, more: int) -> None:
+        """The number of inputs that are queued or running changed by this number."""
+
+
+class Model(Protocol):
+    """A model of one output row per input: an `Embedder`, or the scorer of a `Reranker`."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """Makes the tensors of inputs."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        ...
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of an output row."""
+        ...
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """The output rows [B, D] of a batch."""
+        ...
 
 
 class Engine:
@@ -68,7 +91,7 @@ class Engine:
         observer: Receives batches and refusals, for metrics.
     """
 
-    def __init__(self, embedder: Embedder, settings: ServeSettings, observer: Observer) -> None:
+    def __init__(self, embedder: Model, settings: ServeSettings, observer: Observer) -> None:
         self.embedder, self.settings, self.observer = embedder, settings, observer
         self.limits = InputLimits.of(settings)
         self.text_limits = TextLimits(embedder.backbone, settings.max_tokens)
@@ -191,7 +214,7 @@ class Engine:
         self.num_waiting += more
         if more < 0:
             self._freed.set()
-        self.observer.waiting(self.num_waiting)
+        self.observer.waiting(more)
 
     def _submit(self, item: EmbeddingInput, truncation: Truncation = REFUSE) -> Job:
         assert self._loop is not None

@@ -59,9 +59,9 @@ class Metrics:
         """Record a refused input."""
         self._refused.labels(code).inc()
 
-    def waiting(self, num_inputs: int) -> None:
-        """Record the number of queued and running inputs."""
-        self._waiting.set(num_inputs)
+    def waiting(self, more: int) -> None:
+        """Record a change of the number of queued and running inputs."""
+        self._waiting.inc(more)
 
     def text(self) -> bytes:
         """Return the metrics in Prometheus' text format, summed over all workers."""

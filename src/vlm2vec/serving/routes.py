@@ -15,6 +15,7 @@ from vlm2vec.serving.cohere import CohereRequest, CohereResponse, as_base64, by_
 from vlm2vec.serving.context import Serving, answer, serving_of, shortened, usage
 from vlm2vec.serving.inputs import Item
 from vlm2vec.serving.refusals import Refusal, refuse_request
+from vlm2vec.serving.relevance import relevance
 from vlm2vec.serving.schemas import (
     EmbeddingRequest,
     EmbeddingResponse,
@@ -120,20 +121,25 @@ async def cohere_embed(body: CohereRequest, request: Request) -> Response:
 @router.post("/v1/rerank", responses={200: {"model": RerankResponse}}, tags=["compare"])
 @router.post("/v2/rerank", responses={200: {"model": RerankResponse}}, tags=["compare"])
 async def rerank(body: RerankRequest, request: Request) -> Response:
-    """Rank documents by their cosine to a query, best first, for the clients of Cohere and Jina."""
+    """Rank documents by their relevance to a query, best first, for the clients of Cohere and Jina.
+
+    The score is that of the server's reranker, if it was started with one, otherwise the cosine; the answer says which.
+    """
     serving = serving_of(request)
-    name = serving.check_model(body.model)
+    reranker = serving.pairs.name if serving.pairs else None
+    name = serving.check_model(body.model or reranker or "", (reranker,) if reranker else ())
     serving.check_count(body.documents)
-    queries_1D, targets_ND, used = await _two_sides(serving, [body.query], body.documents, body)
-    _log(request, 1 + len(body.documents), used)
-    scores = (targets_ND @ queries_1D[0]).astype(np.float32)
-    order = np.argsort(-scores, kind="stable")[: body.top_n]
-    results = [{"index": int(place), "relevance_score": float(scores[place])} for place in order]
+    found = await relevance(serving, body)
+    _log(request, 1 + len(body.documents), found.used)
+    order = sorted(found.scores, key=lambda place: -found.scores[place])[: body.top_n]
+    results: list[dict[str, Any]] = [{"index": place, "relevance_score": found.scores[place]} for place in order]
     if body.return_documents:
         for result in results:
-            document = body.documents[int(result["index"])]
-            result["document"] = {"text": document} if isinstance(document, str) else _plain(document)  # type: ignore[assignment]
-    return answer({"id": str(uuid.uuid4()), "model": name, "results": results, **used})
+            document = body.documents[result["index"]]
+            result["document"] = {"text": document} if isinstance(document, str) else _plain(document)
+    errors = {"errors": [refusal.detail(index) for index, refusal in found.refused.items()]} if found.refused else {}
+    facts = {"id": str(uuid.uuid4()), "model": name, "scored_by": "reranker" if reranker else "cosine"}
+    return answer({**facts, "results": results, **found.used, **errors})
 
 
 @router.post("/v1/similarity", responses={200: {"model": SimilarityResponse}}, tags=["compare"])
@@ -172,7 +178,7 @@ async def search(body: SearchRequest, request: Request) -> Response:
 
 
 async def _two_sides(
-    serving: Serving, queries: list[Any], targets: list[Any], body: RerankRequest | SimilarityRequest
+    serving: Serving, queries: list[Any], targets: list[Any], body: SimilarityRequest
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Return the vectors of queries and targets, each with the model's own instruction, and the token counts.
 

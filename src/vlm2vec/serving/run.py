@@ -15,9 +15,11 @@ from vlm2vec.errors import UserError
 from vlm2vec.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
+    import torch
     from fastapi import FastAPI
 
     from vlm2vec.models.embedder import Embedder
+    from vlm2vec.models.reranking.reranker import Reranker
     from vlm2vec.retrieval.vector_store import VectorStore
 
 REFUSED = "refused"  # file beside the slots: the reason why a worker cannot start
@@ -91,6 +93,7 @@ def worker_app() -> FastAPI:
     settings = ServeSettings.from_environment()
     try:
         embedder, store = load(settings)
+        reranker = load_reranker(settings, embedder.device)
     except UserError as error:
         if settings.slots is None:
             raise
@@ -99,7 +102,23 @@ def worker_app() -> FastAPI:
     logging.getLogger("vlm2vec.serving").info(
         "model loaded", extra={"fields": {"model": settings.model, "device": str(embedder.device)}}
     )
-    return create_app(embedder, settings, store)
+    return create_app(embedder, settings, store, reranker)
+
+
+def load_reranker(settings: ServeSettings, device: torch.device) -> Reranker | None:
+    """Load the model that scores the documents of `/v1/rerank`, on the device of the embedder.
+
+    Raises:
+        UserError: if it cannot be loaded or cannot rerank.
+    """
+    if settings.reranker is None:
+        return None
+    import torch
+
+    from vlm2vec.models.reranking.reranker import Reranker
+
+    dtype = {} if settings.dtype == "auto" else {"dtype": getattr(torch, settings.dtype)}
+    return Reranker.from_pretrained(settings.reranker, device=device, **dtype)
 
 
 def load(settings: ServeSettings) -> tuple[Embedder, VectorStore | None]:

@@ -155,7 +155,7 @@ class EmbeddingResponse(BaseModel):
 
 
 class RerankRequest(Truncatable):
-    """Rank documents by their similarity to a query."""
+    """Rank documents by their relevance to a query."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -169,12 +169,13 @@ class RerankRequest(Truncatable):
     top_n: Annotated[StrictInt, Field(ge=1)] | None = None
     return_documents: StrictBool = False
     instruction: Text | None = Field(
-        None, description="Instruction of the query; default: the model's own for queries."
+        None,
+        description="Instruction of the query, or definition of relevance for a reranker; default: the model's own.",
     )
 
 
 class RerankResult(BaseModel):
-    """The position of a document in the request, and its cosine."""
+    """The position of a document in the request, and its score."""
 
     index: int
     relevance_score: float
@@ -182,13 +183,18 @@ class RerankResult(BaseModel):
 
 
 class RerankResponse(BaseModel):
-    """The results, best first."""
+    """The results, best first, without the documents that could not be read, which are listed under `errors`."""
 
     id: str
     model: str
+    scored_by: Literal["cosine", "reranker"] = Field(
+        description="cosine: of the vectors of query and document. "
+        "reranker: probability that the document answers the query, by a model that reads both together."
+    )
     results: list[RerankResult]
     usage: Usage
     truncated: list[TruncatedInput] | None = None
+    errors: list[InputError] | None = None
 
 
 class SimilarityRequest(Truncatable):

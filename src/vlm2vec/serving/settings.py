@@ -19,6 +19,7 @@ class ServeSettings(BaseModel):
         model: Folder, hub id or built-in name of the model.
         model_options: Arguments of `Embedder.from_pretrained`.
         served_names: Names that requests may give the model; responses use the first.
+        reranker: Folder or hub id of a model that scores the documents of `/v1/rerank`; None: cosines of `model`.
         store: Address of a vector store for `/v1/search`; None: `/v1/search` answers 404.
         host: Address to bind to; loopback by default.
         port: TCP port.
@@ -54,6 +55,7 @@ class ServeSettings(BaseModel):
     model: str
     model_options: dict[str, Any] = {}
     served_names: tuple[str, ...] = ("vlm2vec",)
+    reranker: str | None = None
     store: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)

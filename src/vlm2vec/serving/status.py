@@ -55,7 +55,8 @@ async def live() -> Response:
 @router.get("/health", responses={200: {"model": Health}, 503: {"model": Health}, 413: REFUSALS[413]}, tags=["status"])
 async def ready(request: Request) -> Response:
     """Readiness: a forward pass succeeded in the last seconds or succeeds now. Otherwise send no traffic."""
-    well = await serving_of(request).engine.ready()
+    serving = serving_of(request)
+    well = await serving.engine.ready() and (serving.pairs is None or await serving.pairs.engine.ready())
     response = answer({"status": "ok" if well else "unavailable"})
     response.status_code = 200 if well else 503
     return response

@@ -92,9 +92,9 @@ class Reranker:
         backbone = _decoder(embedder)
         self.embedder, self.prompt, self.backbone = embedder, prompt, backbone
         chat = backbone.chat_template()
-        self._has_chat = bool(chat)
+        self.has_chat = bool(chat)
         backbone.pooling, backbone.template = "last", prompt.template(chat)
-        self._model = PairScorer(backbone, direction_D)
+        self.scorer = PairScorer(backbone, direction_D)
 
     @classmethod
     def from_pretrained(cls, source: str, *, prompt: RerankPrompt | None = None, **options: Any) -> Reranker:
@@ -120,13 +120,21 @@ class Reranker:
             model: The user's name of the model.
         """
         words = json.dumps(asdict(self.prompt), sort_keys=True)
-        direction = self._model.direction_D.detach().float().cpu().numpy().tobytes()
+        direction = self.scorer.direction_D.detach().float().cpu().numpy().tobytes()
         return {
             **describe(self.embedder, model),
             "model": f"{model} as a reranker",  # the model as an embedder has vectors of its own
             "rerank_prompt": hashlib.sha256(words.encode()).hexdigest()[:16],
             "answer_direction": hashlib.sha256(direction).hexdigest()[:16],
         }
+
+    def pair(self, query: EmbeddingInput, candidate: EmbeddingInput) -> EmbeddingInput:
+        """Combines query and candidate to the input that `scorer` reads.
+
+        Raises:
+            UserError: if both have a video.
+        """
+        return self.prompt.pair(query, candidate, self.has_chat)
 
     def score(
         self,
@@ -156,7 +164,7 @@ class Reranker:
         pairs = {}
         for index, candidate in enumerate(candidates):
             try:
-                pairs[index] = self.prompt.pair(asked, EmbeddingInput.of(candidate), self._has_chat)
+                pairs[index] = self.pair(asked, EmbeddingInput.of(candidate))
             except UserError as error:
                 if on_error is None:
                     raise
@@ -165,7 +173,7 @@ class Reranker:
         report = None if on_error is None else lambda position, error: on_error(places[position], error)
         settings = EncodeSettings(batch_tokens=batch_tokens, on_error=report, progress=progress)
         scores_N = np.full(len(candidates), np.nan, dtype=np.float32)
-        for part in Pipeline(self._model, settings).stream(pairs.values()):
+        for part in Pipeline(self.scorer, settings).stream(pairs.values()):
             for row, values in enumerate(part.vectors):
                 if row not in part.bad:
                     scores_N[places[part.begin + row]] = values[0]
