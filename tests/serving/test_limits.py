@@ -87,7 +87,7 @@ def test_a_request_larger_than_the_queue_passes_in_slices(
     client, waiting = serving(max_queue=4), []
     engine: Any = client.app.state.serving.engine  # type: ignore[attr-defined]
     usual = engine.observer.waiting
-    monkeypatch.setattr(engine.observer, "waiting", lambda number: (waiting.append(number), usual(number)))
+    monkeypatch.setattr(engine.observer, "waiting", lambda more: (waiting.append(engine.num_waiting), usual(more)))
     texts = [f"text {number}" for number in range(count)] * 2
     answer = post(client, input=texts)
     assert answer.status_code == 200, answer.text
