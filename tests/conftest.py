@@ -13,6 +13,7 @@ from samples import COLORS, draw, write_train_set
 # Tiny models on one thread: on a busy machine, threads that wait for each other take many times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

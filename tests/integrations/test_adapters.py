@@ -10,6 +10,10 @@ from typing import Any
 import lancedb
 import numpy as np
 import pytest
+from haystack import Document, Pipeline
+from haystack.components.retrievers import InMemoryEmbeddingRetriever
+from haystack.dataclasses import ByteStream
+from haystack.document_stores.in_memory import InMemoryDocumentStore
 from lancedb.embeddings import get_registry
 from lancedb.pydantic import LanceModel, Vector
 from langchain_core.vectorstores import InMemoryVectorStore
@@ -19,6 +23,7 @@ from PIL import Image
 from samples import COLORS, draw
 
 from vlm2vec import Embedder, UserError
+from vlm2vec.integrations.haystack import VLM2VecDocumentEmbedder, VLM2VecTextEmbedder
 from vlm2vec.integrations.lancedb import VLM2VecFunction
 from vlm2vec.integrations.langchain import VLM2VecEmbeddings
 from vlm2vec.integrations.llamaindex import VLM2VecEmbedding
@@ -75,6 +80,37 @@ def test_llamaindex_gets_the_vectors_of_the_library(embedder: Embedder, images: 
     assert found[0].score == pytest.approx(best.max(), abs=1e-4)
 
 
+def test_haystack_gets_the_vectors_of_the_library(embedder: Embedder, images: list[Path]) -> None:
+    blobs = [Document(blob=ByteStream(path.read_bytes(), mime_type="image/png")) for path in images]
+    paths = [Document(meta={"file_path": str(path)}) for path in images]
+    both = Document(content="in red", blob=blobs[0].blob, meta={"file_path": "not used"})
+    made = VLM2VecDocumentEmbedder(embedder).run([*map(Document, ["a", "b"], TEXTS), *blobs, *paths, both])["documents"]
+    want = [*embedder.encode_document(TEXTS[:2]), *embedder.encode_document([*images, *images])]
+    same([each.embedding for each in made[:-1]], np.array(want))
+    same(made[-1].embedding, embedder.encode_document([{"text": "in red", "image": images[0]}])[0])
+    query = VLM2VecTextEmbedder(embedder)
+    same(query.run(text=TEXTS[0])["embedding"], embedder.encode_query(TEXTS[:1])[0])
+    given = {"text": "in blue", "image": str(images[0])}
+    same(query.run(**given)["embedding"], embedder.encode_query([{"text": "in blue", "image": images[0]}])[0])
+
+
+def test_a_haystack_pipeline_finds_images_and_is_the_same_after_yaml(embedder: Embedder, images: list[Path], tmp_path):
+    folder = str(embedder.save_pretrained(tmp_path / "model"))
+    store = InMemoryDocumentStore()
+    store.write_documents(
+        VLM2VecDocumentEmbedder(embedder).run([Document(meta={"file_path": str(path)}) for path in images])["documents"]
+    )
+    text = VLM2VecTextEmbedder(folder, truncate_dim=None, device="cpu")
+    saved = Pipeline()
+    saved.add_component("text", text)
+    again = Pipeline.loads(saved.dumps(), allowed_modules=["vlm2vec.integrations.haystack"])
+    again.add_component("find", InMemoryEmbeddingRetriever(store, top_k=4))
+    again.connect("text.embedding", "find.query_embedding")
+    found = again.run({"text": {"text": "something red"}})["find"]["documents"]
+    scores = (embedder.encode_query(["something red"]) @ embedder.encode_document(images).T)[0]
+    assert [each.meta["file_path"] for each in found] == [str(images[i]) for i in np.argsort(-scores, kind="stable")]
+
+
 def test_lancedb_embeds_rows_and_queries_and_again_after_opening_the_table(
     embedder: Embedder, images: list[Path], tmp_path: Path
 ) -> None:
@@ -108,6 +144,11 @@ def test_lancedb_reads_texts_bytes_and_missing_values(
     same(image, embedder.encode_document([images[0]])[0])
     both = {"text": "in blue", "image": images[0]}
     same(function.compute_query_embeddings(both)[0], embedder.encode_query([both])[0])
+
+
+def test_a_haystack_document_without_content_is_an_error(embedder: Embedder) -> None:
+    with pytest.raises(UserError, match="empty"):
+        VLM2VecDocumentEmbedder(embedder).run([Document()])
 
 
 def test_an_unreadable_image_is_an_error_of_the_library(embedder: Embedder, tmp_path: Path) -> None:

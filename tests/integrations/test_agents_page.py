@@ -17,7 +17,7 @@ SNIPPETS = [
 ]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["langchain", "llamaindex", "lancedb"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["langchain", "llamaindex", "haystack", "lancedb"])
 def test_a_snippet_of_the_page_runs(
     snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

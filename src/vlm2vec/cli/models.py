@@ -36,7 +36,7 @@ def verify(
 
 def export(
     source: Annotated[str, typer.Argument(help="A checkpoint folder, a hub id or a built-in model.")],
-    to: Annotated[str, typer.Option(help="Format: merged, sentence-transformers, onnx or openvino.")],
+    to: Annotated[str, typer.Option(help="Format: merged, sentence-transformers, vllm, onnx or openvino.")],
     output: OutputOption,
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
@@ -46,12 +46,15 @@ def export(
     Example: vlm2vec export runs/mine --to sentence-transformers -o exported
     """
     from vlm2vec.models.verification.export import export as run_export
+    from vlm2vec.models.verification.vllm_export import SGLANG_FILE, VLLM_FILE
 
     settings = settings_of(option, allow_pickle)
     done = run_export(source, to, output, **settings)
     size = sum(path.stat().st_size for path in done.files) / 1e6
     say(f"{output}: {len(done.files)} files, {size:.1f} MB")
     say(f"Lowest cosine to the source: {done.cosine:.6f} of {done.num_inputs} inputs")
+    if to == "vllm":
+        say(f"Next: sh {output / VLLM_FILE}, or sh {output / SGLANG_FILE}, in the folder {output.parent.resolve()}")
 
 
 def push(

@@ -325,7 +325,7 @@ def _load_model(source: str, settings: dict[str, Any]) -> Any:
         del model  # before the second load: memory need not hold both
         with_head = transformers.AutoModelForImageTextToText
         whole, report = with_head.from_pretrained(source, output_loading_info=True, **settings)
-        model, missing = whole.base_model, report["missing_keys"]
+        model, missing = whole.base_model, set(report["missing_keys"]) - {"lm_head.weight"}  # the head is not used
     if missing:
         raise UserError(f"weight {min(missing)} is missing")
     return model

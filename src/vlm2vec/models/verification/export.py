@@ -1,4 +1,4 @@
-"""Exports a checkpoint (merged, sentence-transformers, ONNX, OpenVINO) and compares the result with its source."""
+"""Exports a checkpoint (merged, sentence-transformers, vLLM, ONNX, OpenVINO) and compares it with its source."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vlm2vec.models.backbones.dual import DualEncoder
 from vlm2vec.models.backbones.generic import Generic
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.models.verification import compare
+from vlm2vec.models.verification import compare, vllm_export
 from vlm2vec.models.verification.golden import golden_inputs, write_golden
 from vlm2vec.types import EmbeddingInput
 
 TOKENS = ("input_ids", "attention_mask", "position_ids")
 Run = Callable[[list[np.ndarray]], np.ndarray]
-FORMATS = ("merged", "sentence-transformers", "onnx", "openvino")
+FORMATS = ("merged", "sentence-transformers", "vllm", "onnx", "openvino")
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,15 @@ def export(source: str, to: str, output: Path, **options: Any) -> Exported:
     embedder = Embedder.from_pretrained(source, device="cpu", dtype=torch.float32, **options)
     expected = dict(zip(golden_inputs(), embedder.encode(golden_inputs()), strict=True))
     checkpoint.merge_adapter(embedder.backbone)
+    if to == "vllm":
+        vllm_export.check_served(embedder)
     results: list[Exported] = []
 
     def write(beside: Path) -> None:
         if to in ("onnx", "openvino"):
             results.append(_export_components(embedder, to, beside, expected))
         else:
-            results.append(_export_folder(embedder, to, beside, expected))
+            results.append(_export_folder(embedder, to, beside, expected, output.name))
         if results[0].cosine < compare.SAME:
             raise UserError(
                 f"{output}: not written, because a vector differs from the source (cosine {results[0].cosine:.6f})"
@@ -79,13 +81,17 @@ def export(source: str, to: str, output: Path, **options: Any) -> Exported:
     return Exported(files, results[0].cosine, results[0].num_inputs)
 
 
-def _export_folder(embedder: Embedder, to: str, folder: Path, expected: dict[EmbeddingInput, np.ndarray]) -> Exported:
+def _export_folder(
+    embedder: Embedder, to: str, folder: Path, expected: dict[EmbeddingInput, np.ndarray], name: str
+) -> Exported:
     embedder.write_files(folder)
     write_golden(embedder, folder)
+    if to == "vllm":
+        vllm_export.write_served(embedder, folder, name)
     again = Embedder.from_pretrained(folder, device="cpu", dtype=torch.float32)
     vectors = again.encode(list(expected), batch_size=1)
     cosine = float((vectors * np.stack(list(expected.values()))).sum(axis=1).min())
-    if to == "merged":
+    if to != "sentence-transformers":
         return Exported([], cosine, len(expected))
     there = compare.sentence_transformers(folder, bool(again.backbone.template.chat))
     found = compare.compare(again, there)
