@@ -10,7 +10,7 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -23,6 +23,7 @@ from vlm2vec.models.checkpoints.dense import Dense, read_dense
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
 from vlm2vec.models.prompts import PromptTemplate, with_variables
 from vlm2vec.models.registry import BUILT_IN, backbone_class, shipped_folder
+from vlm2vec.models.st_folder import RERANKER_FILE
 from vlm2vec.models.st_reading import SentenceTransformersFolder
 from vlm2vec.models.vision import resolution
 from vlm2vec.models.vision.patch_embed import use_matrix_products
@@ -113,6 +114,10 @@ def _load_folder(folder: Path, source: str, row: known.KnownCheckpoint | None, s
     """Chooses the loader by the files in the folder. A hub id has no folder here."""
     if (folder / EMBEDDER_FILE).is_file():
         return load_saved(folder, settings)
+    if (folder / RERANKER_FILE).is_file():
+        raise UserError(
+            f"{folder}: is a reranker and gives no embeddings; use Reranker.from_pretrained or vlm2vec rerank"
+        )
     if row is not None:
         return load_known(source, row, settings)
     if about := st_reading.read_folder(folder):
@@ -126,17 +131,9 @@ def _load_folder(folder: Path, source: str, row: known.KnownCheckpoint | None, s
 def load_saved(folder: Path, settings: LoadSettings) -> Loaded:
     """A folder that `Embedder.save_pretrained` wrote: a whole transformers model, an adapter, or weights alone."""
     saved = checkpoint.read_embedder_file(folder)
-    options = resolution.merged(saved.options, settings.options)
-    whole = not saved.adapter and (folder / checkpoint.CONFIG_FILE).is_file()
-    base, revision = (settings.base, None) if settings.base else (saved.base, saved.revision)
-    source, revision_there = (str(folder), None) if whole else (base, revision)
-    backbone = load_base(source, settings.dtype, revision_there, options, settings.device)
+    backbone, base, revision = load_backbone(folder, saved, settings)
     backbone.template = PromptTemplate(**saved.template)
     backbone.pooling, backbone.attention = saved.pooling, saved.attention
-    if saved.adapter:
-        checkpoint.load_adapter(backbone, folder)
-    elif not whole:
-        checkpoint.load_weights(backbone, folder)
     loaded = Loaded(backbone, base, revision, saved.prompts)
     loaded.add_head([folder / name for name in saved.head], allow_pickle=False)
     if saved.embedding_dim > loaded.dim:
@@ -146,6 +143,36 @@ def load_saved(folder: Path, settings: LoadSettings) -> Loaded:
         )
     loaded.truncate_dim = saved.embedding_dim if saved.embedding_dim < loaded.dim else None
     return loaded
+
+
+class SavedWeights(Protocol):
+    """What a saved folder's JSON file says about its weights.
+
+    Attributes:
+        base: Built-in name, folder or hub id of the base weights.
+        revision: Hub revision of `base`.
+        options: Settings of the family.
+        adapter: Whether the weights are an adapter.
+    """
+
+    base: str
+    revision: str | None
+    options: dict[str, Any]
+    adapter: bool
+
+
+def load_backbone(folder: Path, saved: SavedWeights, settings: LoadSettings) -> tuple[Backbone, str, str | None]:
+    """The backbone of a saved folder with its weights, and the base and its revision that were used."""
+    options = resolution.merged(saved.options, settings.options)
+    whole = not saved.adapter and (folder / checkpoint.CONFIG_FILE).is_file()
+    base, revision = (settings.base, None) if settings.base else (saved.base, saved.revision)
+    source, revision_there = (str(folder), None) if whole else (base, revision)
+    backbone = load_base(source, settings.dtype, revision_there, options, settings.device)
+    if saved.adapter:
+        checkpoint.load_adapter(backbone, folder)
+    elif not whole:
+        checkpoint.load_weights(backbone, folder)
+    return backbone, base, revision
 
 
 def load_known(source: str, row: known.KnownCheckpoint, settings: LoadSettings) -> Loaded:

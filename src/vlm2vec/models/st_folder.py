@@ -19,7 +19,9 @@ MODULES_FILE = "modules.json"
 CONFIG_FILE = "config_sentence_transformers.json"
 TRANSFORMER_FILE = "sentence_bert_config.json"
 CHAT_FILE = "chat_template.jinja"
+RERANKER_FILE = "reranker.json"
 OWN_MODULE = "vlm2vec.models.st_module.EmbedderModule"
+OWN_RERANKER = "vlm2vec.models.reranking.st_module.RerankerModule"
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
 DENSE = "sentence_transformers.base.modules.dense.Dense"
@@ -187,6 +189,11 @@ def write_own(folder: Path, prompts: Mapping[str, str]) -> None:
     _write_modules(folder, {"": OWN_MODULE}, prompts)
 
 
+def write_reranker(folder: Path) -> None:
+    """Registers the module with which CrossEncoder loads a folder that has `reranker.json`."""
+    _write_modules(folder, {"": OWN_RERANKER}, {}, "CrossEncoder")
+
+
 def write_head(folder: Path, dense: Sequence[str], truncate_dim: int | None) -> None:
     """Adds the layers after the pooling to the files written by one of the other functions.
 
@@ -209,18 +216,23 @@ def _rows(modules: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
     return [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)]
 
 
-def _write_modules(folder: Path, modules: Mapping[str, str], prompts: Mapping[str, str]) -> None:
+def _write_modules(
+    folder: Path, modules: Mapping[str, str], prompts: Mapping[str, str], kind: str = "SentenceTransformer"
+) -> None:
     write_json(folder / MODULES_FILE, _rows(modules.items()))
     try:
         written_for = version("sentence-transformers")
     except PackageNotFoundError:
         written_for = "6.2.0"
-    about = {
+    about: dict[str, Any] = {
         "__version__": {name: version(name) for name in ("transformers",)}
         | {"pytorch": version("torch"), "sentence_transformers": written_for},
-        "model_type": "SentenceTransformer",
-        "prompts": {"query": "", "document": "", **prompts},
-        "default_prompt_name": "default" if prompts.get("default") else None,
-        "similarity_fn_name": "cosine",
+        "model_type": kind,
     }
+    if kind == "SentenceTransformer":
+        about |= {
+            "prompts": {"query": "", "document": "", **prompts},
+            "default_prompt_name": "default" if prompts.get("default") else None,
+            "similarity_fn_name": "cosine",
+        }
     write_json(folder / CONFIG_FILE, about)

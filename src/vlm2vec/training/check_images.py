@@ -12,7 +12,7 @@ from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.wholeness import CheckedImages, first_error
-from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.encoding.settings import EncodingModel
 from vlm2vec.training.gather import gather_objects, rank, world_size
 
 AT_ONCE = 4096  # images that are looked up and checked together
@@ -21,7 +21,7 @@ Bad = dict[ImageRef, UserError]
 
 
 def read_images(
-    embedder: Embedder,
+    embedder: EncodingModel,
     images: Iterable[ImageRef],
     advance: Callable[[int], None],
     *,

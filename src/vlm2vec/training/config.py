@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationEr
 
 from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.training.loss_settings import LossSettings, Section
+from vlm2vec.training.rerank_settings import RerankSettings
 
 logger = logging.getLogger(__name__)
 
@@ -220,11 +221,14 @@ class GuardSettings(Section):
 class Recipe(Section):
     """All settings of a run."""
 
+    task: Literal["embed", "rerank"] = "embed"
+    """"embed": an embedding model; "rerank": a model that reads query and candidate together, see `rerank`."""
     model: ModelSettings = ModelSettings()
     lora: LoraSettings | None = LoraSettings()
     data: DataSettings
     train: TrainSettings
     loss: LossSettings = LossSettings()
+    rerank: RerankSettings = RerankSettings()
     evaluate: EvaluateSettings | None = None
     guard: GuardSettings = GuardSettings()
     output: Path
@@ -242,6 +246,24 @@ class Recipe(Section):
         batch, part = self.train.batch_size, self.data.sub_batch_size
         if self.data.batching == "interleaved" and part < batch and batch % part:
             raise ValueError(f"data.sub_batch_size {part} must divide train.batch_size {batch}")
+        return self
+
+    @model_validator(mode="after")
+    def _suits_task(self) -> Recipe:
+        if self.task == "embed":
+            if self.rerank != RerankSettings():
+                raise ValueError("rerank has no effect on task embed; set task: rerank, or remove the section")
+            return self
+        without_effect = {
+            "loss": self.loss != LossSettings(),
+            "evaluate": self.evaluate is not None,
+            "model.pooling": self.model.pooling == "mean",
+            "train.ema_decay": self.train.ema_decay is not None,
+            "train.sharding": self.train.sharding != "none",
+            "model.quantize": self.model.quantize is not None,
+        }
+        if given := [name for name, is_given in without_effect.items() if is_given]:
+            raise ValueError(f"task rerank does not support {', '.join(given)}; remove the setting")
         return self
 
 

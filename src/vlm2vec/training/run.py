@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from vlm2vec.cache import cache_folder
 from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mixture import capped
 from vlm2vec.data.mmeb.images import WORDINGS, list_sets
@@ -24,21 +23,21 @@ from vlm2vec.files import write_json
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.card import write_card
-from vlm2vec.models.device import idle_gpus, process_device
+from vlm2vec.models.device import idle_gpus
 from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.encoding.settings import EncodingModel
+from vlm2vec.models.reranking.pair_model import PairModel
 from vlm2vec.models.verification.golden import write_golden
 from vlm2vec.progress import progress_bar
-from vlm2vec.training.attention import check_kernel, use_kernel
+from vlm2vec.training.building import build_embedder, build_reranker
 from vlm2vec.training.check_images import read_images
-from vlm2vec.training.components import freeze_other, linear_layers
 from vlm2vec.training.config import Recipe, SetSettings, dump_recipe
 from vlm2vec.training.data_checks import check_negatives, check_scores
 from vlm2vec.training.gather import join_ranks
 from vlm2vec.training.output import CHECKPOINTS, check_new, read_history
-from vlm2vec.training.precision import base_dtype, train_in_float32
-from vlm2vec.training.quantized_base import quantize_base
 from vlm2vec.training.reference import open_references
 from vlm2vec.training.report import RunFacts, write_report
+from vlm2vec.training.rerank import RerankTrainer
 from vlm2vec.training.resume import check_resume
 from vlm2vec.training.trainer import ContrastiveTrainer
 from vlm2vec.training.trainer_internals import step_checkpoints
@@ -47,40 +46,11 @@ LOG_FILE = "log.json"
 REPORT_FILE = "report.html"
 logger = logging.getLogger(__name__)
 Sets = Mapping[str, Sequence[TrainExample]]
-
-
-def build_embedder(recipe: Recipe) -> Embedder:
-    """Builds the recipe's model with adapters; the initialization of new weights depends only on the recipe's seed."""
-    torch.manual_seed(recipe.train.seed)
-    settings = recipe.model
-    device = process_device()
-    check_kernel(settings.attention_kernel, device)
-    # A base that is quantized never is on the GPU as a whole: it need not fit there in full precision.
-    loads_on = torch.device("cpu") if settings.quantize else device
-    embedder = Embedder.from_pretrained(
-        settings.base, dtype=base_dtype(recipe, device), device=loads_on, revision=settings.revision, **settings.options
-    )
-    if settings.pooling:
-        embedder.backbone.pooling = settings.pooling
-    if settings.quantize:
-        quantize_base(embedder.backbone, settings.quantize, device)
-        embedder.to(device)
-    if settings.attention:
-        embedder.backbone.attention = settings.attention
-    use_kernel(embedder.backbone, settings.attention_kernel)
-    components, lora = settings.components, recipe.lora
-    if lora:
-        targets = lora.targets or (linear_layers(embedder.backbone, components) if components else None)
-        checkpoint.add_adapter(embedder.backbone, lora.rank, lora.alpha, lora.dropout, targets, lora.dora)
-        train_in_float32(embedder)
-    elif checkpoint.has_adapter(embedder.backbone):
-        raise UserError(f"model.base: {settings.base} has an adapter; merge it first (vlm2vec export --to merged)")
-    elif components:
-        freeze_other(embedder.backbone, components)
-    if settings.gradient_checkpointing:
-        embedder.backbone.enable_gradient_checkpointing()
-    embedder.backbone.cache_images(cache_folder() / "vision")
-    return embedder
+TASKS: dict[str, tuple[Callable[[Recipe], Any], type[ContrastiveTrainer]]] = {
+    "embed": (build_embedder, ContrastiveTrainer),
+    "rerank": (build_reranker, RerankTrainer),
+}
+"""What builds the model and what trains it, by the `task` of a recipe."""
 
 
 def read_sets(recipe: Recipe, limit: int | None = None) -> Sets:
@@ -139,7 +109,7 @@ def pair_limit(recipe: Recipe, name: str) -> int | None:
     return own.max_pairs if isinstance(own, SetSettings) and own.max_pairs else recipe.data.max_pairs
 
 
-def check_images(embedder: Embedder, sets: Sets, on_bad_image: str, decode: bool = False) -> Sets:
+def check_images(embedder: EncodingModel, sets: Sets, on_bad_image: str, decode: bool = False) -> Sets:
     """Checks every image once before the first step and caches the outputs of a frozen vision encoder.
 
     Streamed sets are not checked; an unreadable image in such a set stops the run at its step.
@@ -189,7 +159,9 @@ def example_images(example: TrainExample) -> Iterable[ImageRef]:
 
 
 def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int], None] | None = None) -> Path:
-    """Runs a recipe to its end and returns the run's folder, a checkpoint that `Embedder.from_pretrained` loads.
+    """Runs a recipe to its end and returns the run's folder, a checkpoint.
+
+    `Embedder.from_pretrained` loads it, or `Reranker.from_pretrained` if the recipe's task is rerank.
 
     Args:
         recipe: The recipe; its resolved form is saved with the run.
@@ -217,7 +189,8 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
     sets = read_sets(recipe)
     check_negatives(recipe, sets)
     check_scores(recipe, sets)
-    embedder = build_embedder(recipe)
+    build, trainer_class = TASKS[recipe.task]
+    embedder = build(recipe)
     join_ranks(embedder.device)
     sets = check_images(embedder, sets, recipe.data.on_bad_image, recipe.data.check_images == "decode")
     if is_first:
@@ -234,7 +207,7 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
             if monitor is not None:
                 monitor(embedder, step)
 
-        trainer = ContrastiveTrainer(embedder, recipe, sets, output / CHECKPOINTS, on_step, references)
+        trainer = trainer_class(embedder, recipe, sets, output / CHECKPOINTS, on_step, references)
         if monitor is not None and last is None:
             monitor(embedder, 0)
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -254,7 +227,7 @@ def last_checkpoint(output: Path) -> Path | None:
 
 
 def _save_run(
-    embedder: Embedder,
+    embedder: Embedder | PairModel,
     recipe: Recipe,
     log: list[dict[str, Any]],
     facts: dict[str, Any],
@@ -262,18 +235,24 @@ def _save_run(
 ) -> None:
     output = recipe.output
     embedder.write_files(output, state=state)
-    # A sharded model cannot run in one process, and the vectors of a quantized base differ from those of the folder.
-    if state is not None:
-        embedder = Embedder.from_pretrained(output, dtype=embedder.dtype)
-    elif recipe.model.quantize:  # on the CPU, because the whole base may not fit on the GPU
-        embedder = Embedder.from_pretrained(output, dtype=embedder.dtype, device="cpu")
-    write_golden(embedder, output)
+    if isinstance(embedder, Embedder):
+        _write_golden(embedder, recipe, state)
     (output / "recipe.yaml").write_text(dump_recipe(recipe))
     write_json(output / "provenance.json", checkpoint.provenance(**facts))
     entries = [entry for entry in log if "loss" in entry]
     write_json(output / LOG_FILE, entries)
     write_report(output / REPORT_FILE, _report_facts(recipe, facts), entries)
-    write_card(output)
+    if isinstance(embedder, Embedder):
+        write_card(output)
+
+
+def _write_golden(embedder: Embedder, recipe: Recipe, state: dict[str, torch.Tensor] | None) -> None:
+    # A sharded model cannot run in one process, and the vectors of a quantized base differ from those of the folder.
+    if state is not None:
+        embedder = Embedder.from_pretrained(recipe.output, dtype=embedder.dtype)
+    elif recipe.model.quantize:  # on the CPU, because the whole base may not fit on the GPU
+        embedder = Embedder.from_pretrained(recipe.output, dtype=embedder.dtype, device="cpu")
+    write_golden(embedder, recipe.output)
 
 
 def _report_facts(recipe: Recipe, facts: Mapping[str, Any]) -> RunFacts:

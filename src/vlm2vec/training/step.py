@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vlm2vec.batch import cut_by_tokens
+from vlm2vec.batch import Batch, cut_by_tokens
 from vlm2vec.data.collate import PairBatch
 from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.training.attention import attention_for
@@ -30,12 +30,12 @@ class StepResult:
     Attributes:
         loss: Loss of the whole batch over all ranks; a scalar.
         mean_cosine: Mean cosine of different inputs of this rank; 1 means that all vectors are equal.
-        gathered: Metadata of the targets of all ranks.
+        gathered: Metadata of the targets of all ranks; None if the model gives no vectors.
     """
 
     loss: torch.Tensor
-    mean_cosine: float
-    gathered: GatheredTargets
+    mean_cosine: float = 0.0
+    gathered: GatheredTargets | None = None
 
 
 class ContrastiveStep:
@@ -70,28 +70,43 @@ class ContrastiveStep:
         """Accumulates the gradient in the parameters, then sums the gradients of `parameters` over the ranks."""
         pairs = _keys_to(pairs, self.device)
         gathered = GatheredTargets.of(pairs, self.device)
-        dealt = DealtRows(pairs.inputs, self.device)
-        inputs = dealt.batch
         seen: dict[str, float] = {}
+
+        def loss(vectors_UD: torch.Tensor) -> torch.Tensor:
+            seen["mean_cosine"] = mean_cosine(vectors_UD.detach())
+            return self.objective(vectors_UD[pairs.query_rows], vectors_UD[pairs.target_rows], pairs, gathered)  # type: ignore[no-any-return]
+
+        value = self.backward_of(pairs.inputs, loss, parameters)
+        return StepResult(value, seen["mean_cosine"], gathered)
+
+    def backward_of(
+        self, inputs: Batch, loss: Callable[[torch.Tensor], torch.Tensor], parameters: Any = ()
+    ) -> torch.Tensor:
+        """Accumulates the gradient of a function of this rank's outputs, chunk by chunk.
+
+        Args:
+            inputs: The U inputs that this rank read.
+            loss: Function from the model's outputs [U, D], in the order of `inputs`, to this rank's share of the loss.
+            parameters: Their gradients are summed over the ranks.
+
+        Returns:
+            The loss over all ranks.
+        """
+        dealt = DealtRows(inputs, self.device)
 
         def encode(batch: Any) -> torch.Tensor:
             with self.context():
                 vectors: torch.Tensor = self.model(batch)
             return vectors
 
-        def loss(vectors: torch.Tensor) -> torch.Tensor:
-            vectors_UD = dealt.own(vectors)
-            seen["mean_cosine"] = mean_cosine(vectors_UD.detach())
-            return self.objective(vectors_UD[pairs.query_rows], vectors_UD[pairs.target_rows], pairs, gathered)  # type: ignore[no-any-return]
-
         tokens = self.settings.chunk_tokens
         assert tokens != "auto", "vlm2vec.training.chunks puts a number in its place"
-        chunks = cut_by_tokens(inputs.lengths(), self.settings.chunk_size, tokens)
-        with attention_for(inputs, self.device, self.in_half):
+        chunks = cut_by_tokens(dealt.batch.lengths(), self.settings.chunk_size, tokens)
+        with attention_for(dealt.batch, self.device, self.in_half):
             value = cached_backward(
                 encode,
-                inputs,
-                loss,
+                dealt.batch,
+                lambda vectors: loss(dealt.own(vectors)),
                 chunks,
                 self.settings.kept_chunks,
                 self.device,
@@ -101,7 +116,7 @@ class ContrastiveStep:
         if self.vision:
             self.vision.forget()
         sum_gradients(parameters)
-        return StepResult(sum_over_ranks(value), seen["mean_cosine"], gathered)
+        return sum_over_ranks(value)
 
 
 def mean_cosine(vectors_UD: torch.Tensor) -> float:

@@ -19,13 +19,14 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from vlm2vec.cache import cache_folder
-from vlm2vec.data.collate import PairBatch, collate_pairs
+from vlm2vec.data.collate import collate_pairs
 from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mixture import set_weights
 from vlm2vec.data.sampler import BatchSampler
 from vlm2vec.data.streams import StreamedSet
 from vlm2vec.errors import UserError
 from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.reranking.pair_model import PairModel
 from vlm2vec.models.vision.frozen_vision import FrozenVision, vision_fingerprint
 from vlm2vec.models.vision.vision_cache import FeatureStore
 from vlm2vec.training.chunks import ChunkBudget
@@ -56,9 +57,11 @@ class ContrastiveTrainer(CheckpointingTrainer):
         references: The loss's guide and teacher models, by the batch field that receives their vectors.
     """
 
+    step_class: type[ContrastiveStep] = ContrastiveStep
+
     def __init__(
         self,
-        embedder: Embedder,
+        embedder: Embedder | PairModel,
         recipe: Recipe,
         sets: Mapping[str, Sequence[TrainExample]],
         folder: Path,
@@ -69,8 +72,7 @@ class ContrastiveTrainer(CheckpointingTrainer):
         self.sets = sets
         self.references = references or {}
         self.embedder = embedder
-        loss = recipe.loss
-        self.objective = Objective(loss, recipe.train.temperature, recipe.data.mask_equal_targets).to(embedder.device)
+        self.objective = self._make_objective().to(embedder.device)
         if self.objective.learns:
             embedder.objective = self.objective  # makes its parameters part of the model for optimizer and checkpoints
         self.vision = keep_vision(embedder, recipe)
@@ -90,6 +92,9 @@ class ContrastiveTrainer(CheckpointingTrainer):
         )
         self.remove_callback(transformers.PrinterCallback)
         self.is_sharded = recipe.train.sharding == "full" and self.args.world_size > 1
+
+    def _make_objective(self) -> Any:
+        return Objective(self.recipe.loss, self.recipe.train.temperature, self.recipe.data.mask_equal_targets)
 
     def _after_step(self, on_step: Callable[[int], None]) -> Callable[[int], None]:
         def after(step: int) -> None:
@@ -132,7 +137,7 @@ class ContrastiveTrainer(CheckpointingTrainer):
         some = [self.train_dataset[number] for number in numbers[:: -(-len(numbers) // SAMPLE)]]  # of every sub-batch
         return prefetching(data.num_workers, data.prefetch_gib, lambda x: self._collate(x)["pairs"], some, len(numbers))
 
-    def _collate(self, examples: Sequence[TrainExample]) -> dict[str, PairBatch]:
+    def _collate(self, examples: Sequence[TrainExample]) -> dict[str, Any]:
         # The base class looks for "labels" in the keys of a batch.
         process, merge_equal = self.embedder.backbone.process, self.recipe.train.merge_equal
         return {"pairs": collate_pairs(process, examples, merge_equal, bool(self.references))}
@@ -140,14 +145,14 @@ class ContrastiveTrainer(CheckpointingTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Runs GradCache over the pairs of all ranks; the gradient is summed once, after the last chunk."""
         model.train()
-        pairs: PairBatch = inputs["pairs"]
+        pairs = inputs["pairs"]
         for name, reference in self.references.items():
             setattr(pairs, name, reference.vectors(pairs.items))
         # DDP's hooks are off: they wait for a gradient of every parameter, but text-only chunks lack some gradients.
         unsynced = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
 
         def backward(settings: TrainSettings) -> StepResult:
-            step = ContrastiveStep(
+            step: ContrastiveStep = self.step_class(
                 model,
                 self.objective,
                 settings,
@@ -178,7 +183,8 @@ class ContrastiveTrainer(CheckpointingTrainer):
         cosine = result.mean_cosine
         step, loss = self.state.global_step + 1, float(result.loss)
         self.guard.check(step, loss, finite, cosine, origins)
-        self.negatives.check(step, loss, result.gathered, origins)
+        if result.gathered is not None:
+            self.negatives.check(step, loss, result.gathered, origins)
         self._seen = {"mean_cosine": round(cosine, 6), "memory_mib": round(self.guard.memory_mib)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -221,7 +227,7 @@ def trackers(wanted: list[str] | None) -> list[str]:
     return wanted
 
 
-def keep_vision(embedder: Embedder, recipe: Recipe) -> FrozenVision | None:
+def keep_vision(embedder: Embedder | PairModel, recipe: Recipe) -> FrozenVision | None:
     """Sets up a frozen vision encoder to run once per step or once per image; returns None if that is impossible."""
     how, backbone = recipe.train.reuse_vision, embedder.backbone
     model = backbone.model

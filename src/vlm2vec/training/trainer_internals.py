@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from vlm2vec.files import write_text
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.reranking.pair_model import PairModel
 from vlm2vec.training import sharding
 from vlm2vec.training.config import Recipe, dump_recipe
 from vlm2vec.training.ema import MovingAverage
@@ -74,7 +75,7 @@ class CheckpointingTrainer(transformers.Trainer):
     Subclasses must set the attributes before calling `__init__`.
     """
 
-    embedder: Embedder
+    embedder: Embedder | PairModel
     recipe: Recipe
     objective: Objective
     average: MovingAverage | None
@@ -125,9 +126,13 @@ class CheckpointingTrainer(transformers.Trainer):
             save_file(extra, folder / EXTRA_FILE)
         write_text(folder / RECIPE_FILE, dump_recipe(self.recipe))
 
+    def _extra_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Returns trained parameters outside the backbone, by their name in a step checkpoint."""
+        return {f"objective.{name}": value for name, value in self.objective.named_parameters()}
+
     def _extra_state(self) -> dict[str, torch.Tensor]:
         """Returns the additional state of a step checkpoint: parameters of the loss and the moving average."""
-        state = {f"objective.{name}": value.detach().clone() for name, value in self.objective.named_parameters()}
+        state = {name: value.detach().clone() for name, value in self._extra_parameters().items()}
         if self.average:
             state |= {f"average.{name}": value.cpu().contiguous() for name, value in self.average.state.items()}
         return state
@@ -181,8 +186,8 @@ class CheckpointingTrainer(transformers.Trainer):
         if present:
             saved = load_file(folder / EXTRA_FILE)
             with torch.no_grad():
-                for name, parameter in self.objective.named_parameters():
-                    parameter.copy_(saved[f"objective.{name}"])
+                for name, parameter in self._extra_parameters().items():
+                    parameter.copy_(saved[name])
             if self.average:
                 for name, value in self.average.state.items():
                     value.copy_(saved[f"average.{name}"])

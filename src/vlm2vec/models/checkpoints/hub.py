@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
-from vlm2vec.models.st_folder import MODULES_FILE
+from vlm2vec.models.st_folder import MODULES_FILE, RERANKER_FILE
 
 
 def local_folder(source: str, revision: str | None = None) -> Path:
-    """Returns the folder of `source`: the folder itself, or the local copy of a hub id with `embedder.json` or
-    `modules.json`.
+    """Returns the folder of `source`: the folder itself, or the local copy of a hub id with `embedder.json`,
+    `reranker.json` or `modules.json`.
 
     Other ids are returned unchanged; transformers loads them and reports unreachable ids.
 
@@ -26,7 +26,7 @@ def local_folder(source: str, revision: str | None = None) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    for name in (EMBEDDER_FILE, MODULES_FILE):
+    for name in (EMBEDDER_FILE, RERANKER_FILE, MODULES_FILE):
         try:
             hf_hub_download(source, name, revision=revision)
         except (EntryNotFoundError, LocalEntryNotFoundError):

@@ -18,8 +18,10 @@ from vlm2vec.models.backbones.base import Backbone
 HEAD = "lm_head.weight"
 
 
-def answer_direction(backbone: Backbone, source: str, revision: str | None, answers: tuple[str, str]) -> torch.Tensor:
-    """Returns the head row of the first answer minus that of the second, float32, shape [D].
+def answer_direction(
+    backbone: Backbone, source: str, revision: str | None, answers: tuple[str, str]
+) -> torch.Tensor | None:
+    """Returns the head row of the first answer minus that of the second, float32, shape [D]; None without a head.
 
     Its product with the last hidden state is the difference of the two answers' logits.
 
@@ -30,12 +32,18 @@ def answer_direction(backbone: Backbone, source: str, revision: str | None, answ
         answers: Two words of one token each.
 
     Raises:
-        UserError: if an answer is not one token, or the weights have no head.
+        UserError: if an answer is not one token.
     """
-    ids = [_single_token(backbone, answer) for answer in answers]
-    rows = _rows_of_files(weight_files(source, revision), ids)
-    if rows is None:
-        rows = _tied_rows(backbone, ids, source)
+    if not backbone.generates:
+        return None
+    file = next((path for path in weight_files(source, revision) if _head_name(path)), None)
+    embeddings_VD = _tied_embeddings(backbone) if file is None else None
+    if file is not None:
+        rows = _rows_of_file(file, _token_ids(backbone, answers))
+    elif embeddings_VD is not None:
+        rows = embeddings_VD[_token_ids(backbone, answers)].cpu()
+    else:
+        return None
     return rows[0].float() - rows[1].float()
 
 
@@ -54,6 +62,10 @@ def weight_files(source: str, revision: str | None) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def _token_ids(backbone: Backbone, answers: tuple[str, str]) -> list[int]:
+    return [_single_token(backbone, answer) for answer in answers]
+
+
 def _single_token(backbone: Backbone, answer: str) -> int:
     ids: list[int] = backbone.tokenizer.encode(answer, add_special_tokens=False)
     if len(ids) != 1:
@@ -63,22 +75,24 @@ def _single_token(backbone: Backbone, answer: str) -> int:
     return ids[0]
 
 
-def _rows_of_files(files: list[Path], ids: list[int]) -> torch.Tensor | None:
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118
-            if name is not None:
-                matrix = file.get_slice(name)
-                return torch.cat([matrix[i : i + 1] for i in ids])
-    return None
+def _head_name(path: Path) -> str | None:
+    with safe_open(path, framework="pt") as file:
+        return next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118
 
 
-def _tied_rows(backbone: Backbone, ids: list[int], source: str) -> torch.Tensor:
+def _rows_of_file(path: Path, ids: list[int]) -> torch.Tensor:
+    with safe_open(path, framework="pt") as file:
+        matrix = file.get_slice(_head_name(path))
+        return torch.cat([matrix[i : i + 1] for i in ids])
+
+
+def _tied_embeddings(backbone: Backbone) -> torch.Tensor | None:
+    """Returns the input embeddings if the head of the model is tied to them."""
     model: Any = backbone.model
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     tied = getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)
     if not tied or not hasattr(model, "get_input_embeddings"):
-        raise UserError(f"{source}: has no {HEAD}; expected a model that generates text, to rerank without training")
+        return None
     weight: torch.Tensor = model.get_input_embeddings().weight
-    return weight.detach()[ids].cpu()
+    return weight.detach()

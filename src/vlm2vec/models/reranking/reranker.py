@@ -19,15 +19,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.base import Backbone, DecoderBackbone
-from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.encoding.pipeline import Pipeline
 from vlm2vec.models.encoding.settings import EncodeSettings
-from vlm2vec.models.reranking.head import answer_direction
+from vlm2vec.models.reranking.loading import load_pair_model
+from vlm2vec.models.reranking.pair_model import PairModel
 from vlm2vec.models.reranking.prompt import RerankPrompt
 from vlm2vec.models.verification.fingerprint import describe
 from vlm2vec.types import EmbeddingInput
@@ -48,70 +45,36 @@ class Ranked:
     log_odds: float
 
 
-class PairScorer:
-    """Adapts a backbone and its answer direction to the encoding pipeline: the output is one value per pair."""
-
-    embedding_dim = 1
-    training = False
-
-    def __init__(self, backbone: Backbone, direction_D: torch.Tensor) -> None:
-        self.backbone = backbone
-        self.direction_D = direction_D
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.backbone.parameters()).device
-
-    def train(self, mode: bool = True) -> None:
-        """Enables or disables dropout."""
-        self.training = mode
-        self.backbone.train(mode)
-
-    def eval(self) -> None:
-        """Disables dropout."""
-        self.train(False)
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Log-odds of a batch of pairs, [N, 1]."""
-        hidden_ND = self.backbone(batch).float()
-        log_odds_N1: torch.Tensor = hidden_ND @ self.direction_D.to(hidden_ND.device)[:, None]
-        return log_odds_N1
-
-
 class Reranker:
     """Scores candidates with a model that reads query and candidate together.
 
     Args:
-        embedder: The model; its pooling must be "last".
-        direction_D: Head row of the positive answer minus that of the negative answer, [D].
+        model: The model with its head and prompt.
+
+    Attributes:
         prompt: Wording of the prompt.
+        backbone: The network and its processor.
+        scorer: The model; it gives the log-odds of a batch of pairs.
     """
 
-    def __init__(self, embedder: Embedder, direction_D: torch.Tensor, prompt: RerankPrompt) -> None:
-        backbone = _decoder(embedder)
-        self.embedder, self.prompt, self.backbone = embedder, prompt, backbone
-        chat = backbone.chat_template()
-        self.has_chat = bool(chat)
-        backbone.pooling, backbone.template = "last", prompt.template(chat)
-        self.scorer = PairScorer(backbone, direction_D)
+    def __init__(self, model: PairModel) -> None:
+        self.scorer = model.eval()
+        self.prompt, self.backbone = model.prompt, model.backbone
 
     @classmethod
     def from_pretrained(cls, source: str, *, prompt: RerankPrompt | None = None, **options: Any) -> Reranker:
-        """Loads a model that generates text.
+        """Loads a trained reranker, or a model that generates text.
 
         Args:
-            source: A folder or hub id.
-            prompt: Wording of the prompt. Default: that of Qwen3-VL-Reranker.
+            source: A folder that `vlm2vec train` wrote with `task: rerank`; or a folder or hub id of a model that
+                generates text.
+            prompt: Wording of the prompt. Default: that of the trained reranker, otherwise of Qwen3-VL-Reranker.
             options: Options of `Embedder.from_pretrained`, such as `device`, `dtype`, `revision`.
 
         Raises:
             UserError: if the source cannot be loaded, is a dual encoder, or has no language-model head.
         """
-        prompt = prompt or RerankPrompt()
-        embedder = Embedder.from_pretrained(source, **options)
-        direction_D = answer_direction(_decoder(embedder), embedder.base, embedder.revision, prompt.answers)
-        return cls(embedder, direction_D, prompt)
+        return cls(load_pair_model(source, prompt, **options))
 
     def describe(self, model: str) -> dict[str, str]:
         """Describes everything that scores depend on besides query and candidate, as for an embedder's vectors.
@@ -120,12 +83,12 @@ class Reranker:
             model: The user's name of the model.
         """
         words = json.dumps(asdict(self.prompt), sort_keys=True)
-        direction = self.scorer.direction_D.detach().float().cpu().numpy().tobytes()
+        head = b"".join(tensor.detach().cpu().numpy().tobytes() for tensor in self.scorer.head.parameters())
         return {
-            **describe(self.embedder, model),
+            **describe(self.scorer.embedder, model),
             "model": f"{model} as a reranker",  # the model as an embedder has vectors of its own
             "rerank_prompt": hashlib.sha256(words.encode()).hexdigest()[:16],
-            "answer_direction": hashlib.sha256(direction).hexdigest()[:16],
+            "head": hashlib.sha256(head).hexdigest()[:16],
         }
 
     def pair(self, query: EmbeddingInput, candidate: EmbeddingInput) -> EmbeddingInput:
@@ -134,7 +97,7 @@ class Reranker:
         Raises:
             UserError: if both have a video.
         """
-        return self.prompt.pair(query, candidate, self.has_chat)
+        return self.scorer.pair(query, candidate)
 
     def score(
         self,
@@ -202,10 +165,3 @@ class Reranker:
         log_odds_N = self.score(query, candidates, instruction=instruction, on_error=on_error, progress=progress)
         order = np.argsort(-np.nan_to_num(log_odds_N, nan=-np.inf), kind="stable")[:top]
         return [Ranked(int(i), float(1 / (1 + np.exp(-log_odds_N[i]))), float(log_odds_N[i])) for i in order]
-
-
-def _decoder(embedder: Embedder) -> DecoderBackbone:
-    backbone = embedder.backbone
-    if not isinstance(backbone, DecoderBackbone):
-        raise UserError(f"{backbone.name}: dual encoders cannot rerank pairs; use a vision-language model")
-    return backbone

@@ -31,6 +31,7 @@ class CompactBackbone(Backbone):
     """
 
     lora_targets = LANGUAGE_LINEARS
+    generates = False  # few layers, or a sentence encoder
 
     def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, int]) -> None:
         super().__init__(model)
