@@ -55,7 +55,7 @@ def train(
         bool, typer.Option("--anyway", help="Start even if the plan says that the GPU's memory is too small.")
     ] = False,
 ) -> None:
-    """Train an embedding model by a recipe, or on your own pairs with settings chosen for the model.
+    """Train an embedding model or a reranker by a recipe, or on your own pairs with settings chosen for the model.
 
     Example: vlm2vec train pairs.jsonl --base Qwen/Qwen2-VL-2B-Instruct -o runs/mine
     """
@@ -124,7 +124,10 @@ def _say_settings(settings: Recipe, everything: bool) -> None:
     say(
         f"Data: {settings.data.root}; {settings.data.batching} batches of {train.batch_size} pairs, {train.steps} steps"
     )
-    say(f"Loss: {settings.loss.kind}, temperature {train.temperature}; learning rate {train.learning_rate}")
+    loss = f"{settings.loss.kind}, temperature {train.temperature}"
+    if settings.task == "rerank":
+        loss = f"{settings.rerank.loss} over {settings.rerank.candidates} candidates of a query"
+    say(f"Loss: {loss}; learning rate {train.learning_rate}")
     say(f"Run: {settings.output} (--show-recipe prints every setting)")
 
 
@@ -133,7 +136,7 @@ def _run(settings: Recipe, resume: bool) -> None:
 
     if settings.evaluate is None:
         folder = run_train(settings, resume=resume)
-        say(f"Trained model: {folder}\nNext: vlm2vec eval {folder} --benchmark BENCHMARK.yaml -o {folder}/eval")
+        say(f"Trained model: {folder}\nNext: {_evaluation_of(settings)}")
         return
     from vlm2vec.monitor import Monitor
     from vlm2vec.training.output import read_history
@@ -143,6 +146,13 @@ def _run(settings: Recipe, resume: bool) -> None:
     scores = ", ".join(f"{100 * entry['groups'][group]:.1f} at step {entry['step']}" for entry in history)
     say(f"Evaluation ({group}, percent): {scores}\nTrained model: {folder}")
     say(f"Next: vlm2vec eval {folder} --benchmark {settings.evaluate.benchmark} -o {folder}/eval")
+
+
+def _evaluation_of(settings: Recipe) -> str:
+    """The command that evaluates the trained model."""
+    folder = settings.output
+    model = str(folder) if settings.task == "embed" else f"EMBEDDER --rerank {folder} --top 20"
+    return f"vlm2vec eval {model} --benchmark BENCHMARK.yaml -o {folder}/eval"
 
 
 def recipes() -> None:

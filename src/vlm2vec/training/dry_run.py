@@ -36,6 +36,8 @@ def _in_small(recipe: Recipe, folder: Path) -> Recipe:
         write_tiny(recipe.model.family or "", folder / "base")
         kept = {key: value for key, value in recipe.model.options.items() if key not in FEW_PIXELS}
         values["model"] |= {"base": str(folder / "base"), "revision": None, "options": kept}
+        if recipe.task == "rerank":  # of a tiny tokenizer, only letters are tokens
+            values["rerank"]["prompt"]["answers"] = ("y", "n")
     if not recipe.data.root.is_dir():
         values["data"]["root"] = folder / "data"
         for set_name in recipe.data.sets or ["Made"]:

@@ -16,8 +16,12 @@ from vlm2vec.models.backbones.base import Backbone
 class EncodingModel(Protocol):
     """What the pipeline needs of a model. An `Embedder` implements it."""
 
-    backbone: Backbone
     training: bool
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network and its processor."""
+        ...
 
     @property
     def device(self) -> torch.device:
