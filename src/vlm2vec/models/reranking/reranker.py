@@ -54,12 +54,13 @@ class Reranker:
     Attributes:
         prompt: Wording of the prompt.
         backbone: The network and its processor.
+        has_chat: Whether the model has a chat template.
         scorer: The model; it gives the log-odds of a batch of pairs.
     """
 
     def __init__(self, model: PairModel) -> None:
         self.scorer = model.eval()
-        self.prompt, self.backbone = model.prompt, model.backbone
+        self.prompt, self.backbone, self.has_chat = model.prompt, model.backbone, model.has_chat
 
     @classmethod
     def from_pretrained(cls, source: str, *, prompt: RerankPrompt | None = None, **options: Any) -> Reranker:
