@@ -48,8 +48,7 @@ class Backbone(nn.Module, ABC):
         model: The network. PEFT wraps it in place.
         num_frames: Frames sampled from a video, evenly spaced.
         quantized: Storage format of the weights, if `Embedder.from_pretrained(quantize=...)` changed it.
-        generates: Whether the states are those of a language model as it was pretrained, so that a language-model head
-            makes sense of them.
+        generates: Whether a language-model head can read the states.
         reads_videos: Whether the family has video inputs of its own. Others get the frames as images.
         vision_cache: Outputs of the frozen vision encoder by image content, see `cache_images`.
         num_truncated: Inputs so far whose text was longer than `max_length`.
