@@ -26,7 +26,15 @@ from vlm2vec.training.chunks import training_of
 from vlm2vec.training.config import load_recipe
 from vlm2vec.training.recipes import find_recipe
 
-RECIPES = ["qwen3vl", "vlm2vec-v2-qwen2vl", "vlm2vec-phi35v", "vlm2vec-llava16"]
+RECIPES = [
+    "qwen3vl",
+    "qwen3vl-embedding-2b",
+    "qwen3vl-embedding-8b",
+    "qwen2vl-tuned",
+    "vlm2vec-v2-qwen2vl",
+    "vlm2vec-phi35v",
+    "vlm2vec-llava16",
+]
 DECODERS: dict[str, tuple[Any, Any]] = {
     "qwen2_vl": (Qwen2VLTextConfig, Qwen2VLTextModel),
     "qwen3_vl": (Qwen3VLTextConfig, Qwen3VLTextModel),

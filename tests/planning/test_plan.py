@@ -25,6 +25,7 @@ from vlm2vec.data.examples import TrainExample
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints.folder import add_adapter
+from vlm2vec.models.checkpoints.known import find
 from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.planning.cost import (
     GIB,
@@ -38,7 +39,7 @@ from vlm2vec.planning.cost import (
     training_memory,
     vision_flops,
 )
-from vlm2vec.planning.geometry import Geometry, geometry, geometry_of, known_configs
+from vlm2vec.planning.geometry import SAME_SIZES, Geometry, geometry, geometry_of, known_configs
 from vlm2vec.planning.plan import GPUS, chunk_tokens_for, gpu_of, plan_training
 from vlm2vec.planning.sizing import memory_table, sizing_table
 from vlm2vec.training.chunks import training_of
@@ -284,10 +285,35 @@ def test_the_tables_of_the_docs_are_the_planners(table: Callable[[], str]) -> No
     assert table() in page.read_text(), f"run {table.__name__}() again and put its text into the page"
 
 
-@pytest.mark.parametrize("name", ["qwen3vl", "vlm2vec-v2-qwen2vl", "vlm2vec-phi35v", "vlm2vec-llava16"])
+FULL_SIZE = [
+    "qwen3vl",
+    "qwen3vl-embedding-2b",
+    "qwen3vl-embedding-8b",
+    "qwen2vl-tuned",
+    "vlm2vec-v2-qwen2vl",
+    "vlm2vec-phi35v",
+    "vlm2vec-llava16",
+]
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
 def test_every_shipped_recipe_fits_the_gpus_that_its_head_names(name: str) -> None:
     recipe = load_recipe(find_recipe(name))
     model = geometry_of(recipe.model.base, recipe.model.options)
     tokens = chunk_tokens_for(model, training_of(recipe), Inputs(), GPUS["h100"].memory_gib, 8)
     assert recipe.train.chunk_tokens == "auto" and tokens is not None and tokens >= 4096
     assert plan_training(model, training_of(recipe, tokens), Inputs(), GPUS["h100"], 8).fits
+
+
+@pytest.mark.parametrize("name", [name for name in FULL_SIZE if "embedding" in name])
+def test_a_recipe_for_one_gpu_fits_one(name: str) -> None:
+    recipe = load_recipe(find_recipe(name))
+    model = geometry_of(recipe.model.base, recipe.model.options)
+    tokens = chunk_tokens_for(model, training_of(recipe), Inputs(), GPUS["h100"].memory_gib, 1)
+    assert tokens is not None and plan_training(model, training_of(recipe, tokens), Inputs(), GPUS["h100"], 1).fits
+
+
+def test_models_with_the_sizes_of_another_are_those_that_were_trained_from_it() -> None:
+    for model, base in SAME_SIZES.items():
+        known = find(model)
+        assert known is not None and known.bases[known.ids.index(model)] == base

@@ -124,6 +124,13 @@ class Geometry:
     image: Callable[[int, int], ImageCost]
 
 
+SAME_SIZES = {
+    "Qwen/Qwen3-VL-Embedding-2B": "Qwen/Qwen3-VL-2B-Instruct",
+    "Qwen/Qwen3-VL-Embedding-8B": "Qwen/Qwen3-VL-8B-Instruct",
+}
+"""Models with the configuration of the model that they were trained from."""
+
+
 @cache
 def known_configs() -> dict[str, dict[str, Any]]:
     """Returns the configurations that ship with the package, by hub id."""
@@ -139,8 +146,9 @@ def config_of(source: str) -> dict[str, Any]:
     Raises:
         UserError: for any other source.
     """
-    if source in known_configs():
-        return known_configs()[source]
+    shipped = known_configs().get(SAME_SIZES.get(source, source))
+    if shipped is not None:
+        return shipped
     path = Path(source) / "config.json"
     if not path.is_file():
         known = ", ".join(sorted(known_configs()))
