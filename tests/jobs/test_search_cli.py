@@ -53,7 +53,8 @@ def test_search_finds_a_image_by_itself_and_prints_table_json_and_page(work: Pat
     assert hits[0]["key"] == str(red) and hits[0]["score"] > 0.999 and len(hits) == 3
     said = typed("search", "something red", *store, "--image", red, "--html", work / "page.html")
     assert str(red) in said and f"Page: {work}/page.html" in said
-    assert (work / "page.html").read_text().count("data:image/jpeg;base64,") == 9
+    page = (work / "page.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 9 and 'href="photos/red_0.png"' in page
     filtered = json.loads(typed("search", "red", *store, "--where", "path LIKE '%blue%'", "--json"))
     assert {Path(hit["key"]).name for hit in filtered} == {"blue_2.png", "blue_6.png"}
 

@@ -17,7 +17,7 @@ from vlm2vec.cli.options import (
     StoreArgument,
     StoreUri,
     model_and_source,
-    note_default_model,
+    note_model,
     open_vector_store,
     renamed,
     say_skipped,
@@ -113,7 +113,7 @@ def _say_report(report: IndexReport, store: str, errors: Path) -> None:
 
 def _say_store(opened: VectorStore, store: str, report: IndexReport) -> None:
     say(f"Store: {store}, {opened.count()} rows, search is {report.index.kind} ({report.index.reason})")
-    note_default_model(opened.facts.model)
+    note_model(opened.facts.model)
     say(f'Next: vlm2vec search "a dog on the beach" --store {shlex.quote(store)}')
 
 

@@ -67,10 +67,17 @@ def warn(notice: str) -> None:
     typer.echo(f"note: {notice}", err=True)
 
 
-def note_default_model(model: str) -> None:
-    """Says what the default model is for, and how to find a stronger one; nothing for any other model."""
-    if model == DEFAULT_MODEL:
-        warn(f"{model} is a small built-in model for a first try; vlm2vec models lists stronger ones")
+def about_model(model: str) -> str:
+    """What the default model is for, and how to find a stronger one; "" for any other model."""
+    if model != DEFAULT_MODEL:
+        return ""
+    return f"{model} is a small built-in model for a first try; vlm2vec models lists stronger ones"
+
+
+def note_model(model: str) -> None:
+    """Prints `about_model` to standard error, if there is something to say."""
+    if about := about_model(model):
+        warn(about)
 
 
 def say_skipped(source: Source) -> None:

@@ -14,7 +14,7 @@ from vlm2vec.cli.options import (
     OptionsOption,
     PickleOption,
     StoreUri,
-    note_default_model,
+    note_model,
     open_vector_store,
     settings_of,
 )
@@ -94,7 +94,7 @@ def search(
     if not as_json:
         if html:
             say(f"Page: {html}")
-        note_default_model(opened.facts.model)
+        note_model(opened.facts.model)
     opened.close()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm2vec.cli.options import DEFAULT_MODEL, PickleOption
+from vlm2vec.cli.options import DEFAULT_MODEL, PickleOption, about_model
 from vlm2vec.errors import UserError
 from vlm2vec.progress import progress_bar, say
 
@@ -48,7 +48,7 @@ def ui(
     else:
         searcher, note = _demo(model or DEFAULT_MODEL, consent)
         title = "Demo: drawn images"
-    page = build_page(searcher, title, note)
+    page = build_page(searcher, title, " · ".join(filter(None, (note, about_model(searcher.store.facts.model)))))
     address = launch_page(page, searcher, host, port)
     say(f"Page: {address} (Ctrl-C stops it)")
     if host not in ("127.0.0.1", "localhost", "::1"):

@@ -74,7 +74,7 @@ def by_size(title: str, y_label: str, points: Sequence[Point]) -> str:
     left, right = math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.25
     scale = (WIDTH - LEFT - RIGHT) / (right - left)
     parts = [_frame(title), *_percent_axis(y_label, low, high)]
-    for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100):
+    for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100):
         if left <= math.log10(tick) <= right:
             x = LEFT + (math.log10(tick) - left) * scale
             parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{tick:g}</text>')
@@ -108,9 +108,9 @@ def _frame(title: str) -> str:
 
 
 def _range(values: Sequence[float]) -> tuple[int, int]:
-    """Multiples of ten that enclose the values."""
-    low, high = math.floor(min(values) / 10) * 10, math.ceil(max(values) / 10) * 10
-    return max(low, 0), max(high, low + 10)
+    """Multiples of ten that enclose the values, at least one point away from them."""
+    low, high = math.floor((min(values) - 1) / 10) * 10, math.ceil((max(values) + 1) / 10) * 10
+    return max(low, 0), min(high, 100)
 
 
 def _percent_axis(label: str = "percent", low: int = 0, high: int = 100) -> list[str]:

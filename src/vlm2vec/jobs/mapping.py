@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -28,8 +26,7 @@ from PIL import Image
 from vlm2vec.errors import UserError
 from vlm2vec.files import write_text
 from vlm2vec.jobs.searching import image_ref, with_images
-from vlm2vec.jobs.sheet import name_of
-from vlm2vec.media.text import actual_path
+from vlm2vec.jobs.sheet import link_of, name_of
 from vlm2vec.retrieval.metadata import PREFIX
 from vlm2vec.retrieval.vector_store import Hit, VectorStore
 
@@ -164,11 +161,9 @@ def _rows(store: VectorStore, where: str | None, limit: int) -> tuple[list[str],
 
 
 def _point(hit: Hit, folder: Path) -> dict[str, Any]:
-    """Name, thumbnail and link of a row; the link is relative to the page."""
-    path = hit.metadata.get(f"{PREFIX}path")
-    link = quote(os.path.relpath(Path(actual_path(str(path))).absolute(), folder.absolute())) if path else ""
+    """Name, thumbnail and link of a row."""
     text = str(hit.metadata.get(f"{PREFIX}text", ""))[:160]
-    return {"n": name_of(hit), "f": link, "t": text, "i": _small(hit)}
+    return {"n": name_of(hit), "f": link_of(hit, folder), "t": text, "i": _small(hit)}
 
 
 def _small(hit: Hit) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 
@@ -15,7 +17,7 @@ from vlm2vec.files import write_text
 from vlm2vec.jobs.indexing import thumbnail
 from vlm2vec.jobs.searching import image_ref, is_missing
 from vlm2vec.media.images import ImageRef
-from vlm2vec.media.text import breakable
+from vlm2vec.media.text import actual_path, breakable
 from vlm2vec.retrieval.metadata import PREFIX, is_own
 from vlm2vec.retrieval.vector_store import Hit
 
@@ -36,6 +38,7 @@ class Card:
     image: str | None
     text: str
     about: str
+    link: str = ""
 
 
 def write_sheet(
@@ -54,13 +57,18 @@ def write_sheet(
     page = environment.from_string(TEMPLATE.read_text()).render(
         title=title,
         query=_data_uri(query) if query else None,
-        sections=[(heading, [card_of(hit) for hit in hits]) for heading, hits in sections],
+        sections=[(heading, [card_of(hit, path.parent) for hit in hits]) for heading, hits in sections],
     )
     write_text(path, page)
 
 
-def card_of(hit: Hit) -> Card:
-    """A hit as a card; an image that cannot be read is left out and its error shown."""
+def card_of(hit: Hit, folder: Path | None = None) -> Card:
+    """A hit as a card; an image that cannot be read is left out and its error shown.
+
+    Args:
+        hit: A row of a store.
+        folder: Folder of the page, for a link to the row's file; None: no link.
+    """
     text = str(hit.metadata.get(f"{PREFIX}text", ""))[:MOST_TEXT]
     image = None
     if ref := image_ref(hit.metadata):
@@ -71,7 +79,13 @@ def card_of(hit: Hit) -> Card:
     facts = " · ".join(f"{name} {value}" for name, value in shown_fields(hit).items())
     if is_missing(hit.metadata):
         facts = f"file not found · {facts}".removesuffix(" · ")
-    return Card(name_of(hit), hit.key, f"{hit.score:.3f}", image, text, facts)
+    return Card(name_of(hit), hit.key, f"{hit.score:.3f}", image, text, facts, link_of(hit, folder) if folder else "")
+
+
+def link_of(hit: Hit, folder: Path) -> str:
+    """Address of a row's file relative to the folder of a page; "" for a row without a file."""
+    path = hit.metadata.get(f"{PREFIX}path")
+    return quote(os.path.relpath(Path(actual_path(str(path))).absolute(), folder.absolute())) if path else ""
 
 
 def shown_fields(hit: Hit) -> dict[str, Any]:

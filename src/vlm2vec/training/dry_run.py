@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlm2vec.models.registry import KNOWN
@@ -25,8 +28,20 @@ def dry_run(recipe: Recipe) -> list[dict[str, float]]:
     Raises:
         UserError: for an error in the recipe, or a family without a tiny model.
     """
-    with tempfile.TemporaryDirectory() as name, without_progress_bars():
+    with tempfile.TemporaryDirectory() as name, without_progress_bars(), _only_errors("vlm2vec.models.loading"):
         return read_log(train(_in_small(recipe, Path(name))))
+
+
+@contextmanager
+def _only_errors(name: str) -> Iterator[None]:
+    """Keeps warnings about the tiny model, such as that it is not a published one, out of the output."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _in_small(recipe: Recipe, folder: Path) -> Recipe:
