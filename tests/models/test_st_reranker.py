@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
 from tiny.models import draw_image
 
 from vlm2vec import Embedder, UserError
@@ -21,6 +25,12 @@ TinyVlm = Callable[[str], Path]
 RED, WIDE = draw_image(60, 60, 1), draw_image(90, 40, 2)
 QUERY, CANDIDATES = {"image": RED, "text": "red"}, ["a dog", RED, {"image": WIDE, "text": "wide"}]
 PROMPT = RerankPrompt(system="Judge.", body="{instruction} Q: {query} D: {document}", answers=("y", "n"))
+
+CHAT = (
+    "{%- for message in messages -%}[{{ message.role }}]{%- for part in message.content -%}"
+    "{%- if part.type == 'image' -%}<image>{%- else -%}{{ part.text }}{%- endif -%}"
+    "{%- endfor -%}{%- endfor -%}{%- if add_generation_prompt -%}[assistant]{%- endif -%}"
+)
 
 
 def of_vlm(folder: Path) -> PairModel:
@@ -70,3 +80,46 @@ def test_a_damaged_folder_is_one_clear_line(tiny_vlm: TinyVlm, tmp_path: Path) -
     (folder / "reranker.json").write_text(text.replace('"format"', '"fromat"'))
     with pytest.raises(UserError, match=r"reranker\.json: unknown key fromat"):
         Reranker.from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("generation", [True, False])
+def test_a_generating_cross_encoder_loads_here_with_equal_scores(
+    generation: bool, tiny_vlm: TinyVlm, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_vlm("llava"), folder)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    calls: Any = {"chat_template": {"add_generation_prompt": generation}}
+    network = Transformer(str(folder), transformer_task="any-to-any", processing_kwargs=calls)
+    answers = [network.tokenizer.encode(word)[0] for word in ("y", "n")]
+    theirs = CrossEncoder(
+        modules=[network, LogitScore(*answers)],
+        device="cpu",
+        prompts={"default": "Judge."},
+        default_prompt_name="default",
+        activation_fn=torch.nn.Identity(),
+    )
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    reranker = Reranker.from_pretrained(str(tmp_path / "saved"), device="cpu", dtype=torch.float32)
+    candidates = [*CANDIDATES, {"text": "wide", "image": WIDE}]
+    for query in (QUERY, "red", RED):
+        expected = theirs.predict([(query, candidate) for candidate in candidates])
+        assert np.ptp(expected) > 1e-2
+        np.testing.assert_allclose(reranker.score(query, candidates), expected, atol=2e-4)
+    asked = theirs.predict([(QUERY, "a dog")], prompt="Find it.")
+    np.testing.assert_allclose(reranker.score(QUERY, ["a dog"], instruction="Find it."), asked, atol=2e-4)
+    again = reranker.scorer.save_pretrained(tmp_path / "again")
+    np.testing.assert_array_equal(
+        Reranker.from_pretrained(str(again), device="cpu", dtype=torch.float32).score(QUERY, candidates),
+        reranker.score(QUERY, candidates),
+    )
+
+
+def test_other_cross_encoders_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
+    kind = "sentence_transformers.base.modules.transformer.Transformer"
+    (tmp_path / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": kind}]))
+    with pytest.raises(
+        UserError, match=r"modules\.json: .*expected sentence-transformers' own Transformer, LogitScore"
+    ):
+        Reranker.from_pretrained(str(tmp_path))

@@ -14,6 +14,7 @@ from vlm2vec.models.checkpoints.tensors import load_tensors, read_model
 from vlm2vec.models.device import process_device
 from vlm2vec.models.embedder import Embedder, best_dtype
 from vlm2vec.models.loading import LoadSettings
+from vlm2vec.models.reranking.cross_encoder import is_cross_encoder, load_cross_encoder
 from vlm2vec.models.reranking.folder import HEAD_FILE, RerankerFile
 from vlm2vec.models.reranking.pair_model import PairModel, new_head
 from vlm2vec.models.reranking.prompt import RerankPrompt
@@ -54,7 +55,7 @@ def load_pair_model(
     revision: str | None = None,
     **options: Any,
 ) -> PairModel:
-    """Loads a trained reranker, or makes one of a model that generates text.
+    """Loads a trained reranker or a CrossEncoder folder, or makes one of a model that generates text.
 
     Args:
         source: A folder or hub id.
@@ -68,10 +69,11 @@ def load_pair_model(
         UserError: if the source cannot be loaded, is a dual encoder, or has no language-model head.
     """
     folder = hub.local_folder(str(source), revision)
-    if not (folder / RERANKER_FILE).is_file():
+    own = (folder / RERANKER_FILE).is_file()
+    if not own and not is_cross_encoder(folder):
         embedder = Embedder.from_pretrained(source, device=device, dtype=dtype, revision=revision, **options)
         return PairModel.of(embedder, prompt or RerankPrompt())
     where = process_device(device)
     base = options.pop("base", None)
     settings = LoadSettings(dtype or best_dtype(where), base, None, None, options, where)
-    return load_reranker(folder, settings, prompt)
+    return load_reranker(folder, settings, prompt) if own else load_cross_encoder(folder, settings, prompt)

@@ -67,8 +67,8 @@ class Reranker:
         """Loads a trained reranker, or a model that generates text.
 
         Args:
-            source: A folder that `vlm2vec train` wrote with `task: rerank`; or a folder or hub id of a model that
-                generates text.
+            source: A folder that `vlm2vec train` wrote with `task: rerank`; a folder or hub id of a generating
+                CrossEncoder of sentence-transformers; or of a model that generates text.
             prompt: Wording of the prompt. Default: that of the trained reranker, otherwise of Qwen3-VL-Reranker.
             options: Options of `Embedder.from_pretrained`, such as `device`, `dtype`, `revision`.
 
