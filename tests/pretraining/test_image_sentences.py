@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from pretraining.image_sentences import found, train, write
 from pretraining.photographs import LICENSED, Figure, free_commit, main, read_photograph, texts_of
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.compact.parts import FINAL_DIM
-from vlm2vec.models.backbones.compact.sentence import Bypass, SeenClasses
+from vlm2vec.models.backbones.compact.parts import FINAL_DIM, VISION_DIM
+from vlm2vec.models.backbones.compact.seen_classes import SeenClasses
+from vlm2vec.models.backbones.compact.sentence import Bypass
 
 NOISE = np.random.default_rng(0)
 
@@ -100,7 +101,7 @@ def test_training_brings_images_near_their_texts_and_what_is_written_reads_back(
     texts_ND = F.normalize(F.layer_norm(kinds, (FINAL_DIM,)) @ direction, dim=-1)
     texts = [text.unsqueeze(0) for text in texts_ND.repeat(6, 1)]
     bypass = Bypass(SeenClasses(classifier, F.normalize(torch.randn(6, 384), dim=-1)), dropout=0.1)
-    shown = torch.cat([features, torch.zeros(240, 2, 8)], dim=-1)
+    shown = torch.cat([features, torch.zeros(240, 2, VISION_DIM - FINAL_DIM)], dim=-1)
     before = found(bypass.eval(), shown[:40], texts_ND)["hit@1"]
     losses = train(bypass.train(), shown[40:], texts[40:])
     assert losses[-1] < 0.5 * losses[0] and not bypass.training

@@ -13,6 +13,7 @@ from vlm2vec.models.backbones.base import Backbone, MediaTokens
 BUILT_IN = {
     "compact": "vlm2vec.models.backbones.compact.model:Compact",
     "compact-sentence": "vlm2vec.models.backbones.compact.sentence:CompactSentence",
+    "compact-sentence-dual": "vlm2vec.models.backbones.compact.sentence_dual:CompactSentenceDual",
     "compact-dual": "vlm2vec.models.backbones.compact.dual:CompactDual",
 }
 # Checkpoint folders that ship with the package, with the SHA-256 of their weights.

@@ -111,9 +111,8 @@ def _by_family(base: str) -> dict[str, Any]:
     released script).
     """
     if _origin(base) in BUILT_IN:
-        options = {"num_layers": 4, "visual_tokens": 9, "image_size": 192} if base in BUILT_IN else {}
         return {
-            "model": {"base": base, "options": options},
+            "model": {"base": base},
             "lora": {"rank": 16, "alpha": 32, "dropout": 0.0},
             "train": {"batch_size": 32, "chunk_size": 16, "learning_rate": 1e-3, "temperature": 0.1, "log_steps": 5},
         }

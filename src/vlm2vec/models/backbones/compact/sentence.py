@@ -1,6 +1,6 @@
-"""`compact-sentence`: a small VLM whose language model is a sentence encoder.
+"""`compact-sentence`: a built-in small VLM whose language model is a sentence encoder, for photographs.
 
-image -> EfficientNet-Lite2 (frozen) -> the whole image and a grid of its cells, a token each
+image -> EfficientNet-Lite0 (frozen) -> a grid of cells, a token each
       -> projector: the words of the classes that the encoder sees, and a projection of the features ----+
       -> bypass: a sentence vector of the whole image, added to the final states of the visual tokens    |
 text  ---------------------------------------------------------------------------------------------------+
@@ -15,6 +15,7 @@ Shapes: B examples, N images, L tokens, T visual tokens of an image, F features,
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,48 +26,30 @@ from torch import nn
 
 from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.base import DecoderBackbone
-from vlm2vec.models.backbones.compact.class_words import NAMES
-from vlm2vec.models.backbones.compact.parts import FINAL_DIM, load_sentence_encoder
-from vlm2vec.models.backbones.compact.processing import CompactBackbone
-from vlm2vec.models.backbones.compact.scales import LOW_DIM, SCALES_DIM, SeveralScales
+from vlm2vec.models.backbones.base import NUMBERED, DecoderBackbone, MediaTokens
+from vlm2vec.models.backbones.compact.parts import (
+    FINAL_DIM,
+    VISION_DIM,
+    EfficientNetLite,
+    load_sentence_encoder,
+)
+from vlm2vec.models.backbones.compact.processing import SentenceBackbone
+from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, class_words
 from vlm2vec.models.prompts import split_at_images
 from vlm2vec.types import EmbeddingInput
 
 SHIPPED = Path(__file__).with_name("sentence_bypass.safetensors")
-SHIPPED_SHA256 = "27f748a1f511782b691af263de0e1bc2156dbd0b62bcb3a2136269a7215ae986"
+SHIPPED_SHA256 = "060efed69ab18cdaa3c6ebf6fad205422a1372d59562e63b1dcc357b0346f761"
 BYPASS_WIDTH = 768
-MAX_POSITIONS = 512
 PRIOR_SCALE = 2.5  # of the class sentences against the learned part of the bypass, as it was trained
 BYPASS_SCALE = 16.0  # a bypass vector is then three times as long as a mean of MiniLM's states
-DEFAULTS = {"num_layers": 6, "grid": 3, "image_size": 224}
+DEFAULTS = {"num_layers": 6, "visual_tokens": 9, "image_size": 192}
 
 
-class SeenClasses(nn.Module):
-    """Features [.., F] -> vector [.., D] expected over the classes that the vision encoder sees.
-
-    Neither trained nor saved: classifier and vectors come from the packaged parts.
-
-    Args:
-        classifier: The vision encoder's last layer, [C, 1280].
-        vectors_CD: A vector per class.
-    """
-
-    weight_CF: torch.Tensor
-    bias_C: torch.Tensor
-    vectors_CD: torch.Tensor
-
-    def __init__(self, classifier: nn.Linear, vectors_CD: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight_CF", classifier.weight.detach().float(), persistent=False)
-        self.register_buffer("bias_C", classifier.bias.detach().float(), persistent=False)
-        self.register_buffer("vectors_CD", vectors_CD, persistent=False)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Mean of the classes' vectors, weighted by the classes' probabilities."""
-        seen = features[..., :FINAL_DIM].to(self.weight_CF.dtype)
-        probabilities = F.linear(seen, self.weight_CF, self.bias_C).softmax(dim=-1)
-        return probabilities.to(self.vectors_CD.dtype) @ self.vectors_CD
+def normalized(features: torch.Tensor) -> torch.Tensor:
+    """Features [.., F] whose last feature map has mean 0 and variance 1; the other values are left as they are."""
+    seen = F.layer_norm(features[..., :FINAL_DIM].float(), (FINAL_DIM,))
+    return torch.cat([seen, features[..., FINAL_DIM:].float()], dim=-1)
 
 
 class SentenceProjector(nn.Module):
@@ -79,7 +62,7 @@ class SentenceProjector(nn.Module):
         super().__init__()
         self.class_words = class_words
         dim = class_words.vectors_CD.shape[1]
-        self.layer = nn.Linear(SCALES_DIM, dim)
+        self.layer = nn.Linear(VISION_DIM, dim)
         self.positions = nn.Parameter(torch.zeros(num_tokens, dim))
         nn.init.zeros_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)
@@ -87,9 +70,7 @@ class SentenceProjector(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """One input vector per visual token."""
         words: torch.Tensor = self.class_words(features)
-        seen, low = torch.split(features.float(), [FINAL_DIM, LOW_DIM], dim=-1)
-        both = torch.cat([F.layer_norm(seen, (FINAL_DIM,)), F.layer_norm(low, (LOW_DIM,))], dim=-1)
-        projected: torch.Tensor = self.layer(both.to(self.layer.weight.dtype))
+        projected: torch.Tensor = self.layer(normalized(features).to(self.layer.weight.dtype))
         return words + projected + self.positions
 
 
@@ -97,7 +78,7 @@ class Bypass(nn.Module):
     """Visual features [N, T, F] -> sentence vectors of whole images [N, D].
 
     The mean over the tokens of the expected sentence vector of their class, plus what two trained layers read from the
-    first token, which is the whole image.
+    mean of the tokens, which is the whole image.
     """
 
     def __init__(self, class_sentences: SeenClasses, dropout: float = 0.0) -> None:
@@ -106,7 +87,7 @@ class Bypass(nn.Module):
         dim = class_sentences.vectors_CD.shape[1]
         self.layers = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(FINAL_DIM, BYPASS_WIDTH),
+            nn.Linear(VISION_DIM, BYPASS_WIDTH),
             nn.GELU(),
             nn.Dropout(dropout),
             last := nn.Linear(BYPASS_WIDTH, dim),
@@ -117,7 +98,7 @@ class Bypass(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Unit vectors."""
         prior: torch.Tensor = self.class_sentences(features).mean(dim=-2)
-        whole = F.layer_norm(features[..., 0, :FINAL_DIM].float(), (FINAL_DIM,))
+        whole = normalized(features.float().mean(dim=-2))
         learned: torch.Tensor = self.layers(whole.to(next(self.layers.parameters()).dtype))
         return F.normalize(PRIOR_SCALE * prior + learned, dim=-1)
 
@@ -132,7 +113,7 @@ class SentenceModel(nn.Module):
     config: Any
 
     def __init__(
-        self, vision: SeveralScales, projector: SentenceProjector, bypass: Bypass, language_model: nn.Module
+        self, vision: EfficientNetLite, projector: SentenceProjector, bypass: Bypass, language_model: nn.Module
     ) -> None:
         super().__init__()
         self.vision = vision
@@ -160,18 +141,18 @@ class SentenceModel(nn.Module):
         return states
 
 
-class CompactSentence(CompactBackbone, DecoderBackbone):
+class CompactSentence(SentenceBackbone, DecoderBackbone):
     """The VLM on a sentence encoder, and its processor. It pools by the mean and attends in both directions.
 
     Settings (`options` of `load`):
         num_layers: Layers of the sentence encoder, 1 to 6 (default 6: all of them).
-        grid: Cells per side; an image has 1 + grid² tokens (default 3: 10 tokens).
+        visual_tokens: Tokens per image, a square number such as 4, 9 or 16 (default 9).
         image_size: Side in pixels. Images are resized to a square of this side, ignoring their aspect ratio
-            (default 224).
+            (default 192).
     """
 
     name: ClassVar[str] = "compact-sentence"
-    lora_targets = r".*\.encoder\..*\.(query|key|value|dense)"
+    media_tokens: ClassVar[Mapping[str, MediaTokens]] = {"compact-sentence": NUMBERED}
     trained_modules: ClassVar[list[str]] = ["projector", "bypass"]
     _pooling = "mean"
     _attention = "bidirectional"
@@ -183,17 +164,12 @@ class CompactSentence(CompactBackbone, DecoderBackbone):
         if unknown := set(settings) - set(DEFAULTS):
             raise UserError(f"{source}: unknown settings {', '.join(sorted(unknown))}; expected {', '.join(DEFAULTS)}")
         language, tokenizer = load_sentence_encoder(settings["num_layers"], dtype)
-        vision = SeveralScales(settings["image_size"], settings["grid"])
-        words_CD = _class_words(language.get_input_embeddings().weight.detach(), tokenizer)
+        vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"], for_classifier=True)
+        words_CD = class_words(language.get_input_embeddings().weight.detach(), tokenizer)
         projector = SentenceProjector(SeenClasses(vision.classifier, words_CD), vision.num_tokens)
         model = SentenceModel(vision, projector, shipped_bypass(vision), language).to(dtype)
         model.vision.float()  # pixel values are float32, and features must not depend on the dtype of the rest
         return cls(model, tokenizer, settings)
-
-    @property
-    def max_length(self) -> int:
-        """510 tokens of text and images; the positions of MiniLM but its first and its last token."""
-        return MAX_POSITIONS - 2
 
     @property
     def attention(self) -> str:
@@ -229,14 +205,14 @@ class CompactSentence(CompactBackbone, DecoderBackbone):
             if isinstance(piece, int):
                 ids += image
                 continue
-            words: list[int] = self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
-            ids += words[:left]
-            dropped += len(words[left:])
-            left -= len(words[:left])
-        return [self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id], dropped
+            words, too_many = self._text_ids(piece, left)
+            ids += words
+            dropped += too_many
+            left -= len(words)
+        return self._enclosed(ids), dropped
 
 
-def shipped_bypass(vision: SeveralScales) -> Bypass:
+def shipped_bypass(vision: EfficientNetLite) -> Bypass:
     """The bypass with its shipped weights and sentence vectors of the classes.
 
     Raises:
@@ -249,11 +225,3 @@ def shipped_bypass(vision: SeveralScales) -> Bypass:
     bypass = Bypass(SeenClasses(vision.classifier, learned.pop("class_sentences")))
     bypass.load_state_dict(learned)
     return bypass
-
-
-@torch.no_grad()
-def _class_words(embeddings_VD: torch.Tensor, tokenizer: Any) -> torch.Tensor:
-    """Mean input vector of the words of each class: its name and its kind."""
-    names = [line.split(maxsplit=1)[1] for line in NAMES.read_text().splitlines()]
-    ids = tokenizer(names, add_special_tokens=False)["input_ids"]
-    return torch.stack([embeddings_VD[row].float().mean(dim=0) for row in ids])

@@ -1,0 +1,57 @@
+"""What the vision encoder's classifier sees, as vectors: of words, or of sentences.
+
+EfficientNet-Lite0 comes with a classifier of the 1,000 ImageNet classes. Each class has a name, and a language model
+has a vector for it. A visual token can therefore start as the words for its content, before any training.
+
+Shapes: F features, C classes, V words, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vlm2vec.models.backbones.compact.class_words import NAMES
+from vlm2vec.models.backbones.compact.parts import FINAL_DIM
+
+
+class SeenClasses(nn.Module):
+    """Features [.., F] -> vector [.., D] expected over the classes that the vision encoder sees.
+
+    Neither trained nor saved: classifier and vectors come from the packaged parts.
+
+    Args:
+        classifier: The vision encoder's last layer, [C, 1280].
+        vectors_CD: A vector per class.
+    """
+
+    weight_CF: torch.Tensor
+    bias_C: torch.Tensor
+    vectors_CD: torch.Tensor
+
+    def __init__(self, classifier: nn.Linear, vectors_CD: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight_CF", classifier.weight.detach().float(), persistent=False)
+        self.register_buffer("bias_C", classifier.bias.detach().float(), persistent=False)
+        self.register_buffer("vectors_CD", vectors_CD, persistent=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Mean of the classes' vectors, weighted by the classes' probabilities."""
+        seen = features[..., :FINAL_DIM].to(self.weight_CF.dtype)
+        probabilities = F.linear(seen, self.weight_CF, self.bias_C).softmax(dim=-1)
+        return probabilities.to(self.vectors_CD.dtype) @ self.vectors_CD
+
+
+def names_of_classes() -> list[str]:
+    """Name and kind of each class, such as "beagle, dog"."""
+    return [line.split(maxsplit=1)[1] for line in NAMES.read_text().splitlines()]
+
+
+@torch.no_grad()
+def class_words(embeddings_VD: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    """Mean input vector of the words of each class, [C, D]."""
+    ids = tokenizer(names_of_classes(), add_special_tokens=False)["input_ids"]
+    return torch.stack([embeddings_VD[row].float().mean(dim=0) for row in ids])
