@@ -79,7 +79,7 @@ class EfficientNetLite(nn.Module):
     @property
     def num_tokens(self) -> int:
         """Tokens per image."""
-        return self.side**2
+        return int(self.side**2)
 
     @property
     def classifier(self) -> nn.Linear:
