@@ -22,6 +22,7 @@ from vlm2vec import Embedder, UserError
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.card import MARK, card, write_card
 from vlm2vec.models.checkpoints.push import push_folder
+from vlm2vec.serving.settings import ServeSettings
 
 COMMIT = "0123456789012345678901234567890123456789"
 
@@ -135,6 +136,7 @@ def test_a_saved_folder_has_one_card_with_metadata_and_three_ways_to_use_it(save
     assert "32 dimensions" in text and 'query: "Find it."' in text
     for words in ("Embedder.from_pretrained(", "SentenceTransformer(", "vlm2vec serve"):
         assert words in text
+    assert f'model="{ServeSettings(model="any").served_names[0]}"' in text
     assert "trust_remote_code" not in text  # sentence-transformers loads this family by itself
     adapted = Embedder.from_pretrained(saved, dtype=torch.float32, device="cpu")
     adapted.base = "owner/base"
@@ -163,6 +165,23 @@ def test_the_card_names_licence_data_and_settings_of_training(saved, tmp_path):
     assert header(text)["license"] == "apache-2.0" and header(text)["datasets"] == ["TIGER-Lab/MMEB-train"]
     for row in ("| Steps | 20 |", "| LoRA | rank 4, alpha 8 |", "| Sets | A-OKVQA |", "# photos"):
         assert row in text
+
+
+def test_scores_of_evaluations_in_the_folder_are_a_model_index_that_the_hub_client_reads(saved, tmp_path):
+    from huggingface_hub import ModelCard
+
+    folder = tmp_path / "model"
+    (folder / "eval").mkdir(parents=True)
+    (folder / "embedder.json").write_text((saved / "embedder.json").read_text())
+    tasks = {"MSCOCO_t2i": {"metric": "hit@1", "score": 0.625}}
+    found = {"model": "m", "benchmark": "mmeb-v1", "tasks": tasks, "groups": {"overall": 0.5}, "about": {}}
+    (folder / "eval/results.json").write_text(json.dumps(found))
+    write_card(folder, "me/model")
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert [(each.dataset_name, each.metric_type, each.metric_value) for each in results] == [
+        ("mmeb-v1 overall", "mean", 50.0),
+        ("mmeb-v1 MSCOCO_t2i", "hit@1", 62.5),
+    ]
 
 
 def test_a_card_that_a_person_wrote_is_kept(saved, tmp_path):

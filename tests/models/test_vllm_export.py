@@ -47,6 +47,8 @@ def test_weights_and_architecture_are_those_of_the_generative_class(served: Path
     with safe_open(served / "model.safetensors", "pt") as file:
         names = list(file.keys())
     assert all(name.startswith(("model.language_model.", "model.visual.")) for name in names)
+    index = json.loads((served / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index == dict.fromkeys(names, "model.safetensors")  # vLLM would read golden.safetensors without it
     again = Embedder.from_pretrained(served, dtype=torch.float32, device="cpu")
     source = Embedder.from_pretrained(tiny_vlm("qwen2_vl"), dtype=torch.float32, device="cpu", **MULTIMODAL)
     np.testing.assert_allclose(again.encode(INPUTS), source.encode(INPUTS), atol=1e-5)
@@ -59,6 +61,11 @@ def test_the_commands_name_the_folder_its_template_and_the_pooling(served: Path)
     for file in (VLLM_FILE, SGLANG_FILE):
         words = words_of(served, file)
         assert (served.parent / words[words.index("--chat-template") + 1]).is_file()
+
+
+def test_the_card_has_the_command_of_the_server(served: Path) -> None:
+    command = " ".join((served / VLLM_FILE).read_text().splitlines()[-1].split()[1:-1])
+    assert command in (served / "README.md").read_text() and command.startswith("vllm serve")
 
 
 def test_the_chat_template_writes_the_prompt_with_the_special_tokens_of_the_tokenizer(served: Path) -> None:

@@ -15,13 +15,15 @@ MARK = "<!-- Written by vlm2vec. Delete this line to keep your own text when the
 FOLDER = "path/to/this/folder"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 OWN_MODULE = "vlm2vec."
+SERVED_FILE = "serve_vllm.sh"  # of `vlm2vec export --to vllm`
 
 
 def write_card(folder: Path, name: str | None = None) -> None:
     """Writes the card, unless the folder has a card that a person wrote.
 
     Args:
-        folder: A saved folder with `embedder.json`; `recipe.yaml` and `provenance.json` are used if they are there.
+        folder: A saved folder with `embedder.json`; `recipe.yaml`, `provenance.json`, the `results.json` of evaluations
+            in subfolders (`vlm2vec eval RUN -o RUN/eval`) and `serve_vllm.sh` are used if they are there.
         name: Hub id for the examples. Default: a placeholder.
     """
     path = folder / CARD_FILE
@@ -35,7 +37,8 @@ def card(folder: Path, name: str | None = None) -> str:
     about = read_json(folder / "embedder.json")
     recipe = yaml.safe_load(_text(folder / "recipe.yaml")) or {}
     title = name or Path(str(recipe.get("output") or "An embedding model")).name
-    header = yaml.safe_dump(_metadata(folder, about, recipe), sort_keys=False, allow_unicode=True)
+    metadata = _metadata(folder, about, recipe) | _scores(folder, title)
+    header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     parts = [f"---\n{header}---\n\n{MARK}\n\n# {title}\n", _summary(about), _training(folder, recipe)]
     return "\n".join([part for part in parts if part] + [_usage(folder, about, name or FOLDER)])
 
@@ -53,6 +56,24 @@ def _metadata(folder: Path, about: dict[str, Any], recipe: dict[str, Any]) -> di
     tags = ["vlm2vec", "sentence-transformers", "feature-extraction", "multimodal", "image-text-embedding"]
     found["tags"] = tags + (["peft", "lora"] if adapter else [])
     return found
+
+
+def _scores(folder: Path, title: str) -> dict[str, Any]:
+    """Returns `model-index`, the scores in percent that the hub shows; empty without an evaluation."""
+    results = []
+    for path in sorted(folder.glob("*/results.json")):
+        found = read_json(path)
+        parts = {name: ("mean", score) for name, score in found["groups"].items()}
+        parts |= {name: (task["metric"], task["score"]) for name, task in found["tasks"].items()}
+        results += [
+            {
+                "task": {"type": "feature-extraction"},
+                "dataset": {"type": found["benchmark"], "name": f"{found['benchmark']} {name}"},
+                "metrics": [{"type": metric, "value": round(100 * score, 1)}],
+            }
+            for name, (metric, score) in parts.items()
+        ]
+    return {"model-index": [{"name": title, "results": results}]} if results else {}
 
 
 def base_license(base: str) -> str | None:
@@ -104,6 +125,23 @@ def _training(folder: Path, recipe: dict[str, Any]) -> str:
     )
 
 
+def _served(folder: Path, name: str) -> str:
+    """Returns the start of a vLLM server, if the folder was exported for it."""
+    script = _text(folder / SERVED_FILE)
+    if not script:
+        return ""
+    local = Path(name).name
+    command = script.splitlines()[-1].removeprefix("exec ").removesuffix(' "$@"')
+    return f"""
+The same client works with vLLM, with `model="{local}"`, and with images as chat `messages` in place of `input`:
+
+```
+hf download {name} --local-dir {local}
+{command}
+```
+"""
+
+
 def _usage(folder: Path, about: dict[str, Any], name: str) -> str:
     modules = read_json(folder / "modules.json") or [{"type": OWN_MODULE}]
     needs_us = modules[0]["type"].startswith(OWN_MODULE)
@@ -142,9 +180,9 @@ vlm2vec serve {name} --port 8000
 from openai import OpenAI
 
 client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
-vector = client.embeddings.create(model="{Path(name).name}", input="a dog on the beach").data[0].embedding
+vector = client.embeddings.create(model="vlm2vec", input="a dog on the beach").data[0].embedding
 ```
-"""
+{_served(folder, name)}"""
 
 
 def _is_hub_id(name: str) -> bool:

@@ -14,10 +14,12 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from vlm2vec.errors import UserError
 from vlm2vec.files import read_json, write_json, write_text
 from vlm2vec.models.backbones.generic import Generic
+from vlm2vec.models.checkpoints.card import write_card
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.st_folder import chat_template
 
 VLLM_FILE, SGLANG_FILE, SERVED_CHAT_FILE = "serve_vllm.sh", "serve_sglang.sh", "served_chat_template.jinja"
+INDEX_FILE = "model.safetensors.index.json"
 POOLINGS = {"last": "LAST", "mean": "MEAN", "cls": "CLS"}
 """Poolings of vLLM's pooling runner, by our names."""
 INSTEAD = "serve it with vlm2vec serve"
@@ -57,20 +59,23 @@ def write_served(embedder: Embedder, folder: Path, name: str) -> None:
     """
     backbone: Any = embedder.backbone
     family: Any = _generative(embedder)
-    prefix = f"{family.base_model_prefix}."
-    for path in sorted(folder.glob("model*.safetensors")):
-        _rename(path, prefix)
-    for path in folder.glob("*.safetensors.index.json"):
-        index = read_json(path)
-        index["weight_map"] = {prefix + key: file for key, file in index["weight_map"].items()}
-        write_json(path, index)
+    weights = sorted(folder.glob("model*.safetensors"))
+    named = {path.name: _rename(path, f"{family.base_model_prefix}.") for path in weights}
+    # Without an index, vLLM reads every safetensors file of the folder as weights, the golden vectors too.
+    places = {name: file for file, names in named.items() for name in names}
+    size = sum(path.stat().st_size for path in weights)
+    write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "architectures": [family.__name__]})
+    processor = read_json(folder / "processor_config.json")
+    if "video_processor" not in processor:  # saved without torchvision; servers fall back to the older file
+        write_json(folder / "preprocessor_config.json", processor["image_processor"])
     before, after = special_tokens(backbone.tokenizer)
     chat = chat_template(backbone.template, backbone.image_token)
     write_text(folder / SERVED_CHAT_FILE, _literal(before) + chat + _literal(after))
     for file, words in ((VLLM_FILE, vllm_command(embedder, name)), (SGLANG_FILE, sglang_command(name))):
         write_text(folder / file, f'#!/bin/sh\n# Run beside the folder {name}.\nexec {shlex.join(words)} "$@"\n')
+    write_card(folder)
 
 
 def vllm_command(embedder: Embedder, name: str) -> list[str]:
@@ -114,7 +119,10 @@ def _literal(text: str) -> str:
     return f"{{{{- {json.dumps(text, ensure_ascii=False)} -}}}}" if text else ""
 
 
-def _rename(path: Path, prefix: str) -> None:
+def _rename(path: Path, prefix: str) -> list[str]:
+    """Puts a prefix before the names of a file's tensors; returns the new names."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    save_file({prefix + key: tensor for key, tensor in load_file(path).items()}, path, metadata)
+    tensors = {prefix + key: tensor for key, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata)
+    return list(tensors)
