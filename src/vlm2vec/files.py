@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -54,13 +55,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def named_errors(path: Path | str) -> Iterator[None]:
-    """Adds a path to errors of the operating system that name none, such as pyarrow's when the disk is full."""
+    """Adds a path to errors of the operating system that name none, such as those of pyarrow and safetensors.
+
+    Libraries in Rust raise exceptions of their own; the system's error number is at the end of their text.
+    """
     try:
         yield
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _number_in(str(error))
+        if number is None or getattr(error, "filename", None) is not None:
             raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _number_in(text: str) -> int | None:
+    """The error number of `… (os error 28)`."""
+    found = re.search(r"\(os error (\d+)\)", text)
+    return int(found.group(1)) if found else None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from vlm2vec.data.mmeb.images import WORDINGS, list_sets
 from vlm2vec.data.mmeb.train_rows import TrainRows, read_train_set
 from vlm2vec.data.streams import StreamedSet, streamed_sets
 from vlm2vec.errors import UserError
-from vlm2vec.files import write_json
+from vlm2vec.files import named_errors, write_json
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.card import write_card
@@ -234,7 +234,8 @@ def _save_run(
     state: dict[str, torch.Tensor] | None,
 ) -> None:
     output = recipe.output
-    embedder.write_files(output, state=state)
+    with named_errors(output):
+        embedder.write_files(output, state=state)
     if isinstance(embedder, Embedder):
         _write_golden(embedder, recipe, state)
     (output / "recipe.yaml").write_text(dump_recipe(recipe))

@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from vlm2vec.files import write_text
+from vlm2vec.files import named_errors, write_text
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.reranking.pair_model import PairModel
@@ -95,7 +95,8 @@ class CheckpointingTrainer(transformers.Trainer):
         barrier()
         self._is_writing = True
         try:
-            super()._save_checkpoint(model, trial)
+            with named_errors(final):
+                super()._save_checkpoint(model, trial)
         finally:
             self._is_writing = False
         barrier()
@@ -141,8 +142,10 @@ class CheckpointingTrainer(transformers.Trainer):
         """Writes the complete state by parameter name, so that another number of ranks can resume from it."""
         state = sharding.optimizer_state(self.embedder, self._plain_optimizer())
         if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            parts = {OPTIMIZER_NAME: state, SCHEDULER_NAME: self.lr_scheduler.state_dict()}
+            for name, part in parts.items():  # a file of Python raises the system's error; torch's own writer does not
+                with (Path(output_dir) / name).open("wb") as file:
+                    torch.save(part, file)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
