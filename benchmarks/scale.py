@@ -44,8 +44,10 @@ from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, fill
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.retrieval.rank import rank_relevant
 from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
+from vlm2vec.training import mining
 from vlm2vec.training.check_images import read_images
 from vlm2vec.training.mining import MiningRule, mine_negatives
+from vlm2vec.training.reference import ReferenceModel
 from vlm2vec.types import EmbeddingInput, EvalQuery, content_key
 
 EQUAL_SHARE = 0.2  # fraction of the rows that share a vector, for duplicates
@@ -181,7 +183,7 @@ def recall(folder: Path, rows: int, dim: int) -> Work:
     return {"index": chosen.kind, "recall@10": round(float(share), 4), "ms a query": round(ms, 1)}
 
 
-def mining(folder: Path, rows: int, dim: int) -> Work:
+def mining_targets(folder: Path, rows: int, dim: int) -> Work:
     """`vlm2vec mine` of 2,000 pairs among all rows as targets."""
     random = np.random.default_rng(0)
     targets_MD = random.standard_normal((rows, dim), np.float32)
@@ -190,6 +192,29 @@ def mining(folder: Path, rows: int, dim: int) -> Work:
     since = time.process_time()
     mined = mine_negatives(queries_ND, targets_MD, own, [{row} for row in own], MiningRule(4))
     return {"seconds": time.process_time() - since, "negatives": sum(map(len, mined))}
+
+
+class RandomReference(ReferenceModel):
+    """The model of `mine` with vectors from hashes, kept in an embedding cache."""
+
+    def __init__(self, folder: Path, dim: int) -> None:
+        self.name, backbone = "random", SimpleNamespace(vision_cache=None)
+        self.embedder: Any = SimpleNamespace(encode=Hashed(dim).encode, backbone=backbone)
+        self.cache, self._key_of = EmbeddingCache(folder / "cache", {"model": "random"}), InputKeys()
+
+
+def mining_all(folder: Path, rows: int, dim: int) -> Work:
+    """`vlm2vec mine` of a set of text pairs with 5,000 distinct targets: read, encoded, mined, written."""
+    (folder / "in/Set").mkdir(parents=True)
+    columns = {name: [""] * rows for name in TRAIN_COLUMNS}
+    columns["qry"] = [f"question {row}" for row in range(rows)]
+    columns["pos_text"] = [f"answer {row % 5000}" for row in range(rows)]
+    pq.write_table(pa.table(columns), folder / "in/Set/original-0.parquet")
+    del columns
+    mining.ReferenceModel = lambda model: RandomReference(folder, dim)  # type: ignore[assignment, misc]
+    since = time.process_time()
+    means = mining.mine("random", folder / "in", folder / "out", MiningRule(2, margin=None))
+    return {"seconds": time.process_time() - since, "negatives a pair": means["Set"]}
 
 
 def training_pairs(folder: Path, rows: int, dim: int) -> Work:
@@ -280,7 +305,8 @@ CASES: dict[str, Callable[[Path, int, int], Work]] = {
     "training pairs": training_pairs,
     "images before the first step": image_check,
     "search through the index": recall,
-    "mine, 2,000 pairs": mining,
+    "mine, 2,000 pairs": mining_targets,
+    "mine, all pairs of 5,000 targets": mining_all,
 }
 
 

@@ -15,9 +15,10 @@ from PIL import Image
 
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval import embedding_cache
 from vlm2vec.retrieval.cache_folder import clean_cache, list_cache
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, fill, fingerprint
-from vlm2vec.types import EmbeddingInput
+from vlm2vec.types import EmbeddingInput, content_key
 
 ABOUT = {"model": "toy", "weights": "w1", "template": "t1"}
 
@@ -185,3 +186,17 @@ def test_a_temporary_file_of_a_killed_process_is_no_shard_and_is_removed_when_it
     assert clean_cache(tmp_path, []) == 0
     os.utime(left, (1, 1))
     assert clean_cache(tmp_path, []) == 4 and not left.exists()
+
+
+def test_an_input_is_hashed_once_however_often_it_is_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str | None] = []
+    monkeypatch.setattr(
+        embedding_cache, "content_key", lambda item, digest: hashed.append(item.text) or content_key(item, digest)
+    )
+    keys, pool = InputKeys(), [EmbeddingInput(f"text {i}") for i in range(20)]
+    assert keys.of(pool[:10]) == [content_key(item) for item in pool[:10]]
+    assert keys.of(pool * 3) == [content_key(item) for item in pool] * 3 == list(map(keys, pool * 3))
+    assert len(hashed) == 20
+    monkeypatch.setattr(embedding_cache, "RECENT", 20)
+    assert keys(EmbeddingInput("another")) == content_key(EmbeddingInput("another"))
+    assert keys.of(pool) == [content_key(item) for item in pool]

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from vlm2vec import Embedder, EmbeddingInput, Reranker, UserError
 from vlm2vec.cli import app
 from vlm2vec.data.examples import TrainExample
+from vlm2vec.data.mmeb import images
 from vlm2vec.data.mmeb.images import list_sets
 from vlm2vec.data.mmeb.train_rows import read_train_set
 from vlm2vec.models.reranking.prompt import RerankPrompt
+from vlm2vec.training import mining, reference
 from vlm2vec.training.judging import EmbedderJudge, RerankerJudge, judge_negatives
 from vlm2vec.training.mining import MiningRule, mine, mine_negatives
 
@@ -197,3 +199,47 @@ def test_a_judge_that_is_no_reranker_is_a_mistake_of_one_line(train_root: Path, 
     done = CliRunner().invoke(app, ["mine", compact, str(train_root), "-o", str(tmp_path / "judged"), *judging])
     assert isinstance(done.exception, UserError) and "has no lm_head.weight" in str(done.exception)
     assert not (tmp_path / "judged").exists()
+
+
+def test_positives_of_equal_queries_are_those_of_every_such_pair_and_the_query_itself() -> None:
+    random = np.random.default_rng(0)
+    query_N, own_N = random.integers(7, size=60), random.integers(9, size=60)
+    itself_Q = np.array([2, -1, 0, -1, 8, -1, -1])
+    positives = mining._PositivesOfEqualQueries(query_N, own_N, itself_Q)
+    for number in range(60):
+        equal = {int(m) for m in own_N[query_N == query_N[number]]}
+        assert positives[number] == equal | ({int(itself_Q[query_N[number]])} - {-1})
+
+
+def test_sets_joined_are_their_pairs_in_order_and_mined_rows_are_written_in_blocks(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = {name: read_train_set(train_root, name) for name in list_sets(train_root)[:2]}
+    every = [example for rows in sets.values() for example in rows]
+    joined = mining._Joined(list(sets.values()))
+    assert len(joined) == len(every) and list(joined) == every and [joined[i] for i in range(len(every))] == every
+    monkeypatch.setattr(images, "BLOCK", 3)
+    negatives = [[(i + k) % len(every) for k in range(1, 1 + i % 3)] for i in range(len(every))]
+    scores = [[0.5, *(k / 4 for k in range(len(mined)))] for mined in negatives]
+    images.write_negatives(
+        train_root, {name: len(rows) for name, rows in sets.items()}, negatives, tmp_path / "out", scores
+    )
+    written = [example for name in sets for example in read_train_set(tmp_path / "out", name)]
+    for i, example in enumerate(written):
+        assert [one.text for one in example.negatives] == [every[j].target.text for j in negatives[i]]
+        assert (example.query.text, example.scores) == (every[i].query.text, tuple(scores[i]))
+
+
+def test_a_set_is_encoded_while_a_bounded_number_of_its_inputs_is_held(
+    monkeypatch: pytest.MonkeyPatch, compact: str
+) -> None:
+    monkeypatch.setattr(reference, "HELD", 4)
+    model, held = reference.ReferenceModel(compact), []
+    real = reference.fill
+    monkeypatch.setattr(
+        reference, "fill", lambda cache, items, *rest, **kw: held.append(len(items)) or real(cache, items, *rest, **kw)
+    )
+    texts = [EmbeddingInput(f"text {i % 10} of a set") for i in range(25)]
+    keys = model.prepare(iter(texts))
+    assert held == [4, 4, 2] and len(set(keys)) == 10 and keys[:5] == keys[10:15] == keys[20:]
+    np.testing.assert_allclose(model.rows(keys)[:], model.embedder.encode(texts), atol=1e-5)

@@ -82,7 +82,7 @@ def distinct_inputs(queries: Iterable[EvalQuery]) -> list[EmbeddingInput]:
         by_place[id(query.query)] = query.query
         if id(query.candidates) not in seen:  # in global scope all queries share one tuple
             seen.add(id(query.candidates))
-            by_place.update((id(item), item) for item in query.candidates)
+            by_place.update(zip(map(id, query.candidates), query.candidates, strict=True))
     return list(dict.fromkeys(by_place.values()))
 
 
@@ -162,11 +162,11 @@ def evaluate(
     seconds: dict[str, float] = {}
     results = []
 
-    def score(task: EvalTask, queries: Sequence[EvalQuery]) -> None:
-        table = _Table(cache, [key_of(item) for item in distinct_inputs(queries)])
-        result = score_task(task, queries, table, key_of, seconds[task.name], merged)
+    def score(task: EvalTask, queries: Sequence[EvalQuery], keys: list[bytes]) -> None:
+        table = _Table(cache, keys)
+        result = score_task(task, queries, table, key_of.of, seconds[task.name], merged)
         if second is not None:
-            result.reranked = second(task, queries, table, key_of, merged, progress)
+            result.reranked = second(task, queries, table, key_of.of, merged, progress)
         results.append(result)
 
     for task in benchmark.tasks:
@@ -178,11 +178,12 @@ def evaluate(
         seconds[task.name] = time.perf_counter() - since
         if share.world_size == 1:
             cache.refresh()
-            score(task, queries)
+            score(task, queries, list(by_key))
     if share.world_size > 1:  # each rank ranks whole tasks, once all vectors are there
         cache.refresh()
         for task in benchmark.tasks[share.rank :: share.world_size]:
-            score(task, tasks[task.name])
+            queries = tasks[task.name]
+            score(task, queries, list(dict.fromkeys(key_of.of(distinct_inputs(queries)))))
     by_name = {result.task.name: result for found in share.gather(results) for result in found}
     return [] if share.rank else [by_name[task.name] for task in benchmark.tasks]
 

@@ -46,7 +46,9 @@ class InputKeys:
 
     def __init__(self) -> None:
         self._digests: dict[ImageRef | VideoRef, bytes] = {}
-        self._recent: dict[int, tuple[EmbeddingInput, bytes]] = {}
+        # Readers share one object among equal candidates. Holding the objects prevents their ids from being reused.
+        self._recent: dict[int, bytes] = {}
+        self._held: list[EmbeddingInput] = []
 
     def __call__(self, item: EmbeddingInput) -> bytes:
         """The key of an input, 32 bytes.
@@ -54,15 +56,21 @@ class InputKeys:
         Raises:
             UserError: if one of its images is missing.
         """
-        # Readers share one object among equal candidates. Keeping a reference prevents its id from being reused.
-        known = self._recent.get(id(item))
-        if known is not None:
-            return known[1]
-        if len(self._recent) >= RECENT:
-            self._recent.clear()
-        key = content_key(item, self._digest)
-        self._recent[id(item)] = (item, key)
+        key = self._recent.get(id(item))
+        if key is None:
+            if len(self._held) >= RECENT:
+                self._recent.clear()
+                self._held.clear()
+            key = self._recent[id(item)] = content_key(item, self._digest)
+            self._held.append(item)
         return key
+
+    def of(self, items: Sequence[EmbeddingInput]) -> list[bytes]:
+        """The keys of inputs, in order; of known inputs without a call per input."""
+        try:
+            return list(map(self._recent.__getitem__, map(id, items)))
+        except KeyError:
+            return list(map(self, items))
 
     def _digest(self, image: ImageRef | VideoRef) -> bytes:
         if image not in self._digests:

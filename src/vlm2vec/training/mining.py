@@ -5,17 +5,19 @@ Shapes: N pairs, M distinct targets, D embedding dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from vlm2vec.data.collate import key_number
 from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.mmeb.images import list_sets, write_negatives
-from vlm2vec.data.mmeb.train_rows import read_train_set
+from vlm2vec.data.mmeb.train_rows import TrainRows, read_train_set
 from vlm2vec.errors import UserError
 from vlm2vec.retrieval.rank import Rows
 from vlm2vec.training.judging import Judge, judge_negatives
@@ -45,11 +47,17 @@ class MiningRule:
     judge_margin: float = 0.0
 
 
+class Positives(Protocol):
+    """Rows that are no negatives of each query."""
+
+    def __getitem__(self, number: int, /) -> set[int]: ...
+
+
 def mine_negatives(
     queries_ND: Rows,
     targets_MD: Rows,
-    own_N: Sequence[int],
-    positives: Sequence[set[int]],
+    own_N: Sequence[int] | np.ndarray,
+    positives: Positives,
     rule: MiningRule,
 ) -> list[list[int]]:
     """For each query, the rows of `targets_MD` that are its hard negatives, nearest first.
@@ -66,7 +74,7 @@ def mine_negatives(
     for start in range(0, len(queries_ND), BLOCK):
         part_BD = queries_ND[start : start + BLOCK].astype(np.float32, copy=False)
         rows = range(start, start + len(part_BD))
-        own_BD = targets_MD[[own_N[n] for n in rows]].astype(np.float32, copy=False)
+        own_BD = targets_MD[[int(own_N[n]) for n in rows]].astype(np.float32, copy=False)
         limit_B = np.full(len(part_BD), np.inf, np.float32)
         if rule.margin is not None:
             limit_B = np.einsum("bd,bd->b", part_BD, own_BD) - np.float32(rule.margin)
@@ -141,7 +149,7 @@ def mine(
     means = {}
     for group in [names] if together else [[name] for name in names]:
         by_set = {name: read_train_set(root, name, use_negatives=False) for name in group}
-        examples = [example for found in by_set.values() for example in found]
+        examples = _Joined(list(by_set.values()))
         nearest = _of_examples(finder, examples, rule if judge is None else _for_a_judge(rule))
         negatives, scores = nearest, None
         if judge is not None:
@@ -158,22 +166,53 @@ def _for_a_judge(rule: MiningRule) -> MiningRule:
     return replace(rule, num=max(rule.num, rule.judged))
 
 
+class _Joined(Sequence[TrainExample]):
+    """The pairs of several sets, one set after another; examples are made when they are asked for."""
+
+    def __init__(self, sets: Sequence[TrainRows]) -> None:
+        self._sets, self._begins = sets, [0, *np.cumsum([len(one) for one in sets]).tolist()]
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def __iter__(self) -> Iterator[TrainExample]:
+        return chain.from_iterable(self._sets)
+
+    def __getitem__(self, number: Any) -> Any:
+        place = bisect_right(self._begins, number) - 1
+        return self._sets[place][number - self._begins[place]]
+
+
+class _PositivesOfEqualQueries:
+    """For each pair, the targets of all pairs with an equal query, and the query itself if it is a target.
+
+    Args:
+        query_N: Number of each pair's query among the distinct queries.
+        own_N: Row of each pair's target.
+        itself_Q: Row of the target that equals each distinct query; -1: none does.
+    """
+
+    def __init__(self, query_N: np.ndarray, own_N: np.ndarray, itself_Q: np.ndarray) -> None:
+        order = np.argsort(query_N, kind="stable")
+        self._query_N, self._itself_Q, self._sorted_N = query_N, itself_Q, own_N[order]
+        self._begins = np.searchsorted(query_N[order], np.arange(len(itself_Q) + 1))
+
+    def __getitem__(self, number: int) -> set[int]:
+        query = self._query_N[number]
+        rows = set(self._sorted_N[self._begins[query] : self._begins[query + 1]].tolist())
+        return rows | ({int(self._itself_Q[query])} - {-1})
+
+
 def _of_examples(finder: ReferenceModel, examples: Sequence[TrainExample], rule: MiningRule) -> list[list[int]]:
-    """For each pair, the pairs whose targets are its negatives."""
-    first: dict[int, int] = {}  # the first pair that has this target
-    for i, example in enumerate(examples):
-        first.setdefault(key_number(example.target), i)
-    column = {key: m for m, key in enumerate(first)}
-    own = [column[key_number(example.target)] for example in examples]
-    of_query: dict[int, set[int]] = {}
-    keys = [key_number(example.query) for example in examples]
-    for key, m in zip(keys, own, strict=True):
-        itself = {column[key]} if key in column else set()  # a target that equals the query is not a negative either
-        of_query.setdefault(key, itself).add(m)
-    queries = [example.query for example in examples]
-    pair_of = list(first.values())
-    targets = [examples[i].target for i in pair_of]
-    finder.prepare([*queries, *targets])
-    positives = [of_query[key] for key in keys]
-    found = mine_negatives(finder.rows(queries), finder.rows(targets), own, positives, rule)
-    return [[pair_of[m] for m in chosen] for chosen in found]
+    """For each pair, the pairs whose targets are its negatives. Inputs are equal if their content is."""
+    keys = finder.prepare(item for example in examples for item in (example.query, example.target))
+    queries, targets = keys[::2], keys[1::2]
+    column: dict[bytes, int] = {}
+    own_N = np.fromiter((column.setdefault(key, len(column)) for key in targets), np.int64, len(targets))
+    _, pair_of = np.unique(own_N, return_index=True)  # the first pair that has each target
+    number: dict[bytes, int] = {}
+    query_N = np.fromiter((number.setdefault(key, len(number)) for key in queries), np.int64, len(queries))
+    itself_Q = np.fromiter((column.get(key, -1) for key in number), np.int64, len(number))
+    positives = _PositivesOfEqualQueries(query_N, own_N, itself_Q)
+    found = mine_negatives(finder.rows(queries), finder.rows(list(column)), own_N, positives, rule)
+    return [pair_of[chosen].tolist() for chosen in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from vlm2vec.types import EmbeddingInput
 
 FIELDS = ("guide", "teacher")
 """Keys of `loss` that name a model; the vectors are stored in the batch field of the same name."""
+HELD = 64 * 512  # distinct inputs held while a set is encoded: a whole number of parts of the embedding cache
 
 
 class ReferenceModel:
@@ -38,19 +39,39 @@ class ReferenceModel:
         self.cache = EmbeddingCache(default_cache(), describe(self.embedder, model))
         self._key_of = InputKeys()
 
-    def prepare(self, items: Iterable[EmbeddingInput]) -> None:
-        """Encodes the inputs that the cache lacks, divided among the ranks; returns when all ranks have finished."""
-        distinct = {self._key_of(item): item for item in items}
-        with progress_bar(f"encoding with {self.name}", len(distinct)) as advance:
-            fill(self.cache, distinct, self.embedder.encode, share=(rank(), world_size()), progress=advance)
+    def prepare(self, items: Iterable[EmbeddingInput]) -> list[bytes]:
+        """Encodes the inputs that the cache lacks, divided among the ranks; returns when all ranks have finished.
+
+        The inputs may be made on demand: at most `HELD` of them are held at a time.
+
+        Returns:
+            The key of each input, in order.
+        """
+        keys: list[bytes] = []
+        known: dict[bytes, bytes] = {}
+        waiting: dict[bytes, EmbeddingInput] = {}
+        with progress_bar(f"encoding with {self.name}", None) as advance:
+            for item in items:
+                key = self._key_of(item)
+                if key not in known:
+                    known[key], waiting[key] = key, item
+                keys.append(known[key])  # equal keys are one object
+                if len(waiting) == HELD:
+                    self._encode(waiting, advance)
+                    waiting = {}
+            self._encode(waiting, advance)
         if self.embedder.backbone.vision_cache is not None:
             self.embedder.backbone.vision_cache.flush()
         barrier()
         self.cache.refresh()
+        return keys
 
-    def rows(self, items: Sequence[EmbeddingInput]) -> Rows:
+    def _encode(self, items: dict[bytes, EmbeddingInput], progress: Callable[[int], None]) -> None:
+        fill(self.cache, items, self.embedder.encode, share=(rank(), world_size()), progress=progress)
+
+    def rows(self, keys: Sequence[bytes]) -> Rows:
         """A view of the vectors of prepared inputs, in order; they are read from the cache's files on access."""
-        return self.cache.rows([self._key_of(item) for item in items])
+        return self.cache.rows(keys)
 
     def vectors(self, items: Sequence[EmbeddingInput]) -> torch.Tensor:
         """Returns unit-norm vectors in float32 on the CPU, [U, E]; encodes inputs that the cache lacks."""

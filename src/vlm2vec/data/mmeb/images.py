@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,6 +30,7 @@ TRAIN_FILES = "original-*.parquet"
 WORDINGS = {"original": TRAIN_FILES, "diverse": "diverse_instruction-*.parquet"}
 EVAL_FILES = "test-*.parquet"
 PLACEHOLDER = "<|image_1|>"
+BLOCK = 65536  # rows of mined pairs that are written at once
 PUBLISHED = Quirks()
 
 
@@ -147,22 +150,51 @@ def write_negatives(
         output: Another data folder; the images of `root` are linked into it.
         scores: For each pair, scores of its target and then of its negatives, written as further columns. None: none.
     """
-    found = [row for name in sizes for _, row in _rows(root, name, TRAIN_FILES, TRAIN_COLUMNS, SCORED_COLUMNS)]
-    rows = [{column: row[column] for column in TRAIN_COLUMNS} for row in found]
-    judged = [{"pos_score": positive, "neg_score": rest} for positive, *rest in scores] if scores else [{}] * len(rows)
-    texts, paths = ([row[column] for row in rows] for column in ("pos_text", "pos_image_path"))
-    mined = [
-        {**row, "neg_text": [texts[j] for j in chosen], "neg_image_path": [paths[j] for j in chosen], **more}
-        for row, chosen, more in zip(rows, negatives, judged, strict=True)
-    ]
+    pairs = pa.concat_tables([_pairs(file) for name in sizes for file in set_files(root, name, TRAIN_FILES)])
     begin = 0
     for name, size in sizes.items():
-        _write_set(output, name, pa.Table.from_pylist(mined[begin : begin + size]))
+        with replacing(output / name / TRAIN_FILES.replace("*", "00000-of-00001")) as beside:
+            _write_mined(beside, pairs, range(begin, begin + size), negatives, scores)
         begin += size
     for images in ("images", "images_zip", "images.zip"):
         link = output / images
         if (root / images).exists() and not link.exists():
             link.symlink_to((root / images).resolve())
+
+
+def _pairs(file: Path) -> pa.Table:
+    """The pairs of a file without their negatives, as texts."""
+    table = read_parquet(file)
+    check_columns(file, table.schema.names, TRAIN_COLUMNS, SCORED_COLUMNS)
+    return table.select(TRAIN_COLUMNS[:4]).cast(pa.schema([(name, pa.string()) for name in TRAIN_COLUMNS[:4]]))
+
+
+def _write_mined(
+    file: Path,
+    pairs: pa.Table,
+    rows: range,
+    negatives: Sequence[Sequence[int]],
+    scores: Sequence[Sequence[float]] | None,
+) -> None:
+    """Writes these rows of all pairs with their negatives, in blocks, so that no row becomes a Python object."""
+    writer = None
+    for start in range(rows.start, rows.stop, BLOCK):
+        stop = min(start + BLOCK, rows.stop)
+        chosen = negatives[start:stop]
+        ends = pa.array(np.cumsum([0, *map(len, chosen)]), pa.int32())
+        places = pa.array(list(chain.from_iterable(chosen)), pa.int64())
+        table = pairs.slice(start, stop - start)
+        for name, column in zip(TRAIN_COLUMNS[4:], ("pos_text", "pos_image_path"), strict=True):
+            taken = pairs[column].take(places).combine_chunks()
+            table = table.append_column(name, pa.ListArray.from_arrays(ends, taken))
+        if scores is not None:
+            judged = [(first, rest) for first, *rest in scores[start:stop]]
+            table = table.append_column("pos_score", pa.array([first for first, _ in judged], pa.float64()))
+            table = table.append_column("neg_score", pa.array([rest for _, rest in judged], pa.list_(pa.float64())))
+        writer = writer or pq.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
 
 
 def write_train_set(root: Path, name: str, rows: Sequence[dict[str, str]]) -> None:
