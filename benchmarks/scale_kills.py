@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from scale import BAD_EVERY, Hashed, facts, lines
+from scale_toys import BAD_EVERY, Hashed, facts, lines
 
 from vlm2vec.jobs.embed import EmbedSettings, Job
 from vlm2vec.jobs.indexing import index_source
