@@ -22,6 +22,9 @@ def ui(
         str | None,
         typer.Option(help="Current place of the store's model, if it moved; for the demo: any model."),
     ] = None,
+    rerank: Annotated[
+        str | None, typer.Option(help="A VLM that reads the query with each of the nearest rows and orders them.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to bind to; 0.0.0.0 for all networks.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="TCP port; default: the first free port from 7860 on.")] = None,
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in the browser.")] = False,
@@ -48,7 +51,8 @@ def ui(
     else:
         searcher, note = _demo(model or DEFAULT_MODEL, consent)
         title = "Demo: drawn images"
-    page = build_page(searcher, title, " · ".join(filter(None, (note, about_model(searcher.store.facts.model)))))
+    note = " · ".join(filter(None, (note, about_model(searcher.store.facts.model))))
+    page = build_page(searcher, title, note, _ranker(rerank, consent))
     address = launch_page(page, searcher, host, port)
     say(f"Page: {address} (Ctrl-C stops it)")
     if host not in ("127.0.0.1", "localhost", "::1"):
@@ -56,6 +60,13 @@ def ui(
     if browser:
         typer.launch(address)
     page.block_thread()
+
+
+def _ranker(model: str | None, consent: dict[str, Any]) -> Any:
+    """The reranker of the page, if there is one."""
+    from vlm2vec.models.reranking.reranker import Reranker
+
+    return Reranker.from_pretrained(model, **consent) if model else None
 
 
 def _demo(model: str, consent: dict[str, Any]) -> tuple[Any, str]:

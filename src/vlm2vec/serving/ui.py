@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from starlette.requests import Request
@@ -18,6 +18,7 @@ from vlm2vec.jobs.searching import Query, Searcher
 from vlm2vec.media.images import ImageRef
 from vlm2vec.retrieval.vector_store import VectorStore
 from vlm2vec.serving.ui_parts import (
+    NUM_RERANKED,
     ORIGINAL,
     Answer,
     SearchPage,
@@ -28,6 +29,9 @@ from vlm2vec.serving.ui_parts import (
     tasks,
     with_recent,
 )
+
+if TYPE_CHECKING:
+    from vlm2vec.models.reranking.reranker import Reranker
 
 TEMPLATES = Path(__file__).with_name("templates")
 RESULTS = 24
@@ -47,15 +51,16 @@ KEYS = """<script>document.addEventListener("keydown", (event) => {
 });</script>"""
 
 
-def build_page(searcher: Searcher, title: str, note: str = "") -> gr.Blocks:
+def build_page(searcher: Searcher, title: str, note: str = "", ranker: Reranker | None = None) -> gr.Blocks:
     """Build the search page of a store.
 
     Args:
         searcher: The store and its model.
         title: Name of the store.
         note: Line next to the title.
+        ranker: Orders the nearest rows of a search, unless the visitor switches it off.
     """
-    answers = SearchPage(searcher)
+    answers = SearchPage(searcher, ranker)
     script = (TEMPLATES / "ui.js").read_text()
     with gr.Blocks(
         title=f"{title} · vlm2vec", analytics_enabled=False, delete_cache=(FILE_LIFE // 6, FILE_LIFE)
@@ -80,18 +85,22 @@ def _connect(
     answers: SearchPage, asked: list[Any], buttons: tuple[gr.Button, gr.Button], recent: gr.HTML, shown: list[Any]
 ) -> None:
     """Connect the events of the page with its answers."""
-    (text, image, _, where, number), (go, clear) = asked, buttons
+    (text, image, _, where, number, _), (go, clear) = asked, buttons
     _, detail, results = shown
     past = gr.State([])  # texts of this visit, newest first
 
-    def search(words: str, file: str | None, task: str | None, where: str, number: float, past: list[str]) -> list[Any]:
+    def search(
+        words: str, file: str | None, task: str | None, where: str, number: float, rerank: bool, past: list[str]
+    ) -> list[Any]:
         image = ImageRef(path=file, origin="the uploaded image") if file else None
         kept = with_recent(past, words)
-        answer = answers.search(Query(words, image, task), int(number), where.strip())
+        answer = answers.search(Query(words, image, task), int(number), where.strip(), rerank)
         return [*_changes(answer), recent_list(kept), kept]
 
-    def again(event: gr.EventData, task: str | None, where: str, number: float, past: list[str]) -> list[Any]:
-        return [event.key, None, *search(event.key, None, task, where, number, past)]
+    def again(
+        event: gr.EventData, task: str | None, where: str, number: float, rerank: bool, past: list[str]
+    ) -> list[Any]:
+        return [event.key, None, *search(event.key, None, task, where, number, rerank, past)]
 
     def act(event: gr.EventData, where: str, number: float) -> list[Any]:
         if event.act == "open":
@@ -99,7 +108,7 @@ def _connect(
         return _changes(answers.similar(event.key, int(number), where.strip()))
 
     def empty() -> list[Any]:
-        return ["", None, "", "", RESULTS, *_changes(answers.first(RESULTS))]
+        return ["", None, "", "", RESULTS, answers.ranker is not None, *_changes(answers.first(RESULTS))]
 
     gr.on(
         [go.click, text.submit, where.submit, image.upload],
@@ -179,7 +188,11 @@ def _form(answers: SearchPage) -> tuple[list[Any], gr.Button, gr.Button]:
         info=f"Fields: {fields_line(answers.store)}",
     )  # fmt: skip
     number = gr.Slider(4, MOST_RESULTS, RESULTS, step=4, label="Results", elem_id="number")
-    return [text, image, task, where, number], go, clear
+    rerank = gr.Checkbox(
+        answers.ranker is not None, label=f"Rerank the nearest {NUM_RERANKED}", elem_id="rerank",
+        info="A model reads the query with each", visible=answers.ranker is not None,
+    )  # fmt: skip
+    return [text, image, task, where, number, rerank], go, clear
 
 
 def _theme() -> gr.themes.Base:

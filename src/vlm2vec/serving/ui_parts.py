@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import jinja2
@@ -18,6 +18,7 @@ from PIL import Image
 
 from vlm2vec.errors import UserError
 from vlm2vec.jobs.indexing import thumbnail
+from vlm2vec.jobs.reranking import rerank_hits
 from vlm2vec.jobs.searching import PRESETS, Query, Searcher, image_ref, with_images
 from vlm2vec.jobs.sheet import card_of, name_of
 from vlm2vec.media.images import ImageRef
@@ -25,8 +26,13 @@ from vlm2vec.retrieval.metadata import PREFIX, THUMBNAIL
 from vlm2vec.retrieval.vector_store import Hit, VectorStore
 from vlm2vec.serving.fields import filter_fields, visible
 
+if TYPE_CHECKING:
+    from vlm2vec.models.reranking.reranker import Reranker
+
 TEMPLATE = Path(__file__).with_name("templates") / "ui.html.j2"
 LARGE = 960
+NUM_RERANKED = 50
+"""Number of nearest rows that a reranker reads."""
 MAX_README = 20_000
 MAX_RECENT = 8
 ORIGINAL = "vlm2vec/original"
@@ -47,10 +53,11 @@ class SearchPage:
 
     Args:
         searcher: The store and its model.
+        ranker: Orders the nearest rows by reading each together with the query; None: the order is that of the cosines.
     """
 
-    def __init__(self, searcher: Searcher) -> None:
-        self.searcher, self.store = searcher, searcher.store
+    def __init__(self, searcher: Searcher, ranker: Reranker | None = None) -> None:
+        self.searcher, self.store, self.ranker = searcher, searcher.store, ranker
 
     def first(self, k: int) -> Answer:
         """The page before the first search: the first rows of the store."""
@@ -67,11 +74,22 @@ class SearchPage:
         )
         return Answer(_status(said), "", self._results(hits))
 
-    def search(self, query: Query, k: int, where: str | None) -> Answer:
+    def search(self, query: Query, k: int, where: str | None, rerank: bool = False) -> Answer:
         """Search; an error is shown as one line and the results stay."""
         if query.image is None and not (query.text or "").strip():
             return Answer(_status("Enter a text, add an image, or both", wrong=True))
-        return self._timed(lambda: self.searcher.search(query, k, where or None), "", "")
+        if self.ranker is None or not rerank:
+            return self._timed(lambda: self.searcher.search(query, k, where or None), "", "")
+        skipped: list[str] = []
+        return self._timed(lambda: self._reranked(query, k, where or None, skipped), ", reranked", "", skipped)
+
+    def _reranked(self, query: Query, k: int, where: str | None, skipped: list[str]) -> list[Hit]:
+        """The best k of the nearest rows in the order of the reranker; fills in why rows were left out."""
+        assert self.ranker is not None
+        hits = with_images(self.store, self.searcher.search(query, max(k, NUM_RERANKED), where))
+        best, reasons = rerank_hits(self.ranker, query, hits, k)
+        skipped += reasons
+        return best
 
     def similar(self, key: str, k: int, where: str | None) -> Answer:
         """Find the rows nearest to a row of the store, with that row shown above them."""
@@ -89,14 +107,17 @@ class SearchPage:
         rows = self.store.fetch([key])
         return with_images(self.store, [Hit(key, 0.0, rows.metadata[0])])[0] if rows.keys else None
 
-    def _timed(self, find: Callable[[], list[Hit]], of: str, detail: str | None) -> Answer:
+    def _timed(self, find: Callable[[], list[Hit]], of: str, detail: str | None, skipped: Sequence[str] = ()) -> Answer:
         since = time.perf_counter()
         try:
             hits = find()
         except UserError as error:
             return Answer(_status(str(error), wrong=True))
         said = f"{len(hits)} nearest{of}" if hits else "No results"
-        return Answer(_status(f"{said} · {1000 * (time.perf_counter() - since):.0f} ms"), detail, self._results(hits))
+        said += f" · {1000 * (time.perf_counter() - since):.0f} ms"
+        if skipped:
+            said += f" · {len(skipped)} left out, without a readable image"
+        return Answer(_status(said), detail, self._results(hits))
 
     def _results(self, hits: Sequence[Hit]) -> str:
         with ThreadPoolExecutor(4) as pool:  # decoding images takes most of the time and releases the GIL
