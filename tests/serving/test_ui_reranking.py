@@ -5,45 +5,31 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-import signal
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import pytest
+from reranked_page import Greenness
 from samples import draw
 
 from vlm2vec import Embedder
-from vlm2vec.errors import UserError
 from vlm2vec.jobs.indexing import index_source
 from vlm2vec.jobs.searching import Query, Searcher
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.jobs.stores import facts_of
-from vlm2vec.models.reranking.reranker import Ranked
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.serving.ui_parts import SearchPage
-from vlm2vec.types import EmbeddingInput
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
+SCRIPT = Path(__file__).with_name("reranked_page.py")
 LIMIT = 150  # seconds of the test in the browser
 PATIENCE = 60_000  # milliseconds of one wait
 NAME = re.compile(r"(\w+)\.png")
-
-
-class Greenness:
-    """Ranks images by how green they are, whatever the query is."""
-
-    def rank(
-        self,
-        query: EmbeddingInput,
-        candidates: Sequence[EmbeddingInput],
-        on_error: Callable[[int, UserError], None],
-        progress: Callable[[int], None] | None = None,
-    ) -> list[Ranked]:
-        pixels = [item.images[0].load().resize((1, 1)).getpixel((0, 0)) for item in candidates]
-        scores = [(green - max(red, blue)) / 255 for red, green, blue in pixels]
-        return [Ranked(index, scores[index], 0.0) for index in sorted(range(len(scores)), key=lambda i: -scores[i])]
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +61,20 @@ def test_without_a_reranker_the_switch_does_nothing(searcher: Searcher) -> None:
 
 
 @contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """Raise `TimeoutError` in the test when the time is over."""
-
-    def over(number: int, frame: Any) -> None:
-        raise TimeoutError(f"not finished within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, over)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+def served(store: str) -> Iterator[str]:
+    """The address of the page, from a process that ends with its standard input, or is killed at the time limit."""
+    command = [sys.executable, str(SCRIPT), store]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        limit = threading.Timer(LIMIT, server.kill)  # ends the reading of its output and the waits of the browser
+        limit.start()
+        try:
+            assert server.stdout is not None and server.stdin is not None
+            yield next(line.split()[1] for line in server.stdout if line.startswith("Page: "))
+            server.stdin.close()
+            server.wait(30)
+        finally:
+            limit.cancel()
+            server.kill()
 
 
 @pytest.mark.slow
@@ -95,28 +82,22 @@ def time_limit(seconds: int) -> Iterator[None]:
 def test_the_page_reranks_until_the_switch_is_turned_off(searcher: Searcher) -> None:
     from playwright.sync_api import expect, sync_playwright
 
-    from vlm2vec.serving.ui import build_page, launch_page
-
-    built = build_page(searcher, "photos", ranker=Greenness())  # type: ignore[arg-type]
-    try:
-        with time_limit(LIMIT), sync_playwright() as started:
-            expect.set_options(timeout=PATIENCE)
-            browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            try:
-                page = browser.new_page()
-                page.set_default_timeout(PATIENCE)
-                page.goto(launch_page(built, searcher))
-                page.wait_for_selector("#results .cards li")
-                switch = page.get_by_label("Rerank the nearest 50")
-                expect(switch).to_be_checked()
-                page.get_by_label("Search for").fill("red")
-                page.get_by_label("Search for").press("Enter")
-                expect(page.locator("#status")).to_contain_text("4 nearest, reranked")
-                assert page.locator("#results .name").first.inner_text() == "green.png"
-                switch.uncheck()
-                page.get_by_role("button", name="Search", exact=True).click()
-                expect(page.locator("#status")).to_have_text(re.compile(r"5 nearest · \d+ ms"))
-            finally:
-                browser.close()
-    finally:
-        built.close(verbose=False)
+    expect.set_options(timeout=PATIENCE)
+    with served(searcher.store.uri) as address, sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            page = browser.new_page()
+            page.set_default_timeout(PATIENCE)
+            page.goto(address)
+            page.wait_for_selector("#results .cards li")
+            switch = page.get_by_label("Rerank the nearest 50")
+            expect(switch).to_be_checked()
+            page.get_by_label("Search for").fill("red")
+            page.get_by_label("Search for").press("Enter")
+            expect(page.locator("#status")).to_contain_text("4 nearest, reranked")
+            assert page.locator("#results .name").first.inner_text() == "green.png"
+            switch.uncheck()
+            page.get_by_role("button", name="Search", exact=True).click()
+            expect(page.locator("#status")).to_have_text(re.compile(r"5 nearest · \d+ ms"))
+        finally:
+            browser.close()
