@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from vlm2vec.cli import run
 from vlm2vec.evaluation.comparison import comparison_table
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,22 @@ def test_the_first_lines_of_python_run_as_written_on_images_of_the_package(page:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == "walrus.jpg\n"
+
+
+@pytest.mark.slow
+def test_the_first_commands_run_as_typed_and_find_the_photograph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = [shlex.split(line, comments=True) for line in block("bash").splitlines()]
+    commands = [words[1:] for words in typed if words[0] == "vlm2vec" and words[1] != "setup"]
+    assert [words[0] for words in commands] == ["data", "index", "search"]
+    for words in commands:
+        assert run(words) == 0, words
+    best = block("text").splitlines()[1].split()
+    said = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("1 "))
+    assert (said[0], Path(said[2]).name) == (best[0], Path(best[2]).name)
+    assert abs(float(said[1]) - float(best[1])) < 0.05  # the README's score, within the rounding of other processors
 
 
 def test_the_readme_is_short_and_opens_with_a_picture_and_a_command() -> None:
