@@ -3,7 +3,7 @@
     python benchmarks/encode.py [--items 256] [--repeats 3] [--only mixed] [--threads 2]
 
 Times are wall clock from inputs to vectors, best of interleaved repeats; images are JPEG files that are read in every
-repeat. On a busy machine, `--processor-time --threads 1` compares CPU time instead.
+repeat. On a busy machine, `--cpu-time --threads 1` compares CPU time instead.
 
 Cases:
     mixed     half texts, half image and text, with uneven lengths and sizes
@@ -161,9 +161,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--only", choices=CASES)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--processor-time", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true")
     settings = parser.parse_args()
-    clock = time.process_time if settings.processor_time else time.perf_counter
+    clock = time.process_time if settings.cpu_time else time.perf_counter
     torch.set_num_threads(settings.threads)
     transformers.logging.set_verbosity_error()
     ratios: dict[str, float] = {}

@@ -140,9 +140,7 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="threads of each server's model")
-    parser.add_argument(
-        "--cpu-time", "--processor-time", action="store_true", help="compare CPU time instead of wall-clock time"
-    )
+    parser.add_argument("--cpu-time", action="store_true", help="compare CPU time instead of wall-clock time")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if native else "float32")
     parser.add_argument("--soak", type=float, help="run the soak test for this many seconds instead of the table")
     settings = parser.parse_args()
