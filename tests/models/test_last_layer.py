@@ -144,3 +144,20 @@ def test_a_part_that_is_called_with_other_rows_works_as_ever() -> None:
     torch.testing.assert_close(found[[0, 1], [1, 2]], part(states)[[0, 1], [1, 2]])
     assert not found[0, [0, 2]].any()
     assert torch.equal(part(states), part(states)) and not part._forward_hooks and not part._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("side", "stored"), [("right", False), ("left", True)])
+def test_causal_layers_store_no_mask_for_padding_on_the_right(
+    side: str, stored: bool, tiny_vlm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = Embedder.from_pretrained(tiny_vlm("qwen2_vl"), device="cpu", dtype=torch.float32, padding_side=side)
+    masks, attend = [], F.scaled_dot_product_attention
+
+    def seen(*tensors, attn_mask=None, **settings):
+        masks.append(attn_mask)
+        return attend(*tensors, attn_mask=attn_mask, **settings)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", seen)
+    with torch.inference_mode():
+        embedder(embedder.backbone.process(TEXTS))
+    assert masks and {mask is not None for mask in masks} == {stored}

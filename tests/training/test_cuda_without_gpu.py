@@ -97,6 +97,12 @@ def test_vision_layers_of_qwen_do_not_wait_for_the_sizes_of_images(of_families: 
             assert waits == {}
 
 
+def test_no_mini_batch_waits_to_learn_whether_it_has_padding(found: dict[str, Any]) -> None:
+    for seen in found.values():
+        places = [place for name in ("waits", "waits of many", "encode waits") for place in seen[name]]
+        assert not [place for place in places if "masking_utils" in place]
+
+
 def test_a_mismatch_and_a_synchronization_are_seen(found: dict[str, Any]) -> None:
     assert "same device" in found["cuda:1"]["mismatch"]
     assert all(seen["seeded"] >= 4 and seen["pageable"] == [1, 0] for seen in found.values())

@@ -7,13 +7,15 @@ name, and so does tests/models/test_transformers_internals.py.
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from vlm2vec.errors import UserError
@@ -34,6 +36,7 @@ DOORS: dict[str, str] = {
     "transformers.modeling_gguf_pytorch_utils.tqdm": "converting the built-in model without a progress bar",
     "transformers.vision_utils.get_vision_cu_seqlens": "sizes of images in Qwen's vision encoders",
     "transformers.vision_utils.get_vision_position_ids": "sizes of images in Qwen's vision encoders",
+    "transformers.masking_utils._ignore_causal_mask_sdpa": "causal attention without a mask over padding on the right",
     "transformers.utils.cached_file": "adapters on the hub",
     "transformers.PreTrainedConfig.get_config_dict": "the model type of a hub id",
 }
@@ -188,6 +191,43 @@ def vision_sequences(sizes: Any, merge: int) -> tuple[Any, Any]:
     """
     ends, positions = (door(f"transformers.vision_utils.get_vision_{name}") for name in ("cu_seqlens", "position_ids"))
     return ends(sizes), positions(sizes, merge)
+
+
+_PADDING = threading.local()
+
+
+@contextmanager
+def causal_without_mask(is_exact: bool) -> Iterator[None]:
+    """Causal layers of this thread build no attention mask for padding, in every model that takes `sdpa`.
+
+    A causal token never attends to padding on its right, so the mask changes no state except those of padding. Without
+    it, the host does not wait for the device to learn whether there is padding, no [B, 1, L, L] mask is stored, and
+    torch may choose its fastest kernel.
+
+    Args:
+        is_exact: Whether all padding is on the right and the pooling ignores its states; if not, nothing changes.
+    """
+    _patch_causal_masks()
+    before = getattr(_PADDING, "is_ignored", False)
+    _PADDING.is_ignored = is_exact
+    try:
+        yield
+    finally:
+        _PADDING.is_ignored = before
+
+
+@cache
+def _patch_causal_masks() -> None:
+    from transformers import masking_utils
+
+    without_padding = door("transformers.masking_utils._ignore_causal_mask_sdpa")
+
+    def needs_no_mask(padding_mask: Any, *args: Any, **named: Any) -> bool:
+        is_ignored = getattr(_PADDING, "is_ignored", False) and not torch.jit.is_tracing()
+        skipped: bool = without_padding(None if is_ignored else padding_mask, *args, **named)
+        return skipped
+
+    masking_utils._ignore_causal_mask_sdpa = needs_no_mask
 
 
 def share_attention(source: Any, target: Any) -> None:

@@ -23,6 +23,7 @@ from vlm2vec.models.backbones import attention
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import JOIN, POOLINGS, pool
 from vlm2vec.models.prompts import VIDEO_PLACEHOLDER, PromptTemplate, place_video
+from vlm2vec.models.transformers_internals import causal_without_mask
 from vlm2vec.models.vision.vision_cache import VisionCache
 from vlm2vec.types import EmbeddingInput
 
@@ -287,8 +288,9 @@ class DecoderBackbone(Backbone):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The pooled hidden states, not normalized, shape [B, `pooled_dim`]."""
-        mask_BL = batch["attention_mask"]
-        with last_token_only(self.last_parts() if self.pooling == "last" else [], mask_BL):
+        mask_BL, last_parts = batch["attention_mask"], self.last_parts() if self.pooling == "last" else []
+        is_exact = self.attention == "causal" and not batch.left
+        with last_token_only(last_parts, mask_BL), causal_without_mask(is_exact):
             hidden_BLD = self.hidden_states(batch)
         return pool(self.pooling, hidden_BLD, mask_BL)
 
