@@ -223,7 +223,7 @@ def _patch_causal_masks() -> None:
     without_padding = door("transformers.masking_utils._ignore_causal_mask_sdpa")
 
     def needs_no_mask(padding_mask: Any, *args: Any, **named: Any) -> bool:
-        is_ignored = getattr(_PADDING, "is_ignored", False) and not torch.jit.is_tracing()
+        is_ignored = getattr(_PADDING, "is_ignored", False) and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         skipped: bool = without_padding(None if is_ignored else padding_mask, *args, **named)
         return skipped
 
