@@ -14,7 +14,8 @@ from torch import nn
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
 from vlm2vec.batch import Batch
-from vlm2vec.models.backbones.base import Backbone, DecoderBackbone
+from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.registry import BACKBONES, BUILT_IN, GENERIC, _import
 
 BUILT_IN_DUAL = {"compact-dual", "compact-sentence-dual"}

@@ -1,8 +1,7 @@
 """`generic`: any vision-language model that transformers loads, with the family's own processor.
 
 Each example is processed on its own. Its token tensors are padded and stacked. All other tensors (pixel values, grids,
-sizes) are packed in sequence, and `Batch.rows` records how many rows belong to each example. This works for every
-family.
+sizes) are packed in sequence, and `Batch.rows` records how many rows belong to each example.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.videos import Frames
 from vlm2vec.models import st_folder
-from vlm2vec.models.backbones.base import DecoderBackbone, MediaTokens
+from vlm2vec.models.backbones.base import MediaTokens
+from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.backbones.final_norm import set_final_norm
 from vlm2vec.models.backbones.hf_processor import current_names, load_processor
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of

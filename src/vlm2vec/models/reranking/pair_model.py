@@ -16,7 +16,8 @@ from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.files import write_json
 from vlm2vec.models import st_folder
-from vlm2vec.models.backbones.base import Backbone, DecoderBackbone
+from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.reranking.folder import HEAD_FILE, RerankerFile

@@ -22,7 +22,7 @@ from jinja2.exceptions import TemplateError
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models import st_folder
-from vlm2vec.models.backbones.base import DecoderBackbone
+from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.prompts import PLACEHOLDER, chat_messages, split_at_images
 from vlm2vec.models.verification.golden import golden_inputs, ordered_inputs

@@ -21,10 +21,11 @@ from torch import nn
 
 from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.base import NUMBERED, DecoderBackbone, MediaTokens
+from vlm2vec.models.backbones.base import NUMBERED, MediaTokens
 from vlm2vec.models.backbones.compact.class_words import ClassWords
 from vlm2vec.models.backbones.compact.parts import VISION_DIM, EfficientNetLite, load_language
 from vlm2vec.models.backbones.compact.processing import CompactBackbone
+from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.prompts import split_at_images
 from vlm2vec.types import EmbeddingInput
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
-from vlm2vec.models.backbones.base import NUMBERED, DecoderBackbone, MediaTokens
+from vlm2vec.models.backbones.base import NUMBERED, MediaTokens
 from vlm2vec.models.backbones.compact.parts import (
     FINAL_DIM,
     VISION_DIM,
@@ -35,6 +35,7 @@ from vlm2vec.models.backbones.compact.parts import (
 )
 from vlm2vec.models.backbones.compact.processing import SentenceBackbone
 from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, class_words
+from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.prompts import split_at_images
 from vlm2vec.types import EmbeddingInput
 
