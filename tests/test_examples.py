@@ -55,7 +55,12 @@ def parameters_of(name: str, model: str) -> dict[str, Any]:
         "ask_pdfs": {"MODEL": model},
         "evaluate_mmeb": {"MODELS": [model]},
         "fine_tune": {
-            "SETTINGS": ["train.steps=2", "train.batch_size=8", *(f"model.options.{k}={v}" for k, v in SMALL.items())]
+            "SETTINGS": [
+                "train.steps=2",
+                "train.warmup_steps=1",
+                "train.batch_size=8",
+                *(f"model.options.{k}={v}" for k, v in SMALL.items()),
+            ]
         },
         "embed_on_ray": {"MODEL": model, "WORKERS": 1},
     }[name]
