@@ -146,10 +146,14 @@ def test_the_size_of_a_download_counts_shared_files_once(monkeypatch: pytest.Mon
     assert done.stdout == "mmeb-v1: 0.00 GB in 2 files\n" and not Path("none").exists()
 
 
+class Unreachable(Exception):
+    """An error of an HTTP library, which has no base class in common with Python's own."""
+
+
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Api:
         def dataset_info(self, repo: str) -> None:
-            raise OSError("no route\nsecond line")
+            raise Unreachable("no route\nsecond line")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     task = read_benchmark("mmeb-v1")[0].tasks[0]

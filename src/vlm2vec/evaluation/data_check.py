@@ -135,12 +135,10 @@ def _sizes(repo: str, wanted: list[list[str] | None]) -> list[int]:
 
 @contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
-    """Turns what the hub's client raises into one line."""
-    from huggingface_hub.errors import HfHubHTTPError
-
+    """Turns what the hub's client raises into one line; its HTTP library, and so its errors, differ by version."""
     try:
         yield
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{repo}: could not be fetched from the hub ({first_line})") from error
 
