@@ -12,6 +12,7 @@ from samples import draw
 from typer.testing import CliRunner
 
 from vlm2vec.cli import app
+from vlm2vec.jobs.embed import Job
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,23 @@ def embed(model: str, inputs: Path, output: Path, *more: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_changes_nothing(cluster, model, inputs, tmp_path) -> None:
+def test_a_killed_worker_changes_nothing_and_no_part_is_listed_before_a_worker_is_free(
+    cluster, model, inputs, tmp_path, monkeypatch
+) -> None:
     local = embed(model, inputs, tmp_path / "local.npy")
     parts = tmp_path / "ray.npy.parts"
+    waiting: list[int] = []
+    missing = Job.missing
+
+    def counted(job, *rest):  # type: ignore[no-untyped-def]
+        for number, part in enumerate(missing(job, *rest)):
+            waiting.append(number - len(list(parts.glob("part-*.parquet"))))
+            yield part
+
+    monkeypatch.setattr(Job, "missing", counted)
     with one_killed("PartEncoder", parts, "part-*.parquet") as killed:
         by_ray = embed(model, inputs, tmp_path / "ray.npy", "--engine", "ray", "--workers", "2")
+    assert len(waiting) == 9 and max(waiting) <= 2
     assert killed and "24 vectors" in by_ray and "24 vectors" in local
     errors = [json.loads(line)["key"] for line in (tmp_path / "errors.jsonl").read_text().splitlines()]
     assert errors == ["bad.png"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,3 +66,19 @@ def joined_cluster(address: str | None) -> Iterator[float]:
     finally:
         if started:
             ray.shutdown()
+
+
+def answers(call: Callable[[], Any]) -> Any:
+    """Return the result of a call to actors; a `UserError` there is raised as a `UserError` here."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        return call()
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from error
+        raise
+    except RayActorError as error:
+        raise UserError(
+            f"a Ray worker died {MAX_RESTARTS + 1} times on the same part; finished vectors are kept"
+        ) from error

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlm2vec.distributed.cluster import MAX_RESTARTS, RayPool, joined_cluster
+from vlm2vec.distributed.cluster import MAX_RESTARTS, RayPool, answers, joined_cluster
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.run import Engine, LocalEngine
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, VectorCache, fill
@@ -61,7 +61,7 @@ class RayEngine:
         import ray
 
         self.workers = workers
-        described = _answers(lambda: ray.get([worker.describe.remote() for worker in workers]))
+        described = answers(lambda: ray.get([worker.describe.remote() for worker in workers]))
         self.about, self.size = described[0]
         for about, _ in described:
             if names := [name for name in about if about[name] != self.about[name]]:
@@ -99,7 +99,7 @@ class RayEngine:
                 self.num_encoded += number
                 progress(len(part))
 
-        _answers(run)
+        answers(run)
 
 
 @contextmanager
@@ -122,19 +122,3 @@ def ray_engine(pool: RayPool) -> Iterator[Engine]:
         finally:
             for worker in workers:
                 ray.kill(worker)
-
-
-def _answers(call: Callable[[], Any]) -> Any:
-    """Return the result of a call to actors; a `UserError` there is raised as a `UserError` here."""
-    from ray.exceptions import RayActorError, RayTaskError
-
-    try:
-        return call()
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from error
-        raise
-    except RayActorError as error:
-        raise UserError(
-            f"a Ray worker died {MAX_RESTARTS + 1} times on the same part; finished vectors are kept"
-        ) from error
