@@ -1,10 +1,11 @@
-"""The commands in separate processes, as a user runs them."""
+"""The commands as a user runs them, some in processes of their own."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from vlm2vec import __version__
 from vlm2vec.cli import app, run
 
 Values = dict[str, object]
+Typed = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def vlm2vec(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -30,6 +32,17 @@ def in_process(*arguments: str | Path) -> str:
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Runs a command in this process, errors included, as the installed program does."""
+
+    def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        code = run(list(map(str, arguments)))
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run_here
 
 
 @pytest.fixture
@@ -96,10 +109,10 @@ def test_training_on_a_missing_image_names_file_and_row(recipe: Path, train_root
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluation_on_a_missing_image_writes_nothing(benchmark: Path, tmp_path: Path) -> None:
+def test_evaluation_on_a_missing_image_writes_nothing(benchmark: Path, tmp_path: Path, typed: Typed) -> None:
     (tmp_path / "eval/Color/red.png").unlink()
     small = ["--option", "num_layers=1", "--option", "visual_tokens=4", "--option", "image_size=64"]
-    done = vlm2vec("eval", "compact", "--benchmark", benchmark, "--output", tmp_path / "scores", *small)
+    done = typed("eval", "compact", "--benchmark", benchmark, "--output", tmp_path / "scores", *small)
     assert_one_line(done, "row 0", "red.png")
     assert not (tmp_path / "scores").exists()
 
@@ -122,11 +135,11 @@ def test_evaluation_on_a_missing_image_writes_nothing(benchmark: Path, tmp_path:
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(
-    arguments: list[str], parts: list[str], recipe: Path, benchmark: Path, tmp_path: Path
+    arguments: list[str], parts: list[str], recipe: Path, benchmark: Path, tmp_path: Path, typed: Typed
 ) -> None:
     (tmp_path / "empty").mkdir()
     places = {"recipe": recipe, "benchmark": benchmark, "folder": tmp_path / "empty"}
-    done = vlm2vec(*[argument.format(**places) for argument in arguments])
+    done = typed(*[argument.format(**places) for argument in arguments])
     assert_one_line(done, *parts)
     assert not Path("x").exists()
 

@@ -42,7 +42,7 @@ def test_an_actor_writes_the_parts_of_the_local_engine(model, tmp_path, monkeypa
     def run_here(job: Any, pool: RayPool, progress: Callable[[int], None]) -> None:
         actor = ray_embed.PartEncoder(pool.model, pool.options, job.settings)
         for part in job.missing(progress):
-            counted.extend(actor({"item": [part]})["done"])
+            counted.append(actor.embed(part))
 
     monkeypatch.setattr(ray_embed, "run_on_ray", run_here)
     local = embed(model, inputs, tmp_path / "local.npy")

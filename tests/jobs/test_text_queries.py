@@ -26,6 +26,11 @@ def embedder() -> Embedder:
     return Embedder.from_pretrained("compact-embed", dtype=torch.float32)
 
 
+@pytest.fixture(scope="module")
+def small() -> Embedder:
+    return Embedder.from_pretrained("compact", num_layers=1, visual_tokens=4, image_size=64)
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VLM2VEC_CACHE", str(tmp_path))
@@ -42,8 +47,7 @@ def test_the_text_side_gives_the_vectors_of_the_model(embedder: Embedder, cache:
     np.testing.assert_allclose(text_side.encode_query(items), embedder.encode_query(items), atol=1e-6)
 
 
-def test_another_model_keeps_no_text_side(cache: Path) -> None:
-    small = Embedder.from_pretrained("compact", num_layers=1, visual_tokens=4, image_size=64)
+def test_another_model_keeps_no_text_side(small: Embedder, cache: Path) -> None:
     keep_text_side(small, facts_of(small, "compact"))
     assert not (cache / FOLDER).exists()
 

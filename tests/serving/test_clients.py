@@ -235,6 +235,7 @@ def ask(server: Server, texts: list[str]) -> Any:
     return httpx.post(f"{server.url}/v1/embeddings", json={"input": texts}, timeout=60)
 
 
+@pytest.mark.slow
 def test_two_workers_return_equal_vectors_and_a_dead_one_is_replaced(server: Server) -> None:
     texts = [f"text {number}" for number in range(24)]
     with ThreadPoolExecutor(8) as pool:

@@ -99,5 +99,5 @@ def test_the_reranker_is_loaded_in_the_precision_of_the_server(
     monkeypatch.setattr(Reranker, "from_pretrained", lambda source, **options: load(source, prompt=PROMPT, **options))
     settings = ServeSettings(model="compact", reranker=str(tiny_vlm("qwen2_vl")), dtype="bfloat16")
     loaded = load_reranker(settings, torch.device("cpu"))
-    assert loaded is not None and loaded.embedder.dtype == torch.bfloat16
+    assert loaded is not None and next(loaded.backbone.parameters()).dtype == torch.bfloat16
     assert load_reranker(ServeSettings(model="compact"), torch.device("cpu")) is None
