@@ -205,6 +205,7 @@ np.testing.assert_allclose(model.encode(["a red cat"]), here, atol=1e-5)
 """
 
 
+@pytest.mark.slow
 def test_a_pushed_model_loads_by_its_id_here_and_in_sentence_transformers(saved, hub, tmp_path):
     pytest.importorskip("sentence_transformers")
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}

@@ -63,6 +63,7 @@ def test_a_merged_dora_adapter_gives_its_vectors(tiny_vlm, tmp_path):
     np.testing.assert_allclose(tuned.encode(INPUTS), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_has_a_text_tower_of_any_batch_and_length(adapter, tmp_path):
     import onnxruntime
 
@@ -77,6 +78,7 @@ def test_onnx_has_a_text_tower_of_any_batch_and_length(adapter, tmp_path):
     assert (vectors * source.encode(texts)).sum(axis=1).min() > 0.9999
 
 
+@pytest.mark.slow
 def test_openvino_of_a_dual_encoder_has_both_towers(clip, tmp_path):
     done = export(str(clip), "openvino", tmp_path / "out")
     assert done.cosine > 0.9999
@@ -90,6 +92,7 @@ def test_openvino_of_a_dual_encoder_has_both_towers(clip, tmp_path):
     assert (compiled(pixels.numpy())[0] * source.encode(images)).sum(axis=1).min() > 0.9999
 
 
+@pytest.mark.slow
 def test_openvino_leaves_a_signal_stack_that_outlives_its_graphs(clip, tmp_path):
     class Stack(ctypes.Structure):
         _fields_: ClassVar = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]

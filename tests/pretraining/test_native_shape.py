@@ -41,6 +41,7 @@ def trainer(native: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return native.NativePretrainer(recipe)
 
 
+@pytest.mark.slow
 def test_its_folder_gives_the_states_that_were_pretrained_and_can_be_tuned(
     native: ModuleType, trainer: Any, tmp_path: Path, train_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

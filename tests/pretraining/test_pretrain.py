@@ -41,6 +41,7 @@ def recipe(folder: Path, **changes: Any) -> PretrainRecipe:
     return PretrainRecipe.model_validate({**settings, **changes})
 
 
+@pytest.mark.slow
 def test_it_learns_and_goes_on_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

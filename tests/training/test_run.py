@@ -146,6 +146,7 @@ def test_the_same_seed_is_the_same_run_and_another_seed_is_not(recipe_values: di
         assert_same_weights(runs["a"], runs["c"])
 
 
+@pytest.mark.slow
 def test_two_processes_see_and_learn_what_one_does(recipe_values: dict[str, object], tmp_path: Path) -> None:
     # Without dropout, whose masks are drawn by each process for itself.
     same = {"lora": {"dropout": 0.0}, "train": {"steps": 3, "save_steps": 100}, "data": {"sub_batch_size": 4}}
