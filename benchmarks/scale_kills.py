@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from scale_toys import BAD_EVERY, Hashed, facts, lines
 
 from vlm2vec.jobs.embed import EmbedSettings, Job
-from vlm2vec.jobs.indexing import index_source
+from vlm2vec.jobs.indexing import FIRST_PART, PART, index_source
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, fill
 from vlm2vec.retrieval.open import open_store
@@ -86,8 +86,9 @@ def index_job(folder: Path, rows: int, encoder: Hashed) -> None:
 
 
 def index_done(folder: Path) -> int:
-    """Rows of finished commits, from the number of data files."""
-    return 512 * len(list((folder / "s.lance").rglob("data/*.lance")))
+    """Rows of finished commits, from the number of data files. The first part measures the encoder's speed."""
+    num_files = len(list((folder / "s.lance").rglob("data/*.lance")))
+    return FIRST_PART + PART * (num_files - 1) if num_files else 0
 
 
 def index_rows(folder: Path, rows: int, dim: int) -> tuple[Keys, np.ndarray]:
