@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,23 @@ class Batch:
             value = joined.fill if name == "input_ids" else 0
             joined.tensors[name] = torch.cat(_same_shape(tensors, value, left))
         return joined
+
+    def features(self) -> dict[str, Any]:
+        """The batch as one flat dict, the form in which sentence-transformers moves inputs to a device."""
+        rows = {f"rows.{name}": counts for name, counts in self.rows.items()}
+        return {**self.tensors, **rows, "batch": dataclasses.replace(self, tensors={}, rows={})}
+
+    @staticmethod
+    def of_features(features: dict[str, Any]) -> Batch:
+        """The batch of such a dict, whose entry "batch" is removed. Counts and `host` are on the CPU again."""
+        empty: Batch = features.pop("batch")
+        tensors, rows = {}, {}
+        for name, value in features.items():
+            if name.startswith("rows."):
+                rows[name.removeprefix("rows.")] = value.cpu()
+            else:
+                tensors[name] = value.cpu() if name in empty.host else value
+        return dataclasses.replace(empty, tensors=tensors, rows=rows)
 
     def __len__(self) -> int:
         for name, tensor in self.tensors.items():

@@ -258,6 +258,15 @@ def test_texts_beside_images_are_not_left_to_sentence_transformers(family, tiny_
     assert_equal(embedder.encode(PLAIN[:4]), model.encode([theirs(value) for value in PLAIN[:4]]))
 
 
+def test_padding_on_the_left_is_masked_in_our_module_there(tiny_vlm, tmp_path):
+    from vlm2vec.models.st_module import sentence_transformer
+
+    load(tiny_vlm("qwen2_vl"), padding_side="left").save_pretrained(tmp_path / "left")
+    texts = ["a dog", "a red car parked on the street", "dogs"]
+    model = sentence_transformer(tmp_path / "left", torch.float32)
+    assert_equal(load(tiny_vlm("qwen2_vl")).encode(texts), model.encode(texts, batch_size=3))
+
+
 def test_plain_text_positions_are_not_left_to_sentence_transformers(tiny_vlm, tmp_path):
     vlm2vec = load(tiny_vlm("qwen2_vl"))
     vlm2vec.save_pretrained(tmp_path / "text")

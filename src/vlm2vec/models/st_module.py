@@ -42,17 +42,11 @@ class EmbedderModule(InputModule):
         """Returns a batch as a flat dict of tensors; the prompt is the instruction."""
         chat = bool(self.embedder.backbone.template.chat)
         items = [_of_messages(value, prompt, chat) or EmbeddingInput.of(value, prompt or None) for value in inputs]
-        batch = self.embedder.backbone.process(items)
-        rows = {f"rows.{name}": counts for name, counts in batch.rows.items()}
-        return {**batch.tensors, **rows, "padded": batch.padded}
+        return self.embedder.backbone.process(items).features()
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Adds `sentence_embedding` [B, D]."""
-        padded = features.pop("padded")
-        rows = {name.removeprefix("rows."): value for name, value in features.items() if name.startswith("rows.")}
-        tensors = {name: value for name, value in features.items() if not name.startswith("rows.")}
-        counts = {name: value.cpu() for name, value in rows.items()}
-        features["sentence_embedding"] = self.embedder(Batch(tensors, counts, padded))
+        features["sentence_embedding"] = self.embedder(Batch.of_features(features))
         return features
 
     def get_embedding_dimension(self) -> int:

@@ -41,17 +41,11 @@ class RerankerModule(InputModule):
             self.model.pair(EmbeddingInput.of(query, prompt or None), EmbeddingInput.of(candidate))
             for query, candidate in inputs
         ]
-        batch = self.model.backbone.process(pairs)
-        rows = {f"rows.{name}": counts for name, counts in batch.rows.items()}
-        return {**batch.tensors, **rows, "padded": batch.padded}
+        return self.model.backbone.process(pairs).features()
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Adds `scores`, the log-odds [B, 1]."""
-        padded = features.pop("padded")
-        rows = {name.removeprefix("rows."): value for name, value in features.items() if name.startswith("rows.")}
-        tensors = {name: value for name, value in features.items() if not name.startswith("rows.")}
-        counts = {name: value.cpu() for name, value in rows.items()}
-        features["scores"] = self.model(Batch(tensors, counts, padded))
+        features["scores"] = self.model(Batch.of_features(features))
         return features
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
