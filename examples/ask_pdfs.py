@@ -15,7 +15,7 @@
 #     pip install 'vlm2vec[compact,index,pdf]' && vlm2vec setup compact
 #     python ask_pdfs.py
 #
-# Without a folder at `PDFS`, the script makes three picture catalogues. The built-in model recognizes their
+# Without a folder at `PDFS`, the script makes three catalogues with images. The built-in model recognizes their
 # drawings but cannot read print. For real documents, set `MODEL` to a model that was trained on pages, such
 # as `VLM2Vec/VLM2Vec-V2.0`.
 

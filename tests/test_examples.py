@@ -32,13 +32,13 @@ def test_an_example_is_a_notebook_with_text_and_parameters(example: Path) -> Non
     assert notebook.cells[1].metadata.tags == ["parameters"]
 
 
-def test_the_page_lists_every_example_with_its_output_and_picture() -> None:
+def test_the_page_lists_every_example_with_its_output_and_image() -> None:
     text = PAGE.read_text()
     for example in EXAMPLES:
         section = text.partition(f"`examples/{example.name}`")[2].partition("\n## ")[0]
         assert "```text" in section, example.name
-        (picture,) = re.findall(r"!\[[^\]]+\]\(\.\./assets/([\w./-]+)\)", section)
-        assert (ROOT / "docs/assets" / picture).stat().st_size < 100_000
+        (image,) = re.findall(r"!\[[^\]]+\]\(\.\./assets/([\w./-]+)\)", section)
+        assert (ROOT / "docs/assets" / image).stat().st_size < 100_000
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def parameters_of(name: str, model: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs_and_ends_with_a_picture(example: Path, small_model: str, tmp_path: Path) -> None:
+def test_an_example_runs_and_ends_with_an_image(example: Path, small_model: str, tmp_path: Path) -> None:
     notebook = jupytext.read(example)
     changes = [f"{name} = {value!r}" for name, value in parameters_of(example.stem, small_model).items()]
     notebook.cells.insert(2, nbformat.v4.new_code_cell("\n".join(changes)))
