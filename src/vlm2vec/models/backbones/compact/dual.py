@@ -20,10 +20,9 @@ from torch import nn
 from vlm2vec.batch import Batch
 from vlm2vec.models.backbones.base import NUMBERED, MediaTokens
 from vlm2vec.models.backbones.compact.model import Compact, CompactModel
-from vlm2vec.models.backbones.compact.processing import CompactBackbone
+from vlm2vec.models.backbones.compact.processing import DualBackbone
 from vlm2vec.models.last_layer import by_token, last_token_only
 from vlm2vec.models.pooling import last_token
-from vlm2vec.models.prompts import split_at_images
 from vlm2vec.types import EmbeddingInput
 
 
@@ -66,7 +65,7 @@ class DualModel(nn.Module):
         return text_BD.index_add(0, owner_N, self.image_features(image_features).to(text_BD.dtype))
 
 
-class CompactDual(CompactBackbone):
+class CompactDual(DualBackbone):
     """The baseline and its processor. Settings as `Compact`; the visual tokens of an image are averaged."""
 
     name: ClassVar[str] = "compact-dual"
@@ -84,29 +83,15 @@ class CompactDual(CompactBackbone):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of an example's text and image vectors, [B, D]."""
-        features = batch.get("image_features")
-        owner_N = None
-        if features is not None:
-            counts_B = batch.rows["image_features"].to(features.device)
-            owner_N = torch.repeat_interleave(torch.arange(len(counts_B), device=features.device), counts_B)
         with last_token_only(self.last_parts(), batch["attention_mask"]):
-            vectors: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], features, owner_N)
-        return vectors
+            return super().forward(batch)
 
     def last_parts(self) -> list[nn.Module]:
         """Modules of the last layer that work on each token by itself, see `models/last_layer.py`."""
         layers: Any = self.language_model.layers
         return by_token(layers[-1])
 
-    def costs(self, batch: Batch) -> list[int]:
-        """Tokens of the text and visual tokens of the images."""
-        counts = batch.rows.get("image_features", torch.zeros(len(batch), dtype=torch.long)).tolist()
-        visual = self.settings["visual_tokens"]
-        return [tokens + visual * count for tokens, count in zip(batch.lengths(), counts, strict=True)]
-
     def _token_ids(self, item: EmbeddingInput) -> tuple[list[int], int]:
         """The words of the prompt without its images, and the end token."""
-        pieces = split_at_images(self.template.render(item))
-        words = " ".join(piece.strip() for piece in pieces if isinstance(piece, str)).strip()
-        ids, dropped = self._text_ids(words)
+        ids, dropped = self._text_ids(self._words(item))
         return [*ids, self.tokenizer.eos_token_id], dropped

@@ -13,7 +13,7 @@ from torch import nn
 from vlm2vec.batch import Batch
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.base import Backbone
-from vlm2vec.models.prompts import order_of_images
+from vlm2vec.models.prompts import order_of_images, split_at_images
 from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import EmbeddingInput
 
@@ -130,3 +130,28 @@ class SentenceBackbone(CompactBackbone):
     def _enclosed(self, ids: list[int]) -> list[int]:
         """Token ids between MiniLM's first and last token."""
         return [self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id]
+
+
+class DualBackbone(CompactBackbone):
+    """A baseline that encodes text and images apart. Its network takes the example of each image, `owner_N`."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Sum of an example's text and image vectors, [B, D]."""
+        features = batch.get("image_features")
+        owner_N = None
+        if features is not None:
+            counts_B = batch.rows["image_features"].to(features.device)
+            owner_N = torch.repeat_interleave(torch.arange(len(counts_B), device=features.device), counts_B)
+        vectors: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], features, owner_N)
+        return vectors
+
+    def costs(self, batch: Batch) -> list[int]:
+        """Tokens of the text and visual tokens of the images."""
+        counts = batch.rows.get("image_features", torch.zeros(len(batch), dtype=torch.long)).tolist()
+        visual = self.settings["visual_tokens"]
+        return [tokens + visual * count for tokens, count in zip(batch.lengths(), counts, strict=True)]
+
+    def _words(self, item: EmbeddingInput) -> str:
+        """The words of the prompt without its images."""
+        pieces = split_at_images(self.template.render(item))
+        return " ".join(piece.strip() for piece in pieces if isinstance(piece, str)).strip()

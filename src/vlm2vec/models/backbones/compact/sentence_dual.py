@@ -17,12 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlm2vec.batch import Batch
 from vlm2vec.models.backbones.base import NUMBERED, MediaTokens
-from vlm2vec.models.backbones.compact.processing import SentenceBackbone
+from vlm2vec.models.backbones.compact.processing import DualBackbone, SentenceBackbone
 from vlm2vec.models.backbones.compact.sentence import CompactSentence, SentenceModel
 from vlm2vec.models.pooling import mean
-from vlm2vec.models.prompts import split_at_images
 from vlm2vec.types import EmbeddingInput
 
 NO_WORDS = 2  # tokens of an empty text: the first and the last token of MiniLM
@@ -65,7 +63,7 @@ class SentenceDualModel(nn.Module):
         return text_BD.index_add(0, owner_N, self.bypass(image_features).to(text_BD.dtype))
 
 
-class CompactSentenceDual(SentenceBackbone):
+class CompactSentenceDual(DualBackbone, SentenceBackbone):
     """The baseline and its processor. Settings as `CompactSentence`."""
 
     name: ClassVar[str] = "compact-sentence-dual"
@@ -81,25 +79,7 @@ class CompactSentenceDual(SentenceBackbone):
         model.vision.float()  # features must not depend on the dtype of the rest, as in compact
         return cls(model, parts.tokenizer, parts.settings)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Sum of an example's text and image vectors, [B, D]."""
-        features = batch.get("image_features")
-        owner_N = None
-        if features is not None:
-            counts_B = batch.rows["image_features"].to(features.device)
-            owner_N = torch.repeat_interleave(torch.arange(len(counts_B), device=features.device), counts_B)
-        vectors: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], features, owner_N)
-        return vectors
-
-    def costs(self, batch: Batch) -> list[int]:
-        """Tokens of the text and visual tokens of the images."""
-        counts = batch.rows.get("image_features", torch.zeros(len(batch), dtype=torch.long)).tolist()
-        visual = self.settings["visual_tokens"]
-        return [tokens + visual * count for tokens, count in zip(batch.lengths(), counts, strict=True)]
-
     def _token_ids(self, item: EmbeddingInput) -> tuple[list[int], int]:
         """The words of the prompt without its images."""
-        pieces = split_at_images(self.template.render(item))
-        words = " ".join(piece.strip() for piece in pieces if isinstance(piece, str)).strip()
-        ids, dropped = self._text_ids(words, self.max_length)
+        ids, dropped = self._text_ids(self._words(item), self.max_length)
         return self._enclosed(ids), dropped
