@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from planning.full_size import FULL_SIZE
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextConfig, Qwen2VLTextModel
@@ -26,15 +27,6 @@ from vlm2vec.training.chunks import training_of
 from vlm2vec.training.config import load_recipe
 from vlm2vec.training.recipes import find_recipe
 
-RECIPES = [
-    "qwen3vl",
-    "qwen3vl-embedding-2b",
-    "qwen3vl-embedding-8b",
-    "qwen2vl-tuned",
-    "vlm2vec-v2-qwen2vl",
-    "vlm2vec-phi35v",
-    "vlm2vec-llava16",
-]
 DECODERS: dict[str, tuple[Any, Any]] = {
     "qwen2_vl": (Qwen2VLTextConfig, Qwen2VLTextModel),
     "qwen3_vl": (Qwen3VLTextConfig, Qwen3VLTextModel),
@@ -87,7 +79,7 @@ def kept_bytes(config: dict[str, Any], layers: int, tokens: int, rank: int, drop
     return found[0]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", FULL_SIZE)
 def test_activations_at_full_width_are_those_of_the_plan_and_the_mini_batch_fits(name: str) -> None:
     recipe = load_recipe(find_recipe(name))
     model, gpu = geometry_of(recipe.model.base, recipe.model.options), GPUS["h100"]

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from PIL import Image
+from planning.full_size import FULL_SIZE
 from samples import write_train_set
 from tiny.models import FAMILIES
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -283,17 +284,6 @@ def test_what_cannot_be_planned_is_named() -> None:
 def test_the_tables_of_the_docs_are_the_planners(table: Callable[[], str]) -> None:
     page = Path(__file__).parents[2] / "docs/guides/gpus.md"
     assert table() in page.read_text(), f"run {table.__name__}() again and put its text into the page"
-
-
-FULL_SIZE = [
-    "qwen3vl",
-    "qwen3vl-embedding-2b",
-    "qwen3vl-embedding-8b",
-    "qwen2vl-tuned",
-    "vlm2vec-v2-qwen2vl",
-    "vlm2vec-phi35v",
-    "vlm2vec-llava16",
-]
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)

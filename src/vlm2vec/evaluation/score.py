@@ -177,20 +177,20 @@ def score_task(
     sizes: dict[int, int] = {}
     confused: Counter[tuple[str, str]] = Counter()
     repeated = _repeated_golds(queries)
-    for race, numbers in pools(queries, keys_of, merged):
-        rows_MD = rows_of(race.keys)
+    for pool, numbers in pools(queries, keys_of, merged):
+        rows_MD = rows_of(pool.keys)
         vectors_QD = np.asarray(rows_of(keys_of([queries[number].query for number in numbers]))[:])
-        gains = [race.relevant(queries[number]) for number in numbers]
+        gains = [pool.relevant(queries[number]) for number in numbers]
         places = [list(mine) for mine in gains]
         worth = [list(mine.values()) for mine in gains]
-        for i, found in enumerate(ranks_in(vectors_QD, rows_MD, race, places, worth)):
+        for i, found in enumerate(ranks_in(vectors_QD, rows_MD, pool, places, worth)):
             ranked[numbers[i]] = found
-            sizes[numbers[i]] = len(race.candidates)
+            sizes[numbers[i]] = len(pool.candidates)
             if numbers[i] in shown and places[i]:
-                samples[numbers[i]] = _sample(queries[numbers[i]], race, rows_MD, vectors_QD[i], places[i])
+                samples[numbers[i]] = _sample(queries[numbers[i]], pool, rows_MD, vectors_QD[i], places[i])
             gold = _gold(queries[numbers[i]])
-            if gold in repeated and min(found.ranks) > 1 and len(race.keys) <= MOST_LABELS:
-                confused[gold, _first_wrong(race, rows_MD, vectors_QD[i], places[i])] += 1
+            if gold in repeated and min(found.ranks) > 1 and len(pool.keys) <= MOST_LABELS:
+                confused[gold, _first_wrong(pool, rows_MD, vectors_QD[i], places[i])] += 1
     in_order = [ranked[number] for number in range(len(queries))]
     values = values_of(task.metric, in_order)
     return TaskResult(
@@ -208,20 +208,20 @@ def score_task(
 
 
 def ranks_in(
-    vectors_QD: np.ndarray, rows_MD: Any, race: Pool, places: list[list[int]], worth: list[list[float]]
+    vectors_QD: np.ndarray, rows_MD: Any, pool: Pool, places: list[list[int]], worth: list[list[float]]
 ) -> list[Ranked]:
     """Ranks of the relevant candidates of each query; a candidate that is listed several times has its best rank.
 
     Candidates of equal content rank in the order in which they are listed, as in the reference evaluation: no model can
     tell them apart. Any other tie is lost by the relevant candidate.
     """
-    again = [{place: race.again(place, mine) for place in mine} for mine in map(dict.fromkeys, places)]
+    again = [{place: pool.again(place, mine) for place in mine} for mine in map(dict.fromkeys, places)]
     everywhere, gains = [], []
     for mine, weights, twice in zip(places, worth, again, strict=True):
         more = [
             (other, gain)
             for place, gain in zip(mine, weights, strict=True)
-            for other in (*twice[place], *race.behind(place, twice))
+            for other in (*twice[place], *pool.behind(place, twice))
         ]
         extra = dict(more)  # each place once
         everywhere.append([*mine, *extra])
@@ -250,15 +250,15 @@ def _repeated_golds(queries: Sequence[EvalQuery]) -> set[str]:
     return {text for text, count in counts.items() if text and count > 1}
 
 
-def _first_wrong(race: Pool, rows_MD: Any, query_D: np.ndarray, relevant: Sequence[int]) -> str:
+def _first_wrong(pool: Pool, rows_MD: Any, query_D: np.ndarray, relevant: Sequence[int]) -> str:
     """Text of the best candidate that is not relevant."""
     places, _ = best_candidates(query_D, rows_MD, len(relevant) + 1)
     wrong = next(place for place in places if int(place) not in relevant)
-    return (race.candidates[wrong].text or "").strip()
+    return (pool.candidates[wrong].text or "").strip()
 
 
-def _sample(query: EvalQuery, race: Pool, rows_MD: Any, query_D: np.ndarray, relevant: list[int]) -> Sample:
+def _sample(query: EvalQuery, pool: Pool, rows_MD: Any, query_D: np.ndarray, relevant: list[int]) -> Sample:
     places, scores = best_candidates(query_D, rows_MD, 5)
     found = zip(places, scores, strict=True)
-    top = tuple((race.candidates[place], float(score), int(place) in relevant) for place, score in found)
+    top = tuple((pool.candidates[place], float(score), int(place) in relevant) for place, score in found)
     return Sample(query.query, query.candidates[query.relevant[0]], top)
