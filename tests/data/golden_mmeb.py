@@ -124,7 +124,7 @@ def scored(golden: dict[str, Any], queries: Sequence[EvalQuery], merged: bool = 
     def rows_of(keys: Sequence[bytes]) -> np.ndarray:
         return np.stack([_vector(*seen(items[key])) for key in keys])
 
-    return score_task(TASKS[golden["task"]], queries, rows_of, lambda items: list(map(key_of, items)), merged=merged)
+    return score_task(TASKS[golden["task"]], queries, rows_of, key_of, merged=merged)
 
 
 def _vector(text: str, colours: Colours) -> np.ndarray:

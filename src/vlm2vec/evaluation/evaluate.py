@@ -164,9 +164,9 @@ def evaluate(
 
     def score(task: EvalTask, queries: Sequence[EvalQuery], keys: list[bytes]) -> None:
         table = _Table(cache, keys)
-        result = score_task(task, queries, table, key_of.of, seconds[task.name], merged)
+        result = score_task(task, queries, table, key_of, seconds[task.name], merged)
         if second is not None:
-            result.reranked = second(task, queries, table, key_of.of, merged, progress)
+            result.reranked = second(task, queries, table, key_of, merged, progress)
         results.append(result)
 
     for task in benchmark.tasks:

@@ -12,6 +12,7 @@ import numpy as np
 
 from vlm2vec.evaluation.benchmark import EvalTask
 from vlm2vec.evaluation.metrics import Ranked, all_metrics, bootstrap_interval, chance_of, values_of
+from vlm2vec.retrieval.embedding_cache import InputKeys
 from vlm2vec.retrieval.rank import best_candidates, rank_relevant
 from vlm2vec.types import EmbeddingInput, EvalQuery
 
@@ -83,7 +84,7 @@ class TaskResult:
 
 
 RowsOf = Callable[[Sequence[bytes]], Any]
-KeysOf = Callable[[Sequence[EmbeddingInput]], list[bytes]]
+KeyOf = Callable[[EmbeddingInput], bytes]
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ class Pool:
     """Position among `candidates` of each candidate as given."""
 
     @staticmethod
-    def of(given: Sequence[EmbeddingInput], keys_of: KeysOf, merged: bool) -> Pool:
+    def of(given: Sequence[EmbeddingInput], key_of: KeyOf, merged: bool) -> Pool:
         """The candidates as given, or with equal content merged into one candidate."""
-        keys = keys_of(given)
+        keys = _keys(given, key_of)
         if not merged:
             return Pool(list(given), keys, list(range(len(keys))))
         first = dict(zip(reversed(keys), reversed(given), strict=True))
@@ -137,13 +138,18 @@ class Pool:
         return [i for i in twice if i > position and i not in relevant and self.candidates[i] != item]
 
 
-def pools(queries: Sequence[EvalQuery], keys_of: KeysOf, merged: bool) -> Iterator[tuple[Pool, list[int]]]:
+def _keys(items: Sequence[EmbeddingInput], key_of: KeyOf) -> list[bytes]:
+    """The keys of inputs, in order: `InputKeys` finds the known ones, nearly all of a pool, without a call for each."""
+    return key_of.of(items) if isinstance(key_of, InputKeys) else list(map(key_of, items))
+
+
+def pools(queries: Sequence[EvalQuery], key_of: KeyOf, merged: bool) -> Iterator[tuple[Pool, list[int]]]:
     """Each pool of candidates with the numbers of the queries that are ranked against it."""
     together: dict[int, list[int]] = {}
     for number, query in enumerate(queries):
         together.setdefault(id(query.candidates), []).append(number)
     for numbers in together.values():
-        yield Pool.of(queries[numbers[0]].candidates, keys_of, merged), numbers
+        yield Pool.of(queries[numbers[0]].candidates, key_of, merged), numbers
 
 
 def sampled(num_queries: int) -> set[int]:
@@ -155,7 +161,7 @@ def score_task(
     task: EvalTask,
     queries: Sequence[EvalQuery],
     rows_of: RowsOf,
-    keys_of: KeysOf,
+    key_of: KeyOf,
     seconds: float = 0.0,
     merged: bool = False,
 ) -> TaskResult:
@@ -167,7 +173,7 @@ def score_task(
         task: The task's facts.
         queries: The queries with their candidates and the relevant ones.
         rows_of: Vectors by key, see `retrieval.rank.Rows`.
-        keys_of: Identify inputs by content; called with the candidates of every query.
+        key_of: Identifies an input's content.
         seconds: Time for encoding.
         merged: Candidates with equal content are one candidate; otherwise each takes a place in the ranking.
     """
@@ -177,9 +183,9 @@ def score_task(
     sizes: dict[int, int] = {}
     confused: Counter[tuple[str, str]] = Counter()
     repeated = _repeated_golds(queries)
-    for pool, numbers in pools(queries, keys_of, merged):
+    for pool, numbers in pools(queries, key_of, merged):
         rows_MD = rows_of(pool.keys)
-        vectors_QD = np.asarray(rows_of(keys_of([queries[number].query for number in numbers]))[:])
+        vectors_QD = np.asarray(rows_of([key_of(queries[number].query) for number in numbers])[:])
         gains = [pool.relevant(queries[number]) for number in numbers]
         places = [list(mine) for mine in gains]
         worth = [list(mine.values()) for mine in gains]

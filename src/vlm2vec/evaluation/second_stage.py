@@ -21,7 +21,7 @@ from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import EvalTask
 from vlm2vec.evaluation.metrics import Ranked, all_metrics, bootstrap_interval, values_of
-from vlm2vec.evaluation.score import KeysOf, Pool, Reranked, RowsOf, Sample, pools, ranks_in, sampled
+from vlm2vec.evaluation.score import KeyOf, Pool, Reranked, RowsOf, Sample, pools, ranks_in, sampled
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, VectorCache
 from vlm2vec.retrieval.rank import DEPTH, best_candidates, exact_scores
 from vlm2vec.types import EmbeddingInput, EvalQuery
@@ -99,7 +99,7 @@ class SecondStage:
         task: EvalTask,
         queries: Sequence[EvalQuery],
         rows_of: RowsOf,
-        keys_of: KeysOf,
+        key_of: KeyOf,
         merged: bool,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Reranked:
@@ -109,7 +109,7 @@ class SecondStage:
             task: The task's facts.
             queries: The queries with their candidates and the relevant ones.
             rows_of: The embedder's vectors by key.
-            keys_of: Identify inputs by content.
+            key_of: Identifies an input's content.
             merged: See `evaluation.score.score_task`.
             progress: Called with the number of pairs done since the last call, cached ones included.
         """
@@ -117,11 +117,11 @@ class SecondStage:
         samples: dict[int, Sample] = {}
         seconds, num_unreadable = 0.0, 0
         shown = sampled(len(queries))
-        for pool, numbers in pools(queries, keys_of, merged):
+        for pool, numbers in pools(queries, key_of, merged):
             rows_MD = rows_of(pool.keys)
             for number in numbers:
                 query = queries[number]
-                key = keys_of([query.query])[0]
+                key = key_of(query.query)
                 gains = pool.relevant(query)
                 first = first_stage(np.asarray(rows_of([key])[:])[0], rows_MD, pool, list(gains), self.top)
                 scores_K, spent = self._pairs(query.query, key, pool, first.places[: self.top])
