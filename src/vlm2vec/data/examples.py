@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 from vlm2vec.types import EmbeddingInput
@@ -54,6 +55,18 @@ class TrainExample:
             more_targets=tuple(map(add, self.more_targets)),
             negatives=tuple(map(add, self.negatives)),
         )
+
+    def with_reference_negative(self) -> TrainExample:
+        """Returns the pair with one more hard negative: its target with the query's images in place of its own.
+
+        A pair is unchanged if query and target differ in their number of images, have none, or have equal images.
+        """
+        images = self.query.images
+        if len(images) != len(self.target.images) or images == self.target.images:
+            return self
+        negative = dataclasses.replace(self.target, images=images)
+        scores = (*self.scores, math.nan) if self.scores else ()
+        return dataclasses.replace(self, negatives=(*self.negatives, negative), scores=scores)
 
     @property
     def targets(self) -> tuple[EmbeddingInput, ...]:

@@ -35,6 +35,7 @@ class StreamedSet(Sequence[TrainExample]):
         chosen: Indices of the pairs that belong to the set, ascending; None: all pairs.
         use_negatives: Whether to keep the negatives of the records.
         target_instruction: Instruction for targets and negatives that have none; None: no instruction.
+        reference_negative: Whether the query's images become a hard negative.
 
     Raises:
         UserError: if there are no pairs.
@@ -47,9 +48,10 @@ class StreamedSet(Sequence[TrainExample]):
         chosen: Sequence[int] | None = None,
         use_negatives: bool = True,
         target_instruction: str | None = None,
+        reference_negative: bool = False,
     ) -> None:
         self.path, self.name, self._chosen, self._use_negatives = path, name, chosen, use_negatives
-        self._target_instruction = target_instruction
+        self._target_instruction, self._reference_negative = target_instruction, reference_negative
         files = set_files(path, name) if name in SETS else record_files(path)
         sizes = [(file, number, size) for file in files for number, size in enumerate(_open(file, name).sizes)]
         self._parts = [(str(file), number) for file, number, _ in sizes]
@@ -66,7 +68,8 @@ class StreamedSet(Sequence[TrainExample]):
 
     def only(self, chosen: Sequence[int]) -> StreamedSet:
         """Returns the subset with the given indices, ascending."""
-        return StreamedSet(self.path, self.name, chosen, self._use_negatives, self._target_instruction)
+        settings = (self._use_negatives, self._target_instruction, self._reference_negative)
+        return StreamedSet(self.path, self.name, chosen, *settings)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._chosen is None else len(self._chosen)
@@ -86,6 +89,8 @@ class StreamedSet(Sequence[TrainExample]):
         example = _block(*self._parts[part], self.name, os.getpid())[number - begin]
         if not self._use_negatives:
             example = example.without_negatives()
+        if self._reference_negative:
+            example = example.with_reference_negative()
         return example.with_target_instruction(self._target_instruction) if self._target_instruction else example
 
 

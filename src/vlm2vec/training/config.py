@@ -89,6 +89,10 @@ class SetSettings(Section):
     target_instruction: str | None = None
     """Instruction for targets and negatives that have none; encode candidates with the same instruction. Verbatim
     prompts (with `<|image_1|>`, as published by MMEB) are not changed. null: no instruction."""
+    reference_negative: bool = False
+    """Add the query's image, with the text of the target, as a hard negative. For composed image retrieval (CIRR,
+    FashionIQ), where the query's reference image is one of the candidates. Pairs without images on both sides are not
+    changed."""
 
 
 class DataSettings(Section):

@@ -75,8 +75,8 @@ def _listed(root: Path, files: str) -> list[str]:
 
 def _read_set(recipe: Recipe, name: str, limit: int | None) -> Sequence[TrainExample]:
     data, cap = recipe.data, pair_limit(recipe, name)
-    own = data.sets.get(name) if isinstance(data.sets, dict) else None
-    instruction = own.target_instruction if isinstance(own, SetSettings) else None
+    given = data.sets.get(name) if isinstance(data.sets, dict) else None
+    own = given if isinstance(given, SetSettings) else SetSettings()
     streamed = streamed_sets(data.root)
     if name not in streamed:
 
@@ -84,8 +84,10 @@ def _read_set(recipe: Recipe, name: str, limit: int | None) -> Sequence[TrainExa
             return range(number) if cap is None else capped(range(number), cap, recipe.train.seed, name)
 
         rows = read_train_set(data.root, name, data.use_negatives, data.instructions, limit, choose)
-        return _with_target_instruction(rows, instruction) if instruction else rows
-    examples = StreamedSet(streamed[name], name, None, data.use_negatives, instruction)
+        rows = rows.with_reference_negatives() if own.reference_negative else rows
+        return _with_target_instruction(rows, own.target_instruction) if own.target_instruction else rows
+    settings = (data.use_negatives, own.target_instruction, own.reference_negative)
+    examples = StreamedSet(streamed[name], name, None, *settings)
     if cap is None or len(examples) <= cap:
         return examples
     return examples.only(capped(range(len(examples)), cap, recipe.train.seed, name))

@@ -100,6 +100,7 @@ class TrainRows(Sequence[TrainExample]):
         name: Name of the set.
         media: Where its images are.
         target_instruction: Put on targets and negatives that have no instruction of their own; None: none.
+        reference_negative: Whether the query's images become a hard negative.
     """
 
     table: pa.Table
@@ -109,6 +110,7 @@ class TrainRows(Sequence[TrainExample]):
     name: str
     media: Media
     target_instruction: str | None = None
+    reference_negative: bool = False
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -144,6 +146,10 @@ class TrainRows(Sequence[TrainExample]):
         verbatim = pc.and_kleene(pc.invert(_empty(path)), pc.match_substring(text, VERBATIM))
         return _changed(self, target_instruction=instruction), pc.sum(verbatim).as_py() or 0
 
+    def with_reference_negatives(self) -> TrainRows:
+        """The set whose pairs have the query's images as a hard negative."""
+        return _changed(self, reference_negative=True)
+
     def images(self) -> Iterator[ImageRef]:
         """Each distinct image path of a column once, with the first row that names it; nothing is opened."""
         for name in set(self.table.column_names).intersection(IMAGE_COLUMNS):
@@ -178,6 +184,8 @@ class TrainRows(Sequence[TrainExample]):
             judged = zip(found, row.get(NEGATIVE_SCORES) or (), strict=False)
             scores = (row[POSITIVE_SCORE], *(score for negative, score in judged if negative is not None))
         example = TrainExample(query, target, negatives, self.name, origin=where, scores=scores)
+        if self.reference_negative:
+            example = example.with_reference_negative()
         return example.with_target_instruction(self.target_instruction) if self.target_instruction else example
 
     def _input(self, text: str | None, path: str | None, origin: str) -> EmbeddingInput | None:
