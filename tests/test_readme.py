@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hub_server import COMMIT, Hub, running_hub
+from samples import COLORS, draw
+from tiny.fixtures import tiny_vlm  # noqa: F401
 
 from vlm2vec.cli import run
 from vlm2vec.evaluation.comparison import comparison_table
@@ -52,6 +60,49 @@ def test_the_first_commands_run_as_typed_and_find_the_photograph(
     said = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("1 "))
     assert (said[0], Path(said[2]).name) == (best[0], Path(best[2]).name)
     assert abs(float(said[1]) - float(best[1])) < 0.05  # the README's score, within the rounding of other processors
+
+
+def publish_ok_vqa(hub: Hub, folder: Path) -> None:
+    """OK-VQA in the published layout and size: each query is ranked against 1,000 answers of its own row."""
+    answers = [f"answer {n} of {n % 7}" for n in range(1000)]
+    rows = []
+    for n in range(1000):
+        draw(folder / f"images/OK-VQA/{n}.png", list(COLORS)[n % len(COLORS)], n)
+        ask = f"<|image_1|>\nRepresent the given image with the following question: What is in picture {n}?\n"
+        rows.append(
+            {"qry_text": ask, "qry_img_path": f"OK-VQA/{n}.png", "tgt_text": answers, "tgt_img_path": [""] * 1000}
+        )
+    (folder / "data/OK-VQA").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "data/OK-VQA/test-00000-of-00001.parquet")
+    shutil.make_archive(str(folder / "data/images"), "zip", folder / "images")
+    hub.add("datasets/TIGER-Lab/MMEB-eval", folder / "data")
+
+
+@pytest.mark.slow
+def test_the_path_to_scores_on_mmeb_runs_as_typed_against_a_hub(
+    tiny_vlm: Callable[[str], Path],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    commands = re.findall(r"^vlm2vec [^#\n]*", README.partition("**Reproduce VLM2Vec on MMEB**")[2], re.MULTILINE)[:3]
+    with running_hub() as hub:
+        hub.add("VLM2Vec/VLM2Vec-V2.0", tiny_vlm("qwen2_vl"))
+        publish_ok_vqa(hub, tmp_path)
+        said = []
+        for words in map(shlex.split, commands):
+            done = subprocess.run(
+                [sys.executable, "-m", *words],
+                cwd=tmp_path,
+                env={**os.environ, **hub.environment(tmp_path / "cache")},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, (words, done.stderr[-2000:])
+            said.append(done.stdout)
+    assert f"OK-VQA: TIGER-Lab/MMEB-eval@{COMMIT}" in said[0]
+    results = json.loads((tmp_path / "runs/v2/results.json").read_text())
+    assert results["tasks"]["OK-VQA"]["num_queries"] == 1000
+    assert COMMIT in json.dumps(results) and (tmp_path / "runs/report/report.html").is_file()
 
 
 def test_the_readme_is_short_and_opens_with_a_picture_and_a_command() -> None:

@@ -143,7 +143,7 @@ def test_the_size_of_a_download_counts_shared_files_once(monkeypatch: pytest.Mon
     assert download_size(tasks) == (3, 40_210)
     assert download_size(tasks, media=False) == (2, 210)
     done = CliRunner().invoke(app, ["data", "fetch", "mmeb-v1", "--data", "none", "--task", "CIRR", "--size"])
-    assert done.stdout == "mmeb-v1: 0.00 GB in 2 files\n" and not Path("none").exists()
+    assert done.stdout == "mmeb-v1: 43.0 kB in 2 files\n" and not Path("none").exists()
 
 
 class Unreachable(Exception):

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
 import yaml
+from hub_server import COMMIT, running_hub
 
 from vlm2vec import Embedder, UserError
 from vlm2vec.models.checkpoints import folder as checkpoint
@@ -24,96 +20,11 @@ from vlm2vec.models.checkpoints.card import MARK, card, write_card
 from vlm2vec.models.checkpoints.push import push_folder
 from vlm2vec.serving.settings import ServeSettings
 
-COMMIT = "0123456789012345678901234567890123456789"
-
-
-class Hub(ThreadingHTTPServer):
-    """One model repository in memory: creating, committing, listing and downloading, with a token."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.created: list[dict[str, Any]] = []
-        self.commits: list[dict[str, Any]] = []
-        self.paths: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *_: Any) -> None: ...
-
-    def answer(self, content: Any, code: int = 200, **headers: str) -> None:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_POST(self) -> None:
-        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path = urlsplit(self.path).path
-        self.server.paths.append(self.path)
-        if self.headers.get("Authorization") != "Bearer hf_test":
-            return self.answer({"error": "Invalid username or password."}, 401)
-        if path == "/api/validate-yaml":  # the hub checks the card's metadata
-            return self.answer({"errors": [], "warnings": []})
-        if path == "/api/repos/create":
-            self.server.created.append(json.loads(sent))
-            return self.answer({"url": f"{self.server.url}/me/model", "id": "me/model"})
-        if "/preupload/" in path:
-            names = [file["path"] for file in json.loads(sent)["files"]]
-            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
-            return self.answer({"files": modes})
-        if "/commit/" in path:
-            for line in sent.decode().splitlines():
-                row = json.loads(line)
-                if row["key"] == "file":
-                    self.server.files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
-                else:
-                    self.server.commits.append(row["value"])
-            url = f"{self.server.url}/me/model/commit/{COMMIT}"
-            pull = {"pullRequestUrl": f"{self.server.url}/me/model/discussions/1"} if "create_pr=1" in self.path else {}
-            return self.answer({"success": True, "commitOid": COMMIT, "commitUrl": url, **pull})
-        return self.answer({"error": path}, 404)
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        files = self.server.files
-        if path.startswith("/api/models/me/model/tree"):
-            folder = path.partition("/tree/")[2].partition("/")[2]
-            rows = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in files.items()
-                if name.startswith(folder)
-            ]
-            found = {} if rows else {"X_Error_Code": "EntryNotFound"}
-            return self.answer(rows or {"error": "Entry not found"}, 200 if rows else 404, **found)
-        if path.startswith("/api/models/me/model"):
-            names = [{"rfilename": name} for name in files]
-            return self.answer({"id": "me/model", "sha": COMMIT, "private": True, "siblings": names, "tags": []})
-        name = path.partition("/resolve/")[2].partition("/")[2]
-        if name in files:
-            tag = hashlib.sha1(files[name]).hexdigest()
-            return self.answer(files[name], ETag=f'"{tag}"', X_Repo_Commit=COMMIT)
-        return self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
-
-    do_HEAD = do_GET
-
 
 @pytest.fixture
 def hub():
-    server = Hub()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running_hub() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +119,7 @@ np.testing.assert_allclose(model.encode(["a red cat"]), here, atol=1e-5)
 @pytest.mark.slow
 def test_a_pushed_model_loads_by_its_id_here_and_in_sentence_transformers(saved, hub, tmp_path):
     pytest.importorskip("sentence_transformers")
-    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    env = {**os.environ, **hub.environment(tmp_path)}
     push = [sys.executable, "-m", "vlm2vec", "push", str(saved), "me/model"]
     done = subprocess.run(push, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -216,8 +127,9 @@ def test_a_pushed_model_loads_by_its_id_here_and_in_sentence_transformers(saved,
     assert len(hub.commits) == 1 and hub.created[0]["name"] == "model"
     assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
     expected = {path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()}
-    assert set(hub.files) == expected
-    assert b'Embedder.from_pretrained("me/model")' in hub.files["README.md"]
+    files = hub.repositories["me/model"]
+    assert set(files) == expected
+    assert b'Embedder.from_pretrained("me/model")' in files["README.md"]
     loaded = subprocess.run(
         [sys.executable, "-c", LOADS, str(saved)], env=env, capture_output=True, text=True, check=False
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -155,6 +156,7 @@ def data_fetch(
     Example: vlm2vec data fetch mmeb-v1 --data mmeb --task ImageNet-1K
     """
     from huggingface_hub import snapshot_download
+    from rich.filesize import decimal
 
     from vlm2vec.evaluation.benchmark import read_benchmark
     from vlm2vec.evaluation.data_check import download_size, fetch_task
@@ -162,11 +164,12 @@ def data_fetch(
     facts, _ = read_benchmark(benchmark)
     tasks = (facts.only(task) if task else facts).tasks
     num_files, num_bytes = download_size(tasks, media=not rows_only)
-    say(f"{benchmark}: {num_bytes / 1e9:.2f} GB in {num_files} files")
+    say(f"{benchmark}: {decimal(num_bytes)} in {num_files} files")
     if size_only:
         return
     data.mkdir(parents=True, exist_ok=True)
     for one in tasks:
         found = fetch_task(one, data, snapshot_download, media=not rows_only)
         say(f"{one.name}: " + ", ".join(f"{name}@{revision}" for name, revision in found.items()))
-    say(f"Next: vlm2vec data check {benchmark} --data {data}")
+    chosen = "".join(f" --task {shlex.quote(name)}" for name in task or [])
+    say(f"Next: vlm2vec data check {benchmark} --data {data}{chosen}")

@@ -242,18 +242,30 @@ def forget_quantization(model: Any) -> None:
 
 
 @contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Suppresses the progress bars of transformers, and its report on weights that are not loaded on purpose."""
-    from transformers import modeling_gguf_pytorch_utils as gguf
+def only_errors() -> Iterator[None]:
+    """Suppresses what transformers says below an error, such as its report on weights left out on purpose."""
     from transformers.utils import logging
 
-    level, bar = logging.get_verbosity(), door("transformers.modeling_gguf_pytorch_utils.tqdm")
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    gguf.tqdm = partial(bar, disable=True)  # this bar does not follow the setting above
     try:
         yield
     finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Suppresses the progress bars of transformers, and what it says below an error."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging
+
+    bar = door("transformers.modeling_gguf_pytorch_utils.tqdm")
+    logging.disable_progress_bar()
+    gguf.tqdm = partial(bar, disable=True)  # this bar does not follow the setting above
+    try:
+        with only_errors():
+            yield
+    finally:
         gguf.tqdm = bar
         logging.enable_progress_bar()
-        logging.set_verbosity(level)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-import transformers
 from PIL import Image
 from torch import nn
 
@@ -28,6 +27,7 @@ from vlm2vec.models.backbones.base import MediaTokens
 from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.backbones.final_norm import set_final_norm
 from vlm2vec.models.backbones.hf_processor import current_names, load_processor
+from vlm2vec.models.backbones.network import load_network
 from vlm2vec.models.backbones.video_frames import FrameProcessor, metadata_of
 from vlm2vec.models.checkpoints.tensors import check_weight_files
 from vlm2vec.models.prompts import place_video, split_at_images
@@ -112,7 +112,7 @@ class Generic(DecoderBackbone):
             check_weight_files(source, allow_pickle)
             processor = cls.load_processor(source, common, options)
             weights = {"dtype": dtype, "use_safetensors": None if allow_pickle else True, **common}
-            return cls(_load_model(source, weights), processor, options)
+            return cls(load_network(source, weights), processor, options)
         except Exception as error:  # transformers and tokenizers raise many types, plain Exception among them
             raise UserError(f"{source}: cannot be loaded as a vision-language model: {first_line(error)}") from error
 
@@ -310,25 +310,6 @@ class Generic(DecoderBackbone):
         if not multimodal or not {"image_grid_thw", "video_grid_thw"} & set(tensors):
             return torch.arange(ids.shape[1]).view(1, -1, 1).expand(1, -1, 3)
         return self.rope_index(**tensors)[0].permute(1, 2, 0)  # type: ignore[no-any-return]
-
-
-def _load_model(source: str, settings: dict[str, Any]) -> Any:
-    """The network without a language-model head.
-
-    Raises:
-        UserError: naming a weight that the files lack.
-    """
-    model, report = transformers.AutoModel.from_pretrained(source, output_loading_info=True, **settings)
-    missing = report["missing_keys"]
-    # transformers 5.23 finds the vision weights of newer Qwen2-VL files only for the class with the head.
-    if missing and report["unexpected_keys"]:
-        del model  # before the second load: memory need not hold both
-        with_head = transformers.AutoModelForImageTextToText
-        whole, report = with_head.from_pretrained(source, output_loading_info=True, **settings)
-        model, missing = whole.base_model, set(report["missing_keys"]) - {"lm_head.weight"}  # the head is not used
-    if missing:
-        raise UserError(f"weight {min(missing)} is missing")
-    return model
 
 
 def _usual_positions(config: Any) -> str:
