@@ -69,6 +69,16 @@ def test_ranks_and_margin_choose_the_negatives(rule: MiningRule, expected: list[
     assert mined(rule) == expected
 
 
+def test_random_picks_are_allowed_targets_in_order_of_their_rank_and_the_same_in_every_run() -> None:
+    rule = MiningRule(num=2, margin=None, pick="random")
+    queries = np.repeat(TARGETS[:1], 50, axis=0)
+    found = mine_negatives(queries, TARGETS, [1] * 50, [{1}] * 50, rule)
+    assert found == mine_negatives(queries, TARGETS, [1] * 50, [{1}] * 50, rule)
+    assert {tuple(one) for one in found} == {(0, 2), (0, 3), (0, 4), (2, 3), (2, 4), (3, 4)}
+    assert mined(MiningRule(num=2, max_rank=2, margin=None, pick="random")) == [0, 2]
+    assert mined(MiningRule(num=9, margin=0.0, pick="random")) == [2, 3, 4]
+
+
 def test_no_positive_of_an_equal_query_is_mined() -> None:
     assert mined(MiningRule(num=2, margin=None), positives=(1, 0, 2)) == [3, 4]
 

@@ -184,6 +184,10 @@ def mine(
             help="A negative's cosine is at least this far below the positive's. Default: 0; with --judge: any."
         ),
     ] = None,
+    pick: Annotated[
+        Literal["nearest", "random"],
+        typer.Option(help="Take the nearest, or any up to --max-rank, such as a reranker will see."),
+    ] = "nearest",
     together: Annotated[bool, typer.Option(help="Take candidates from all sets, not only the pair's own.")] = False,
     judge: Annotated[
         str | None, typer.Option(help="A second model that keeps out false negatives and writes soft labels.")
@@ -206,7 +210,7 @@ def mine(
 
     if margin is None and judge is None:
         margin = 0.0
-    rule = MiningRule(num, skip, max_rank, margin, judged, judge_margin)
+    rule = MiningRule(num, skip, max_rank, margin, judged, judge_margin, pick)
     judging = None if judge is None else JUDGES[judge_kind](judge)
     for name, mean in run_mining(model, data, output, rule, sets or (), judging, together).items():
         say(f"{name}: {mean:.2f} negatives for each pair")

@@ -5,12 +5,13 @@ Shapes: N pairs, M distinct targets, D embedding dim.
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class MiningRule:
         margin: A negative's cosine is at least this far below the positive's; None: no limit.
         judged: Number of nearest candidates of each pair that a judge scores.
         judge_margin: A negative's score by the judge is at least this far below the positive's.
+        pick: Which allowed targets are taken if there are more than `num`: the nearest, or `num` at random. Random ones
+            are as hard as the candidates of a first stage of `max_rank`, which is what a reranker will see.
     """
 
     num: int = 1
@@ -45,6 +48,14 @@ class MiningRule:
     margin: float | None = 0.0
     judged: int = 20
     judge_margin: float = 0.0
+    pick: Literal["nearest", "random"] = "nearest"
+
+    def chosen(self, allowed: Sequence[int], query: int) -> list[int]:
+        """At most `num` of the allowed targets in their order; random ones depend on the number of the query only."""
+        if self.pick == "nearest" or len(allowed) <= self.num:
+            return list(allowed[: self.num])
+        places = random.Random(query).sample(range(len(allowed)), self.num)
+        return [allowed[place] for place in sorted(places)]
 
 
 class Positives(Protocol):
@@ -83,7 +94,8 @@ def mine_negatives(
         cosines, columns = _nearest(part_BD, targets_MD, [positives[n] for n in rows], bar_B, wanted)
         for limit, values, places in zip(limit_B.tolist(), cosines.tolist(), columns.tolist(), strict=True):
             ranked = list(zip(values, places, strict=True))[rule.skip :]
-            found.append([row for cosine, row in ranked if -np.inf < cosine <= limit][: rule.num])
+            allowed = [row for cosine, row in ranked if -np.inf < cosine <= limit]
+            found.append(rule.chosen(allowed, len(found)))
     return found
 
 
