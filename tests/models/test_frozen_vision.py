@@ -15,7 +15,7 @@ from vlm2vec.batch import Batch
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.models.vision.frozen_vision import FrozenVision, row_keys, vision_fingerprint
-from vlm2vec.models.vision.vision_cache import FeatureStore, _join, split_output
+from vlm2vec.models.vision.vision_cache import FeatureStore, join_rows, split_output
 from vlm2vec.training.gradcache import cached_backward
 
 TinyVlm = Callable[[str], Path]
@@ -199,7 +199,7 @@ def test_outputs_of_several_levels_are_taken_apart_and_put_together_again() -> N
     output = {"pooler_output": images, "deepstack_features": [tuple(p + level for p in images) for level in (1, 2)]}
     parts = split_output(output, counts, 3)
     assert parts is not None and not parts[1]
-    turned = _join([parts[2], parts[0]])
+    turned = join_rows([parts[2], parts[0]])
     order = [2, 0, 1]
     for one, image in zip(turned.pooler_output, order, strict=True):
         assert torch.equal(one, images[image])

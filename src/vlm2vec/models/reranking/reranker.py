@@ -27,6 +27,8 @@ from vlm2vec.models.reranking.loading import load_pair_model
 from vlm2vec.models.reranking.pair_model import PairModel
 from vlm2vec.models.reranking.prompt import RerankPrompt
 from vlm2vec.models.verification.fingerprint import describe
+from vlm2vec.models.vision.feature_memory import FeatureMemory
+from vlm2vec.models.vision.frozen_vision import FrozenVision
 from vlm2vec.types import EmbeddingInput
 
 
@@ -56,11 +58,15 @@ class Reranker:
         backbone: The network and its processor.
         has_chat: Whether the model has a chat template.
         scorer: The model; it gives the log-odds of a batch of pairs.
+        image_features: Features of images that were read before. None: the family cannot give them apart, or the
+            backbone's own cache keeps them.
     """
 
     def __init__(self, model: PairModel) -> None:
         self.scorer = model.eval()
         self.prompt, self.backbone, self.has_chat = model.prompt, model.backbone, model.has_chat
+        network = model.backbone.model
+        self.image_features = FeatureMemory(network) if FrozenVision.possible(network) else None
 
     @classmethod
     def from_pretrained(cls, source: str, *, prompt: RerankPrompt | None = None, **options: Any) -> Reranker:

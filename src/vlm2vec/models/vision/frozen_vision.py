@@ -46,7 +46,7 @@ class FrozenVision:
         self.num_runs = 0
         self._memo: dict[int, tuple[Any, list[torch.Tensor] | None]] = {}
         self._chunk: tuple[int, Batch] | None = None
-        self._owner = [module for module in model.modules() if hasattr(type(module), METHOD)][-1]
+        self._owner = owner_of(model)
         self._original: Callable[..., Any] = getattr(self._owner, METHOD)
         object.__setattr__(self._owner, METHOD, self._features)
 
@@ -116,7 +116,7 @@ class FrozenVision:
                 output = _map(output, torch.Tensor.detach)
         if self.frozen is False:
             return output, None
-        output = _slim(output)
+        output = slim(output)
         after = self._get_random()
         drew = any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
         if self.store is not None and not drew:
@@ -139,6 +139,11 @@ class FrozenVision:
             torch.cuda.set_rng_state(states[1], self._device)
 
 
+def owner_of(model: nn.Module) -> nn.Module:
+    """The innermost module that has the method for image features."""
+    return [module for module in model.modules() if hasattr(type(module), METHOD)][-1]
+
+
 def row_keys(batch: Batch) -> list[str]:
     """A hash of each example's packed tensors, which identifies its images and videos; "" without any."""
     hashes = [hashlib.blake2b(digest_size=16) for _ in range(len(batch))]
@@ -147,12 +152,16 @@ def row_keys(batch: Batch) -> list[str]:
         start = 0
         for i, count in enumerate(counts.tolist()):
             if count:
-                part = batch.tensors[name][start : start + count].contiguous()
-                hashes[i].update(f"{name} {tuple(part.shape)} {part.dtype}".encode())
-                hashes[i].update(part.cpu().view(torch.uint8).numpy().tobytes())
+                add_tensor(hashes[i], name, batch.tensors[name][start : start + count])
                 some[i] = True
             start += count
     return [h.hexdigest() if is_some else "" for h, is_some in zip(hashes, some, strict=True)]
+
+
+def add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
+    """Adds name, shape, data type and values of a tensor to a hash."""
+    digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
 def vision_fingerprint(model: nn.Module, language_parts: Iterable[nn.Module], precision: str) -> str:
@@ -172,8 +181,7 @@ def vision_fingerprint(model: nn.Module, language_parts: Iterable[nn.Module], pr
         raise ValueError(f"{type(model).__name__}: no parameter outside the language model")
     digest = hashlib.blake2b(f"{type(model).__name__} {precision}".encode(), digest_size=16)
     for name, parameter in vision:
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        add_tensor(digest, name, parameter)
     return digest.hexdigest()
 
 
@@ -204,7 +212,8 @@ def _copy(output: Any) -> Any:
     return _map(output, lambda tensor: tensor)
 
 
-def _slim(output: Any) -> Any:
+def slim(output: Any) -> Any:
+    """The output without large fields that no model reads."""
     if not isinstance(output, dict):
         return output
     kept = {name: value for name, value in output.items() if name not in UNUSED or "pooler_output" not in output}

@@ -168,7 +168,7 @@ class FeatureStore:
         if any(key and key not in self._memory and key not in self._shard_of for key in keys):
             return None
         rows = [self._row(key) for key in keys if key]
-        return _join(rows)
+        return join_rows(rows)
 
     def put_rows(self, keys: Sequence[str], output: Any, counts: dict[str, torch.Tensor]) -> None:
         """Stores each example's part of an output. Does nothing if the output cannot be split by example."""
@@ -265,7 +265,7 @@ def _split_field(path: str, value: Any, counts: list[torch.Tensor], parts: list[
     return all(_split_field(f"{path}@{level}", item, counts, parts) for level, item in enumerate(value))
 
 
-def _join(rows: list[dict[str, torch.Tensor]]) -> Any:
+def join_rows(rows: list[dict[str, torch.Tensor]]) -> Any:
     """Combines parts of `split_output` for these examples."""
     fields: dict[str, Any] = {}
     for path in rows[0]:
