@@ -81,7 +81,7 @@ def mine_negatives(
         rule: Ranks are counted among targets that are not positives.
     """
     wanted = rule.skip + rule.num if rule.max_rank is None else max(rule.max_rank, rule.skip)
-    found = []
+    found: list[list[int]] = []
     for start in range(0, len(queries_ND), BLOCK):
         part_BD = queries_ND[start : start + BLOCK].astype(np.float32, copy=False)
         rows = range(start, start + len(part_BD))
