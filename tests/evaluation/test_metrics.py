@@ -13,9 +13,9 @@ from vlm2vec.evaluation.metrics import (
     Ranked,
     all_metrics,
     average_precision_capped,
-    bootstrap_interval,
     chance_of,
     group_means,
+    mean_interval,
     values_of,
 )
 
@@ -90,15 +90,23 @@ def test_one_relevant_candidate_at_rank_three_by_hand() -> None:
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_the_number_of_queries() -> None:
-    few, many = (np.tile([0.0, 0.0, 0.0, 1.0], n) for n in (10, 1000))
-    low, high = bootstrap_interval(few)
-    assert low < 0.25 < high
-    # Of a mean of n zeros and ones: 1.96 sqrt(p (1 - p) / n) on each side.
-    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.25 * 0.75 / 40), rel=0.15)
-    low, high = bootstrap_interval(many)
-    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.25 * 0.75 / 4000), rel=0.15)
-    assert bootstrap_interval(many) == (low, high)
-    assert bootstrap_interval(np.ones(5)) == (1.0, 1.0)
+    few, many = (np.tile([0.0, 0.5, 0.0, 1.0], n) for n in (10, 1000))
+    deviation = float(np.std([0.0, 0.5, 0.0, 1.0]))
+    low, high = mean_interval(few)
+    assert low < 0.375 < high
+    assert (high - low) / 2 == pytest.approx(1.96 * deviation / np.sqrt(40), rel=0.15)
+    low, high = mean_interval(many)
+    assert (high - low) / 2 == pytest.approx(1.96 * deviation / np.sqrt(4000), rel=0.15)
+    assert mean_interval(many) == (low, high)
+
+
+@pytest.mark.parametrize(("hits", "queries"), [(0, 168), (7, 200), (500, 1000), (12, 12)])
+def test_the_interval_of_hits_is_wilsons(hits: int, queries: int) -> None:
+    low, high = mean_interval(np.arange(queries) < hits)
+    # The ends are where the observed share lies 1.96 standard deviations of the end's own share away.
+    for end in {low, high} - {0.0, 1.0}:
+        assert abs(hits / queries - end) == pytest.approx(1.95996 * np.sqrt(end * (1 - end) / queries), rel=1e-4)
+    assert (low == 0.0, high == 1.0) == (hits == 0, hits == queries)
 
 
 def test_a_group_score_is_the_unweighted_mean_over_its_tasks() -> None:

@@ -124,7 +124,8 @@ def _results_markdown(content: dict[str, Any], about: dict[str, Any]) -> str:
     groups = [(row.name, row.kind, percent(row.chance), percent(row.scores[0])) for row in _group_rows(content)]
     parts = [
         f"# {content['model']} on {content['benchmark']}",
-        f"{metric} in percent; a gold that ties with another candidate is a miss. 95 %: bootstrap over queries.",
+        f"{metric} in percent; a gold that ties with another candidate is a miss. 95 %: interval over queries, "
+        "Wilson's for hits, else by bootstrap.",
         markdown_table(head, tasks, num_left=3).rstrip(),
         "Unweighted means over tasks:",
         markdown_table(("group", "tasks", "chance", metric), groups, num_left=2).rstrip(),

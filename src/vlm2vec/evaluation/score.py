@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlm2vec.evaluation.benchmark import EvalTask
-from vlm2vec.evaluation.metrics import Ranked, all_metrics, bootstrap_interval, chance_of, values_of
+from vlm2vec.evaluation.metrics import Ranked, all_metrics, chance_of, mean_interval, values_of
 from vlm2vec.retrieval.embedding_cache import InputKeys
 from vlm2vec.retrieval.rank import best_candidates, rank_relevant
 from vlm2vec.types import EmbeddingInput, EvalQuery
@@ -208,7 +208,7 @@ def score_task(
         seconds,
         [samples[number] for number in sorted(samples)],
         all_metrics(in_order),
-        bootstrap_interval(values),
+        mean_interval(values),
         [(*pair, count) for pair, count in confused.most_common(MOST_CONFUSIONS) if count > 1],
     )
 

@@ -20,7 +20,7 @@ import numpy as np
 from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import EvalTask
-from vlm2vec.evaluation.metrics import Ranked, all_metrics, bootstrap_interval, values_of
+from vlm2vec.evaluation.metrics import Ranked, all_metrics, mean_interval, values_of
 from vlm2vec.evaluation.score import KeyOf, Pool, Reranked, RowsOf, Sample, pools, ranks_in, sampled
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, VectorCache
 from vlm2vec.retrieval.rank import DEPTH, best_candidates, exact_scores
@@ -141,7 +141,7 @@ class SecondStage:
             self.top,
             float(values.mean()),
             all_metrics(in_order),
-            bootstrap_interval(values),
+            mean_interval(values),
             seconds / len(queries),
             num_unreadable,
             [samples[number] for number in sorted(samples)],
