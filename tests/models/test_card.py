@@ -18,6 +18,8 @@ from vlm2vec import Embedder, UserError
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.card import MARK, card, write_card
 from vlm2vec.models.checkpoints.push import push_folder
+from vlm2vec.models.reranking.loading import load_pair_model
+from vlm2vec.models.reranking.prompt import RerankPrompt
 from vlm2vec.serving.settings import ServeSettings
 
 
@@ -101,6 +103,34 @@ def test_a_card_that_a_person_wrote_is_kept(saved, tmp_path):
     write_card(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
     assert MARK in (saved / "README.md").read_text()
+
+
+def test_a_reranker_has_its_own_card_with_scores_after_reranking_and_is_uploaded(tiny_vlm, hub, tmp_path):
+    prompt = RerankPrompt(answers=("y", "n"))
+    folder = tmp_path / "ranker"
+    load_pair_model(tiny_vlm("qwen2_vl"), prompt, device="cpu").save_pretrained(folder)
+    text = (folder / "README.md").read_text()
+    about = header(text)
+    assert (about["library_name"], about["pipeline_tag"]) == ("vlm2vec", "text-ranking")
+    assert "cross-encoder" in about["tags"] and 'the logit of "y" less that of "n"' in text
+    for words in ("Reranker.from_pretrained(", "CrossEncoder(", "trust_remote_code=True", "--reranker"):
+        assert words in text
+    recipe = {"output": "runs/ranker", "task": "rerank", "rerank": {"loss": "listwise", "candidates": 6}}
+    recipe |= {"data": {"root": "data/mined"}, "train": {"steps": 20, "temperature": 0.02}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "eval").mkdir()
+    tasks = {"Find": {"metric": "hit@1", "score": 0.25, "reranked": {"score": 0.5}}}
+    found = {"benchmark": "toy", "tasks": tasks, "groups": {"overall": 0.25}, "reranked_groups": {"overall": 0.5}}
+    (folder / "eval/results.json").write_text(json.dumps(found))
+    write_card(folder)
+    text = (folder / "README.md").read_text()
+    assert [row["metrics"][0]["value"] for row in header(text)["model-index"][0]["results"]] == [50.0, 50.0]
+    assert "| Loss | listwise |" in text and "| Candidates of a query | 6 |" in text and "Temperature" not in text
+    env = {**os.environ, **hub.environment(tmp_path)}
+    push = [sys.executable, "-m", "vlm2vec", "push", str(folder), "me/ranker"]
+    done = subprocess.run(push, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b'Reranker.from_pretrained("me/ranker")' in hub.repositories["me/ranker"]["README.md"]
 
 
 LOADS = """

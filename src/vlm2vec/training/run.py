@@ -245,8 +245,7 @@ def _save_run(
     entries = [entry for entry in log if "loss" in entry]
     write_json(output / LOG_FILE, entries)
     write_report(output / REPORT_FILE, _report_facts(recipe, facts), entries)
-    if isinstance(embedder, Embedder):
-        write_card(output)
+    write_card(output)
 
 
 def _write_golden(embedder: Embedder, recipe: Recipe, state: dict[str, torch.Tensor] | None) -> None:

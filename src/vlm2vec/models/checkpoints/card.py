@@ -9,10 +9,14 @@ from typing import Any
 import yaml
 
 from vlm2vec.files import read_json, write_text
+from vlm2vec.models.checkpoints import card_reranker
+from vlm2vec.models.st_folder import RERANKER_FILE
 
 CARD_FILE = "README.md"
 MARK = "<!-- Written by vlm2vec. Delete this line to keep your own text when the model is saved or pushed again. -->"
 FOLDER = "path/to/this/folder"
+KIND = ("feature-extraction", ("feature-extraction", "multimodal", "image-text-embedding"))
+"""The hub's task, and tags."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 OWN_MODULE = "vlm2vec."
 SERVED_FILE = "serve_vllm.sh"  # of `vlm2vec export --to vllm`
@@ -22,8 +26,9 @@ def write_card(folder: Path, name: str | None = None) -> None:
     """Writes the card, unless the folder has a card that a person wrote.
 
     Args:
-        folder: A saved folder with `embedder.json`; `recipe.yaml`, `provenance.json`, the `results.json` of evaluations
-            in subfolders (`vlm2vec eval RUN -o RUN/eval`) and `serve_vllm.sh` are used if they are there.
+        folder: A saved folder with `embedder.json` or `reranker.json`; `recipe.yaml`, `provenance.json`, the
+            `results.json` of evaluations in subfolders (`vlm2vec eval RUN -o RUN/eval`) and `serve_vllm.sh` are used if
+            they are there.
         name: Hub id for the examples. Default: a placeholder.
     """
     path = folder / CARD_FILE
@@ -34,40 +39,53 @@ def write_card(folder: Path, name: str | None = None) -> None:
 
 def card(folder: Path, name: str | None = None) -> str:
     """Returns the text of the card; arguments as in `write_card`."""
-    about = read_json(folder / "embedder.json")
+    ranker = read_json(folder / RERANKER_FILE)
+    about = ranker or read_json(folder / "embedder.json")
     recipe = yaml.safe_load(_text(folder / "recipe.yaml")) or {}
-    title = name or Path(str(recipe.get("output") or "An embedding model")).name
-    metadata = _metadata(folder, about, recipe) | _scores(folder, title)
+    title = name or Path(str(recipe.get("output") or f"{'A reranker' if ranker else 'An embedding'} model")).name
+    metadata = _metadata(about, recipe, *(card_reranker.KIND if ranker else KIND)) | _scores(
+        folder, title, bool(ranker)
+    )
     header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    parts = [f"---\n{header}---\n\n{MARK}\n\n# {title}\n", _summary(about), _training(folder, recipe)]
-    return "\n".join([part for part in parts if part] + [_usage(folder, about, name or FOLDER)])
+    summary, shown = card_reranker.summary(about) if ranker else _summary(about), name or FOLDER
+    usage = card_reranker.usage(shown) if ranker else _usage(folder, about, shown)
+    parts = [f"---\n{header}---\n\n{MARK}\n\n# {title}\n", summary, _training(folder, recipe), usage]
+    return "\n".join(part for part in parts if part)
 
 
-def _metadata(folder: Path, about: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+def _metadata(about: dict[str, Any], recipe: dict[str, Any], task: str, tags: tuple[str, ...]) -> dict[str, Any]:
     """Returns the metadata that the hub indexes. Base and data sets are listed only if they are hub ids."""
     base, adapter = about["base"], about["adapter"]
-    found: dict[str, Any] = {"library_name": "vlm2vec", "pipeline_tag": "feature-extraction"}
+    found: dict[str, Any] = {"library_name": "vlm2vec", "pipeline_tag": task}
     if license_name := base_license(base):
         found["license"] = license_name
     if _is_hub_id(base):
         found |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
     if datasets := [str(recipe["data"]["root"])] if recipe.get("data") else []:
         found |= {"datasets": datasets} if all(map(_is_hub_id, datasets)) else {}
-    tags = ["vlm2vec", "sentence-transformers", "feature-extraction", "multimodal", "image-text-embedding"]
-    found["tags"] = tags + (["peft", "lora"] if adapter else [])
+    found["tags"] = ["vlm2vec", "sentence-transformers", *tags] + (["peft", "lora"] if adapter else [])
     return found
 
 
-def _scores(folder: Path, title: str) -> dict[str, Any]:
-    """Returns `model-index`, the scores in percent that the hub shows; empty without an evaluation."""
+def _scores(folder: Path, title: str, reranked: bool) -> dict[str, Any]:
+    """Returns `model-index`, the scores in percent that the hub shows; empty without an evaluation.
+
+    Args:
+        folder: Its subfolders have `results.json`.
+        title: Name of the model.
+        reranked: Take the scores after reranking, and only evaluations that have them.
+    """
     results = []
     for path in sorted(folder.glob("*/results.json")):
         found = read_json(path)
-        parts = {name: ("mean", score) for name, score in found["groups"].items()}
-        parts |= {name: (task["metric"], task["score"]) for name, task in found["tasks"].items()}
+        groups = found.get("reranked_groups", {}) if reranked else found["groups"]
+        parts = {name: ("mean", score) for name, score in groups.items()}
+        for name, task in found["tasks"].items():
+            scored = task.get("reranked") if reranked else task
+            parts |= {name: (task["metric"], scored["score"])} if scored else {}
         results += [
             {
-                "task": {"type": "feature-extraction"},
+                "task": {"type": (card_reranker.KIND if reranked else KIND)[0]},
                 "dataset": {"type": found["benchmark"], "name": f"{found['benchmark']} {name}"},
                 "metrics": [{"type": metric, "value": round(100 * score, 1)}],
             }
@@ -104,15 +122,17 @@ def _summary(about: dict[str, Any]) -> str:
 def _training(folder: Path, recipe: dict[str, Any]) -> str:
     if not recipe:
         return ""
-    train, lora, loss = recipe["train"], recipe.get("lora"), recipe.get("loss") or {}
+    train, lora, rerank = recipe["train"], recipe.get("lora"), recipe.get("rerank") or {}
+    is_reranker = recipe.get("task") == "rerank"
     facts = {
         "Data": f"`{recipe['data']['root']}`",
         "Sets": ", ".join(recipe["data"].get("sets") or []) or "all of the folder",
         "Steps": train["steps"],
         "Batch size": train.get("batch_size"),
         "Learning rate": train.get("learning_rate"),
-        "Temperature": train.get("temperature"),
-        "Loss": loss.get("kind", "info_nce"),
+        "Temperature": None if is_reranker else train.get("temperature"),
+        "Loss": rerank.get("loss") if is_reranker else (recipe.get("loss") or {}).get("kind", "info_nce"),
+        "Candidates of a query": rerank.get("candidates") if is_reranker else None,
         "LoRA": f"rank {lora['rank']}, alpha {lora['alpha']}" if lora else "none: all chosen weights",
         "Seed": train.get("seed"),
     }

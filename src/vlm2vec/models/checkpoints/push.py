@@ -10,6 +10,7 @@ from pathlib import Path
 from vlm2vec.errors import UserError
 from vlm2vec.models.checkpoints.card import CARD_FILE, MARK, card
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
+from vlm2vec.models.st_folder import RERANKER_FILE
 
 LEFT_OUT = ("checkpoints",)  # step checkpoints of a run
 
@@ -20,7 +21,7 @@ def push_folder(
     """Uploads a folder that `save_pretrained` or `vlm2vec train` wrote; step checkpoints and hidden files stay here.
 
     Args:
-        folder: With `embedder.json`. Its model card gets the hub id, unless a person has changed it.
+        folder: With `embedder.json` or `reranker.json`. Its model card gets the hub id, unless a person has changed it.
         repo_id: `owner/name`; created if it does not exist.
         private: Visibility of a new repository. An existing one keeps its own.
         pull_request: Opens a pull request instead of committing to the main branch.
@@ -35,7 +36,7 @@ def push_folder(
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    if not (folder / EMBEDDER_FILE).is_file():
+    if not any((folder / name).is_file() for name in (EMBEDDER_FILE, RERANKER_FILE)):
         raise UserError(f"{folder}: no {EMBEDDER_FILE}; expected a folder that save_pretrained or vlm2vec train wrote")
     operations = [CommitOperationAdd(name, _content(folder, name, repo_id)) for name in _files(folder)]
     api = HfApi(library_name="vlm2vec")

@@ -19,6 +19,7 @@ from vlm2vec.models import st_folder
 from vlm2vec.models.backbones.base import Backbone
 from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.checkpoints import folder as checkpoint
+from vlm2vec.models.checkpoints.card import write_card
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.reranking.folder import HEAD_FILE, RerankerFile
 from vlm2vec.models.reranking.head import answer_direction
@@ -126,6 +127,7 @@ class PairModel(nn.Module):
         )
         st_folder.write_reranker(folder)
         write_json(folder / st_folder.RERANKER_FILE, about.model_dump())
+        write_card(folder)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes a folder that `Reranker.from_pretrained` loads, in one step; replaces an existing folder."""
