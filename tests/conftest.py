@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from samples import COLORS, draw, write_train_set
 
 # Tiny models on one thread: on a busy machine, threads that wait for each other take many times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+
+# How long an example takes depends on what else the machine does; fixtures hold nothing that an example changes.
+NO_MATTER = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("any machine", deadline=None, suppress_health_check=NO_MATTER)
+settings.load_profile("any machine")
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

@@ -159,4 +159,4 @@ def test_help_answers_at_once_and_without_torch() -> None:
         since = children_seconds()
         subprocess.run(command, check=True, capture_output=True)
         times.append(children_seconds() - since)
-    assert min(times) < 1.0  # about 0.4 s; the margin is for a slower processor
+    assert min(times) < 1.5  # about 0.4 s; the margin is for a slower processor that others use, too

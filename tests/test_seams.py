@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny.fixtures import *  # noqa: F403 - fixtures
@@ -44,7 +44,6 @@ PAGES = len(PARQUET) - 8 - int.from_bytes(PARQUET[-8:-4], "little")
 """Bytes before the footer. pyarrow ends the process on some footers that are damaged in one bit."""
 
 
-@settings(deadline=None)
 @given(place=st.integers(0, PAGES - 1), bits=st.integers(1, 255), length=st.integers(0, len(PARQUET)))
 def test_a_damaged_parquet_file_gives_rows_or_one_line_with_its_name(
     tmp_path_factory: pytest.TempPathFactory, place: int, bits: int, length: int

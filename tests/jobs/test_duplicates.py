@@ -40,7 +40,7 @@ def grouped_by_hand(vectors_ND: np.ndarray, threshold: float) -> list[list[int]]
     return sorted(groups, key=lambda rows: (-len(rows), rows[0]))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 999), count=st.integers(1, 60), threshold=st.sampled_from([-1.0, 0.3, 0.8, 0.99, 1.0]))
 def test_groups_are_those_of_all_pairs(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, threshold: float

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs.test_search_cli import typed
 from jobs.toys import ColourEncoder
@@ -56,7 +56,7 @@ def test_columns_named_like_fields_of_this_package_keep_their_values_and_answer_
     assert hit.metadata[f"{PREFIX}width"] == 40 and hit.metadata[f"{PREFIX}row"] == 1
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12)
 @given(rows=st.lists(st.dictionaries(st.sampled_from(TAKEN) | st.text(max_size=6), JSON, max_size=5), min_size=1))
 def test_a_table_of_any_columns_and_values_is_indexed_with_every_value(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]

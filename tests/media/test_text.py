@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm2vec.data.records import read_train_records
@@ -21,7 +21,6 @@ from vlm2vec.media.text import ENCODING, MARK, decode
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "latin-1", "shift_jis")
 ENCODINGS += ("gb18030", "big5", "koi8-r", "cp037", "iso2022_jp")
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters=MARK), min_size=1, max_size=12)
-SLOW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 def write(path: Path, text: str, encoding: str, mark: bool = False) -> Path:
@@ -40,7 +39,6 @@ def as_csv(texts: list[str]) -> str:
     return file.getvalue()
 
 
-@SLOW
 @given(texts=st.lists(WORDS, min_size=1, max_size=4), encoding=st.sampled_from(ENCODINGS), mark=st.booleans())
 def test_every_kind_of_file_gives_the_text_that_was_written(
     tmp_path: Path, texts: list[str], encoding: str, mark: bool

@@ -76,7 +76,7 @@ def test_parts_of_a_split_batch_hold_their_own_images(embedder):
 
 
 @given(st.integers(3, 900), st.integers(3, 900), st.integers(1, 16))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_tiles_put_together_are_the_image_in_white_borders(width, height, num_crops):
     tiles, (down, across) = tile(Image.new("RGB", (width, height)), num_crops)
     assert 1 <= down * across <= num_crops

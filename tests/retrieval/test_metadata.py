@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2vec.retrieval.metadata import KEYWORDS, as_text, column_name, plain_value, resolve_fields
@@ -40,7 +40,7 @@ ODD = [
 NAMES = st.sampled_from([*LANCE, *ODD]) | st.text(min_size=1, max_size=12)
 NUMBERS = st.integers() | st.floats() | st.sampled_from([3, 3.0, -0.0, 1e-5, 1e16, 5e-324, 1e300, 2**53, 2**60])
 VALUES = st.none() | st.booleans() | NUMBERS | st.text(max_size=8) | st.lists(st.integers(), max_size=2)
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=12)
 COUNT = itertools.count()
 
 

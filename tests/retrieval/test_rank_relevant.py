@@ -56,7 +56,7 @@ def test_streaming_gives_the_ranks_of_a_full_sort(kind: str, screen: torch.dtype
     assert found == sorted_by_hand(queries, candidates, relevant, gains)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 3))
 def test_with_many_ties_it_is_still_the_full_sort(seed: int, num_candidates: int, dim: int) -> None:
     queries, candidates, relevant, gains = cases(seed, 4, num_candidates, dim, "ties")

@@ -96,7 +96,7 @@ CONDITIONS = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(where=CONDITIONS)
 def test_a_filter_selects_the_same_rows_in_every_store(both: list[VectorStore], where: str) -> None:
     lance, qdrant = (sorted(key for rows in store.scan([], where) for key in rows.keys) for store in both)

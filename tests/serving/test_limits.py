@@ -120,7 +120,7 @@ def test_a_request_past_its_timeout_gets_408_and_the_next_one_succeeds(
     serving: Callable[..., TestClient], held: Any
 ) -> None:
     _, go_on, _ = held
-    client = serving(timeout=0.3)
+    client = serving(timeout=1.5)
     answer = post(client, input="slow")
     assert answer.status_code == 408 and answer.json()["error"]["code"] == "timeout"
     go_on.set()

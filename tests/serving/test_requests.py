@@ -128,7 +128,7 @@ JSON = st.recursive(
 INNER = ("union[", "function-", "Object", "Request", "Part", "pydantic", "validator", "_any", "tagged", "Input should")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from([*MINIMAL, "/v1/search"]), st.data())
 def test_no_answer_holds_inner_names(client: TestClient, path: str, data: st.DataObject) -> None:
     fields = ["input", "messages", "query", "documents", "queries", "targets", "texts", "inputs", "dimensions"]

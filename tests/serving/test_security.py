@@ -133,7 +133,7 @@ def test_a_fetch_ends_at_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None
     def drip(handler: Any) -> None:
         handler.send_response(200)
         handler.end_headers()
-        for _ in range(60):  # each byte arrives in time, the whole body does not
+        for _ in range(400):  # each byte arrives in time, the whole body does not
             handler.wfile.write(b"x")
             time.sleep(0.05)
 
@@ -141,7 +141,7 @@ def test_a_fetch_ends_at_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None
     since = time.monotonic()
     with toy_server(drip) as toy:
         refused = asyncio.run(Fetcher([toy.url[7:]], 1000, lambda _: True).image(f"{toy.url}/a.png"))
-        assert time.monotonic() - since < 2
+        assert time.monotonic() - since < 10
     assert isinstance(refused, Refusal) and refused.code == "fetch_failed"
 
 

@@ -30,7 +30,7 @@ def test_the_codes_of_nf4_are_the_published_ones() -> None:
     torch.testing.assert_close(nf4_codes(), torch.tensor(PUBLISHED), rtol=0, atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 150), st.floats(1e-4, 1e3), st.sampled_from(KINDS))
 def test_an_expanded_weight_differs_by_at_most_half_a_step(rows: int, columns: int, size: float, bits: Bits) -> None:
     layer = nn.Linear(columns, rows)
