@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from scale_toys import BAD_EVERY, Hashed, facts, lines
 
 from vlm2vec.jobs.embed import EmbedSettings, Job
-from vlm2vec.jobs.indexing import FIRST_PART, PART, index_source
+from vlm2vec.jobs.index_writer import FIRST_PART, PART
+from vlm2vec.jobs.indexing import index_source
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, fill
 from vlm2vec.retrieval.open import open_store

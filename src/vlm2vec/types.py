@@ -52,8 +52,7 @@ class EmbeddingInput:
         Raises:
             UserError: naming the field and its value.
         """
-        for name in ("text", "instruction"):
-            value = getattr(self, name)
+        for name, value in (("text", self.text), ("instruction", self.instruction)):
             if value is not None and not isinstance(value, str):
                 raise UserError(f"input: {name} is {_shown(value)}; expected a string, or None for no {name}")
         for image in self.images:

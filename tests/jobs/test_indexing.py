@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +16,18 @@ from jobs.toys import ColourEncoder
 from samples import COLORS, draw
 
 from vlm2vec.errors import UserError
-from vlm2vec.jobs import indexing
+from vlm2vec.jobs import index_writer
 from vlm2vec.jobs.classifying import Labels, classify_source, classify_store
 from vlm2vec.jobs.duplicates import find_duplicates
-from vlm2vec.jobs.indexing import IndexReport, index_source, write_errors
+from vlm2vec.jobs.index_writer import IndexReport
+from vlm2vec.jobs.indexing import index_source, write_errors
 from vlm2vec.jobs.searching import PRESETS, Query, Searcher, image_ref, with_images
 from vlm2vec.jobs.sheet import write_sheet
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.media.images import ImageRef
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
+from vlm2vec.types import EmbeddingInput
 
 FACTS = StoreFacts("toy", "colours", 3)
 NAMES = list(COLORS)
@@ -108,7 +113,7 @@ def test_two_folders_share_a_store_and_each_removes_only_its_own(
 def test_a_job_that_dies_goes_on_where_it_was(
     store: VectorStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexing, "PART", 3)
+    monkeypatch.setattr(index_writer, "PART", 3)
     dying = ColourEncoder(fail_after=6)
     with pytest.raises(KeyboardInterrupt):
         bring_up(store, photos, dying)
@@ -297,3 +302,29 @@ def test_the_path_of_a_table_is_resolved_once_and_its_folder_looked_up_once_howe
     monkeypatch.setattr(os, "stat", lambda *args, **kw: calls.append(str(args[0])) or stat(*args, **kw))
     assert bring_up(store, table).num_new == 300
     assert sum("rows.jsonl" in call for call in calls) < 20
+
+
+def test_new_rows_take_one_commit_a_part_and_no_look_at_the_store_and_inputs_are_held_until_they_are_encoded(
+    store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FIRST_PART", 8), ("PART", 64), ("ENCODED_AT_ONCE", 16)):
+        monkeypatch.setattr(index_writer, name, value)
+    calls: Counter[str] = Counter()
+    for name in ("add", "upsert", "scan", "fetch", "delete"):
+        real = getattr(type(store), name)
+        monkeypatch.setattr(
+            type(store), name, lambda self, *args, _n=name, _r=real, **kw: calls.update([_n]) or _r(self, *args, **kw)
+        )
+    held: list[int] = []
+
+    class Counting(ColourEncoder):
+        def encode_document(self, inputs: Sequence[EmbeddingInput], **kwargs: object) -> np.ndarray:
+            held.append(sum(isinstance(one, EmbeddingInput) for one in gc.get_objects()))
+            return super().encode(inputs, **kwargs)
+
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(f'{{"id": {i}, "text": "red {i}"}}\n' for i in range(264)))
+    report = bring_up(store, table, Counting())
+    assert (report.num_new, len(held)) == (264, 1 + 256 // 16)
+    assert calls == {"add": 1 + 256 // 64, "scan": 1, "delete": 1}
+    assert max(held) - held[0] <= 16

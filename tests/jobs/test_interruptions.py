@@ -17,7 +17,7 @@ from samples import draw
 from vlm2vec.cli import run
 from vlm2vec.cli.failures import explain
 from vlm2vec.files import replacing
-from vlm2vec.jobs import indexing
+from vlm2vec.jobs import index_writer
 from vlm2vec.jobs.embed import EmbedSettings, Job
 from vlm2vec.jobs.indexing import index_source
 from vlm2vec.jobs.sources import open_source
@@ -84,7 +84,7 @@ def test_an_index_on_a_full_disk_is_one_line_and_keeps_the_commits_before(tmp_pa
         index_source(Wide(), open_source(source), store)
     assert explain(error.value)[0].startswith(f"{uri}: File too large")
     kept = open_store(uri).count()
-    assert kept == indexing.FIRST_PART
+    assert kept == index_writer.FIRST_PART
     report = index_source(Wide(), open_source(source), open_store(uri, FACTS))
     assert (report.num_same, report.num_new, open_store(uri).count()) == (kept, 400 - kept, 400)
 
@@ -110,7 +110,7 @@ def test_a_slow_encoder_commits_after_30_seconds_and_a_fast_one_4096_rows_at_onc
             sizes.append(len(inputs))
             return super().encode_document(inputs, **kwargs)
 
-    monkeypatch.setattr(indexing.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(index_writer.time, "monotonic", lambda: clock[0])
     index_source(Slow(), open_source(texts(tmp_path, 40)), open_store(f"{tmp_path}/slow.lance", FACTS))
     assert sizes == commits == [16, *[3] * 8]
     sizes.clear(), commits.clear()
@@ -129,12 +129,12 @@ def test_an_encoder_that_becomes_slow_inside_a_part_commits_after_30_seconds(
             clock[0] += (0.001 if len(commits) == 0 else 0.1) * len(inputs)
             return super().encode_document(inputs, **kwargs)
 
-    monkeypatch.setattr(indexing.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(index_writer.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(
         LanceStore, "add", lambda self, keys, *rest: commits.append(len(keys)) or add(self, keys, *rest)
     )
     index_source(Slowing(), open_source(texts(tmp_path, 1500)), open_store(f"{tmp_path}/s.lance", FACTS))
-    assert commits == [16, 512, 512, 460]
+    assert commits[:2] == [16, 512] and max(commits[2:]) <= 300 and sum(commits) == 1500
 
 
 @pytest.mark.parametrize("command", ["index", "embed"])

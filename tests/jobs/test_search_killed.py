@@ -19,10 +19,10 @@ from vlm2vec.retrieval.open import open_store
 KILLED = """
 import os, signal, sys
 from vlm2vec.cli import app
-from vlm2vec.jobs import indexing
+from vlm2vec.jobs import index_writer
 from vlm2vec.retrieval.lance_store import LanceStore
 
-indexing.FIRST_PART = indexing.PART = 20
+index_writer.FIRST_PART = index_writer.PART = 20
 add, parts = LanceStore.add, []
 
 def killed(*arguments):

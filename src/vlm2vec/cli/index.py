@@ -28,7 +28,7 @@ from vlm2vec.media.text import ENCODING
 from vlm2vec.progress import progress_bar, say
 
 if TYPE_CHECKING:
-    from vlm2vec.jobs.indexing import IndexReport
+    from vlm2vec.jobs.index_writer import IndexReport
     from vlm2vec.retrieval.vector_store import VectorStore
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ MARK = "\ufeff"
 MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
+@lru_cache(16)
 def _newline(encoding: str) -> bytes:
     """The end of a line in an encoding.
 
@@ -50,9 +52,9 @@ def decode(content: bytes, where: str, encoding: str = ENCODING, *, escape: bool
             valid in UTF-8 but stands in no text: the file is UTF-16 or UTF-32, or no text at all.
     """
     _newline(encoding)
-    name = "UTF-8" if encoding == ENCODING else encoding
+    name = "UTF-8" if encoding == ENCODING else encoding  # marks are removed below, and UTF-8 is decoded by C code
     try:
-        text = content.decode(encoding, "surrogateescape" if escape else "strict")
+        text = content.decode(name, "surrogateescape" if escape else "strict")
     except UnicodeDecodeError as error:
         likely = next((other for mark, other in MARKS.items() if content.startswith(mark)), "cp1252")
         raise UserError(
@@ -110,7 +112,7 @@ def require_unicode(text: str | None, where: str) -> None:
     Raises:
         UserError: if it does; the message names the location and the character.
     """
-    found = SURROGATE.search(text or "")
+    found = None if text is None or text.isascii() else SURROGATE.search(text)
     if found:
         raise UserError(
             f"{where}: character {found.start() + 1} is a lone surrogate (U+{ord(found[0]):04X}), half of a "

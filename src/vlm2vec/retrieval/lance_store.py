@@ -51,7 +51,7 @@ KEYS_AT_ONCE = 500
 KINDS = ("IVF_RQ", "IVF_HNSW_SQ", "IVF_PQ")  # the first that can keep the dimension is the choice for many rows
 RQ_DIVISOR = 8  # IVF_RQ keeps dimensions that are divisible by it
 INDEX_NAME, KEY_INDEX = "vector_idx", "key_idx"
-PARTITION_ROWS = 4096  # rows of a partition of IVF_RQ and IVF_PQ
+PARTITION_ROWS = 8192  # of IVF_RQ and IVF_PQ; building takes time in proportion to the number of partitions
 PROBED_SHARE, MIN_PROBES = 0.5, 60  # partitions that a search reads: a share, so that recall does not fall with size
 REFINE = 8  # an index's nearest 8 k are scored again with the stored vectors
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def clean_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def clean_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The metadata of rows by field, as `clean_metadata` makes it; a field that a row lacks is None."""
     columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
+    for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name) for row in rows]
         kept = name if is_own(name) else column_name(name)
         if name != THUMBNAIL:
@@ -115,17 +116,18 @@ def clean_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def plain_value(value: Any) -> Any:
     """A value as text, number, boolean or None; NaN and Inf are None."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, Decimal):
-        value = float(value) if value.is_finite() and Decimal(float(value)) == value else str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, int) and abs(value) > MAX_WHOLE:
-        return str(value)
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, str):
         return printable(value)
-    if value is None or isinstance(value, bool | int | float):
-        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int):  # a bool is an int
+        return value if abs(value) <= MAX_WHOLE else str(value)
+    if value is None:
+        return None
+    if isinstance(value, Decimal):
+        return float(value) if value.is_finite() and Decimal(float(value)) == value else str(value)
     if isinstance(value, date | time):  # a datetime is a date
         return value.isoformat()
     if not isinstance(value, Mapping | list | tuple):  # a duration, a UUID
