@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,3 +184,23 @@ def test_results_without_a_second_stage_are_as_before(toy: Toy) -> None:
     content = results_json("toy", toy[0], evaluate(ColourEncoder(), *toy))
     assert "reranked_groups" not in content and "reranked" not in content["tasks"]["Find"]
     assert list(columns_of(content)) == ["toy"]
+
+
+def test_two_processes_of_torchrun_share_the_pairs_of_each_task_and_give_the_same_results(
+    toy_file: Path, tmp_path: Path
+) -> None:
+    script = Path(__file__).with_name("reranked_ranks.py")
+    results, scored = [], []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *launch, str(script), str(toy_file), str(folder / "cache"), str(folder / "out")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        content = json.loads((folder / "out/results.json").read_text())
+        for task in content["tasks"].values():
+            assert task["reranked"].pop("seconds_per_query") > 0
+        results.append(content)
+        scored.append([int(count) for count in re.findall(r"scored (\d+)", done.stdout)])
+    assert results[0] == results[1] and 0 < results[0]["reranked_groups"]["overall"] < 1
+    assert scored == [[350], [175, 175]]  # five candidates of each of 60 and 10 queries

@@ -96,7 +96,7 @@ class Share:
     """The part of the encoding that a rank does, and the barrier between ranks.
 
     Attributes:
-        rank: This process's rank; only rank 0 scores.
+        rank: This process's rank; only rank 0 returns results.
         world_size: Number of processes.
         wait: The barrier; returns when every rank has called it.
         gather: The results of all ranks, in rank order.
@@ -162,11 +162,11 @@ def evaluate(
     seconds: dict[str, float] = {}
     results = []
 
-    def score(task: EvalTask, queries: Sequence[EvalQuery], keys: list[bytes]) -> None:
-        table = _Table(cache, keys)
+    def score(task: EvalTask, queries: Sequence[EvalQuery], table: _Table) -> None:
         result = score_task(task, queries, table, key_of, seconds[task.name], merged)
         if second is not None:
-            result.reranked = second(task, queries, table, key_of, merged, progress)
+            told = progress if share.world_size == 1 else lambda done: None  # `fill` has told it
+            result.reranked = second(task, queries, table, key_of, merged, told)
         results.append(result)
 
     for task in benchmark.tasks:
@@ -178,12 +178,21 @@ def evaluate(
         seconds[task.name] = time.perf_counter() - since
         if share.world_size == 1:
             cache.refresh()
-            score(task, queries, list(by_key))
-    if share.world_size > 1:  # each rank ranks whole tasks, once all vectors are there
+            score(task, queries, _Table(cache, list(by_key)))
+    if share.world_size > 1:  # each rank ranks whole tasks, once all vectors and scores of pairs are there
         cache.refresh()
+
+        def table_of(queries: Sequence[EvalQuery]) -> _Table:
+            return _Table(cache, list(dict.fromkeys(key_of.of(distinct_inputs(queries)))))
+
+        if second is not None:  # which takes far longer than ranking, so queries are dealt, not tasks
+            for task in benchmark.tasks:
+                queries = tasks[task.name]
+                second.fill(queries, table_of(queries), key_of, merged, (share.rank, share.world_size), progress)
+            share.wait()
         for task in benchmark.tasks[share.rank :: share.world_size]:
             queries = tasks[task.name]
-            score(task, queries, list(dict.fromkeys(key_of.of(distinct_inputs(queries)))))
+            score(task, queries, table_of(queries))
     by_name = {result.task.name: result for found in share.gather(results) for result in found}
     return [] if share.rank else [by_name[task.name] for task in benchmark.tasks]
 

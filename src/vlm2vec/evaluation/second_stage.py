@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,22 +117,17 @@ class SecondStage:
         samples: dict[int, Sample] = {}
         seconds, num_unreadable = 0.0, 0
         shown = sampled(len(queries))
-        for pool, numbers in pools(queries, key_of, merged):
-            rows_MD = rows_of(pool.keys)
-            for number in numbers:
-                query = queries[number]
-                key = key_of(query.query)
-                gains = pool.relevant(query)
-                first = first_stage(np.asarray(rows_of([key])[:])[0], rows_MD, pool, list(gains), self.top)
-                scores_K, spent = self._pairs(query.query, key, pool, first.places[: self.top])
-                order = reordered(first, scores_K)
-                values_M1 = order.values_M[:, None]
-                [ranked[number]] = ranks_in(np.ones((1, 1)), values_M1, pool, [list(gains)], [list(gains.values())])
-                seconds += spent
-                num_unreadable += int(np.isnan(scores_K).sum())
-                progress(len(scores_K))
-                if number in shown and gains:
-                    samples[number] = _sample(query, pool, order, gains)
+        for number, pool, gains, first in self._first_stages(queries, rows_of, key_of, merged):
+            query = queries[number]
+            scores_K, spent = self._pairs(query.query, key_of(query.query), pool, first.places[: self.top])
+            order = reordered(first, scores_K)
+            values_M1 = order.values_M[:, None]
+            [ranked[number]] = ranks_in(np.ones((1, 1)), values_M1, pool, [list(gains)], [list(gains.values())])
+            seconds += spent
+            num_unreadable += int(np.isnan(scores_K).sum())
+            progress(len(scores_K))
+            if number in shown and gains:
+                samples[number] = _sample(query, pool, order, gains)
         self._write()
         in_order = [ranked[number] for number in range(len(queries))]
         values = values_of(task.metric, in_order)
@@ -146,6 +141,47 @@ class SecondStage:
             num_unreadable,
             [samples[number] for number in sorted(samples)],
         )
+
+    def fill(
+        self,
+        queries: Sequence[EvalQuery],
+        rows_of: RowsOf,
+        key_of: KeyOf,
+        merged: bool,
+        share: tuple[int, int],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Scores the pairs of this process's queries of a task, so that any process finds them in the cache.
+
+        Args:
+            queries: All queries of the task.
+            rows_of: See `__call__`.
+            key_of: See `__call__`.
+            merged: See `__call__`.
+            share: (i, n): this process takes queries i, i + n, i + 2n, …
+            progress: See `__call__`.
+        """
+        for number, pool, _, first in self._first_stages(queries, rows_of, key_of, merged, share):
+            query = queries[number].query
+            progress(len(self._pairs(query, key_of(query), pool, first.places[: self.top])[0]))
+        self._write()
+
+    def _first_stages(
+        self,
+        queries: Sequence[EvalQuery],
+        rows_of: RowsOf,
+        key_of: KeyOf,
+        merged: bool,
+        share: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[int, Pool, dict[int, float], FirstStage]]:
+        """Number, candidates, gains and first stage of each query of a share; those with equal candidates together."""
+        for pool, numbers in pools(queries, key_of, merged):
+            mine = [number for number in numbers if number % share[1] == share[0]]
+            rows_MD = rows_of(pool.keys) if mine else None
+            for number in mine:
+                gains = pool.relevant(queries[number])
+                query_D = np.asarray(rows_of([key_of(queries[number].query)])[:])[0]
+                yield number, pool, gains, first_stage(query_D, rows_MD, pool, list(gains), self.top)
 
     def _pairs(self, query: EmbeddingInput, key: bytes, pool: Pool, places: Sequence[int]) -> tuple[np.ndarray, float]:
         """Scores of a query with some candidates, [K], and the seconds that they took when they were computed."""
