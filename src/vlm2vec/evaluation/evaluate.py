@@ -161,11 +161,11 @@ def evaluate(
     merged = benchmark.quirks.duplicates == "merged"
     seconds: dict[str, float] = {}
     results = []
+    told = progress if share.world_size == 1 else lambda done: None  # of pairs; with several ranks `fill` tells it
 
     def score(task: EvalTask, queries: Sequence[EvalQuery], table: _Table) -> None:
         result = score_task(task, queries, table, key_of, seconds[task.name], merged)
         if second is not None:
-            told = progress if share.world_size == 1 else lambda done: None  # `fill` has told it
             result.reranked = second(task, queries, table, key_of, merged, told)
         results.append(result)
 
@@ -176,23 +176,19 @@ def evaluate(
         fill_cache(cache, by_key, part_size=PART, share=(share.rank, share.world_size), progress=progress)
         share.wait()  # a later task finds every vector of this one, so no input is encoded twice
         seconds[task.name] = time.perf_counter() - since
-        if share.world_size == 1:
+        if share.world_size == 1 or second is not None:
             cache.refresh()
-            score(task, queries, _Table(cache, list(by_key)))
+            table = _Table(cache, list(by_key))
+        if share.world_size == 1:
+            score(task, queries, table)
+        elif second is not None:  # which takes far longer than ranking, so queries are dealt, not tasks
+            second.fill(queries, table, key_of, merged, (share.rank, share.world_size), progress)
     if share.world_size > 1:  # each rank ranks whole tasks, once all vectors and scores of pairs are there
+        share.wait()
         cache.refresh()
-
-        def table_of(queries: Sequence[EvalQuery]) -> _Table:
-            return _Table(cache, list(dict.fromkeys(key_of.of(distinct_inputs(queries)))))
-
-        if second is not None:  # which takes far longer than ranking, so queries are dealt, not tasks
-            for task in benchmark.tasks:
-                queries = tasks[task.name]
-                second.fill(queries, table_of(queries), key_of, merged, (share.rank, share.world_size), progress)
-            share.wait()
         for task in benchmark.tasks[share.rank :: share.world_size]:
             queries = tasks[task.name]
-            score(task, queries, table_of(queries))
+            score(task, queries, _Table(cache, [*dict.fromkeys(key_of.of(distinct_inputs(queries)))]))
     by_name = {result.task.name: result for found in share.gather(results) for result in found}
     return [] if share.rank else [by_name[task.name] for task in benchmark.tasks]
 
