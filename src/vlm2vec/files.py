@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import UserError, shown
-from vlm2vec.media.text import read_text
+from vlm2vec.media.text import parse_json, read_text
 
 TEMPORARY = ".tmp"
 
@@ -100,10 +100,7 @@ def read_json(path: Path) -> Any:
     """
     if not path.is_file():
         return None
-    try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+    return parse_json(read_text(path), str(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:

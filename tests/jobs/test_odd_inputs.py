@@ -125,11 +125,13 @@ def test_a_path_survives_the_text_that_is_kept_of_it(name: bytes) -> None:
 
 def test_half_a_character_is_kept_escaped_in_metadata_and_refused_as_input(tmp_path: Path) -> None:
     lines = ['{"text": "red", "note": "cut \\ud83d"}', '{"text": "red \\ud83d"}', '{"text": "red", "\\ud83d": 1}']
+    lines += ['{"image": "\\udc00.png"}', '{"image": "a\\u0000.png"}']
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     report = index_source(ColourEncoder(), open_source(tmp_path / "m.jsonl"), open_store(f"{tmp_path}/s.lance", FACTS))
     assert report.num_new == 2
     assert rows_of(f"{tmp_path}/s.lance")[f"{tmp_path}/m.jsonl#1"]["note"] == "cut \\ud83d"
-    ((_, reason),) = report.errors
+    (_, reason), *paths = report.errors
+    assert ["the image file is missing" in one for _, one in paths] == [True, True]
     assert "row 2: column text: character 5 is a lone surrogate (U+D83D" in reason
 
 

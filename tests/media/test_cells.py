@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,46 @@ def test_a_path_without_a_file_and_an_empty_cell_are_named(tmp_path: Path) -> No
         ImageRef(path=str(tmp_path / "a.parquet"), member="image[0]").read()
     with pytest.raises(UserError, match=r"image\[1\]: the cell is empty"):
         archives.read_member(tmp_path / "a.parquet", "image[1]")
+
+
+ODD_TIMES = {
+    "after the year 9999": pa.array([0, 2**62], pa.timestamp("ms")),
+    "before the year 1": pa.array([0, -(2**55)], pa.timestamp("ms")),
+    "unknown time zone": pa.array([0, 1], pa.timestamp("ms", "Foo/Bar")),
+    "duration": pa.array([0, 2**62], pa.duration("s")),
+    "date": pa.array([0, 2**30], pa.date32()),
+}
+
+
+@pytest.mark.parametrize("name", ODD_TIMES)
+def test_a_time_that_python_cannot_represent_is_kept_as_text(tmp_path: Path, name: str) -> None:
+    column = ODD_TIMES[name]
+    pq.write_table(pa.table({"text": ["a", "b"], "when": column}), tmp_path / "t.parquet")
+    first, second = open_source(tmp_path / "t.parquet")
+    whole = column.cast(pa.int32() if name == "date" else pa.int64()).to_pylist()
+    assert second.error is None and second.metadata["when"] == f"{whole[1]} {column.type}"
+    assert name == "unknown time zone" or first.metadata["when"] in ("1970-01-01", "1970-01-01T00:00:00", "0:00:00")
+
+
+def test_an_image_cell_that_is_empty_has_no_metadata(tmp_path: Path) -> None:
+    columns = {"text": ["a", "b"], "photo": pa.array([None, png(1)]), "at": [datetime.date(2020, 1, 1)] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    assert [record.metadata["photo"] is None for record in open_source(tmp_path / "t.parquet")] == [True, False]
+
+
+def test_columns_of_one_name_are_refused_by_every_reader(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, ["query", "target", "target"]), path)
+    for read in (lambda: list(open_source(path)), lambda: read_train_records(path), lambda: read_pairs(path)):
+        with pytest.raises(UserError, match="two columns are named 'target'; rename one of them"):
+            read()
+
+
+def test_bytes_in_a_column_of_texts_are_refused_by_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [b"a"], "id": [b"1"]}), tmp_path / "t.parquet")
+    (record,) = open_source(tmp_path / "t.parquet")
+    assert "column text: expected a text, found bytes; write the column as text" in str(record.error)
+    assert record.key == "0"
+    pq.write_table(pa.table({"query_text": [b"a"], "target_text": ["b"]}), tmp_path / "r.parquet")
+    with pytest.raises(UserError, match="column query_text: expected texts, found bytes"):
+        read_train_records(tmp_path / "r.parquet")

@@ -80,7 +80,56 @@ def test_a_transparent_value_of_16_bit_grey_is_white_and_the_rest_keeps_its_cont
     assert len(np.unique(seen)) >= 255 and (seen[:, 0] == 255).all()
 
 
-@given(st.sampled_from([-1.0, 70000.0, float("nan")]))
+WIDE_GREY = RAMP.astype(np.int64)
+TAGGED: dict[str, tuple[np.ndarray, dict[int, object]]] = {
+    "white is 0": (65535 - WIDE, {262: 0}),
+    "white is 0, floats": ((1 - RAMP / 255).astype("<f4"), {262: 0}),
+    "10 of 16 bits": ((WIDE_GREY * 4 + WIDE_GREY // 64).astype("<u2"), {}),
+    "12 of 16 bits": ((WIDE_GREY * 16 + WIDE_GREY // 16).astype("<u2"), {}),
+    "14 of 16 bits, highest value stated": ((WIDE_GREY * 64).astype("<u2"), {281: 16383}),
+    "signed, 16 bits": ((WIDE // 2).astype("<i2"), {339: 2}),
+    "signed, 8 bits": ((RAMP // 2).astype("i1"), {339: 2}),
+    "12 bits as floats": ((WIDE_GREY * 16 + WIDE_GREY // 16).astype("<f4"), {}),
+}
+
+
+def tiff(values: np.ndarray, tags: dict[int, object]) -> ImageRef:
+    """An uncompressed grey TIFF with the given values and tags; Pillow does not write these kinds itself."""
+    height, width = values.shape
+    kind, data = {"u": 1, "i": 2, "f": 3}[values.dtype.kind], values.tobytes()
+    bits = 8 * values.itemsize
+    plain = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 277: 1, 278: height, 279: len(data), 339: kind}
+    entries = {**plain, **tags, 273: 8 + 2 + 12 * len({**plain, **tags, 273: 0}) + 4}
+    body = b"".join(struct.pack("<HHII", number, 4, 1, value) for number, value in sorted(entries.items()))
+    return ImageRef.of(b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + b"\0\0\0\0" + data)
+
+
+@pytest.mark.parametrize("kind", TAGGED)
+def test_a_tiff_is_scaled_by_its_tags_or_by_the_bits_that_it_uses(kind: str) -> None:
+    seen = np.asarray(tiff(*TAGGED[kind]).load())
+    assert np.abs(seen[..., 1].astype(int) - RAMP).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+def test_an_opened_image_is_turned_as_its_file_is(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 9, 3), np.uint8))
+    file = saved(noise, kind, exif=exif)
+    with Image.open(io.BytesIO(file.read())) as image:
+        for opened in (image.convert("RGB") if kind != "TIFF" else image, image):
+            assert (np.asarray(ImageRef.of(opened).load()) == np.asarray(file.load())).all()
+    assert file.load().size == (6, 9)
+
+
+def test_an_opened_image_without_pixels_is_refused() -> None:
+    half = saved(Image.effect_noise((64, 64), 50), "PNG").read()[:600]
+    for image in (Image.new("RGB", (0, 0)), Image.open(io.BytesIO(half))):
+        with pytest.raises(UserError, match="not a readable image"):
+            ImageRef.of(image)
+
+
+@given(st.sampled_from([-1.0, 1.2, 70000.0, float("nan")]))
 def test_a_range_without_a_known_white_is_refused(value: float) -> None:
     with pytest.raises(UserError, match="mode F with values from"):
         to_rgb(Image.fromarray(np.full((2, 2), value, np.float32)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -16,7 +17,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.files import read_json
 from vlm2vec.jobs.records import SourceSettings
 from vlm2vec.jobs.sources import open_source
-from vlm2vec.media.text import ENCODING, MARK, decode
+from vlm2vec.media.text import ENCODING, MARK, decode, parse_json
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "latin-1", "shift_jis")
 ENCODINGS += ("gb18030", "big5", "koi8-r", "cp037", "iso2022_jp")
@@ -104,3 +105,44 @@ def test_an_invalid_byte_is_an_error_of_its_csv_row_alone(tmp_path: Path) -> Non
     path.write_bytes(b"text,caf\xe9\nred,here\n")
     with pytest.raises(UserError, match="first line: byte 0xe9"):
         read(path)
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".csv"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_the_mark_of_another_encoding_is_one_error_that_names_it(tmp_path: Path, ending: str, encoding: str) -> None:
+    path = write(tmp_path / f"a{ending}", "text\nred\nblue\n", encoding)
+    with pytest.raises(UserError, match=f"begins with the byte order mark of {encoding}; .* such as {encoding}$"):
+        read(path)
+
+
+def test_a_codec_without_positions_is_one_error_too() -> None:
+    with pytest.raises(UserError, match=r"a\.txt: not valid punycode"):
+        decode(b"a\nb\n", "a.txt", "punycode")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"n": 1, "n": 2}', "key 'n' appears twice"),
+        ('{"deep": {"text": "a", "text": "a"}}', "key 'text' appears twice"),
+        ('{"n": ' + "9" * 5000 + "}", "Exceeds the limit"),
+        ("[" * 100_000 + "]" * 100_000, "recursion"),
+        ("{'n': 1}", "at character 2"),
+        ('{"n":\n x}', "at line 2, column 2"),
+    ],
+)
+def test_json_that_would_lose_a_value_or_cannot_be_parsed_is_one_error(text: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.json: not valid JSON") as caught:
+        parse_json(text, "a.json")
+    assert reason in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    if "\n" not in text:
+        rows = write(tmp_path / "a.jsonl", text + '\n{"text": "red"}\n', "utf-8")
+        assert [row[:6] for row in read(rows) if row] == ["error:", "red"]
+        with pytest.raises(UserError, match="line 1: not valid JSON"):
+            read_train_records(rows)
+
+
+def test_a_line_may_begin_with_a_mark_as_in_joined_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' + codecs.BOM_UTF8 + b'{"text": "b"}\n')
+    assert read(path) == ["a", "b"]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlm2vec.errors import UserError
 from vlm2vec.retrieval.metadata import KEYWORDS, as_text, column_name, plain_value, resolve_fields
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.retrieval.vector_store import StoreFacts, VectorStore
@@ -129,6 +130,7 @@ def test_a_change_of_type_that_was_killed_is_completed_or_undone(tmp_path: Path)
         ("lower(source) = 'a' and width(3)", "lower([source]) = 'a' and width(3)"),
         ("order in (1, 2) and order between 1 and 2e5", "[order] in (1, 2) and [order] between 1 and 2e5"),
         ("sky = 1", "sky = 1"),
+        ('"page no." = 3 and "width" = 1', f"[{column_name('page no.')}] = 3 and [v2v_width] = 1"),
     ],
 )
 def test_a_field_of_a_filter_is_the_users_column_or_else_ours(where: str, expected: str) -> None:
@@ -136,3 +138,16 @@ def test_a_field_of_a_filter_is_the_users_column_or_else_ours(where: str, expect
     resolved = resolve_fields(where, fields.__contains__, quote="|")
     assert resolved.replace("|", "") == expected.replace("[", "").replace("]", "")
     assert resolved.count("|") == 2 * expected.count("[")
+
+
+ODD_FILTERS = ["$set = 'a'", "e\u0301 = 1", "\u200b = 1", "a[0] = 1", "# = 1", "a b", "'", "((", "n =", "`"]
+
+
+@pytest.mark.parametrize("where", ODD_FILTERS)
+@pytest.mark.parametrize("kind", ["lance", "qdrant"])
+def test_a_filter_that_the_database_cannot_read_is_one_line(kind: str, where: str, tmp_path: Path) -> None:
+    store = new_store(kind, tmp_path)
+    store.add(["k"], vectors(1), [{"n": 1}])
+    with pytest.raises(UserError, match=r"^filter .*$") as caught:
+        store.count(where)
+    assert "\n" not in str(caught.value)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import UserError, shown
-from vlm2vec.media.text import decode
+from vlm2vec.media.text import decode, parse_json
 
 BLOCK = 256
 Row = dict[str, Any]
@@ -73,10 +72,7 @@ def json_object(text: str, where: str) -> Row:
     Raises:
         UserError: if the text is not a JSON object; the message names the location.
     """
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg} at character {error.pos + 1})") from error
+    value = parse_json(text, where)
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, found {shown(value)}")
     return value

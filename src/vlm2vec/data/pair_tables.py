@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from vlm2vec.errors import UserError, shown
-from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, parquet_errors, plain_rows
+from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, open_parquet, parquet_errors, plain_rows
+from vlm2vec.media.delimited import delimited_rows
 from vlm2vec.media.images import IMAGE_ENDINGS, ImageRef
-from vlm2vec.media.text import decode, read_text
+from vlm2vec.media.text import decode, parse_json, read_text
 
 logger = logging.getLogger(__name__)
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -53,22 +50,18 @@ def _jsonl_rows(source: Path) -> Rows:
         for number, line in enumerate(lines, start=1):
             place = f"line {number}"
             if line.strip():
-                yield place, _object(_parsed(decode(line, f"{source}, {place}"), f"{source}, {place}"), source, place)
+                yield (
+                    place,
+                    _object(parse_json(decode(line, f"{source}, {place}"), f"{source}, {place}"), source, place),
+                )
 
 
 def _json_rows(source: Path) -> Rows:
-    content = _parsed(read_text(source), str(source))
+    content = parse_json(read_text(source), str(source))
     if not isinstance(content, list):
         raise UserError(f"{source}: expected a list of objects; if each line is an object, rename the file to .jsonl")
     for number, value in enumerate(content):
         yield f"row {number}", _object(value, source, f"row {number}")
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg} at character {error.pos + 1})") from error
 
 
 def _object(value: Any, source: Path, place: str) -> Row:
@@ -78,22 +71,17 @@ def _object(value: Any, source: Path, place: str) -> Row:
 
 
 def _csv_rows(source: Path) -> Rows:
-    text = read_text(source)
-    head = text.partition("\n")[0]
-    delimiter = "\t" if source.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
-    try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)):
-            if None in row:
-                more = "more cells than the header has columns; quote cells that contain"
-                raise UserError(f"{source}, row {number}: {more} {shown(delimiter)}")
-            yield f"row {number}", row
-    except csv.Error as error:
-        raise UserError(f"{source}: not a readable table ({error})") from error
+    delimiter = "\t" if source.suffix.lower() == ".tsv" else None
+    rows = delimited_rows(io.StringIO(read_text(source), newline=""), str(source), delimiter)
+    for number, row in enumerate(rows):
+        if isinstance(row, UserError):
+            raise UserError(f"{source}, row {number}: {row}")
+        yield f"row {number}", dict(row)
 
 
 def _parquet_rows(source: Path) -> Rows:
     with parquet_errors(source):
-        table = pq.ParquetFile(source)
+        table = open_parquet(source)
         names = table.schema_arrow.names
         held = image_columns(table.schema_arrow)
         plain = [name for name in names if name not in held]

@@ -22,13 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow.parquet as pq
-
 from vlm2vec.data.examples import TrainExample
 from vlm2vec.data.json_lines import JsonLines, json_object
 from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.media import archives
-from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, parquet_errors, plain_rows
+from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, open_parquet, parquet_errors, plain_rows
 from vlm2vec.media.images import ImageRef
 from vlm2vec.media.text import decode
 from vlm2vec.media.videos import VideoRef
@@ -241,13 +239,14 @@ class _Table:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        with parquet_errors(file):
-            self._table = pq.ParquetFile(file)
+        self._table = open_parquet(file)
         schema = self._table.schema_arrow
         unknown = sorted(set(schema.names) - set(FLAT) - FIELDS)
         if unknown:
             raise UserError(f"{file}: unknown columns {unknown}; expected some of {', '.join(FLAT)}")
         self._held = image_columns(schema)
+        if binary := [name for name in self._held if name.endswith(("_text", "_instruction"))]:
+            raise UserError(f"{file}: column {binary[0]}: expected texts, found bytes; write the column as text")
         self._columns = [name for name in schema.names if name not in self._held]
         self._looked_at = columns_to_read(self._table, self._held)
         self.sizes = [self._table.metadata.row_group(i).num_rows for i in range(self._table.num_row_groups)]

@@ -60,9 +60,9 @@ def row_version(text: str, images: tuple[ImageRef, ...]) -> str:
 
 
 def file_version(path: Path) -> str:
-    """Size and time of a file; "" if it is missing."""
+    """Size and time of a file; "" if it is missing, or if no file can have this name."""
     try:
         about = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return ""
     return f"{about.st_size}-{about.st_mtime_ns}"

@@ -8,21 +8,18 @@ key has its number as key.
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from vlm2vec.errors import UserError, shown
 from vlm2vec.jobs.records import Record, SourceSettings, row_version
-from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, parquet_errors, plain_rows
+from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, open_parquet, parquet_errors, plain_rows
 from vlm2vec.media.data_uris import is_data_uri
+from vlm2vec.media.delimited import delimited_rows
 from vlm2vec.media.images import ImageRef
-from vlm2vec.media.text import ENCODING, SURROGATE, printable, read_lines, require_unicode
+from vlm2vec.media.text import ENCODING, SURROGATE, parse_json, printable, read_lines, require_unicode
 from vlm2vec.retrieval.metadata import PREFIX, column_name, own, plain_value, renamed_columns
 from vlm2vec.types import EmbeddingInput
 
@@ -82,7 +79,8 @@ class _Columns:
     def record(self, row: dict[str, Any], number: int, prefix: str) -> Record:
         """The record of a row."""
         own_key = row.get(self.key) if self.key else None
-        key = printable(f"{prefix}{number if own_key in (None, '') else own_key}")
+        unnamed = own_key in (None, "") or isinstance(own_key, list)  # a list: bytes, which are read as images
+        key = printable(f"{prefix}{number if unnamed else own_key}")
         others = {column: plain_value(_named(row[name])) for name, column in self.others.items()}
         about = {**others, **self.about, ROW: number}
         where = f"{self.where} {number}"
@@ -94,9 +92,7 @@ class _Columns:
         return Record(key, item, about, version)
 
     def _input(self, row: dict[str, Any], where: str) -> EmbeddingInput:
-        text = row.get(self.text) if self.text else None
-        if text is not None and not isinstance(text, str):
-            raise UserError(f"column {self.text}: expected a text, found {shown(text)}")
+        text = _text(row, self.text)
         value = row.get(self.image) if self.image else None
         cells = value if isinstance(value, list) else [] if value is None else [value]
         images = tuple([_image(cell, self.path, where) for cell in cells if cell not in (None, "")])
@@ -104,19 +100,25 @@ class _Columns:
             tried = " or ".join(filter(None, (self.text, self.image)))
             sought = f"one of {', '.join(TEXT_NAMES)}, or of {', '.join(IMAGE_NAMES)}"
             raise UserError(f"nothing in {tried}" if tried else f"no column of texts or images; expected {sought}")
-        instruction = row.get("instruction") or None
-        if instruction is not None and not isinstance(instruction, str):
-            raise UserError(f"column instruction: expected a text, found {shown(instruction)}")
-        require_unicode(text, f"column {self.text}")
-        require_unicode(instruction, "column instruction")
-        return EmbeddingInput(text or None, images, instruction)
+        return EmbeddingInput(text or None, images, _text(row, "instruction") or None)
+
+
+def _text(row: dict[str, Any], column: str | None) -> str | None:
+    value = row.get(column) if column else None
+    if value is None or isinstance(value, str):
+        require_unicode(value, f"column {column}")
+        return value
+    bytes_found = isinstance(value, list) and any(isinstance(one, ImageRef) for one in value)
+    found = "bytes; write the column as text" if bytes_found else shown(value)
+    raise UserError(f"column {column}: expected a text, found {found}")
 
 
 def _choose(names: Iterable[str], wanted: str | None, usual: Sequence[str]) -> str | None:
     there = list(names)
     if wanted is not None and wanted not in there:
         raise UserError(f"no column {shown(wanted)}; there are: {', '.join(there)}")
-    return wanted or next((name for name in usual if name in there), None)
+    by_lower = {name.lower(): name for name in reversed(there)}
+    return wanted or next((by_lower[name] for name in usual if name in by_lower), None)
 
 
 def _image(cell: Any, path: Path, where: str) -> ImageRef:
@@ -145,28 +147,24 @@ def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield number, f"not JSON ({error})"
+            row = parse_json(line, "")
+        except UserError as error:
+            yield number, str(error).removeprefix(": ")
             continue
         yield number, row if isinstance(row, dict) else f"expected an object, found {shown(line.strip())}"
 
 
 def _csv(path: Path, encoding: str) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
-    try:
-        rows = csv.DictReader(_csv_lines(path, encoding))
-        for name in rows.fieldnames or ():
-            if invalid := _invalid_byte(name, encoding):
-                raise UserError(f"{path}, first line: {invalid}")
-        for number, row in enumerate(rows, start=1):
-            if None in row or None in row.values():  # more or fewer cells than the header has
-                yield number, f"expected {len(rows.fieldnames or ())} cells"
-                continue
-            invalid = next(filter(None, (_invalid_byte(cell, encoding) for cell in row.values())), None)
-            yield number, invalid or dict(row)
-    except csv.Error as error:
-        raise UserError(f"{path}: not a readable CSV file ({error})") from error
+    rows = delimited_rows(_csv_lines(path, encoding), str(path))
+    checked = False
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, UserError):
+            yield number, str(row)
+            continue
+        if not checked and (invalid := _first_invalid(row, encoding)):
+            raise UserError(f"{path}, first line: {invalid}")
+        checked = True
+        yield number, _first_invalid(row.values(), encoding) or dict(row)
 
 
 def _csv_lines(path: Path, encoding: str) -> Iterator[str]:
@@ -175,6 +173,10 @@ def _csv_lines(path: Path, encoding: str) -> Iterator[str]:
         if isinstance(line, UserError):
             raise line
         yield line
+
+
+def _first_invalid(cells: Iterable[str], encoding: str) -> str | None:
+    return next(filter(None, (_invalid_byte(cell, encoding) for cell in cells)), None)
 
 
 def _invalid_byte(cell: str, encoding: str) -> str | None:
@@ -191,7 +193,7 @@ def _invalid_byte(cell: str, encoding: str) -> str | None:
 
 def _parquet(path: Path, encoding: str) -> Iterator[Row]:
     with parquet_errors(path):
-        file = pq.ParquetFile(path)
+        file = open_parquet(path)
         cells = image_columns(file.schema_arrow)
         plain = [name for name in file.schema_arrow.names if name not in cells]
         columns = [*plain, *columns_to_read(file, cells)]
@@ -205,6 +207,6 @@ def _parquet(path: Path, encoding: str) -> Iterator[Row]:
             members = images_of_rows(batch, cells, number)
         for row, found in zip(rows, members, strict=True):
             # A cell is a reference into the table, which is read when the cell is encoded.
-            images = {name: [ImageRef(str(path), member) for member in named] for name, named in found.items()}
+            images = {name: [ImageRef(str(path), member) for member in named] or None for name, named in found.items()}
             yield number, row if isinstance(row, str) else {**row, **images}
             number += 1

@@ -24,6 +24,8 @@ from vlm2vec.errors import UserError, shown
 Kind = Literal["text", "image", "images", "other"]
 CELL = re.compile(r"(.+)\[(\d+)\]")
 types = pa.types
+NO_VALUE = (ValueError, OverflowError, KeyError)
+"""Exceptions of Arrow values that Python cannot represent."""
 
 
 @contextmanager
@@ -38,6 +40,21 @@ def parquet_errors(path: str | Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a readable parquet file ({reason}); write it or download it again") from error
+
+
+def open_parquet(path: str | Path) -> pq.ParquetFile:
+    """Opens a parquet file; no rows are read.
+
+    Raises:
+        UserError: if it is damaged, or two of its columns have one name, so that a row could hold only one of them.
+    """
+    with parquet_errors(path):
+        file = pq.ParquetFile(path)
+    names = file.schema_arrow.names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path}: two columns are named {shown(twice)}; rename one of them")
+    return file
 
 
 def cell_kind(kind: pa.DataType) -> Kind:
@@ -93,9 +110,10 @@ def _has_bytes(kind: pa.DataType) -> bool:
 
 
 def plain_rows(rows: Any, names: Sequence[str]) -> list[dict[str, Any] | str]:
-    """Rows of an Arrow table or batch as Python values; a row whose text is not valid UTF-8 is the reason instead.
+    """Rows of an Arrow table or batch as Python values; a row that has none is the reason instead.
 
-    Arrow does not check texts when it reads them.
+    Arrow does not check texts when it reads them, so they may be invalid UTF-8. Times that Python cannot represent
+    (after the year 9999, or in an unknown time zone) become text.
     """
     if not names:
         return [{} for _ in range(rows.num_rows)]
@@ -103,18 +121,25 @@ def plain_rows(rows: Any, names: Sequence[str]) -> list[dict[str, Any] | str]:
     try:
         found: list[dict[str, Any] | str] = chosen.to_pylist()
         return found
-    except UnicodeDecodeError:
+    except NO_VALUE:
         return [_plain_row(chosen.slice(i, 1)) for i in range(chosen.num_rows)]
 
 
 def _plain_row(row: Any) -> dict[str, Any] | str:
     values: dict[str, Any] = {}
     for name in row.schema.names:
+        cell = row.column(name)[0]
         try:
-            values[name] = row.column(name).to_pylist()[0]
+            values[name] = cell.as_py()
         except UnicodeDecodeError as error:
             byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
             return f"column {name}: not valid UTF-8 at {byte}; write the column again"
+        except NO_VALUE as error:
+            try:
+                whole = pa.int32() if cell.type.bit_width == 32 else pa.int64()
+                values[name] = f"{cell.cast(whole).as_py()} {cell.type}"
+            except (pa.ArrowException, *NO_VALUE):
+                return f"column {name}: a value of type {cell.type} cannot be read ({error}); write the column as text"
     return values
 
 
@@ -177,8 +202,7 @@ class ParquetImages:
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
-        with parquet_errors(path):
-            self._file = pq.ParquetFile(path)
+        self._file = open_parquet(path)
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._begins = [0, *accumulate(counts)][:-1]
         self._recent: tuple[int, str, Any] = (-1, "", None)

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from vlm2vec.errors import UserError, shown
 from vlm2vec.media import archives, documents
 from vlm2vec.media.data_uris import data_uri_bytes, is_data_uri
-from vlm2vec.media.pixels import PixelRules, prepare, to_rgb
+from vlm2vec.media.pixels import PixelRules, prepare, upright
 
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
@@ -51,15 +51,16 @@ class ImageRef:
     def of(source: Any) -> ImageRef:
         """Creates a reference from a path, `data:` URI, bytes, PIL image or another reference.
 
+        A PIL image is turned by its EXIF orientation, as its file is.
+
         Raises:
-            UserError: for an http(s) URL (URLs are not fetched) or an unsupported type.
+            UserError: for an http(s) URL (URLs are not fetched), an unsupported type, or a PIL image that is empty,
+                damaged or of an unsupported mode.
         """
         if isinstance(source, ImageRef):
             return source
         if isinstance(source, Image.Image):
-            encoded = io.BytesIO()
-            to_rgb(source).save(encoded, format="PPM")  # lossless and the fastest format to write and read
-            return ImageRef(data=encoded.getvalue())
+            return ImageRef(data=_encoded(source))
         if isinstance(source, bytes):
             return ImageRef(data=source)
         if isinstance(source, str) and is_data_uri(source):
@@ -91,10 +92,10 @@ class ImageRef:
             if self.member is None:
                 return Path(self.path).read_bytes()
             return archives.read_member(self.path, self.member)
-        except OSError as error:
-            raise UserError(f"{self}: the image file is missing") from error
         except UserError as error:
             raise UserError(f"{self.origin}: {error}" if self.origin else str(error)) from error
+        except (OSError, ValueError) as error:  # ValueError: no file can have this name
+            raise UserError(f"{self}: the image file is missing") from error
 
     def is_rendered(self) -> bool:
         """Whether this is a PDF page or a video frame, whose rendering is as expensive as encoding it."""
@@ -164,6 +165,18 @@ def open_file(file: IO[bytes], name: str = "") -> Image.Image:
             raise UserError("HEIC images require pillow-heif: pip install 'vlm2vec[heic]'") from error
         pillow_heif.register_heif_opener()
     return Image.open(file)
+
+
+def _encoded(image: Image.Image) -> bytes:
+    """The bytes of a PIL image in a lossless format, the one that is fastest to write and to read."""
+    encoded = io.BytesIO()
+    try:
+        upright(image).save(encoded, format="PPM")
+    except UserError:
+        raise
+    except Exception as error:  # decoding happens here if the image was only opened; see `load`
+        raise UserError(f"{shown(image)}: not a readable image ({error}); replace or remove it") from error
+    return encoded.getvalue()
 
 
 def _decode_data_uri(uri: str) -> bytes:

@@ -14,6 +14,14 @@ from vlm2vec.errors import UserError
 WIDE_MODES = ("I", "F")
 """First letters of the modes with more than 8 bits per channel: I;16, I;16B, I and F."""
 NO_WAY_TO_RGB = ("LAB",)
+RANGES = {"I": (255, 1023, 4095, 65535), "F": (1, 255, 1023, 4095, 65535)}
+"""Values of white: integers of 8, 10, 12 and 16 bits, and floats from 0 to 1 or with such integers."""
+LEAST_OF_RANGE = 16
+"""The brightest float value is at least this part of white; no photograph with values up to 255 ends at 1.2."""
+BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, SAMPLE_FORMAT = 258, 262, 281, 339
+"""Numbers of TIFF tags."""
+WHITE_IS_ZERO, SIGNED = 0, 2
+"""Values of the tags for photometric interpretation and sample format."""
 SMALLEST_SIDE = 28
 """Side of a merged patch of the Qwen-VL models in pixels. The reference evaluation resizes smaller images."""
 SMALL_SQUARE = 56
@@ -62,15 +70,15 @@ def prepare(image: Image.Image, rules: PixelRules | None = None) -> Image.Image:
     """Converts a decoded image to RGB.
 
     Args:
-        image: A loaded image of any mode.
+        image: An image of any mode.
         rules: Preprocessing rules. None: apply the EXIF orientation, composite onto white, keep the contrast.
 
     Raises:
         UserError: for a mode or a value range without a defined conversion to RGB.
     """
     if rules is None:
-        return to_rgb(upright(image))
-    rgb = _plain_rgb(image) if rules.plain else to_rgb(upright(image))
+        return upright(image)
+    rgb = _plain_rgb(image) if rules.plain else upright(image)
     if rules.jpeg:
         encoded = io.BytesIO()
         rgb.save(encoded, format="JPEG")
@@ -80,30 +88,35 @@ def prepare(image: Image.Image, rules: PixelRules | None = None) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Applies the EXIF orientation; other EXIF fields are not read.
+    """Returns the image as RGB (`to_rgb`), turned by its EXIF orientation; other EXIF fields are not read.
 
     Cameras and editors write invalid values into other EXIF fields, which must not prevent an image from loading.
+
+    Raises:
+        UserError: as `to_rgb`.
     """
+    image.load()  # some formats are turned while they load, and no longer state an orientation then
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001 - damaged EXIF data makes Pillow raise anything; the pixels are intact
-        return image
+        orientation = None
     turn = TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else _keeping_transparency(image, turn)
+    rgb = to_rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Returns an RGB copy with the contrast of the source; transparent areas become white, as on a web page.
 
-    Values of more than 8 bits (16-bit and 32-bit integers, floats) are scaled from the narrowest range that contains
-    them: 0 to 1 (floats), 0 to 255 or 0 to 65535.
+    Values of more than 8 bits (integers, floats) are scaled as the file declares (TIFF: signed values, bits per sample,
+    white as 0), otherwise from the narrowest range in `RANGES` that contains them.
 
     Raises:
         UserError: for a mode or a value range without a defined conversion to RGB.
     """
     if image.mode in NO_WAY_TO_RGB:
         raise UserError(f"mode {image.mode} is not supported; convert the image to RGB")
-    if image.mode.startswith(WIDE_MODES):
+    if image.mode.startswith(WIDE_MODES) or (image.mode == "L" and _tag(image, SAMPLE_FORMAT) == SIGNED):
         return _narrowed(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -117,23 +130,49 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _narrowed(image: Image.Image) -> Image.Image:
+    """Scales the values of one channel to 8 bits."""
     values = np.asarray(image)
-    grey = np.rint(values * (255 / _white_of(values, image.mode))).astype(np.uint8)
+    if image.mode == "L":  # Pillow reads signed bytes as unsigned
+        values = values.view(np.int8)
+    grey = np.rint(values * (255 / _white_of(values, image))).astype(np.uint8)
+    if image.mode != "L" and _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts 8 bits, and no others
+        grey = 255 - grey
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey = np.where(values == transparent, np.uint8(255), grey)
     return Image.fromarray(grey).convert("RGB")
 
 
-def _white_of(values: np.ndarray, mode: str) -> int:
+def _white_of(values: np.ndarray, image: Image.Image) -> int:
     """Returns the value that represents white."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    for white in (1, 255, 65535) if mode == "F" else (255, 65535):
-        if low >= 0 and high <= white:
+    declared = _declared_white(image)
+    for white in (declared,) if declared else RANGES["F" if image.mode == "F" else "I"]:
+        # A float range of many steps whose first steps alone are used (0 to 1.2 of 255) is another, unknown range.
+        if low >= 0 and high <= white and not (image.mode == "F" and 1 < high < white / LEAST_OF_RANGE):
             return white
+    expected = f"0 to {declared}" if declared else "0 to 255 or 0 to 65535"
     raise UserError(
-        f"mode {mode} with values from {low:g} to {high:g}: expected 0 to 255 or 0 to 65535; save it with 8 or 16 bits"
+        f"mode {image.mode} with values from {low:g} to {high:g}: expected {expected}; save it with 8 or 16 bits"
     )
+
+
+def _declared_white(image: Image.Image) -> int | None:
+    """The value of white by the tags of a TIFF; None if they do not tell, as 16 bits often hold 8, 10 or 12."""
+    bits, highest = _tag(image, BITS_PER_SAMPLE), _tag(image, MAX_SAMPLE_VALUE)
+    if not isinstance(bits, int) or image.mode == "F":
+        return None
+    if _tag(image, SAMPLE_FORMAT) == SIGNED:
+        return int(2 ** (bits - 1) - 1) if bits < 32 else None
+    if isinstance(highest, int) and 0 < highest < 2 ** min(bits, 16) - 1:
+        return int(2 ** highest.bit_length() - 1)
+    return int(2**bits - 1) if bits < 16 else None
+
+
+def _tag(image: Image.Image, number: int) -> Any:
+    """A TIFF tag of the image, the first value of several; None if there is no such tag."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) and value else value
 
 
 def _plain_rgb(image: Image.Image) -> Image.Image:
@@ -154,10 +193,3 @@ def _size(size: tuple[int, int], rules: PixelRules) -> tuple[int, int]:
         scale = (rules.max_pixels / (size[0] * size[1])) ** 0.5
         return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
     return size
-
-
-def _keeping_transparency(image: Image.Image, turn: Any) -> Image.Image:
-    turned = image.transpose(turn)
-    if "transparency" in image.info:
-        turned.info["transparency"] = image.info["transparency"]
-    return turned

@@ -1,15 +1,16 @@
-"""Decodes text files strictly: an invalid byte is an error, and a byte order mark is not part of the text."""
+"""Decodes text files and JSON strictly: an invalid byte is an error, and a byte order mark is not part of the text."""
 
 from __future__ import annotations
 
 import codecs
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm2vec.errors import UserError, shown
 
@@ -52,7 +53,7 @@ def decode(content: bytes, where: str, encoding: str = ENCODING, *, escape: bool
             valid in UTF-8 but stands in no text: the file is UTF-16 or UTF-32, or no text at all.
     """
     _newline(encoding)
-    name = "UTF-8" if encoding == ENCODING else encoding  # marks are removed below, and UTF-8 is decoded by C code
+    name = _shown_name(encoding)  # marks are removed below, and UTF-8 is decoded by C code
     try:
         text = content.decode(name, "surrogateescape" if escape else "strict")
     except UnicodeDecodeError as error:
@@ -61,6 +62,8 @@ def decode(content: bytes, where: str, encoding: str = ENCODING, *, escape: bool
             f"{where}: not valid {name} at byte {error.start} (0x{content[error.start]:02x}); "
             f"save it as UTF-8, or give the encoding, such as {likely}"
         ) from error
+    except UnicodeError as error:  # of codecs that are written in Python
+        raise UserError(f"{where}: not valid {name} ({str(error)[:100]}); save it as UTF-8") from error
     if "\0" in text:
         likely = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
         raise UserError(
@@ -92,18 +95,60 @@ def read_lines(path: Path, encoding: str = ENCODING, *, escape: bool = False) ->
         escape: As in `decode`: a line with invalid bytes is yielded with lone surrogates in their place.
 
     Raises:
-        UserError: if the file is not readable, or is invalid in an encoding such as UTF-16 that cannot be split into
-            lines before decoding.
+        UserError: if the file is not readable, begins with the byte order mark of another encoding, or is invalid in
+            an encoding such as UTF-16 that cannot be split into lines before decoding.
     """
     if _newline(encoding) not in (b"\n", codecs.BOM_UTF8 + b"\n"):  # lines cannot be told apart as bytes
         yield from enumerate(io.StringIO(read_text(path, encoding), newline="\n"), start=1)
         return
     with path.open("rb") as lines:
+        head = lines.read(4)
+        if other := next((name for mark, name in MARKS.items() if head.startswith(mark)), None):
+            raise UserError(
+                f"{path}: not valid {_shown_name(encoding)}: it begins with the byte order mark of {other}; "
+                f"save it as UTF-8, or give the encoding, such as {other}"
+            )
+        lines.seek(0)
         for number, line in enumerate(lines, start=1):
             try:
                 yield number, decode(line, f"{path}, line {number}", encoding, escape=escape)
             except UserError as error:
                 yield number, error
+
+
+def _shown_name(encoding: str) -> str:
+    return "UTF-8" if encoding == ENCODING else encoding
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parses JSON.
+
+    Args:
+        text: The JSON text.
+        where: The file, or file and line, for the message.
+
+    Raises:
+        UserError: for text that is not JSON, a key that an object has twice (one of its values would be lost), a number
+            of more than 4,300 digits, or a nesting that is too deep.
+    """
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        place = f"character {error.pos + 1}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{where}: not valid JSON ({error.msg} at {place})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({str(error).partition(';')[0]})") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {shown(next(name for name in names if names.count(name) > 1))} appears twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)  # `json.loads` would make one at each call
 
 
 def require_unicode(text: str | None, where: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FACTS = b"vlm2vec"
 """Key of the store's facts in the metadata of its schema."""
 
-PANIC = "PanicException"  # of the Rust code below LanceDB, no subclass of Exception
+PANICS = ("PanicException", "RustPanic")  # of the Rust code below LanceDB; the first is no subclass of Exception
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -46,7 +46,7 @@ def lance_errors(uri: str, where: str | None = None, fields: Iterable[str] = ())
     except BaseException as error:
         found = OS_ERROR.search(str(error))
         if not isinstance(error, ValueError | RuntimeError | OSError | NotImplementedError):
-            if type(error).__name__ != PANIC:
+            if type(error).__name__ not in PANICS:
                 raise
         elif found:
             number = int(found[1])

@@ -155,8 +155,9 @@ def as_text(value: bool | float | str) -> str:
 def resolve_fields(where: str, has_field: Callable[[str], bool], quote: str) -> str:
     """A SQL condition with each field's name as the store has it, quoted.
 
-    A name in the condition is a user's column, by its original name or the one that is kept (in backticks where it is
-    not one word); else a field of this package, whose `PREFIX` may be left out, such as `width`. Other words stay.
+    A name in the condition is a user's column, by its original name or the one that is kept (in backticks or double
+    quotes where it is not one word); else a field of this package, whose `PREFIX` may be left out, such as `width`.
+    Other words stay.
 
     Args:
         where: The condition.
@@ -165,8 +166,8 @@ def resolve_fields(where: str, has_field: Callable[[str], bool], quote: str) -> 
     """
     tokens = TOKENS.findall(where)
     for place, token in enumerate(tokens):
-        quoted = token.startswith("`")
-        word = token.strip("`")
+        quoted = token[0] in '`"' and len(token) > 1
+        word = token[1:-1].replace('""', '"') if quoted else token
         called = tokens[place + 1 : place + 2] in (["("], ["."]) or tokens[place - 1 : place] == ["."]
         if not (quoted or (PLAIN_WORD.fullmatch(token) and token.upper() not in KEYWORDS and not called)):
             continue

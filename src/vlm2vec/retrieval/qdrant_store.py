@@ -18,7 +18,7 @@ import numpy as np
 
 from vlm2vec.errors import UserError, shown
 from vlm2vec.retrieval.filters import absent_field, to_qdrant
-from vlm2vec.retrieval.metadata import THUMBNAIL, clean_metadata, resolve_fields
+from vlm2vec.retrieval.metadata import PLAIN_WORD, THUMBNAIL, clean_metadata, resolve_fields
 from vlm2vec.retrieval.vector_store import (
     SCAN_ROWS,
     Hit,
@@ -194,7 +194,7 @@ class QdrantStore:
 
     def _has(self, field: str) -> bool:
         """Whether a row has the field; a field found once is not counted again."""
-        if field not in self._known and field != KEY:
+        if field not in self._known and field != KEY and PLAIN_WORD.fullmatch(field):  # no other name is kept
             there = self._models.Filter(must_not=[absent_field(field)])
             if self._ask("count", count_filter=there, exact=True).count:
                 self._known.add(field)
@@ -248,6 +248,8 @@ def _server_errors(uri: str) -> Iterator[None]:
         raise UserError(f"{uri}: no Qdrant server answers there ({error})") from error
     except UnexpectedResponse as error:
         raise UserError(f"{uri}: the server refuses: {error.status_code} {error.reason_phrase}") from error
+    except (ValueError, RuntimeError) as error:  # of the client, and of its local mode
+        raise UserError(f"{uri}: Qdrant refuses this request ({' '.join(str(error).split())[:200]})") from error
 
 
 def _payload(metadata: Mapping[str, Any]) -> dict[str, Any]:
