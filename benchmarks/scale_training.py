@@ -20,9 +20,8 @@ from vlm2vec.data.mmeb.images import TRAIN_COLUMNS
 from vlm2vec.data.mmeb.train_rows import TrainRows, read_train_set
 from vlm2vec.media.images import ImageRef
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys
-from vlm2vec.training import mining
 from vlm2vec.training.check_images import read_images
-from vlm2vec.training.mining import MiningRule, mine_negatives
+from vlm2vec.training.mining import MiningRule, mine, mine_negatives
 from vlm2vec.training.reference import ReferenceModel
 
 
@@ -54,9 +53,9 @@ def mining_all(folder: Path, rows: int, dim: int) -> Work:
     columns["pos_text"] = [f"answer {row % 5000}" for row in range(rows)]
     pq.write_table(pa.table(columns), folder / "in/Set/original-0.parquet")
     del columns
-    mining.ReferenceModel = lambda model: RandomReference(folder, dim)  # type: ignore[assignment, attr-defined]
     since = time.process_time()
-    means = mining.mine("random", folder / "in", folder / "out", MiningRule(2, margin=None))
+    rule, finder = MiningRule(2, margin=None), RandomReference(folder, dim)
+    means = mine("random", folder / "in", folder / "out", rule, open_finder=lambda model: finder)
     return {"seconds": time.process_time() - since, "negatives a pair": means["Set"]}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -328,3 +329,17 @@ def test_new_rows_take_one_commit_a_part_and_no_look_at_the_store_and_inputs_are
     assert (report.num_new, len(held)) == (264, 1 + 256 // 16)
     assert calls == {"add": 1 + 256 // 64, "scan": 1, "delete": 1}
     assert max(held) - held[0] <= 16
+
+
+def test_documents_are_encoded_with_the_instruction_that_the_store_records(photos: Path, tmp_path: Path) -> None:
+    given: list[object] = []
+
+    class Told(ColourEncoder):
+        def encode_document(self, inputs: Sequence[EmbeddingInput], **kwargs: object) -> np.ndarray:
+            given.append(kwargs.get("instruction"))
+            return super().encode(inputs, **kwargs)
+
+    for name, instruction in (("with", "Find the colour."), ("without", None)):
+        facts = replace(FACTS, instruction=instruction)
+        index_source(Told(), open_source(photos), open_store(f"{tmp_path}/{name}.lance", facts))
+    assert given == ["Find the colour.", None]

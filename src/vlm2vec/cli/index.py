@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,16 @@ import typer
 
 from vlm2vec.cli.failures import resumable
 from vlm2vec.cli.options import (
+    AddressOption,
     EncodingOption,
+    GpusOption,
     ModelArgument,
     OptionsOption,
     PickleOption,
     StoreArgument,
     StoreUri,
+    WorkersOption,
+    check_engine,
     model_and_source,
     note_model,
     open_vector_store,
@@ -28,7 +33,10 @@ from vlm2vec.media.text import ENCODING
 from vlm2vec.progress import progress_bar, say
 
 if TYPE_CHECKING:
-    from vlm2vec.jobs.index_writer import IndexReport
+    from vlm2vec.distributed.cluster import RayPool
+    from vlm2vec.jobs.index_writer import IndexReport, OpenWriter
+    from vlm2vec.jobs.sources import Source
+    from vlm2vec.models.embedder import Embedder
     from vlm2vec.retrieval.vector_store import VectorStore
 
 
@@ -56,6 +64,10 @@ def index(
         Path | None, typer.Option(help="File for the list of unreadable inputs; default: beside the store.")
     ] = None,
     encoding: EncodingOption = ENCODING,
+    engine: Annotated[str, typer.Option(help="local, or ray to read and encode on a Ray cluster.")] = "local",
+    workers: WorkersOption = 2,
+    gpus: GpusOption = None,
+    address: AddressOption = None,
     option: OptionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
@@ -63,7 +75,7 @@ def index(
 
     Example: vlm2vec index photos/ --store photos.lance
     """
-    from vlm2vec.jobs.indexing import index_source
+    from vlm2vec.distributed.cluster import RayPool
     from vlm2vec.jobs.records import SourceSettings
     from vlm2vec.jobs.sources import open_source
     from vlm2vec.jobs.stores import facts_of, only_writer
@@ -72,6 +84,7 @@ def index(
     from vlm2vec.retrieval.open import open_store
 
     model, source = model_and_source(first, second)
+    on_ray = check_engine(engine)
     if not source.exists():
         _refuse_gone(source, store)
     keep_images = renamed(keep_images, keep_pictures, "--keep-images", "--keep-pictures")
@@ -80,17 +93,32 @@ def index(
     embedder = Embedder.from_pretrained(model, **settings)
     facts = facts_of(embedder, model, options=settings, instruction=instruction, precision=precision)
     opened = open_store(store, create=facts)
-    with (
-        only_writer(opened),
-        resumable(lambda: f"{store} keeps its {opened.count()} rows"),
-        progress_bar(f"indexing {source}", inputs.expected()) as advance,
-    ):
-        report = index_source(embedder, inputs, opened, keep_images=keep_images, index=index, progress=advance)
+    pool = RayPool(model, workers, address, gpus, {**settings, "dtype": embedder.dtype})
+    with only_writer(opened), _engine(pool if on_ray else None, embedder) as encoder:
+        report = _run(encoder, inputs, opened, keep_images, index)
     keep_text_side(embedder, facts)
     say_skipped(inputs)
     _say_report(report, store, errors or _errors_file(store))
     _say_store(opened, store, report)
-    opened.close()
+
+
+def _engine(pool: RayPool | None, embedder: Embedder) -> AbstractContextManager[Embedder | OpenWriter]:
+    """What encodes the rows: the actors of a pool, or the model in this process."""
+    from vlm2vec.distributed.ray_index import ray_writer
+
+    return nullcontext(embedder) if pool is None else ray_writer(pool)
+
+
+def _run(
+    encoder: Embedder | OpenWriter, inputs: Source, opened: VectorStore, keep_images: bool, index: str | None
+) -> IndexReport:
+    from vlm2vec.jobs.indexing import index_source
+
+    with (
+        resumable(lambda: f"{opened.uri} keeps its {opened.count()} rows"),
+        progress_bar(f"indexing {inputs.path}", inputs.expected()) as advance,
+    ):
+        return index_source(encoder, inputs, opened, keep_images=keep_images, index=index, progress=advance)
 
 
 def _say_report(report: IndexReport, store: str, errors: Path) -> None:
@@ -113,6 +141,7 @@ def _say_report(report: IndexReport, store: str, errors: Path) -> None:
 
 def _say_store(opened: VectorStore, store: str, report: IndexReport) -> None:
     say(f"Store: {store}, {opened.count()} rows, search is {report.index.kind} ({report.index.reason})")
+    opened.close()
     note_model(opened.facts.model)
     say(f'Next: vlm2vec search "a dog on the beach" --store {shlex.quote(store)}')
 

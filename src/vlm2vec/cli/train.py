@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vlm2vec.cli.options import OutputOption
+from vlm2vec.cli.options import AddressOption, GpusOption, OutputOption, WorkersOption, check_engine
 from vlm2vec.cli.plan import verdict_for
 from vlm2vec.errors import UserError
 from vlm2vec.progress import say
@@ -199,11 +200,17 @@ def mine(
     judge_margin: Annotated[
         float, typer.Option(help="The judge's score of a negative is at least this far below the positive's.")
     ] = 0.0,
+    engine: Annotated[str, typer.Option(help="local, or ray: encode on the actors of a Ray cluster.")] = "local",
+    workers: WorkersOption = 2,
+    gpus: GpusOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Find hard negatives in training sets with a model, and write the sets with them.
 
     Example: vlm2vec mine compact-embed data/train -o data/mined --num 3
     """
+    from vlm2vec.distributed.cluster import RayPool
+    from vlm2vec.distributed.ray_eval import ray_finder
     from vlm2vec.training.judging import JUDGES
     from vlm2vec.training.mining import MiningRule
     from vlm2vec.training.mining import mine as run_mining
@@ -212,7 +219,10 @@ def mine(
         margin = 0.0
     rule = MiningRule(num, skip, max_rank, margin, judged, judge_margin, pick)
     judging = None if judge is None else JUDGES[judge_kind](judge)
-    for name, mean in run_mining(model, data, output, rule, sets or (), judging, together).items():
+    pool = RayPool(model, workers, address, gpus)
+    with ray_finder(pool) if check_engine(engine) else nullcontext(None) as finder:
+        means = run_mining(model, data, output, rule, sets or (), judging, together, finder)
+    for name, mean in means.items():
         say(f"{name}: {mean:.2f} negatives for each pair")
     say(f"Sets with negatives: {output}\nNext: vlm2vec train RECIPE.yaml data.root={output}")
 

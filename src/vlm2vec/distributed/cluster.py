@@ -68,6 +68,33 @@ def joined_cluster(address: str | None) -> Iterator[float]:
             ray.shutdown()
 
 
+@contextmanager
+def actors(pool: RayPool, kind: type) -> Iterator[list[Any]]:
+    """Start the workers of a pool, which run for the duration of the block.
+
+    Args:
+        pool: Their settings.
+        kind: Class of the actors; called with model and options.
+
+    Yields:
+        Their handles.
+
+    Raises:
+        UserError: if Ray is not installed.
+    """
+    with joined_cluster(pool.address) as num_gpus:
+        import ray
+
+        gpus = pool.gpus_of_each(num_gpus)
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)(kind)
+        workers = [remote.remote(pool.model, pool.options) for _ in range(pool.num_workers)]
+        try:
+            yield workers
+        finally:
+            for worker in workers:
+                ray.kill(worker)
+
+
 def answers(call: Callable[[], Any]) -> Any:
     """Return the result of a call to actors; a `UserError` there is raised as a `UserError` here."""
     from ray.exceptions import RayActorError, RayTaskError

@@ -1,4 +1,4 @@
-"""Encode the inputs of a benchmark on a Ray cluster, with the same results as the local engine.
+"""Encode the inputs of a benchmark or of training sets on a Ray cluster, with the same results as the local engine.
 
 The parts are those of the local engine, so each vector is computed in the same batch. Each actor loads the model once
 for all tasks and writes the vectors of a part to the embedding cache itself. An actor that dies is restarted and its
@@ -14,10 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlm2vec.distributed.cluster import MAX_RESTARTS, RayPool, answers, joined_cluster
+from vlm2vec.distributed.cluster import RayPool, actors, answers
 from vlm2vec.errors import UserError
+from vlm2vec.evaluation.evaluate import PART
 from vlm2vec.evaluation.run import Engine, LocalEngine
-from vlm2vec.retrieval.embedding_cache import EmbeddingCache, VectorCache, fill
+from vlm2vec.retrieval.cache_folder import default_cache
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, VectorCache, fill
+from vlm2vec.training.reference import ReferenceModel
 from vlm2vec.types import EmbeddingInput
 
 Items = dict[bytes, EmbeddingInput]
@@ -109,16 +112,35 @@ def ray_engine(pool: RayPool) -> Iterator[Engine]:
     Raises:
         UserError: if Ray is not installed.
     """
-    with joined_cluster(pool.address) as num_gpus:
-        import ray
+    with actors(pool, EvalWorker) as workers:
+        yield RayEngine(workers)
 
-        gpus = pool.gpus_of_each(num_gpus)
-        kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)(
-            EvalWorker
-        )
-        workers = [kind.remote(pool.model, pool.options) for _ in range(pool.num_workers)]
-        try:
-            yield RayEngine(workers)
-        finally:
-            for worker in workers:
-                ray.kill(worker)
+
+class RayReference(ReferenceModel):
+    """The model of `vlm2vec mine` on a pool of actors; this process reads the sets once and ranks the vectors.
+
+    Args:
+        model: Its name.
+        engine: The actors.
+    """
+
+    def __init__(self, model: str, engine: Engine) -> None:
+        self.name, self._engine, self._key_of = model, engine, InputKeys()
+        self.cache = EmbeddingCache(default_cache(), engine.about)
+
+    def _encode(self, items: dict[bytes, EmbeddingInput], progress: Callable[[int], None]) -> None:
+        self._engine.fill(self.cache, items, part_size=PART, share=(0, 1), progress=progress)
+
+
+@contextmanager
+def ray_finder(pool: RayPool) -> Iterator[Callable[[str], ReferenceModel]]:
+    """Start the workers; they run for the duration of the block.
+
+    Yields:
+        What `vlm2vec.training.mining.mine` opens its model with.
+
+    Raises:
+        UserError: if Ray is not installed.
+    """
+    with ray_engine(pool) as engine:
+        yield lambda model: RayReference(model, engine)

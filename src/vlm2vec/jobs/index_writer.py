@@ -7,13 +7,14 @@ only until its group of 512 is encoded.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from vlm2vec.errors import UserError
+from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.state import STATE, StoreState
 from vlm2vec.media.text import printable
 from vlm2vec.retrieval.metadata import PREFIX
@@ -26,9 +27,9 @@ ENCODED_AT_ONCE = 512
 COMMIT_SECONDS = 30.0
 """Time between two commits: the size of a part follows the encoder's speed, from `FIRST_PART` up to `PART` rows."""
 PART_BYTES = 256 << 20  # of encoded images that wait to be encoded
-Put = Callable[[list[str], np.ndarray, list[dict[str, Any]]], None]
 
 
+@runtime_checkable
 class DocumentEncoder(Protocol):
     """Computes the vectors."""
 
@@ -75,97 +76,160 @@ class Row:
         return sum(len(image.data) for image in self.item.images if image.data is not None)
 
 
-class _Encoded:
-    """Rows with a vector that wait for one commit, by column: no input is held, and no object per row."""
+class Encoded(NamedTuple):
+    """A row with its vector and without its input."""
 
-    def __init__(self, put: Put) -> None:
-        self._put = put
+    key: str
+    digest: str
+    metadata: dict[str, Any]
+    vector_D: np.ndarray
+
+
+class Reader(Protocol):
+    """Reads a record; a record that cannot be read is an entry of the report."""
+
+    root: str
+    keep_images: bool
+
+    def row(self, key: str, record: Record) -> Row | None:
+        """The row of a record; None if it cannot be read."""
+        ...
+
+
+class IndexWriter(Protocol):
+    """Encodes records and writes them to a store."""
+
+    def add(self, key: str, record: Record) -> None:
+        """Takes a record that is new or has changed."""
+        ...
+
+    def flush(self) -> None:
+        """Writes the records that are left."""
+        ...
+
+
+OpenWriter = Callable[["Commits", Reader], IndexWriter]
+
+
+class _Columns:
+    """Rows that wait for one commit, by column: no object per row."""
+
+    def __init__(self) -> None:
         self.keys: list[str] = []
         self.digests: list[str] = []
-        self._vectors: list[np.ndarray] = []
-        self._metadata: list[dict[str, Any]] = []
+        self.metadata: list[dict[str, Any]] = []
+        self.vectors: list[np.ndarray] = []
 
-    def append(self, row: Row, vector_D: np.ndarray) -> None:
+    def append(self, row: Encoded) -> None:
         """Takes a row."""
         self.keys.append(row.key)
         self.digests.append(row.digest)
-        self._vectors.append(vector_D)
-        self._metadata.append(row.metadata)
+        self.metadata.append(row.metadata)
+        self.vectors.append(row.vector_D)
 
-    def write(self) -> None:
+    def write(self, put: Callable[[list[str], np.ndarray, list[dict[str, Any]]], None]) -> None:
         """Commits the rows, if there are any."""
         if self.keys:
-            self._put(self.keys, np.concatenate(self._vectors).reshape(len(self.keys), -1), self._metadata)
+            put(self.keys, np.concatenate(self.vectors).reshape(len(self.keys), -1), self.metadata)
+
+
+class Commits:
+    """The part of a store that is being written.
+
+    Attributes:
+        known: Rows that the store had before.
+        changed: Keys of the rows that were replaced.
+        size: Rows of a part.
+        num_done: Rows of this part, unreadable ones included.
+    """
+
+    def __init__(self, store: VectorStore, report: IndexReport, state: StoreState) -> None:
+        self.store, self.report, self.known = store, report, state.rows
+        self.by_digest = {row.digest: key for key, row in state.rows.items() if row.digest}
+        self.changed: set[str] = set()
+        self.size = min(FIRST_PART, PART)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._new, self._replaced = _Columns(), _Columns()
+        self.num_done, self._since = 0, time.monotonic()
+
+    def extend(self, rows: Iterable[Encoded], num_done: int) -> None:
+        """Takes the rows of `num_done` records; commits the part when it is full or `COMMIT_SECONDS` have passed."""
+        for row in rows:
+            (self._replaced if row.key in self.known else self._new).append(row)
+        self.num_done += num_done
+        if self.num_done >= self.size or time.monotonic() - self._since >= COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Writes the rows: new ones in one commit, changed ones in another."""
+        self._new.write(self.store.add)
+        self._replaced.write(self.store.upsert)
+        for rows in (self._new, self._replaced):
+            self.by_digest.update(zip(rows.digests, rows.keys, strict=True))
+        self.report.num_new += len(self._new.keys)
+        self.report.num_changed += len(self._replaced.keys)
+        self.changed.update(self._replaced.keys)
+        self._begin()
 
 
 class Writer:
-    """Encodes rows in groups and writes them in parts; known content takes the vectors of the store."""
+    """Encodes rows in this process; known content takes the vectors of the store."""
 
-    def __init__(self, encoder: DocumentEncoder, store: VectorStore, report: IndexReport, state: StoreState) -> None:
-        self.encoder, self.store, self.report, self.known = encoder, store, report, state.rows
-        self.by_digest = {row.digest: key for key, row in state.rows.items() if row.digest}
-        self.waiting: list[Row] = []
-        self.waiting_bytes = 0
-        self.part = min(FIRST_PART, PART)
-        self.changed: set[str] = set()
-        self._begin_part()
+    def __init__(self, encoder: DocumentEncoder, commits: Commits, reader: Reader) -> None:
+        self.encoder, self.commits, self.reader = encoder, commits, reader
+        self._waiting: list[Row] = []
+        self._waiting_bytes = 0
 
-    def add(self, row: Row) -> None:
-        """Takes a row; encodes the rows that wait if they are enough, and commits the part when it is full."""
-        self.waiting.append(row)
-        self.waiting_bytes += row.num_bytes()
-        rest = self.part - self.num_done - len(self.waiting)
-        if rest <= 0 or len(self.waiting) >= ENCODED_AT_ONCE or self.waiting_bytes >= PART_BYTES:
-            self._encode_waiting()
-            if rest <= 0 or time.monotonic() - self.since >= COMMIT_SECONDS:
-                self._commit()
+    def add(self, key: str, record: Record) -> None:
+        """Reads a record, and encodes the rows that wait if they are enough."""
+        row = self.reader.row(key, record)
+        if row is None:
+            return
+        self._waiting.append(row)
+        self._waiting_bytes += row.num_bytes()
+        enough = min(ENCODED_AT_ONCE, self.commits.size - self.commits.num_done)
+        if len(self._waiting) >= enough or self._waiting_bytes >= PART_BYTES:
+            self._encode()
 
     def flush(self) -> None:
         """Encodes and commits the rows that are left."""
-        self._encode_waiting()
-        self._commit()
+        self._encode()
+        self.commits.commit()
 
-    def _begin_part(self) -> None:
-        self.new_rows, self.changed_rows = _Encoded(self.store.add), _Encoded(self.store.upsert)
-        self.num_done, self.since = 0, time.monotonic()
-
-    def _commit(self) -> None:
-        """Writes encoded rows: new ones in one commit, changed ones in another."""
-        for rows in (self.new_rows, self.changed_rows):
-            rows.write()
-            self.by_digest.update(zip(rows.digests, rows.keys, strict=True))
-        self.report.num_changed += len(self.changed_rows.keys)
-        self.report.num_new += len(self.new_rows.keys)
-        self.changed.update(self.changed_rows.keys)
-        self._begin_part()
-
-    def _encode_waiting(self) -> None:
-        """Finds the vectors of the rows that wait, and makes the part as large as the encoder allows in its seconds."""
-        rows, self.waiting, self.waiting_bytes = self.waiting, [], 0
+    def _encode(self) -> None:
+        """Finds the vectors of the rows that wait; the next part is as large as the encoder allows in its seconds."""
+        rows, self._waiting, self._waiting_bytes = self._waiting, [], 0
         self._take_known(rows)
         missing, since = [row for row in rows if row.vector_D is None], time.monotonic()
-        _encode(missing, self.encoder, self.report)
+        encode_rows(missing, self.encoder, self.commits.report, self.commits.store.facts.instruction)
+        seconds = max(time.monotonic() - since, 1e-6)
+        self.commits.extend(with_vectors(rows), len(rows))
         if missing:
-            seconds = max(time.monotonic() - since, 1e-6)
-            self.part = max(1, min(PART, int(len(missing) / seconds * COMMIT_SECONDS)))
-        self.num_done += len(rows)
-        for row in rows:
-            if row.vector_D is not None:
-                (self.changed_rows if row.key in self.known else self.new_rows).append(row, row.vector_D)
+            self.commits.size = max(1, min(PART, int(len(missing) / seconds * COMMIT_SECONDS)))
 
     def _take_known(self, part: list[Row]) -> None:
-        keys = {self.by_digest[row.digest] for row in part if row.digest in self.by_digest}
+        by_digest = self.commits.by_digest
+        keys = {by_digest[row.digest] for row in part if row.digest in by_digest}
         if not keys:
             return
-        found = self.store.fetch(sorted(keys), STATE, vectors=True)
+        found = self.commits.store.fetch(sorted(keys), STATE, vectors=True)
         rows = [] if found.vectors_ND is None else list(found.vectors_ND)
         vectors = {one.get(f"{PREFIX}digest"): vector for one, vector in zip(found.metadata, rows, strict=True)}
         for row in part:
             row.vector_D = vectors.get(row.digest)
 
 
-def _encode(rows: list[Row], encoder: DocumentEncoder, report: IndexReport) -> None:
-    """Computes the vectors of rows; rows that cannot be read stay without one and are reported."""
+def encode_rows(rows: list[Row], encoder: DocumentEncoder, report: IndexReport, instruction: str | None) -> None:
+    """Computes the vectors of rows; rows that cannot be read stay without one and are reported.
+
+    Args:
+        rows: Receive their vectors.
+        encoder: The store's model.
+        report: Receives the errors.
+        instruction: Instruction of the store's documents, for inputs without their own; None: there is none.
+    """
     if not rows:
         return
     bad: set[int] = set()
@@ -174,8 +238,14 @@ def _encode(rows: list[Row], encoder: DocumentEncoder, report: IndexReport) -> N
         bad.add(position)
         report.errors.append((rows[position].key, printable(str(error))))
 
-    vectors_ND = encoder.encode_document([row.item for row in rows], on_error=on_error)
+    given = {} if instruction is None else {"instruction": instruction}
+    vectors_ND = encoder.encode_document([row.item for row in rows], on_error=on_error, **given)
     for position, (row, vector) in enumerate(zip(rows, vectors_ND, strict=True)):
         if position not in bad:
             row.vector_D = vector
             report.num_encoded += 1
+
+
+def with_vectors(rows: Iterable[Row]) -> list[Encoded]:
+    """The rows that have a vector, without their inputs."""
+    return [Encoded(row.key, row.digest, row.metadata, row.vector_D) for row in rows if row.vector_D is not None]

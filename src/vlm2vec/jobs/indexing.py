@@ -20,7 +20,7 @@ from PIL import UnidentifiedImageError
 
 from vlm2vec.errors import UserError
 from vlm2vec.files import write_text
-from vlm2vec.jobs.index_writer import DocumentEncoder, IndexReport, Row, Writer
+from vlm2vec.jobs.index_writer import Commits, DocumentEncoder, IndexReport, OpenWriter, Row, Writer
 from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.sources import Source
 from vlm2vec.jobs.state import StoreState
@@ -36,7 +36,7 @@ THUMBNAIL_PIXELS = 512
 
 
 def index_source(
-    encoder: DocumentEncoder,
+    encoder: DocumentEncoder | OpenWriter,
     source: Source,
     store: VectorStore,
     *,
@@ -47,7 +47,7 @@ def index_source(
     """Brings a store up to date with a source.
 
     Args:
-        encoder: The store's model.
+        encoder: The store's model, or what opens a writer with models elsewhere.
         source: The inputs; rows of other sources are left unchanged.
         store: Opened with `create`, which checks that its model is the encoder's.
         keep_images: Keep a thumbnail of each image in the store, to show results without the files.
@@ -57,7 +57,8 @@ def index_source(
     root = source_name(source.path)
     state = StoreState(store)
     report = IndexReport()
-    writer, maker = Writer(encoder, store, report, state), _RowMaker(root, keep_images, report)
+    commits, reader = Commits(store, report, state), RecordReader(root, keep_images, report)
+    writer = Writer(encoder, commits, reader) if isinstance(encoder, DocumentEncoder) else encoder(commits, reader)
     kept: set[str] = set()
     seen: set[str] = set()
     prefix = f"{root}{'/' if source.path.is_dir() else '#'}"
@@ -68,12 +69,12 @@ def index_source(
             report.errors.append((key, "this key appears twice in the source; only its first input is kept"))
         elif known and record.error is None and (known.source, known.version) == (root, record.version):
             kept.add(key)
-        elif row := maker.row(key, record):
-            writer.add(row)
+        else:
+            writer.add(key, record)
         seen.add(key)
     writer.flush()
     report.num_same = len(kept)
-    gone = {key for key, known in state.rows.items() if known.source == root} - kept - writer.changed
+    gone = {key for key, known in state.rows.items() if known.source == root} - kept - commits.changed
     store.delete(sorted(gone))
     report.num_removed = len(gone)
     report.gone = {name: count for name, count in state.by_source().items() if name != root and _is_gone(name)}
@@ -117,7 +118,7 @@ def _changed(
         progress(1)
 
 
-class _RowMaker:
+class RecordReader:
     """Turns records into rows of the store; what cannot be read is a line in the report."""
 
     def __init__(self, root: str, keep_images: bool, report: IndexReport) -> None:

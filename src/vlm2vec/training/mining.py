@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -132,6 +132,7 @@ def mine(
     sets: Sequence[str] = (),
     judge: Judge | None = None,
     together: bool = False,
+    open_finder: Callable[[str], ReferenceModel] | None = None,
 ) -> dict[str, float]:
     """Writes copies of the sets of `root` with mined negatives to `output`.
 
@@ -146,6 +147,7 @@ def mine(
         judge: Scores the `rule.judged` nearest candidates. Candidates that it finds closer than the positive are kept
             out, and its scores are written as soft labels.
         together: Whether candidates come from all these sets. Default: from the pair's own set.
+        open_finder: Opens the model; None: in this process.
 
     Returns:
         Mean number of negatives of a pair, by set.
@@ -157,7 +159,7 @@ def mine(
     for name in names:
         if (output / name).exists():
             raise UserError(f"{output / name}: already exists; choose another output or delete it")
-    finder = ReferenceModel(model)
+    finder = (open_finder or ReferenceModel)(model)
     means = {}
     for group in [names] if together else [[name] for name in names]:
         by_set = {name: read_train_set(root, name, use_negatives=False) for name in group}

@@ -60,14 +60,14 @@ class ReferenceModel:
                     self._encode(waiting, advance)
                     waiting = {}
             self._encode(waiting, advance)
-        if self.embedder.backbone.vision_cache is not None:
-            self.embedder.backbone.vision_cache.flush()
         barrier()
         self.cache.refresh()
         return keys
 
     def _encode(self, items: dict[bytes, EmbeddingInput], progress: Callable[[int], None]) -> None:
         fill(self.cache, items, self.embedder.encode, share=(rank(), world_size()), progress=progress)
+        if self.embedder.backbone.vision_cache is not None:
+            self.embedder.backbone.vision_cache.flush()
 
     def rows(self, keys: Sequence[bytes]) -> Rows:
         """A view of the vectors of prepared inputs, in order; they are read from the cache's files on access."""

@@ -1,0 +1,155 @@
+"""Runs `vlm2vec mine`, `index` and `eval` end to end over many rows: CPU time and peak memory of each process.
+
+    python benchmarks/scale_cli.py [--rows 1000000] [--job mine index eval] [--folder scale/]
+
+The model is real but tiny: a CLIP with random weights, one layer of 32 dimensions and vectors of 128. Every command is
+a process of its own with its own embedding cache, on one thread, and encodes each of its rows. Its figures are those of
+the operating system for the finished process (as `/usr/bin/time -v` prints them).
+
+    mine   one training set of text pairs: all queries are distinct, 5,000 targets are
+    index  a table of JSON lines
+    eval   a thousandth of the rows as queries, each with 1,000 candidates of its own
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import transformers
+from scale_toys import lines
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from vlm2vec.data.mmeb.images import TRAIN_COLUMNS
+from vlm2vec.evaluation.evaluate import RESULTS_FILE
+from vlm2vec.retrieval.open import open_store
+
+TARGETS, CANDIDATES = 5000, 1000
+SPECIAL = {"<pad>": 0, "<end>": 1}
+
+
+def write_model(folder: Path) -> None:
+    """A CLIP with random weights in the layout of real ones; its tokens are bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    built = Tokenizer(models.BPE({**SPECIAL, **{letter: i + 2 for i, letter in enumerate(letters)}}, []))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.add_special_tokens(list(SPECIAL))
+    built.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "<end>", "bos_token": "<end>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=built, **names).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = {"vocab_size": len(letters) + 2, "max_position_embeddings": 64, "pad_token_id": 0}
+    config = transformers.CLIPConfig(
+        text_config={**sizes, **words, "bos_token_id": 1, "eos_token_id": 1, "projection_dim": 128},
+        vision_config={**sizes, "image_size": 28, "patch_size": 14, "projection_dim": 128},
+        projection_dim=128,
+    )
+    transformers.CLIPModel(config).save_pretrained(folder)
+    side = {"height": 28, "width": 28}
+    transformers.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=side).save_pretrained(folder)
+
+
+def mine(folder: Path, rows: int) -> list[str]:
+    """Writes the training set; returns the command."""
+    (folder / "train/Set").mkdir(parents=True)
+    columns = {name: [""] * rows for name in TRAIN_COLUMNS}
+    columns["qry"] = [f"question {row}" for row in range(rows)]
+    columns["pos_text"] = [f"answer {row % TARGETS}" for row in range(rows)]
+    pq.write_table(pa.table(columns), folder / "train/Set/original-0.parquet")
+    return ["mine", "clip", "train", "-o", "mined", "--num", "2", "--margin", "-2"]
+
+
+def mined(folder: Path) -> str:
+    """Negatives that were written."""
+    (path,) = (folder / "mined/Set").glob("*.parquet")
+    table = pq.read_table(path, columns=["neg_text"])["neg_text"].combine_chunks()
+    found = len(table.flatten()) if pa.types.is_list(table.type) else len(table) - table.null_count
+    return f"{len(table):,} pairs, {found:,} negatives"
+
+
+def index(folder: Path, rows: int) -> list[str]:
+    """Writes the table; returns the command."""
+    lines(folder, rows)
+    return ["index", "clip", "rows.jsonl", "--store", "rows.lance"]
+
+
+def indexed(folder: Path) -> str:
+    """Rows of the store."""
+    return f"{open_store(f'{folder}/rows.lance').count():,} rows in the store"
+
+
+def evaluation(folder: Path, rows: int) -> list[str]:
+    """Writes the benchmark; returns the command."""
+    (folder / "eval/Local").mkdir(parents=True)
+    with (folder / "eval/Local/rows.jsonl").open("w") as file:
+        for query in range(rows // CANDIDATES):
+            candidates = [f"candidate {query * CANDIDATES + i}" for i in range(CANDIDATES)]
+            file.write(json.dumps({"query": f"candidate {query}?", "candidates": candidates}) + "\n")
+    task = "{name: scale, source: {eval: eval}, tasks: {Local: {reader: records}}}"
+    (folder / "bench.yaml").write_text(task)
+    return ["eval", "clip", "--benchmark", "bench.yaml", "-o", "scored"]
+
+
+def evaluated(folder: Path) -> str:
+    """What the results say."""
+    found = json.loads((folder / "scored" / RESULTS_FILE).read_text())["tasks"]["Local"]
+    return f"{found['num_queries']:,} queries, {found['num_candidates']:,} candidates each, hit@1 {found['score']:.3f}"
+
+
+JOBS: dict[str, tuple[Callable[[Path, int], list[str]], Callable[[Path], str]]] = {
+    "mine": (mine, mined),
+    "index": (index, indexed),
+    "eval": (evaluation, evaluated),
+}
+
+
+def run(name: str, folder: Path, rows: int) -> str:
+    """Writes a job's rows, runs its command and returns a line of the table.
+
+    Raises:
+        SystemExit: if the command fails.
+    """
+    prepare, result = JOBS[name]
+    words = prepare(folder, rows)
+    places = {"VLM2VEC_CACHE": str(folder / f"cache-{name}"), "HF_HUB_OFFLINE": "1"}
+    threads = {"OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1"}
+    since = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlm2vec", *words], cwd=folder, env={**os.environ, **places, **threads}
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - since
+    if status:
+        raise SystemExit(f"vlm2vec {' '.join(words)}: ended with status {os.waitstatus_to_exitcode(status)}")
+    cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    return f"| `vlm2vec {name}` | {rows:,} | {cpu:,.0f} | {seconds:,.0f} | {peak:,.0f} | {result(folder)} |"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--job", nargs="+", choices=list(JOBS), default=list(JOBS))
+    parser.add_argument("--folder", type=Path, default=None, help="keep the files here")
+    settings = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = settings.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_model(folder / "clip")
+        print("| command | rows | CPU s | wall s | peak MiB | result |")
+        print("|---|--:|--:|--:|--:|---|", flush=True)
+        for name in settings.job:
+            print(run(name, folder, settings.rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()
