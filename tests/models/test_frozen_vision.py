@@ -193,10 +193,14 @@ def test_what_cannot_be_told_apart_by_example_is_not_kept() -> None:
     assert split_output(torch.zeros(3, 4), two_ways, 2) is None
 
 
-def test_outputs_of_several_levels_are_taken_apart_and_put_together_again() -> None:
+@pytest.mark.parametrize("num_levels", [2, 3])  # three is also the number of images
+def test_outputs_of_several_levels_are_taken_apart_and_put_together_again(num_levels: int) -> None:
     counts = {"pixels": torch.tensor([8, 0, 4]), "grid": torch.tensor([2, 0, 1])}
     images = [torch.randn(n, 4) for n in (2, 3, 1)]
-    output = {"pooler_output": images, "deepstack_features": [tuple(p + level for p in images) for level in (1, 2)]}
+    output = {
+        "pooler_output": images,
+        "deepstack_features": [tuple(p + level for p in images) for level in range(1, num_levels + 1)],
+    }
     parts = split_output(output, counts, 3)
     assert parts is not None and not parts[1]
     turned = join_rows([parts[2], parts[0]])

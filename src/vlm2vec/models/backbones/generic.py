@@ -180,7 +180,11 @@ class Generic(DecoderBackbone):
         return bool(self._image_settings)
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Hidden states [B, L, D], see setting `final_norm`. Packed tensors without rows are left out."""
+        """Hidden states [B, L, D], see setting `final_norm`."""
+        return self.model(**self.model_inputs(batch), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+    def model_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Arguments of the network. Packed tensors without rows are left out."""
         dtype = next(self.model.parameters()).dtype
         used = {name: tensor for name, tensor in batch.tensors.items() if name not in batch.rows or len(tensor)}
         if self.raw_pixels is not None and "pixel_values" in used:
@@ -188,7 +192,7 @@ class Generic(DecoderBackbone):
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in used.items()}
         if self.rope_index is not None:
             tensors["position_ids"] = tensors["position_ids"].permute(2, 0, 1)
-        return self.model(**tensors, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        return tensors
 
     def save_processor(self, folder: Path) -> None:
         """Writes tokenizer and image settings as transformers does."""

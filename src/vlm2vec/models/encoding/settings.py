@@ -16,7 +16,10 @@ from vlm2vec.models.backbones.base import Backbone
 class EncodingModel(Protocol):
     """What the pipeline needs of a model. An `Embedder` implements it."""
 
-    training: bool
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
+        ...
 
     @property
     def backbone(self) -> Backbone:

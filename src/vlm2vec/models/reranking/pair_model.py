@@ -100,7 +100,11 @@ class PairModel(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Log-odds of a batch of pairs, [N, 1] in float32."""
-        hidden_ND = self.backbone(batch).float()
+        return self.log_odds(self.backbone(batch))
+
+    def log_odds(self, states_ND: torch.Tensor) -> torch.Tensor:
+        """Log-odds [N, 1] in float32 of the states of the prompts' last tokens."""
+        hidden_ND = states_ND.float()
         # Products instead of a matrix product, which autocast would compute in bfloat16.
         log_odds_N1: torch.Tensor = (hidden_ND * self.head.weight).sum(dim=1, keepdim=True) + self.head.bias
         return log_odds_N1

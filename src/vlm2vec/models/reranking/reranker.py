@@ -22,9 +22,10 @@ import numpy as np
 
 from vlm2vec.errors import UserError
 from vlm2vec.models.encoding.pipeline import Pipeline
-from vlm2vec.models.encoding.settings import EncodeSettings
+from vlm2vec.models.encoding.settings import EncodeSettings, EncodingModel
 from vlm2vec.models.reranking.loading import load_pair_model
 from vlm2vec.models.reranking.pair_model import PairModel
+from vlm2vec.models.reranking.prefix import SharedPrefix
 from vlm2vec.models.reranking.prompt import RerankPrompt
 from vlm2vec.models.verification.fingerprint import describe
 from vlm2vec.models.vision.feature_memory import FeatureMemory
@@ -143,7 +144,8 @@ class Reranker:
         report = None if on_error is None else lambda position, error: on_error(places[position], error)
         settings = EncodeSettings(batch_tokens=batch_tokens, on_error=report, progress=progress)
         scores_N = np.full(len(candidates), np.nan, dtype=np.float32)
-        for part in Pipeline(self.scorer, settings).stream(pairs.values()):
+        scorer: EncodingModel = SharedPrefix(self.scorer, asked) if len(pairs) > 1 else self.scorer
+        for part in Pipeline(scorer, settings).stream(pairs.values()):
             for row, values in enumerate(part.vectors):
                 if row not in part.bad:
                     scores_N[places[part.begin + row]] = values[0]

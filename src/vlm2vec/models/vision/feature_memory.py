@@ -79,7 +79,8 @@ class FeatureMemory:
                 self._original(**given | {name: torch.cat([image[name] for image in new]) for name in counts})
             )
             self.num_encoded += len(new)
-            split = split_output(output, _row_counts(new, output), len(new))
+            rows = {name: torch.tensor([len(image[name]) for image in new]) for name in counts}
+            split = split_output(output, rows, len(new))
             if split is None:
                 return None
             found |= {
@@ -117,15 +118,6 @@ def rows_by_image(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]] |
 def _split(tensors: Parts, counts: Mapping[str, list[int]]) -> list[Parts]:
     by_name = {name: torch.split(tensors[name], rows) for name, rows in counts.items()}
     return [dict(zip(by_name, parts, strict=True)) for parts in zip(*by_name.values(), strict=True)]
-
-
-def _row_counts(images: list[Parts], output: Any) -> dict[str, torch.Tensor]:
-    """Rows by image of each input, and of outputs that have one row a visual token (Qwen3-VL has some by layer)."""
-    counts = {name: torch.tensor([len(image[name]) for image in images]) for name in images[0]}
-    vectors = output.get("pooler_output") if isinstance(output, dict) else None
-    if isinstance(vectors, list | tuple) and len(vectors) == len(images):
-        counts["tokens"] = torch.tensor([len(tokens) for tokens in vectors])
-    return counts
 
 
 def _key(image: Parts) -> str:

@@ -260,7 +260,7 @@ def _split_field(path: str, value: Any, counts: list[torch.Tensor], parts: list[
                 part.update({f"{path}#{j}": value[start + j] for j in range(count)})
             start += count
         return True
-    if isinstance(value, torch.Tensor) or fitting:
+    if tensors:  # as many as images by two ways of counting, or by none
         return False
     return all(_split_field(f"{path}@{level}", item, counts, parts) for level, item in enumerate(value))
 
