@@ -1,14 +1,15 @@
 """Runs `vlm2vec mine`, `index` and `eval` end to end over many rows: CPU time and peak memory of each process.
 
-    python benchmarks/scale_cli.py [--rows 1000000] [--job mine index eval] [--folder scale/]
+    python benchmarks/scale_cli.py [--rows 1000000] [--job eval mine index] [--folder scale/]
 
 The model is real but tiny: a CLIP with random weights, one layer of 32 dimensions and vectors of 128. Every command is
-a process of its own with its own embedding cache, on one thread, and encodes each of its rows. Its figures are those of
-the operating system for the finished process (as `/usr/bin/time -v` prints them).
+a process of its own, on one thread. Its figures are those of the operating system for the finished process (as
+`/usr/bin/time -v` prints them).
 
-    mine   one training set of text pairs: all queries are distinct, 5,000 targets are
-    index  a table of JSON lines
-    eval   a thousandth of the rows as queries, each with 1,000 candidates of its own
+    eval   a thousandth of the rows as queries, each with 1,000 candidates of its own; every row is encoded
+    mine   one training set of text pairs with distinct queries and 5,000 targets; the queries are the candidates of
+           eval, so their vectors are in the embedding cache if eval has run before
+    index  a table of JSON lines; every row is encoded
 """
 
 from __future__ import annotations
@@ -25,44 +26,21 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import transformers
+from scale_models import write_model
 from scale_toys import lines
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from vlm2vec.data.mmeb.images import TRAIN_COLUMNS
 from vlm2vec.evaluation.evaluate import RESULTS_FILE
 from vlm2vec.retrieval.open import open_store
 
 TARGETS, CANDIDATES = 5000, 1000
-SPECIAL = {"<pad>": 0, "<end>": 1}
-
-
-def write_model(folder: Path) -> None:
-    """A CLIP with random weights in the layout of real ones; its tokens are bytes."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    built = Tokenizer(models.BPE({**SPECIAL, **{letter: i + 2 for i, letter in enumerate(letters)}}, []))
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    built.add_special_tokens(list(SPECIAL))
-    built.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
-    names = {"pad_token": "<pad>", "eos_token": "<end>", "bos_token": "<end>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=built, **names).save_pretrained(folder)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    words = {"vocab_size": len(letters) + 2, "max_position_embeddings": 64, "pad_token_id": 0}
-    config = transformers.CLIPConfig(
-        text_config={**sizes, **words, "bos_token_id": 1, "eos_token_id": 1, "projection_dim": 128},
-        vision_config={**sizes, "image_size": 28, "patch_size": 14, "projection_dim": 128},
-        projection_dim=128,
-    )
-    transformers.CLIPModel(config).save_pretrained(folder)
-    side = {"height": 28, "width": 28}
-    transformers.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=side).save_pretrained(folder)
 
 
 def mine(folder: Path, rows: int) -> list[str]:
     """Writes the training set; returns the command."""
     (folder / "train/Set").mkdir(parents=True)
     columns = {name: [""] * rows for name in TRAIN_COLUMNS}
-    columns["qry"] = [f"question {row}" for row in range(rows)]
+    columns["qry"] = [f"candidate {row}" for row in range(rows)]
     columns["pos_text"] = [f"answer {row % TARGETS}" for row in range(rows)]
     pq.write_table(pa.table(columns), folder / "train/Set/original-0.parquet")
     return ["mine", "clip", "train", "-o", "mined", "--num", "2", "--margin", "-2"]
@@ -106,9 +84,9 @@ def evaluated(folder: Path) -> str:
 
 
 JOBS: dict[str, tuple[Callable[[Path, int], list[str]], Callable[[Path], str]]] = {
+    "eval": (evaluation, evaluated),
     "mine": (mine, mined),
     "index": (index, indexed),
-    "eval": (evaluation, evaluated),
 }
 
 
@@ -120,7 +98,7 @@ def run(name: str, folder: Path, rows: int) -> str:
     """
     prepare, result = JOBS[name]
     words = prepare(folder, rows)
-    places = {"VLM2VEC_CACHE": str(folder / f"cache-{name}"), "HF_HUB_OFFLINE": "1"}
+    places = {"VLM2VEC_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     threads = {"OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1"}
     since = time.monotonic()
     process = subprocess.Popen(
