@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from tiny.dual import build_clip
 from tiny.models import FAMILIES, draw_image
 
-from vlm2vec import EmbeddingInput, UserError
+from vlm2vec import Embedder, EmbeddingInput, UserError
+from vlm2vec.models.reranking.pair_model import PairModel
 from vlm2vec.models.reranking.prompt import RerankPrompt
 from vlm2vec.models.reranking.reranker import Reranker
 
@@ -107,6 +108,9 @@ def test_what_cannot_rerank_is_one_clear_line(tiny_vlm: TinyVlm, tmp_path: Path)
     build_clip(tmp_path)
     with pytest.raises(UserError, match="use a vision-language model"):
         load(tmp_path)
+    generates = Embedder.from_pretrained(tiny_vlm("qwen2_vl"), dtype=torch.float32, device="cpu")
+    with pytest.raises(UserError, match=r"scores by its language-model head; remove rerank\.head"):
+        PairModel.of(generates, PROMPT, "product")
     with pytest.raises(UserError, match="answer 'yes' is 3 tokens of generic"):
         load(tiny_vlm("qwen2_vl"), RerankPrompt())
 

@@ -41,7 +41,7 @@ def of_built_in() -> PairModel:
     """The smallest built-in model with a head that gives different scores."""
     options: dict[str, Any] = {"num_layers": 1, "visual_tokens": 4, "image_size": 64}
     embedder = Embedder.from_pretrained("compact", device="cpu", dtype=torch.float32, **options)
-    model = PairModel.of(embedder, PROMPT, scalar_head=True)
+    model = PairModel.of(embedder, PROMPT, new_head="linear")
     torch.nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     return model
 

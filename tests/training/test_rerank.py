@@ -18,13 +18,16 @@ from vlm2vec import Embedder, EmbeddingInput, UserError
 from vlm2vec.data.candidates import collate_candidates
 from vlm2vec.data.examples import TrainExample
 from vlm2vec.losses.ranking import RANKING_LOSSES
+from vlm2vec.models.reranking.pair_model import PairModel
+from vlm2vec.models.reranking.prompt import RerankPrompt
 from vlm2vec.models.reranking.reranker import Reranker
-from vlm2vec.training.building import build_reranker
+from vlm2vec.training.building import build_embedder, build_reranker
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
 from vlm2vec.training.rerank import RankingObjective, RerankStep
 from vlm2vec.training.run import train
 
 PROMPT = {"system": "", "body": "{query} {document}", "suffix": ""}
+PRODUCT = {"head": "product", "prompt": {**PROMPT, "body": "{query}<|im_end|>{document}"}}
 
 
 def text(words: str) -> EmbeddingInput:
@@ -102,16 +105,34 @@ def test_a_step_in_chunks_has_the_gradient_of_the_plain_loss(values: dict[str, A
         torch.testing.assert_close(gradient, parameters[name].grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("loss", "lora"), [("listwise", {}), pytest.param("pointwise", None, marks=pytest.mark.slow)])
+def test_a_product_head_starts_at_the_cosine_of_the_embedders_states(values: dict[str, Any]) -> None:
+    embedder = build_embedder(changed(values)).eval()
+    query, both = embedder.encode(["a red square", "a red square<|im_end|>blue"])
+    model = PairModel.of(embedder, RerankPrompt(**PRODUCT["prompt"]), "product")
+    score = Reranker(model).score("a red square", ["blue"])
+    assert score[0] == pytest.approx(20 * float(query @ both), abs=1e-4)
+    with pytest.raises(UserError, match="expected the prompt's last token after the query as well"):
+        Reranker(PairModel.of(embedder, RerankPrompt(**PROMPT), "product")).score("a red square", ["blue"])
+
+
+@pytest.mark.parametrize(
+    ("rerank", "lora"),
+    [
+        ({"loss": "listwise"}, {}),
+        (PRODUCT, {}),
+        pytest.param({"loss": "pointwise"}, None, marks=pytest.mark.slow),
+    ],
+)
 def test_a_trained_reranker_lowers_its_loss_and_loads_with_equal_scores(
-    values: dict[str, Any], loss: str, lora: dict[str, Any] | None
+    values: dict[str, Any], rerank: dict[str, Any], lora: dict[str, Any] | None
 ) -> None:
-    recipe = changed(values, rerank={"loss": loss}, lora=lora, data={"sets": ["Color"]}, train={"steps": 12})
+    recipe = changed(values, rerank=rerank, lora=lora, data={"sets": ["Color"]}, train={"steps": 12})
     folder = train(recipe)
     log = json.loads((folder / "log.json").read_text())
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
     reranker = Reranker.from_pretrained(str(folder), dtype=torch.float32)
-    assert reranker.prompt.body == PROMPT["body"]
+    assert reranker.prompt.body == rerank.get("prompt", PROMPT)["body"]
+    assert reranker.scorer.head.kind == rerank.get("head", "linear")
     candidates = ["red", "blue", Path("missing.png")]
     scores = reranker.score("a red square", candidates, on_error=lambda index, error: None)
     assert np.isnan(scores[2])

@@ -61,4 +61,4 @@ def build_reranker(recipe: Recipe) -> PairModel:
         UserError: as `build_embedder`, or for a dual encoder.
     """
     given = {name: value for name, value in recipe.rerank.prompt if value is not None}
-    return PairModel.of(build_embedder(recipe), replace(RerankPrompt(), **given), scalar_head=True)
+    return PairModel.of(build_embedder(recipe), replace(RerankPrompt(), **given), recipe.rerank.head)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from vlm2vec.models.reranking.scalar_head import HeadKind
+
 HEAD_FILE = "head.safetensors"
 
 
@@ -24,6 +26,7 @@ class RerankerFile(BaseModel):
         attention: See `Backbone.attention`.
         adapter: Whether the weights are an adapter.
         trained_head: Whether the head is a trained layer; False: rows of the base's language-model head.
+        head: Kind of the head, a key of `HEADS`.
         prompt: Attributes of `RerankPrompt`.
     """
 
@@ -36,4 +39,5 @@ class RerankerFile(BaseModel):
     attention: str = "causal"
     adapter: bool
     trained_head: bool
+    head: HeadKind = "linear"
     prompt: dict[str, Any]

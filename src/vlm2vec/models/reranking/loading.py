@@ -16,8 +16,9 @@ from vlm2vec.models.embedder import Embedder, best_dtype
 from vlm2vec.models.loading import LoadSettings
 from vlm2vec.models.reranking.cross_encoder import is_cross_encoder, load_cross_encoder
 from vlm2vec.models.reranking.folder import HEAD_FILE, RerankerFile
-from vlm2vec.models.reranking.pair_model import PairModel, new_head
+from vlm2vec.models.reranking.pair_model import PairModel
 from vlm2vec.models.reranking.prompt import RerankPrompt
+from vlm2vec.models.reranking.scalar_head import HEADS
 from vlm2vec.models.st_folder import RERANKER_FILE
 
 
@@ -35,7 +36,7 @@ def load_reranker(folder: Path, settings: LoadSettings, prompt: RerankPrompt | N
     about = read_model(folder / RERANKER_FILE, RerankerFile)
     backbone, base, revision = loading.load_backbone(folder, about, settings)
     backbone.attention = about.attention
-    head = new_head(backbone.embedding_dim)
+    head = HEADS[about.head](backbone.embedding_dim)
     try:
         head.load_state_dict(load_tensors(folder / HEAD_FILE))
         saved = RerankPrompt(**{**about.prompt, "answers": tuple(about.prompt["answers"])})

@@ -21,9 +21,11 @@ from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.card import write_card
 from vlm2vec.models.embedder import Embedder
+from vlm2vec.models.pooling import last_token
 from vlm2vec.models.reranking.folder import HEAD_FILE, RerankerFile
 from vlm2vec.models.reranking.head import answer_direction
 from vlm2vec.models.reranking.prompt import RerankPrompt
+from vlm2vec.models.reranking.scalar_head import HEADS, HeadKind, LinearHead, ProductHead, query_ends
 from vlm2vec.types import EmbeddingInput
 
 
@@ -35,7 +37,7 @@ class PairModel(nn.Module):
     Args:
         embedder: The model; its backbone's pooling becomes "last" and its template that of the prompt.
         prompt: Wording of the prompt.
-        head: Linear layer from D to 1, in float32.
+        head: Gives the log-odds.
         head_is_trained: Whether the head is a new layer that training changes. False for the rows of a language-model
             head.
     """
@@ -43,7 +45,7 @@ class PairModel(nn.Module):
     embedding_dim = 1
 
     def __init__(
-        self, embedder: Embedder, prompt: RerankPrompt, head: nn.Linear, head_is_trained: bool = False
+        self, embedder: Embedder, prompt: RerankPrompt, head: LinearHead, head_is_trained: bool = False
     ) -> None:
         super().__init__()
         backbone = decoder(embedder.backbone)
@@ -55,25 +57,28 @@ class PairModel(nn.Module):
         backbone.pooling, backbone.template = "last", prompt.template(chat)
 
     @classmethod
-    def of(cls, embedder: Embedder, prompt: RerankPrompt, scalar_head: bool = False) -> PairModel:
+    def of(cls, embedder: Embedder, prompt: RerankPrompt, new_head: HeadKind | None = None) -> PairModel:
         """Makes a reranker of a model: by its language-model head if its weights have one.
 
         Args:
             embedder: The model; its backbone is changed.
             prompt: Wording of the prompt.
-            scalar_head: Give a model without a language-model head a new layer, initially zero, that is to be trained.
+            new_head: Kind of the head that a model without a language-model head gets, which is to be trained.
 
         Raises:
-            UserError: for a dual encoder; or if the model has no language-model head and `scalar_head` is off.
+            UserError: for a dual encoder; if the model has no language-model head and `new_head` is None; or if it has
+                one and `new_head` is another kind than linear.
         """
         backbone = decoder(embedder.backbone)
         direction_D = answer_direction(backbone, embedder.base, embedder.revision, prompt.answers)
-        if direction_D is None and not scalar_head:
+        if direction_D is None and new_head is None:
             raise UserError(
                 f"{embedder.base}: has no lm_head.weight; expected a model that generates text, or a trained reranker "
                 "(a recipe with task: rerank)"
             )
-        head = new_head(backbone.embedding_dim)
+        if direction_D is not None and new_head == "product":
+            raise UserError(f"{embedder.base}: scores by its language-model head; remove rerank.head: product")
+        head = HEADS[new_head or "linear"](backbone.embedding_dim)
         if direction_D is not None:
             with torch.no_grad():
                 head.weight[0] = direction_D
@@ -100,14 +105,13 @@ class PairModel(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Log-odds of a batch of pairs, [N, 1] in float32."""
-        return self.log_odds(self.backbone(batch))
-
-    def log_odds(self, states_ND: torch.Tensor) -> torch.Tensor:
-        """Log-odds [N, 1] in float32 of the states of the prompts' last tokens."""
-        hidden_ND = states_ND.float()
-        # Products instead of a matrix product, which autocast would compute in bfloat16.
-        log_odds_N1: torch.Tensor = (hidden_ND * self.head.weight).sum(dim=1, keepdim=True) + self.head.bias
-        return log_odds_N1
+        if not isinstance(self.head, ProductHead):
+            return self.head(self.backbone(batch))  # type: ignore[no-any-return]
+        mask_NL = batch["attention_mask"]
+        states_NLD = decoder(self.backbone).hidden_states(batch)
+        rows_N = torch.arange(len(mask_NL), device=mask_NL.device)
+        query_ND = states_NLD[rows_N, query_ends(batch["input_ids"], mask_NL)]
+        return self.head.compare(query_ND, last_token(states_NLD, mask_NL))
 
     def write_files(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """Writes the reranker's files into an existing folder, see `folder.py`.
@@ -127,6 +131,7 @@ class PairModel(nn.Module):
             attention=self.backbone.attention,
             adapter=adapter,
             trained_head=self.head_is_trained,
+            head=self.head.kind,
             prompt=asdict(self.prompt),
         )
         st_folder.write_reranker(folder)
@@ -148,11 +153,3 @@ def decoder(backbone: Backbone) -> DecoderBackbone:
     if not isinstance(backbone, DecoderBackbone):
         raise UserError(f"{backbone.name}: dual encoders cannot rerank pairs; use a vision-language model")
     return backbone
-
-
-def new_head(hidden_size: int) -> nn.Linear:
-    """Returns a layer from D to 1 that gives 0 for every pair."""
-    head = nn.Linear(hidden_size, 1, dtype=torch.float32)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head

@@ -21,6 +21,7 @@ from vlm2vec.models.backbones.generic import Generic
 from vlm2vec.models.last_layer import last_token_only
 from vlm2vec.models.pooling import last_token
 from vlm2vec.models.reranking.pair_model import PairModel
+from vlm2vec.models.reranking.scalar_head import ProductHead
 from vlm2vec.types import EmbeddingInput
 
 BY_TOKEN = {"input_ids", "attention_mask", "position_ids", "mm_token_type_ids"}
@@ -31,7 +32,8 @@ LEAST = 8  # fewer shared tokens are not worth a pass of their own
 class SharedPrefix:
     """A `PairModel` for the candidates of one query, for the encoding pipeline.
 
-    Batches that share too little, and families that keep more than keys and values of each layer, are computed whole.
+    Computed whole are batches that share too little, families that keep more than keys and values of each layer, and
+    models whose head reads a state of the prefix.
 
     Args:
         model: Scores the pairs.
@@ -78,7 +80,8 @@ class SharedPrefix:
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Log-odds of a batch of pairs, [B, 1] in float32."""
         backbone = self._model.backbone
-        if not isinstance(backbone, Generic) or not is_supported(backbone, batch):
+        head = self._model.head
+        if isinstance(head, ProductHead) or not isinstance(backbone, Generic) or not is_supported(backbone, batch):
             return self._model(batch)  # type: ignore[no-any-return]
         if self._alone is None:  # not earlier: the pipeline may have changed how pixel values are sent
             nothing = self._model.pair(self._query, EmbeddingInput(text=""))
@@ -94,7 +97,7 @@ class SharedPrefix:
             cache = backbone.model(**inputs, use_cache=True).past_key_values
             self._kept = [(keys, values) for keys, values, *_ in cache]
         self.num_shared += len(batch)
-        return self._model.log_odds(self._states(backbone, rest, num, batch["attention_mask"]))
+        return head(self._states(backbone, rest, num, batch["attention_mask"]))  # type: ignore[no-any-return]
 
     def _states(self, backbone: Generic, rest: Batch, num: int, mask_BL: torch.Tensor) -> torch.Tensor:
         """States of the last tokens, [B, D], given keys and values [1, H, P, ..] of each layer."""

@@ -84,7 +84,8 @@ class RerankPrompt:
         body = self.body.format(instruction=instruction, query=sides[0], document=sides[1])
         if has_chat:
             return EmbeddingInput(body, images, self.system, video)
-        return EmbeddingInput(f"{self.system}\n{body}{self.suffix}", images, None, video)
+        opening = f"{self.system}\n" if self.system else ""
+        return EmbeddingInput(f"{opening}{body}{self.suffix}", images, None, video)
 
 
 def _side(item: EmbeddingInput, begin: int) -> str:
