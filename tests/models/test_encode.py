@@ -299,3 +299,11 @@ def test_an_error_of_the_network_for_one_row_leaves_the_others_and_keeps_its_cau
     made = llava.encode(["a", "q", "b", "c"], on_error=errors.__setitem__)
     assert list(errors) == [1] and errors[1].__cause__ is error and "the model cannot encode" in str(errors[1])
     assert made[[0, 2, 3]].any(axis=1).all() and not made[1].any()
+
+
+def test_a_row_that_waits_for_its_batch_is_counted_once_not_with_every_later_row(llava, monkeypatch) -> None:
+    counted: list[int] = []
+    size = encode._size
+    monkeypatch.setattr(encode, "_size", lambda rows: counted.append(len(rows)) or size(rows))
+    llava.encode([f"text {number}" for number in range(300)])
+    assert sum(counted) <= 2 * 300

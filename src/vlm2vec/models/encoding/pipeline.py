@@ -184,6 +184,7 @@ class Pipeline:
         """Vectors of distinct inputs in the order of their batches."""
         groups = self._groups(items)
         waiting: list[_Row] = []
+        num_bytes = num_tokens = 0  # of the rows that wait, counted as they come
         launched: deque[tuple[list[_Row], Any]] = deque()
         for number, prepared in enumerate(_ahead(executor, self._prepare, groups, 2 * self.workers)):
             for key, result in prepared:
@@ -192,8 +193,10 @@ class Pipeline:
                 else:
                     self.embedder.backbone.note_truncated(result)
                     waiting.append(_Row(key, result, self.embedder.backbone.costs(result)[0]))
+                    num_bytes += _size(waiting[-1:])
+                    num_tokens += waiting[-1].tokens
             last = number + 1 == len(groups)
-            if last or _size(waiting) >= POOL_BYTES or sum(row.tokens for row in waiting) >= POOL_BATCHES * self.budget:
+            if last or num_bytes >= POOL_BYTES or num_tokens >= POOL_BATCHES * self.budget:
                 tokens = [row.tokens for row in waiting]
                 cuts = cut_by_tokens(tokens, self.settings.batch_size, self.budget, self.budget // 8)
                 # The last chunk may not be full: it waits for rows of similar length.
@@ -203,6 +206,7 @@ class Pipeline:
                     while len(launched) > 1:  # the GPU computes the next batch while this one is copied
                         yield from self._fetched(*launched.popleft())
                 waiting = [] if last or not cuts else [waiting[i] for i in cuts[-1]]
+                num_bytes, num_tokens = _size(waiting), sum(row.tokens for row in waiting)
         while launched:
             yield from self._fetched(*launched.popleft())
 
