@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -120,8 +121,14 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 LEGACY = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": True}
+ASYMMETRIC = {"query": "", "document": None, "passage": "Passage: ", "other": "Other: "}
 HONOURED: dict[str, tuple[Change, list[Any]]] = {
     "default_prompt_name": (edit(C, default_prompt_name="query"), VALUES),
+    "prompts, one without text": (edit(C, prompts=ASYMMETRIC, default_prompt_name="other"), VALUES),
+    "prompts of other names": (
+        edit(C, prompts={"query": "Q: ", "passage": "P: "}, default_prompt_name="passage"),
+        VALUES,
+    ),
     "truncate_dim": (edit(C, truncate_dim=16), VALUES),
     "two pooling modes": (content(P, LEGACY), VALUES),
     "every pooling mode": (
@@ -206,6 +213,15 @@ def test_a_setting_of_the_folder_gives_the_vectors_that_sentence_transformers_gi
         (edit(P, include_prompt=False), "include_prompt False"),
         (edit(P, pooling_mode="median"), "pooling_mode 'median' is not supported"),
         (edit(P, new_key=True), "unknown key new_key"),
+        (edit(P, pooling_mode=[]), "pooling_mode"),
+        (content(P, []), r"content \[\]"),
+        (lambda folder: (folder / P).unlink(), "config.json: not found; expected the pooling mode in it"),
+        (edit(B, max_seq_length=0), "max_seq_length 0"),
+        (edit(B, processing_kwargs={"text": {"max_length": 0}}), "max_length 0: expected a number of tokens"),
+        (edit(B, processing_kwargs={"text": {"max_length": 12.0}}), r"max_length 12\.0: expected a number of tokens"),
+        (raw("modules.json", "null"), "expected a list of modules"),
+        (content("modules.json", [{"type": "sentence_transformers.models.Pooling", "path": "../x"}]), r"path '\.\./x'"),
+        (content("modules.json", [{"type": "sentence_transformers.models.Pooling", "path": "/etc"}]), "path '/etc'"),
         (edit("2_Normalize/config.json", module_input_name="token_embeddings"), "module_input_name"),
         (content("modules.json", [{"type": "x.Dense", "path": "3_Dense"}]), "module x.Dense is not supported"),
         (content("modules.json", [{"type": "custom_st.Transformer"}]), "module custom_st.Transformer is not supported"),
@@ -238,12 +254,19 @@ def test_a_dense_layer_that_does_not_fit_is_refused(plain, tmp_path):
     folder = changed(plain, tmp_path / "folder", dense(residual=False, bias=True))
     for file, change, words in (
         ("2_Dense/config.json", {"activation_function": "os.system"}, "activation_function 'os.system'"),
+        ("2_Dense/config.json", {"activation_function": "torch.nn.GLU"}, "'torch.nn.GLU': expected a class"),
+        ("2_Dense/config.json", {"activation_function": "torch.nn.PReLU"}, "'torch.nn.PReLU': expected a class"),
         ("2_Dense/config.json", {"out_features": 7}, "expects"),
         ("2_Dense/config.json", {"scale": 7}, "unknown key scale"),
     ):
-        broken = changed(folder, tmp_path / words.split()[0], edit(file, **change))
+        broken = changed(folder, tmp_path / re.sub(r"\W", "", words), edit(file, **change))
         with pytest.raises(UserError, match=words):
             Embedder.from_pretrained(broken)
+
+
+def test_prompts_that_no_method_uses_are_said(plain, tmp_path, caplog):
+    read_folder(changed(plain, tmp_path / "folder", edit(C, prompts={"query": "Q: ", "passage": "P: "})))
+    assert "documents get no prompt, as in sentence-transformers; rename the prompt passage to document" in caplog.text
 
 
 def test_a_folder_of_another_library_is_not_one_of_sentence_transformers(tmp_path):

@@ -5,9 +5,10 @@ Supports version 6.2 and the older names of its keys; sentence-transformers itse
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -16,6 +17,7 @@ from vlm2vec.files import read_json
 from vlm2vec.models.checkpoints.tensors import checked, read_model
 from vlm2vec.models.st_folder import CONFIG_FILE, MODULES_FILE, POOLING_MODES, TRANSFORMER_FILE
 
+logger = logging.getLogger(__name__)
 PACKAGE = "sentence_transformers."
 ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
 LEGACY_MODES = {
@@ -29,7 +31,7 @@ LEGACY_MODES = {
 # Settings of a processor call that do not change vectors, or that vlm2vec sets itself.
 NO_EFFECT = ("return_tensors", "padding", "pad_to_multiple_of", "restore_suffix")
 PRECISION = ("dtype", "torch_dtype", "attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code")
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the first that the folder defines is used for documents
+NOT_FOR_DOCUMENTS = ("passage", "corpus")  # sentence-transformers looks for these too, but always has a `document`
 
 
 class _Strict(BaseModel):
@@ -41,7 +43,7 @@ class _ModelFile(_Strict):
 
     versions: dict[str, Any] = Field({}, alias="__version__")
     model_type: Literal["SentenceTransformer"] = "SentenceTransformer"
-    prompts: dict[str, str] | None = None
+    prompts: dict[str, str | None] | None = None
     default_prompt_name: str | None = None
     similarity_fn_name: Literal["cosine", "dot", "euclidean"] | None = None
     truncate_dim: int | None = Field(None, ge=1)
@@ -62,7 +64,7 @@ class _PoolingFile(_Strict):
 
     embedding_dimension: int | None = None
     word_embedding_dimension: int | None = None
-    pooling_mode: str | list[str] | None = None
+    pooling_mode: str | Annotated[list[str], Field(min_length=1)] | None = None
     include_prompt: Literal[True] = True
     pooling_mode_cls_token: bool = False
     pooling_mode_max_tokens: bool = False
@@ -109,7 +111,7 @@ class _TransformerFile(_Strict):
     query_length: None = None
     document_length: None = None
     query_expansion: None = None
-    max_seq_length: int | None = None
+    max_seq_length: int | None = Field(None, ge=1)
     do_lower_case: Literal[False] = False
     tokenizer_name_or_path: None = None
     model_kwargs: dict[str, Any] = {}
@@ -164,9 +166,9 @@ def read_folder(folder: Path) -> SentenceTransformersFolder | None:
     Raises:
         UserError: naming the file and the module, key or value that is not supported.
     """
-    rows = read_json(folder / MODULES_FILE)
-    if rows is None:
+    if not (folder / MODULES_FILE).is_file():
         return None
+    rows = read_json(folder / MODULES_FILE)
     modules = _modules(folder / MODULES_FILE, rows)
     by_kind = {kind: [folder / path for name, path in modules if name == kind] for kind in ORDER}
     transformer = by_kind["Transformer"][0]
@@ -219,6 +221,8 @@ def _modules(path: Path, rows: Any) -> list[tuple[str, str]]:
                 f"{path}: module {module.type[:80]} is not supported; "
                 f"expected sentence-transformers' own {', '.join(ORDER)}"
             )
+        if Path(module.path).is_absolute() or ".." in Path(module.path).parts:
+            raise UserError(f"{path}: path {shown(module.path)}: expected a folder below this one")
         found.append((kind, module.path))
     kinds = [kind for kind, _ in found]
     single = all(kinds.count(kind) <= 1 for kind in ("Transformer", "Pooling", "Normalize"))
@@ -264,6 +268,8 @@ def _settings(path: Path, about: _TransformerFile) -> tuple[dict[str, Any], dict
     for given in (about.model_kwargs, about.model_args):
         unknown |= {f"model_kwargs.{name}" for name in set(given) - set(PRECISION)}
     unknown |= {f"processing_kwargs.{kind}" for kind in ("video", "audio") if getattr(calls, kind)}
+    if (limit := text.get("max_length")) is not None and (type(limit) is not int or limit < 1):
+        raise UserError(f"{path}: max_length {shown(limit)}: expected a number of tokens")
     if text.get("truncation") not in (None, True, False, "longest_first", "do_not_truncate"):
         unknown.add(f"processing_kwargs.text.truncation={shown(text['truncation'])}")
     if calls.chat_template.get("restore_suffix", True) is not True:
@@ -274,6 +280,8 @@ def _settings(path: Path, about: _TransformerFile) -> tuple[dict[str, Any], dict
 
 
 def _pooling(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected the pooling mode in it (copy the folder again)")
     about = read_model(path, _PoolingFile)
     legacy = [mode for key, mode in LEGACY_MODES.items() if getattr(about, key)]
     given = about.pooling_mode or legacy or "mean"
@@ -287,10 +295,15 @@ def _pooling(path: Path) -> str:
 
 def _prompts(path: Path, about: _ModelFile) -> dict[str, str]:
     """Returns the instructions: sentence-transformers' prompts, with its default and its rule for documents."""
-    given = about.prompts or {}
+    given = {name: text or "" for name, text in (about.prompts or {}).items()}
     prompts = {name: text for name, text in given.items() if text and name != "default"}
-    document = next((given[name] for name in DOCUMENT_PROMPTS if name in given), "")
-    prompts |= {"document": document} if document else {}
+    if "document" not in given and (unused := [name for name in NOT_FOR_DOCUMENTS if given.get(name)]):
+        logger.warning(
+            "%s: documents get no prompt, as in sentence-transformers; rename the prompt %s to document, or pass it "
+            "as instruction",
+            path,
+            unused[0],
+        )
     if about.default_prompt_name is not None:
         if about.default_prompt_name not in {"query", "document", *given}:
             raise UserError(f"{path}: default_prompt_name {shown(about.default_prompt_name)} is not one of prompts")

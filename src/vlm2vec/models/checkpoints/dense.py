@@ -91,7 +91,7 @@ def read_dense(folder: Path, allow_pickle: bool = False) -> Dense:
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if found != expected:
         raise UserError(f"{folder}: the weights have shapes {found}; {CONFIG_FILE} expects {expected}")
-    return Dense(about, state, _activation(path, about.activation_function))
+    return Dense(about, state, _activation(path, about.activation_function, E))
 
 
 def write_dense(dense: Dense, folder: Path) -> None:
@@ -105,14 +105,18 @@ def write_dense(dense: Dense, folder: Path) -> None:
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def _activation(path: Path, name: str) -> nn.Module:
+def _activation(path: Path, name: str, width: int) -> nn.Module:
+    """The activation of a layer with `width` outputs: a class of torch without weights that keeps the shape."""
     module, _, kind = name.rpartition(".")
     if module.startswith("torch.nn"):
         try:
             found = getattr(importlib.import_module(module), kind)
             if issubclass(found, nn.Module):
                 activation: nn.Module = found()
-                return activation
-        except (ImportError, AttributeError, TypeError):
+                outputs = activation(torch.zeros(2, width))
+                if isinstance(outputs, torch.Tensor) and outputs.shape == (2, width) and not activation.state_dict():
+                    return activation
+        except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
             pass
-    raise UserError(f"{path}: activation_function {shown(name)}: expected a class of torch.nn that needs no arguments")
+    expected = "a class of torch.nn without arguments and weights that keeps the dimension"
+    raise UserError(f"{path}: activation_function {shown(name)}: expected {expected}")

@@ -24,7 +24,8 @@ def read_model(path: Path, kind: type[Model]) -> Model:
     Raises:
         UserError: for an unknown key or unsupported value; the message names the first one.
     """
-    return checked(path, read_json(path) or {}, kind)
+    content = read_json(path)
+    return checked(path, {} if content is None else content, kind)
 
 
 def checked(path: Path, content: Any, kind: type[Model]) -> Model:
