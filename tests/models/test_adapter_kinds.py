@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import (
     AdaLoraConfig,
+    HRAConfig,
     IA3Config,
     LNTuningConfig,
     LoHaConfig,
@@ -22,6 +23,7 @@ from peft import (
     OFTConfig,
     PeftConfig,
     PeftModel,
+    TrainableTokensConfig,
     VeraConfig,
     get_peft_model,
 )
@@ -115,6 +117,9 @@ TUNERS: dict[str, Callable[[], PeftConfig]] = {
     "LoKr": lambda: LoKrConfig(r=4, target_modules=["q_proj"]),
     "OFT": lambda: OFTConfig(oft_block_size=4, target_modules=["q_proj"]),
     "VeRA": lambda: VeraConfig(r=4, target_modules=["q_proj"]),
+    "VeRA without its projection": lambda: VeraConfig(r=4, target_modules=["q_proj"], save_projection=False),
+    "HRA": lambda: HRAConfig(r=4, target_modules=["q_proj"]),
+    "trainable tokens alone": lambda: TrainableTokensConfig(token_indices=[5], target_modules=["embed_tokens"]),
 }
 
 
@@ -189,6 +194,14 @@ def test_a_pickled_adapter_loads_where_it_is_allowed(plain, tmp_path):
         ({"rank_pattern": {"q_proj": 7}}, "size mismatch"),
         ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is not supported"),
         ({"peft_type": "NO_SUCH"}, "adapter_config.json is not readable"),
+        ({"use_magic": True}, "unknown key use_magic, which may change the weights; update peft"),
+        ({"r": 4.0}, "PEFT cannot load this adapter onto"),
+        ({"rank_pattern": None}, "PEFT cannot load this adapter onto"),
+        ({"alpha_pattern": ["a"]}, "PEFT cannot load this adapter onto"),
+        ({"init_lora_weights": "magic"}, "Unknown initialization"),
+        ({"bias": "all"}, "is missing"),
+        ({"use_dora": True}, "is missing"),
+        ({"base_model_name_or_path": "/no/such"}, "no such checkpoint folder"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is empty"),
     ],
 )
@@ -200,6 +213,37 @@ def test_a_bad_configuration_is_one_line(plain, tmp_path, change, words):
     with pytest.raises(UserError, match=words) as caught:
         Embedder.from_pretrained(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_earlier_versions_that_are_off_are_accepted(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "old")
+    about = json.loads((plain / "adapter_config.json").read_text())
+    kept = ("base_model_name_or_path", "peft_type", "r", "lora_alpha", "target_modules", "task_type")
+    old = {name: about[name] for name in kept} | {"enable_lora": None, "merge_weights": False, "bias": "none"}
+    (tmp_path / "old/adapter_config.json").write_text(json.dumps(old))
+    vectors = [
+        Embedder.from_pretrained(folder, dtype=torch.float32, device="cpu").encode(TEXTS)
+        for folder in (plain, tmp_path / "old")
+    ]
+    np.testing.assert_array_equal(*vectors)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 16, b"<html>404", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_weights_that_are_no_safetensors_are_one_line(plain, tmp_path, content):
+    shutil.copytree(plain, tmp_path / "bad")
+    (tmp_path / "bad/adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="not a readable safetensors file") as caught:
+        Embedder.from_pretrained(tmp_path / "bad")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_whose_weights_depend_on_the_batch_is_refused(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "lily")
+    base = json.loads((plain / "adapter_config.json").read_text())["base_model_name_or_path"]
+    about = {"peft_type": "LILY", "r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": base}
+    (tmp_path / "lily/adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="peft_type LILY is not supported"):
+        Embedder.from_pretrained(tmp_path / "lily")
 
 
 def test_a_learned_prompt_is_refused(plain, tmp_path):

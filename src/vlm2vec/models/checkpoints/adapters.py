@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PICKLED_FILE = "adapter_model.bin"
 MARKERS = re.compile(r"\.(lora_|modules_to_save|base_layer|token_adapter|trainable_tokens)")
+NOT_PER_INPUT = ("LILY", "POLY", "XLORA")
+"""Kinds whose weights depend on the other inputs of a batch or on arguments of the call."""
 HEADS = ("lm_head", "score", "classifier")  # modules outside the network whose hidden states are pooled
 logger = logging.getLogger(__name__)
 
@@ -85,14 +88,23 @@ def read_config(folder: Path) -> Any:
     """Reads an adapter's PEFT configuration and adapts it to a model without a head and without generation.
 
     Raises:
-        UserError: if PEFT cannot read it, or the adapter changes inputs instead of weights (such as prompt tuning).
+        UserError: if PEFT cannot read it or does not know one of its settings, if the adapter changes inputs instead of
+            weights (such as prompt tuning), or if its weights depend on more than the input.
     """
     from peft import PeftConfig
 
-    with peft_errors(f"{folder / CONFIG_FILE} is not readable"):
+    path = folder / CONFIG_FILE
+    with peft_errors(f"{path} is not readable"):
         config: Any = PeftConfig.from_pretrained(str(folder))
-    if config.is_prompt_learning:
-        raise UserError(f"{folder / CONFIG_FILE}: peft_type {config.peft_type.value} is not supported; expected LORA")
+    if config.is_prompt_learning or config.peft_type in NOT_PER_INPUT:
+        raise UserError(f"{path}: peft_type {config.peft_type.value} is not supported; expected LORA")
+    known = {field.name for field in dataclasses.fields(config)}
+    # Earlier versions of PEFT had settings that are gone, but nobody can have used those that are null or false.
+    if unknown := sorted(name for name, value in read_object(path).items() if value and name not in known):
+        raise UserError(
+            f"{path}: unknown key {unknown[0]}, which may change the weights; update peft "
+            f"(this adapter was saved by version {config.peft_version or 'unknown'})"
+        )
     if getattr(config, "alora_invocation_tokens", None):
         raise UserError(
             f"{folder / CONFIG_FILE}: alora_invocation_tokens is not supported: it limits the adapter to the "
