@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from held_out import Rows, question, write_held_out
-from photos import BASES, Bench, changes_of
+from photos import MODELS, Bench
 
 HELD_OUT = 12  # hold out one name in 12
 TONES = {f"1f3f{last}" for last in "bcdef"}
@@ -77,16 +77,16 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.yaml"))
     parser.add_argument("--grid", action="append", required=True, metavar="'KEY=VALUE ...'")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--model", choices=list(BASES), action="append", default=[])
+    parser.add_argument("--model", choices=MODELS, action="append", default=[])
     given = parser.parse_args()
     output = given.output.resolve()
     bench = Bench(given.recipe, given.data.resolve(), output, tuple(given.changes), (), tuple(given.grid))
     root, held = hold_out(bench.data, output / "held-out")
     print(f"| model | settings | overall | {' | '.join(SETS)} |\n| --- | --- {'| --: ' * (len(SETS) + 1)}|")
-    for model in given.model or BASES:
+    for model in given.model or MODELS:
         for settings in bench.grid:
             place = f"{model}/{settings.replace(' ', ',')}"
-            scores = bench.run(place, changes_of(model, settings), root, held)
+            scores = bench.run(place, bench.changes_of(model, settings), root, held)
             cells = [f"{100 * scores[name]:.1f}" for name in ("overall", *SETS)]
             print(f"| {model} | {settings} | {' | '.join(cells)} |", flush=True)
 

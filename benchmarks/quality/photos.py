@@ -38,7 +38,7 @@ from vlm2vec.training.run import train
 
 PLACEHOLDER = "<|image_1|>"
 HELD_CANDIDATES, HELD_QUERIES = 200, 200  # maximum numbers per set
-BASES = {"vlm": (), "dual encoder": ("model.base=compact-dual",)}
+MODELS = ("vlm", "dual encoder")
 TRIED = (("2e-3", 0.1), ("2e-3", 0.05), ("4e-3", 0.1))
 GRID = [f"train.learning_rate={rate} train.temperature={t}" for rate, t in TRIED]
 Scores = dict[str, float]
@@ -54,7 +54,7 @@ class Bench:
     changes: tuple[str, ...]
     tasks: tuple[str, ...]
     grid: tuple[str, ...]
-    models: tuple[str, ...] = tuple(BASES)
+    models: tuple[str, ...] = MODELS
     select_steps: int | None = None
 
     def run(self, name: str, changes: Iterable[str], root: Path | None = None, held: Path | None = None) -> Scores:
@@ -74,6 +74,16 @@ class Bench:
     def settings(self, changes: Iterable[str], root: Path, output: Path) -> Recipe:
         overrides = [*self.changes, *changes, f"data.root={root}", f"output={output}"]
         return load_recipe(self.recipe, overrides)
+
+    @property
+    def base(self) -> str:
+        """The model that the recipe trains."""
+        return self.settings((), self.data / "train", self.output).model.base
+
+    def changes_of(self, model: str, settings: str) -> list[str]:
+        """Returns the recipe overrides of a grid point for a model; the dual encoder has the parts of the VLM."""
+        dual = [f"model.base={self.base}-dual"] if model == "dual encoder" else []
+        return [*dual, *shlex.split(settings)]
 
     def score(self, model: str, output: Path, held: Path | None = None, **options: Any) -> Scores:
         benchmark = (held or self.data) / "benchmark.yaml"
@@ -133,26 +143,21 @@ def without_instructions(bench: Bench) -> Bench:
     return replace(bench, data=output)
 
 
-def changes_of(model: str, settings: str) -> list[str]:
-    """Returns the recipe overrides of a grid point for a model."""
-    return [*BASES[model], *shlex.split(settings)]
-
-
 def select(bench: Bench) -> dict[str, list[str]]:
     """Returns the settings with the highest mean on the held-out queries, by model; a grid of one point is not run."""
     if len(bench.grid) == 1:
-        return {model: changes_of(model, bench.grid[0]) for model in bench.models}
+        return {model: bench.changes_of(model, bench.grid[0]) for model in bench.models}
     root, held = hold_out(bench)
     steps = [f"train.steps={bench.select_steps}"] if bench.select_steps else []
     chosen = {}
     for model in bench.models:
         found = {}
         for settings in bench.grid:
-            changes = [*changes_of(model, settings), *steps, "train.seed=0"]
+            changes = [*bench.changes_of(model, settings), *steps, "train.seed=0"]
             place = f"select/{model}/{settings.replace(' ', ',')}"
             found[settings] = bench.run(place, changes, root, held)["overall"]
         best = max(found, key=lambda settings: found[settings])
-        chosen[model] = changes_of(model, best)
+        chosen[model] = bench.changes_of(model, best)
         print(f"{model}: {best} ({100 * found[best]:.1f} on held-out queries; worst {100 * min(found.values()):.1f})")
     return chosen
 
@@ -163,7 +168,7 @@ def table(bench: Bench, chosen: Mapping[str, list[str]], seeds: Sequence[int]) -
     untrained = bench.output / "table/untrained"
     if not (untrained / "results.json").is_file():
         options = bench.settings((), bench.data / "train", untrained).model.options
-        bench.score("compact", untrained, **options)
+        bench.score(bench.base, untrained, **options)
     content = json.loads((untrained / "results.json").read_text())
     columns["untrained"] = [{n: t["score"] for n, t in content["tasks"].items()} | content["groups"]]
     chance = {name: task["chance"] for name, task in content["tasks"].items()}
@@ -297,12 +302,12 @@ def main() -> None:
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--grid", action="append", default=[], metavar="'KEY=VALUE ...'")
     parser.add_argument("--select-steps", type=int, help="steps of the runs of stage select; default: as in the recipe")
-    parser.add_argument("--model", action="append", choices=list(BASES), default=[], help="both without")
+    parser.add_argument("--model", action="append", choices=MODELS, default=[], help="both without")
     parser.add_argument("--task", dest="tasks", action="append", default=[])
     given = parser.parse_args()
     grid = tuple(given.grid or GRID)
     places = (given.recipe, given.data.resolve(), given.output.resolve())
-    models = tuple(given.model or BASES)
+    models = tuple(given.model or MODELS)
     bench = Bench(*places, tuple(given.changes), tuple(given.tasks), grid, models, given.select_steps)
     bench.output.mkdir(parents=True, exist_ok=True)
     runs = len(models) * (len(grid) * (len(grid) > 1) + len(given.seeds) * (given.stage != "select"))
