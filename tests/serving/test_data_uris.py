@@ -17,6 +17,7 @@ from vlm2vec import Embedder
 from vlm2vec.media.data_uris import base64_bytes, data_uri_bytes, is_data_uri
 from vlm2vec.media.images import ImageRef
 
+AROUND = ["", " ", "\n", "\ufeff", "\u200b", '"', "'", "\xa0"]
 HEADS = [
     "data:image/png",
     "data:",
@@ -24,6 +25,10 @@ HEADS = [
     "data:image/svg+xml;charset=utf-8",
     "data:application/octet-stream",
     "data:binary/octet-stream",
+    "data:image",
+    "data:png",
+    "data: image/png ",
+    "data:image/*",
 ]
 
 
@@ -47,8 +52,8 @@ VARIANT = st.builds(
     st.binary(max_size=200),
     VARIANT,
     st.sampled_from(HEADS),
-    st.sampled_from([";base64,", ";BASE64,", "; Base64,", ";name=a.png;base64,"]),
-    st.sampled_from(["", " ", "\n"]),
+    st.sampled_from([";base64,", ";BASE64,", "; Base64 ,", ";name=a.png;base64,"]),
+    st.sampled_from(AROUND),
 )
 def test_every_variant_of_a_data_uri_gives_the_bytes(
     data: bytes, variant: dict[str, Any], head: str, tail: str, around: str
@@ -76,6 +81,12 @@ def test_text_is_a_data_uri_only_with_a_type_a_parameter_or_a_comma_after_the_sc
 def test_ordinary_text_is_embedded_as_text(client: TestClient, embedder: Embedder, text: str) -> None:
     made = np.array(post(client, input=text).json()["data"][0]["embedding"])
     assert made @ embedder.encode([text])[0] == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["url({})", "url('{}')", "<{}>", '"{}"', "({})"])
+def test_a_data_uri_of_another_file_keeps_its_bytes(form: str) -> None:
+    uri = form.format("data:image/png;base64,aGVsbG8=")
+    assert is_data_uri(uri) and data_uri_bytes(uri) == b"hello"
 
 
 BROKEN = [

@@ -15,6 +15,7 @@ from wire import data_uri, post
 
 from vlm2vec import Embedder
 from vlm2vec.serving.app import create_app
+from vlm2vec.serving.schema_base import ONLY
 from vlm2vec.serving.settings import ServeSettings
 
 OPENAPI = create_app(None, ServeSettings(model="compact")).openapi()  # type: ignore[arg-type]
@@ -162,3 +163,24 @@ def test_a_named_origin_may_send_the_headers_of_browser_clients(serving: Callabl
     wanted = "authorization,content-type,x-stainless-lang"
     answer = client.options("/v1/embeddings", headers={**headers, "Access-Control-Request-Headers": wanted})
     assert answer.status_code == 200 and "x-stainless-lang" in answer.headers["access-control-allow-headers"]
+
+
+@pytest.mark.parametrize("field", ONLY)
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/embed"])
+def test_a_field_that_would_change_the_vector_elsewhere_is_refused(client: TestClient, path: str, field: str) -> None:
+    plain = post(client, path, **MINIMAL[path]).json()
+    for value in ONLY[field]:
+        answer = post(client, path, **MINIMAL[path], **{field: value})
+        assert answer.status_code == 200 and answer.json() | {"id": 0} == plain | {"id": 0}
+    other = False if ONLY[field] == (True,) else True if ONLY[field] == (False,) else {"a": 1}
+    answer = post(client, path, **MINIMAL[path], **{field: other})
+    assert answer.status_code == 400 and f"{field}: this server supports" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("field", ["task", "input_type", "prompt_name"])
+def test_the_kind_of_input_is_given_in_the_words_of_each_server(
+    client: TestClient, embedder: Embedder, field: str
+) -> None:
+    for word, prompt in (("query", "Find it:"), ("search_document", "Keep it:"), ("passage", "Keep it:")):
+        made = np.array(post(client, input="a", **{field: word}).json()["data"][0]["embedding"])
+        assert made @ embedder.encode(["a"], instruction=prompt)[0] == pytest.approx(1.0, abs=1e-4)

@@ -1,7 +1,8 @@
 """Images inside strings: data URIs and bare base64, in the variants that clients send.
 
 Accepted beyond RFC 2397 and RFC 4648: line breaks and blanks, the URL-safe alphabet, missing padding, any case of
-`data:` and `base64`, percent-encoded letters, and any media type (an image is identified by its bytes).
+`data:` and `base64`, percent-encoded letters, any media type or none (an image is identified by its bytes), and what
+surrounds a URI in other files: a byte order mark, quotation marks, `<>` and CSS's `url()`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import binascii
 import re
 from urllib.parse import unquote_to_bytes
 
-# `data:` followed by a known media type, any other type with a parameter, a parameter or a comma.
-# "data: three apples, one pear" is ordinary text.
+AROUND = " \t\r\n\f\v\xa0\ufeff\u200b\u2060\"'`<>()"
+# `data:` followed by a known media type, any other type with a parameter, a parameter or a comma, or by anything that
+# ends in `;base64,`. "data: three apples, one pear" is ordinary text.
 TYPES = "application|audio|chemical|example|font|image|message|model|multipart|text|video"
-START = re.compile(rf"\s*data:(?:(?:{TYPES})/|[\w.+-]+/[\w.+-]+;|;|,|base64,)", re.IGNORECASE)
+BEFORE = rf"[\s{re.escape(AROUND)}]*(?:url\()?[\s\"']*"
+START = re.compile(
+    rf"{BEFORE}data:(?:(?:{TYPES})/|[\w.+-]+/[\w.+-]+;|;|,|base64,|[^,]{{0,200}};\s*base64\s*,)", re.IGNORECASE
+)
 HEAD_CHARS = 1000
 URL_SAFE = str.maketrans("-_", "+/")
 
@@ -30,15 +35,16 @@ def data_uri_bytes(uri: str) -> bytes | None:
     Args:
         uri: String for which `is_data_uri` holds. Without `;base64` the content is percent-encoded.
     """
-    head, comma, body = uri.strip().partition(",")
+    head, comma, body = uri.partition(",")
     if not comma or len(head) > HEAD_CHARS:
         return None
     words = [word.strip().lower() for word in head.partition(":")[2].split(";")]
-    if "base64" not in words:
+    if not {"base64", "base64url"} & set(words):
         try:
-            return unquote_to_bytes(body)
+            return unquote_to_bytes(body.rstrip())
         except UnicodeEncodeError:  # a lone surrogate
             return None
+    body = body.rstrip(AROUND)
     return base64_bytes(unquote_to_bytes(body).decode("latin-1") if "%" in body else body)
 
 

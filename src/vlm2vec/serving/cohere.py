@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
-from vlm2vec.serving.schema_base import Lenient, Text
+from vlm2vec.serving.schema_base import Lenient, Text, VectorRequest
 from vlm2vec.serving.schemas import DOT, Part
 from vlm2vec.serving.truncation import MODEL_LIMIT, REFUSE, Truncation
 
@@ -31,7 +31,7 @@ class CohereInput(Lenient):
     content: Annotated[list[Part], Field(min_length=1)]
 
 
-class CohereRequest(Lenient):
+class CohereRequest(VectorRequest):
     """A request with `inputs`, or with the older `texts` or `images`."""
 
     model_config = ConfigDict(json_schema_extra=ABOUT)

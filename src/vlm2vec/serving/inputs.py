@@ -119,7 +119,7 @@ class InputReader:
     async def _image(self, name: str) -> ImageRef | Refusal:
         """Read an image: a data URI, a URL, bare base64, or a path below the media root."""
         scheme, separator, _ = name[:32].strip().partition(":")
-        if scheme.lower() == "data" and separator:
+        if is_data_uri(name) or (scheme.lower() == "data" and separator):
             data = await asyncio.to_thread(data_uri_bytes, name)
             if data is None:
                 return Refusal(400, "bad_data_uri", "not a valid data URI; expected data:image/...;base64,...")

@@ -76,7 +76,8 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
 
 
 async def _items(body: EmbeddingRequest, serving: Serving) -> list[Item]:
-    instruction = body.instruction or serving.reader.task_instruction(body.task)
+    task = body.task or body.input_type or body.prompt_name
+    instruction = body.instruction or serving.reader.task_instruction(task)
     if body.messages is not None:
         return [await serving.reader.messages(body.messages, instruction)]
     one = isinstance(body.input, str | InputObject) or (isinstance(body.input, list) and isinstance(body.input[0], int))

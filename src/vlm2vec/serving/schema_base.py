@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -64,7 +65,41 @@ class Strict(NullIsDefault):
     model_config = ConfigDict(extra="forbid")
 
 
-class Truncatable(Lenient):
+ONLY = {
+    "normalize": (True,),
+    "normalized": (True,),
+    "embed_dtype": ("float32",),
+    "output_dtype": ("float", "float32"),
+    "embedding_type": ("float", "float32"),
+    "endianness": ("native", "little"),
+    "pooling": (),
+    "pooling_type": (),
+    "late_chunking": (False,),
+    "return_multivector": (False,),
+    "add_special_tokens": (True,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "media_io_kwargs": ({},),
+}
+"""Fields with which other servers change a vector, and the values for which it is the vector of this server."""
+
+
+class VectorRequest(Lenient):
+    """A request for vectors: a field that would change them elsewhere is refused, other unknown fields are ignored."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_other_vector(cls, values: Any) -> Any:
+        for name, accepted in ONLY.items() if isinstance(values, dict) else ():
+            value = values.get(name)
+            if value is not None and not any(type(value) is type(one) and value == one for one in accepted):
+                possible = " or ".join(json.dumps(one) for one in accepted) or "null"
+                raise ValueError(f"{name}: this server supports {possible} only")
+        return values
+
+
+class Truncatable(VectorRequest):
     """A request that says what happens to inputs that are longer than the model reads."""
 
     truncate_prompt_tokens: Annotated[StrictInt, Field(ge=-1)] | None = Field(

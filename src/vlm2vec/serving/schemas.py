@@ -102,6 +102,8 @@ class EmbeddingRequest(Truncatable):
     task: str | None = Field(
         None, description="A name that contains `query` or `document`: use the model's own instruction for it."
     )
+    input_type: str | None = Field(None, description="The same as `task` (as in NVIDIA NIM).")
+    prompt_name: str | None = Field(None, description="The same as `task` (as in Text Embeddings Inference).")
     partial: StrictBool = Field(False, description="Embed the valid inputs and list the refused ones in `errors`.")
     user: str | None = None
 
