@@ -76,6 +76,15 @@ def test_only_the_first_candidates_are_reranked_so_the_gain_is_bounded_by_recall
     assert [result.reranked.score for result in upside_down] == [0.0, 0.0]
 
 
+def test_the_cosine_joins_the_log_odds_by_its_weight(toy: Toy) -> None:
+    """A ranker that is always wrong, against an embedder that is always right: cosines 1 and 0, log-odds -1 and 0."""
+    for weight, expected in ((0.0, 0.0), (0.5, 0.0), (2.0, 1.0)):
+        second = SecondStage(ColourRanker(sign=-1), MemoryCache(), 5, ABOUT, weight)
+        results = evaluate(ColourEncoder(), *toy, second=second)
+        assert [result.reranked.score for result in results] == [expected] * 2
+        assert results[0].reranked.model == ("toy reranker" if weight == 0 else f"toy reranker + {weight:g} cosine")
+
+
 def test_ties_are_lost_by_the_gold_at_both_stages(toy: Toy) -> None:
     constant = stage(ColourRanker(sign=0))
     assert [r.reranked.score for r in evaluate(ColourEncoder(), *toy, second=constant)] == [0.0, 0.0]

@@ -54,6 +54,9 @@ def evaluate(
         str | None, typer.Option(help="A VLM that reranks the first candidates of each query: folder or hub id.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of candidates of each query that --rerank reads.")] = 50,
+    rerank_cosine: Annotated[
+        float, typer.Option(min=0, help="Add the embedder's cosine times this number to the reranker's log-odds.")
+    ] = 0.0,
 ) -> None:
     """Score a model on a benchmark; write results.json, a Markdown table, a leaderboard file and an HTML report.
 
@@ -78,7 +81,7 @@ def evaluate(
         cache=renamed(cache, store, "--cache", "--store"),
         names=task or [],
         switches=dict(key_value(text, "--switch", "identity=content") for text in switch or []),
-        stages=Stages(opens, RerankOptions(rerank, top) if rerank else None),
+        stages=Stages(opens, RerankOptions(rerank, top, rerank_cosine) if rerank else None),
     )
     if not results:  # only rank 0 reports
         return

@@ -39,7 +39,7 @@ class Reranked:
     """Scores of one task after a reranker has ordered the first candidates of each query.
 
     Attributes:
-        model: The reranker, as the user named it.
+        model: The reranker, as the user named it, and the weight of the embedder's cosine if it has one.
         top: Number of candidates of each query that it read.
         score: The task's own metric.
         metrics: Every metric at every cutoff.

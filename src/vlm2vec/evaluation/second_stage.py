@@ -38,11 +38,14 @@ class RerankOptions:
     Attributes:
         model: As for `Reranker.from_pretrained`.
         top: Number of candidates of each query that the reranker reads. 50, as FreeRet (arXiv 2509.24621) reports.
+        cosine_weight: The embedder's cosine times this number is added to the log-odds. 0: the reranker alone decides.
+            1 / the temperature of the embedder's training weighs both as logits.
         options: Other arguments of `Reranker.from_pretrained`.
     """
 
     model: str
     top: int = 50
+    cosine_weight: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -75,7 +78,8 @@ def open_second_stage(options: RerankOptions, cache: Path) -> SecondStage:
     ranker = Reranker.from_pretrained(options.model, **options.options)
     ranker.backbone.cache_images(cache_folder() / "vision")
     about = ranker.describe(options.model)
-    return SecondStage(ranker, EmbeddingCache(cache, about), options.top, {**about, "model": options.model})
+    facts = {**about, "model": options.model}
+    return SecondStage(ranker, EmbeddingCache(cache, about), options.top, facts, options.cosine_weight)
 
 
 class SecondStage:
@@ -86,11 +90,20 @@ class SecondStage:
         cache: Keeps score and seconds of each pair.
         top: Number of candidates of each query that are reranked.
         about: What the scores depend on, for reports.
+        cosine_weight: See `RerankOptions`.
     """
 
-    def __init__(self, ranker: PairRanker, cache: VectorCache, top: int, about: Mapping[str, str]) -> None:
-        self.ranker, self.top = ranker, top
-        self.about: dict[str, Any] = {**about, "top": top}
+    def __init__(
+        self,
+        ranker: PairRanker,
+        cache: VectorCache,
+        top: int,
+        about: Mapping[str, str],
+        cosine_weight: float = 0.0,
+    ) -> None:
+        self.ranker, self.top, self.cosine_weight = ranker, top, cosine_weight
+        self.name = f"{about['model']} + {cosine_weight:g} cosine" if cosine_weight else about["model"]
+        self.about: dict[str, Any] = {**about, "top": top} | ({"cosine_weight": cosine_weight} if cosine_weight else {})
         self._cache = cache
         self._new: dict[bytes, tuple[float, float]] = {}
 
@@ -120,19 +133,19 @@ class SecondStage:
         for number, pool, gains, first in self._first_stages(queries, rows_of, key_of, merged):
             query = queries[number]
             scores_K, spent = self._pairs(query.query, key_of(query.query), pool, first.places[: self.top])
-            order = reordered(first, scores_K)
+            order = reordered(first, scores_K + np.float32(self.cosine_weight) * first.scores[: len(scores_K)])
             values_M1 = order.values_M[:, None]
             [ranked[number]] = ranks_in(np.ones((1, 1)), values_M1, pool, [list(gains)], [list(gains.values())])
             seconds += spent
             num_unreadable += int(np.isnan(scores_K).sum())
             progress(len(scores_K))
             if number in shown and gains:
-                samples[number] = _sample(query, pool, order, gains)
+                samples[number] = _sample(query, pool, order, gains, "score" if self.cosine_weight else "log-odds")
         self._write()
         in_order = [ranked[number] for number in range(len(queries))]
         values = values_of(task.metric, in_order)
         return Reranked(
-            self.about["model"],
+            self.name,
             self.top,
             float(values.mean()),
             all_metrics(in_order),
@@ -282,7 +295,7 @@ def reordered(first: FirstStage, scores_K: np.ndarray) -> NewOrder:
     )
 
 
-def _sample(query: EvalQuery, pool: Pool, order: NewOrder, relevant: Mapping[int, float]) -> Sample:
+def _sample(query: EvalQuery, pool: Pool, order: NewOrder, relevant: Mapping[int, float], measure: str) -> Sample:
     found = zip(order.places[:NUM_SHOWN], order.scores, strict=False)
     top = tuple((pool.candidates[place], score, place in relevant) for place, score in found)
-    return Sample(query.query, query.candidates[query.relevant[0]], top, "log-odds")
+    return Sample(query.query, query.candidates[query.relevant[0]], top, measure)
