@@ -99,3 +99,18 @@ def test_the_commands_mark_forget_and_relocate(tmp_path: Path) -> None:
     assert "missing" not in typed("search", "red", "--store", store, "--json")
     assert "no such file or folder" in refused("relocate", store, tmp_path / "new", tmp_path / "absent")
     assert "1 rows removed" in typed("forget", store, tmp_path / "new")
+
+
+def test_no_path_and_the_same_path_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "p/a.png", "red", 0)
+    store = open_store(f"{tmp_path}/s.lance", StoreFacts("toy", "colours", 3))
+    index_source(ColourEncoder(), open_source(tmp_path / "p"), store)
+    for empty in ("", " "):  # as from a variable that is not set
+        with pytest.raises(UserError, match="the path of the source is empty"):
+            forget(store, empty)
+    with pytest.raises(UserError, match="has no rows of it"):
+        forget(store, "/")
+    with pytest.raises(UserError, match="the old and the new path are the same"):
+        relocate(store, "p/", "./p")
+    assert store.count() == 1

@@ -146,6 +146,24 @@ def test_a_store_may_have_any_name_that_a_folder_may_have(tmp_path: Path, name: 
     assert index_source(ColourEncoder(), open_source(tmp_path / "p"), open_store(uri, FACTS)).num_same == 1
 
 
+@pytest.mark.parametrize("name", ["new\nline", "tab\t", "a\0b", "\udce9", ".", ""])
+def test_a_name_that_no_store_can_have_is_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="expected a name") as caught:
+        open_store(f"{tmp_path}/{name}.lance", FACTS)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_is_renamed_like_a_folder_or_says_which_names_work(tmp_path: Path) -> None:
+    draw(tmp_path / "p/a.png", "red", 0)
+    for name in ("my photos", "photos"):
+        index_source(ColourEncoder(), open_source(tmp_path / "p"), open_store(f"{tmp_path}/{name}.lance", FACTS))
+    (tmp_path / "my photos.lance").rename(tmp_path / "renamed.lance")
+    assert open_store(f"{tmp_path}/renamed.lance").count() == 1
+    (tmp_path / "photos.lance").rename(tmp_path / "my photos.lance")
+    with pytest.raises(UserError, match=r"created under another name.*; rename the folder: letters, digits"):
+        open_store(f"{tmp_path}/my photos.lance")
+
+
 @pytest.mark.parametrize("ending", [".avif", ".jp2", ".jfif", ".mpo", ".heic", ".tga", ".JPE"])
 def test_an_image_of_every_listed_format_is_read(tmp_path: Path, ending: str) -> None:
     needs = {".avif": "avif", ".jp2": "jpg_2000"}.get(ending)

@@ -26,7 +26,7 @@ def forget(store: VectorStore, source: str) -> int:
         Number of rows removed.
 
     Raises:
-        UserError: if the store has no row of it.
+        UserError: if the path is empty, or the store has no row of it.
     """
     names = _names(source)
     gone: list[str] = []
@@ -55,8 +55,10 @@ def relocate(store: VectorStore, old: str, new: str, progress: Callable[[int], N
         Number of rows moved.
 
     Raises:
-        UserError: if the store has no such source.
+        UserError: if the store has no such source, or it is at this path already.
     """
+    if source_name(Path(old)) == source_name(Path(new)):
+        raise UserError(f"{old}: the old and the new path are the same ({source_name(Path(new))})")
     target, fields, moved = source_name(Path(new)), list(store.fields()), 0
     for rows in store.scan(fields, vectors=True):
         for name in _names(old):
@@ -76,8 +78,14 @@ def relocate(store: VectorStore, old: str, new: str, progress: Callable[[int], N
 
 
 def _names(path: str) -> list[str]:
-    """The names that a path may have in a store: as it is on this machine, and as typed (of another machine)."""
-    return list(dict.fromkeys([source_name(Path(path)), path.rstrip("/")]))
+    """The names that a path may have in a store: as it is on this machine, and as typed (of another machine).
+
+    Raises:
+        UserError: for an empty path, as from a variable of a script that is not set; it would be the current folder.
+    """
+    if not path.strip():
+        raise UserError("the path of the source is empty; expected a folder or file that was indexed")
+    return list(dict.fromkeys([source_name(Path(path)), path.rstrip("/") or "/"]))
 
 
 def _below(text: str, name: str) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.retrieval.lance_tables import (
     FACTS,
     column_types,
@@ -71,8 +71,9 @@ def open_lance(uri: str, create: StoreFacts | None) -> LanceStore:
     empty = not there or (Path(uri).is_dir() and not any(Path(uri).iterdir()))
     if not there and create is None:
         raise absent(uri)
-    try:
+    with lance_errors(uri):
         database = lancedb.connect(folder)
+    try:
         table = database.open_table(name)
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         if create is None or ("://" not in uri and not empty):
@@ -90,16 +91,26 @@ def _place(uri: str) -> tuple[str, str]:
     """Folder of a LanceDB database and the name of a table in it, which together are the store at `uri`.
 
     A name that LanceDB allows is the table's own: `photos.lance` is the table `photos` of its parent folder. Any other
-    name, such as `my photos.lance`, is a folder with one table in it.
+    name, such as `my photos.lance`, is a folder with one table in it, and stays one if it is renamed.
 
     Raises:
-        UserError: if the address has no name.
+        UserError: if the address has no name, or a table was given a name that LanceDB does not open.
     """
     parent, _, name = uri.rpartition("/")
     name = name.removesuffix(LANCE_ENDING)
-    if not name:
+    if not name.strip("."):
         raise UserError(f"store {uri}: expected a name before {LANCE_ENDING}")
-    return (parent or ".", name) if TABLE_NAME.fullmatch(name) else (uri, ONLY_TABLE)
+    if not all(map(str.isprintable, name)):
+        raise UserError(f"store {shown(uri)}: expected a name without control characters")
+    is_folder = "://" not in uri and Path(uri, ONLY_TABLE + LANCE_ENDING).is_dir()
+    if TABLE_NAME.fullmatch(name) and not is_folder:
+        return parent or ".", name
+    if "://" not in uri and Path(uri, "_versions").is_dir():
+        raise UserError(
+            f"{uri}: this store was created under another name, and LanceDB does not open it under this one; "
+            "rename the folder: letters, digits, dots, - and _ only"
+        )
+    return uri, ONLY_TABLE
 
 
 class LanceStore:
