@@ -1,10 +1,11 @@
 """Runs `vlm2vec mine`, `index` and `eval` end to end over many rows: CPU time and peak memory of each process.
 
-    python benchmarks/scale_cli.py [--rows 1000000] [--job eval mine index] [--folder scale/]
+    python benchmarks/scale_cli.py [--rows 1000000] [--job eval mine index] [--folder scale/] [--model]
 
-The model is real but tiny: a CLIP with random weights, one layer of 32 dimensions and vectors of 128. Every command is
-a process of its own, on one thread. Its figures are those of the operating system for the finished process (as
-`/usr/bin/time -v` prints them).
+Every command is a process of its own, on one thread. Its figures are those of the operating system for the finished
+process (as `/usr/bin/time -v` prints them). The commands load a real but tiny model: a CLIP with random weights, one
+layer of 32 dimensions and vectors of 128. Its vectors are replaced by hashes of the texts, so the results are the cost
+outside the model; `--model` encodes with it.
 
     eval   a thousandth of the rows as queries, each with 1,000 candidates of its own; every row is encoded
     mine   one training set of text pairs with distinct queries and 5,000 targets; the queries are the candidates of
@@ -21,18 +22,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scale_models import write_model
-from scale_toys import lines
+from scale_models import DIM, write_model
+from scale_toys import Hashed, lines
 
+from vlm2vec.cli import main
 from vlm2vec.data.mmeb.images import TRAIN_COLUMNS
 from vlm2vec.evaluation.evaluate import RESULTS_FILE
+from vlm2vec.models.embedder import Embedder
 from vlm2vec.retrieval.open import open_store
+from vlm2vec.types import EmbeddingInput
 
+WITH_HASHES = "vlm2vec-with-hashes"
 TARGETS, CANDIDATES = 5000, 1000
 
 
@@ -90,7 +97,19 @@ JOBS: dict[str, tuple[Callable[[Path, int], list[str]], Callable[[Path], str]]] 
 }
 
 
-def run(name: str, folder: Path, rows: int) -> str:
+def with_hashes(words: list[str]) -> None:
+    """Runs a command of `vlm2vec` in this process, with hashes in place of the model's vectors."""
+    hashed = Hashed(DIM)
+
+    def encode(self: Embedder, inputs: Sequence[EmbeddingInput], **_: Any) -> np.ndarray:
+        return hashed.encode(inputs)
+
+    Embedder.encode = Embedder.encode_document = encode  # type: ignore[assignment, method-assign]
+    sys.argv = ["vlm2vec", *words]
+    main()
+
+
+def run(name: str, folder: Path, rows: int, program: list[str]) -> str:
     """Writes a job's rows, runs its command and returns a line of the table.
 
     Raises:
@@ -101,9 +120,7 @@ def run(name: str, folder: Path, rows: int) -> str:
     places = {"VLM2VEC_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     threads = {"OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1"}
     since = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vlm2vec", *words], cwd=folder, env={**os.environ, **places, **threads}
-    )
+    process = subprocess.Popen([sys.executable, *program, *words], cwd=folder, env={**os.environ, **places, **threads})
     _, status, used = os.wait4(process.pid, 0)
     seconds = time.monotonic() - since
     if status:
@@ -112,22 +129,27 @@ def run(name: str, folder: Path, rows: int) -> str:
     return f"| `vlm2vec {name}` | {rows:,} | {cpu:,.0f} | {seconds:,.0f} | {peak:,.0f} | {result(folder)} |"
 
 
-def main() -> None:
+def measure() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--job", nargs="+", choices=list(JOBS), default=list(JOBS))
+    parser.add_argument("--model", action="store_true", help="encode with the tiny model")
     parser.add_argument("--folder", type=Path, default=None, help="keep the files here")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = settings.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        program = ["-m", "vlm2vec"] if settings.model else [str(Path(__file__).resolve()), WITH_HASHES]
         write_model(folder / "clip")
         print("| command | rows | CPU s | wall s | peak MiB | result |")
         print("|---|--:|--:|--:|--:|---|", flush=True)
         for name in settings.job:
-            print(run(name, folder, settings.rows), flush=True)
+            print(run(name, folder, settings.rows, program), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [WITH_HASHES]:
+        with_hashes(sys.argv[2:])
+    else:
+        measure()

@@ -16,6 +16,7 @@ from vlm2vec.serving.settings import ServeSettings
 
 SPECIAL = {"<pad>": 0, "<end>": 1}
 ASKED_AT_ONCE = 100
+DIM = 128
 
 
 def write_model(folder: Path) -> None:
@@ -30,9 +31,9 @@ def write_model(folder: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     words = {"vocab_size": len(letters) + 2, "max_position_embeddings": 64, "pad_token_id": 0}
     config = transformers.CLIPConfig(
-        text_config={**sizes, **words, "bos_token_id": 1, "eos_token_id": 1, "projection_dim": 128},
-        vision_config={**sizes, "image_size": 28, "patch_size": 14, "projection_dim": 128},
-        projection_dim=128,
+        text_config={**sizes, **words, "bos_token_id": 1, "eos_token_id": 1, "projection_dim": DIM},
+        vision_config={**sizes, "image_size": 28, "patch_size": 14, "projection_dim": DIM},
+        projection_dim=DIM,
     )
     transformers.CLIPModel(config).save_pretrained(folder)
     side = {"height": 28, "width": 28}
