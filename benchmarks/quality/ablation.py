@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--task", dest="tasks", action="append", default=[])
+    parser.add_argument("--alpha", help="strength of hardness weighting; default: the first stage chooses it")
     parser.add_argument("--pairs", type=int, help="pairs of each training set, drawn at random; default: all")
     parser.add_argument("--queries", type=int, help="queries of each evaluation set, likewise")
     given = parser.parse_args()
@@ -172,8 +173,9 @@ def main() -> None:
     bench.output.mkdir(parents=True, exist_ok=True)
     if given.pairs or given.queries:
         bench = smaller(bench, given.pairs or sys.maxsize, given.queries or sys.maxsize)
-    alpha = select(bench)
-    note = f"alpha {alpha} by the held-out tenth; {' '.join(given.changes)}; hit@1 in percent: mean (range over seeds)."
+    alpha = given.alpha or select(bench)
+    chosen = "as given" if given.alpha else "by the held-out tenth"
+    note = f"alpha {alpha} {chosen}; {' '.join(given.changes)}; hit@1 in percent: mean (range over seeds)."
     found: dict[str, dict[int, Scores]] = {}
     for seed in given.seeds:
         for variant in variants(alpha):
