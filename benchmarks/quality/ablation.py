@@ -151,7 +151,8 @@ def page(found: Mapping[str, Mapping[int, Scores]], note: str) -> str:
     for name, runs in found.items():
         cells = [shown([run[group] for run in runs.values() if group in run]) for group in ("overall", "ind", "ood")]
         steps = [100 * (runs[seed]["overall"] - plain[seed]["overall"]) for seed in runs if seed in plain]
-        more = f"{statistics.mean(steps):+.1f} ({min(steps):+.1f} to {max(steps):+.1f})" if name != "plain" else ""
+        spread = f" ({min(steps):+.1f} to {max(steps):+.1f})" if len(steps) > 1 else ""
+        more = f"{statistics.mean(steps):+.1f}{spread}" if name != "plain" else ""
         lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} | {more} |")
     return f"{note}\n\n" + "\n".join(lines) + "\n"
 
