@@ -103,6 +103,28 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), str(path))
 
 
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file strictly: a key that a mapping has twice is an error, since one of its values would be lost.
+
+    Raises:
+        UserError: if it is not readable, not valid in UTF-8, or not valid YAML.
+    """
+    import yaml
+
+    class UniqueKeys(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"key {shown(twice)} appears twice")
+            return super().construct_mapping(node, deep)
+
+    text = read_text(path)
+    try:
+        return yaml.load(text, UniqueKeys)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]})") from error
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The object of a JSON file; empty if there is no such file.
 

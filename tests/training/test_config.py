@@ -86,3 +86,11 @@ def test_an_earlier_name_of_a_key_still_works_with_a_notice(tmp_path: Path, capl
 def test_a_missing_recipe_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such recipe"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("text", ["5", "a: " + "[" * 5000, "n: " + "9" * 5000, "output: a\noutput: b", "caf\xe9: 1"])
+def test_a_file_that_is_no_recipe_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"r\.yaml: not (a valid recipe|valid UTF-8)") as caught:
+        load_recipe(tmp_path / "r.yaml")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

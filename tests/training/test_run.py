@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from vlm2vec import Embedder, UserError
 from vlm2vec.models.verification.golden import golden_inputs, verify_golden
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
+from vlm2vec.training.resume import ORDER, changed_pairs
 from vlm2vec.training.run import build_embedder, check_images, last_checkpoint, read_sets, train
 from vlm2vec.training.trainer import ContrastiveTrainer, recipe_weights
 
@@ -281,8 +282,17 @@ def test_resuming_with_equal_settings_says_nothing(
 ) -> None:
     recipe = with_changes(recipe_values, train={"steps": 3})
     train(recipe)
+    last = last_checkpoint(recipe.output)
+    assert last and all(json.loads((last / "pairs.json").read_text()).values())
     train(recipe, resume=True)
-    assert "resuming with other settings" not in caplog.text
+    assert "resuming with other" not in caplog.text
+
+
+def test_resuming_says_which_sets_have_other_pairs(tmp_path: Path) -> None:
+    (tmp_path / "pairs.json").write_text('{"a": 3, "b": 2}')
+    said = changed_pairs(tmp_path, {"a": range(3), "b": range(5), "new": range(1)})
+    assert said == ["b had 2 pairs and has 5", ORDER]
+    assert changed_pairs(tmp_path, {"a": range(3)}) == changed_pairs(tmp_path / "earlier", {"a": range(3)}) == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vlm2vec.data.mmeb.corpora import Part
@@ -22,7 +21,7 @@ from vlm2vec.data.mmeb.instruct import Kind
 from vlm2vec.data.mmeb.quirks import Quirks
 from vlm2vec.errors import UserError, did_you_mean
 from vlm2vec.evaluation.metrics import META_TASKS, MODALITIES, TASK_METRICS
-from vlm2vec.media.text import read_text
+from vlm2vec.files import read_yaml
 
 SHIPPED = Path(__file__).with_name("benchmarks")
 REVISIONS_FILE = "revisions.json"
@@ -187,9 +186,7 @@ def read_benchmark(name: str | Path) -> tuple[Benchmark, Path]:
         near = did_you_mean(Path(name).stem, known) or "."
         raise UserError(f"{path}: no such benchmark file{near} Give a YAML file or one of {', '.join(known)}")
     try:
-        benchmark = Benchmark.model_validate(yaml.safe_load(read_text(path)))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        benchmark = Benchmark.model_validate(read_yaml(path))
     except ValidationError as error:
         raise UserError(f"{path}: {_problems(error)}") from error
     if benchmark.extends:

@@ -5,6 +5,7 @@ The attribute docstrings are the reference of the recipe keys.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from vlm2vec.errors import UserError, did_you_mean, shown
+from vlm2vec.media.text import read_text
 from vlm2vec.training.loss_settings import LossSettings, Section
 from vlm2vec.training.rerank_settings import RerankSettings
 
@@ -284,15 +286,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         if "=" not in override:
             raise UserError(f"override {shown(override)}: expected key=value, such as train.steps=100")
+    text = read_text(path)
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(io.StringIO(text))
         if not OmegaConf.is_dict(loaded):
             raise ValueError("expected a mapping with data, train and output")
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         return _with_adapter(Recipe.model_validate(OmegaConf.to_container(merged, resolve=True)))
     except ValidationError as error:
         raise UserError(f"{path}: {_first_problem(error)}") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: not a valid recipe ({' '.join(str(error).split())[:200]})") from error
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import UserError
+from vlm2vec.files import read_object
 from vlm2vec.training.config import Recipe, load_recipe
-from vlm2vec.training.trainer_internals import RECIPE_FILE
+from vlm2vec.training.trainer_internals import PAIRS_FILE, RECIPE_FILE
 
 FIXED = ("model", "lora", "loss.kind", "loss.learn_temperature", "loss.learn_bias", "train.ema_decay")
 """Sections and keys that must not change, since the checkpoint lacks the weights or state for a new value."""
@@ -15,6 +17,7 @@ FREE = ("model.gradient_checkpointing", "lora.dropout")
 """Keys below `FIXED` that may nevertheless change."""
 DATA_ORDER = ("data", "train.batch_size", "train.seed")
 """Keys that determine the examples in the batch of a step."""
+ORDER = "this changes the order of the examples: some may be seen twice, others not at all"
 IGNORED = ("output", "train.log_steps", "train.save_steps", "train.report_to")
 """Keys whose changes are not reported."""
 
@@ -51,8 +54,24 @@ def check_resume(checkpoint: Path, recipe: Recipe) -> list[str]:
             "output folder"
         )
     if any(_is_below(key, DATA_ORDER) for key in changed):
-        lines.append("this changes the order of the examples: some may be seen twice, others not at all")
+        lines.append(ORDER)
     return lines
+
+
+def changed_pairs(checkpoint: Path, sets: Mapping[str, Sized]) -> list[str]:
+    """Returns the sets whose number of pairs is no longer that of a step checkpoint, and the consequence.
+
+    Args:
+        checkpoint: Folder of the step checkpoint. Those of earlier versions, without these numbers, are not checked.
+        sets: Pairs by set name, now.
+    """
+    before = read_object(checkpoint / PAIRS_FILE)
+    lines = [
+        f"{name} had {before[name]} pairs and has {len(pairs)}"
+        for name, pairs in sets.items()
+        if before.get(name, len(pairs)) != len(pairs)
+    ]
+    return [*lines, ORDER] if lines else []
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -38,7 +38,7 @@ from vlm2vec.training.output import CHECKPOINTS, check_new, read_history
 from vlm2vec.training.reference import open_references
 from vlm2vec.training.report import RunFacts, write_report
 from vlm2vec.training.rerank import RerankTrainer
-from vlm2vec.training.resume import check_resume
+from vlm2vec.training.resume import changed_pairs, check_resume
 from vlm2vec.training.trainer import ContrastiveTrainer
 from vlm2vec.training.trainer_internals import step_checkpoints
 
@@ -179,8 +179,7 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
         check_new(output)
     last = last_checkpoint(output) if resume else None
     changes = check_resume(last, recipe) if last else []
-    if changes and is_first:
-        logger.warning("%s: resuming with other settings: %s", output, "; ".join(changes))
+    _warn_of(changes if is_first else [], f"{output}: resuming with other settings")
     if unused := idle_gpus():
         logger.warning(
             "%d of %d GPUs are unused; to use all, run torchrun --nproc-per-node %d -m vlm2vec.cli train RECIPE",
@@ -195,6 +194,7 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
     embedder = build(recipe)
     join_ranks(embedder.device)
     sets = check_images(embedder, sets, recipe.data.on_bad_image, recipe.data.check_images == "decode")
+    _warn_of(changed_pairs(last, sets) if last and is_first else [], f"{output}: resuming with other data")
     if is_first:
         (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (output / CHECKPOINTS / "recipe.yaml").write_text(dump_recipe(recipe))
@@ -220,6 +220,11 @@ def train(recipe: Recipe, resume: bool = False, monitor: Callable[[Embedder, int
         facts = {"seconds": result.metrics["train_runtime"], "pairs": {n: len(e) for n, e in sets.items()}}
         _save_run(embedder.eval(), recipe, trainer.state.log_history, facts, state)
     return output
+
+
+def _warn_of(changes: list[str], what: str) -> None:
+    if changes:
+        logger.warning("%s: %s", what, "; ".join(changes))
 
 
 def last_checkpoint(output: Path) -> Path | None:

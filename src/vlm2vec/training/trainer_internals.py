@@ -8,6 +8,7 @@ version has removed, changed or stopped calling.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from vlm2vec.files import named_errors, write_text
+from vlm2vec.files import named_errors, write_json, write_text
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.reranking.pair_model import PairModel
@@ -44,7 +45,7 @@ PEFT_METHODS = {
 in its calls."""
 
 EXTRA_FILE = "training_state.safetensors"
-RECIPE_FILE = "recipe.yaml"
+RECIPE_FILE, PAIRS_FILE = "recipe.yaml", "pairs.json"
 OPTIMIZER_NAME, SCHEDULER_NAME = STATES = "optimizer.pt", "scheduler.pt"
 WRITING = ".writing"
 """Temporary folder of a step checkpoint until it is complete."""
@@ -77,6 +78,7 @@ class CheckpointingTrainer(transformers.Trainer):
 
     embedder: Embedder | PairModel
     recipe: Recipe
+    sets: Mapping[str, Sized]
     objective: Objective
     average: MovingAverage | None
     is_sharded: bool
@@ -126,6 +128,7 @@ class CheckpointingTrainer(transformers.Trainer):
         if extra := self._extra_state():
             save_file(extra, folder / EXTRA_FILE)
         write_text(folder / RECIPE_FILE, dump_recipe(self.recipe))
+        write_json(folder / PAIRS_FILE, {name: len(examples) for name, examples in self.sets.items()})
 
     def _extra_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Returns trained parameters outside the backbone, by their name in a step checkpoint."""
