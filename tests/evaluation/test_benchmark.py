@@ -132,6 +132,13 @@ def test_all_missing_fields_are_in_one_message_with_an_example(tmp_path: Path) -
     assert load_benchmark(write(tmp_path / "example.yaml", yaml.safe_load(example)), tmp_path)[0].name == "mine"
 
 
+def test_a_benchmark_that_extends_itself_is_one_line(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    for path, other in ((first, second), (second, first)):
+        write(path, {"name": path.stem, "extends": str(other), "tasks": [{"name": "T", "reader": "records"}]})
+    assert message_of(first) == f"{first}: extends itself: first.yaml > second.yaml > first.yaml"
+
+
 def test_near_misses_of_names_and_keys_are_suggested(tmp_path: Path, toy_file: Path) -> None:
     assert "did you mean mmeb-v1?" in message_of(Path("mmeb_v1"))
     assert "did you mean num_queries?" in message_of(write_toy_benchmark(tmp_path, num_querys=60))

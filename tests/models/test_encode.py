@@ -267,7 +267,7 @@ BAD_INPUTS = [
     ({"text": "a", "instruction": 3.5}, "input: instruction is 3.5 of type float"),
     (float("nan"), "image of type float"),
     (None, "image of type NoneType"),
-    ({"image": "no\0file.png"}, "null byte"),
+    ({"image": "no\0file.png"}, r"'no\x00file.png': the image file is missing"),
     ({"image": np.zeros((4, 4))}, "image of type ndarray"),
     ({"video": 7}, "video of type int"),
     ({"images": [Path("gone.png"), float("nan")]}, "image of type float"),

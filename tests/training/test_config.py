@@ -60,6 +60,7 @@ def test_a_saved_recipe_reads_back_equal(tmp_path: Path) -> None:
         (MINIMAL, ["train.stepz=3"], r"unknown key train\.stepz; did you mean train\.steps\?"),
         (MINIMAL + "modle: {}\n", [], r"unknown key modle; did you mean model\?"),
         (MINIMAL, ["train.temperature=0"], "train.temperature: .*greater than 0"),
+        (MINIMAL, ["train.learning_rate=.inf"], "train.learning_rate: .*finite number"),
         (MINIMAL, ["train.warmup_steps=10"], "warmup_steps 10 must be below steps 10"),
         (MINIMAL, ["train.steps"], "expected key=value"),
         (MINIMAL, ["model.base=compact-dual", "model.pooling=mean"], "no effect on compact-dual"),

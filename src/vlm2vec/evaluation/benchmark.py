@@ -170,14 +170,18 @@ def shipped_benchmarks() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def read_benchmark(name: str | Path) -> tuple[Benchmark, Path]:
+def read_benchmark(name: str | Path, extended_by: tuple[Path, ...] = ()) -> tuple[Benchmark, Path]:
     """A shipped benchmark by name, or one of a YAML file.
+
+    Args:
+        name: Of the benchmark, or its file.
+        extended_by: Files that extend it, the first one first; none of them may be extended again.
 
     Returns:
         The benchmark, with the tasks of what it extends, and its file.
 
     Raises:
-        UserError: for a missing or invalid file.
+        UserError: for a missing or invalid file, or one that extends itself.
     """
     shipped = SHIPPED / f"{name}.yaml"
     path = shipped if shipped.is_file() and not Path(name).is_file() else Path(name)
@@ -190,7 +194,10 @@ def read_benchmark(name: str | Path) -> tuple[Benchmark, Path]:
     except ValidationError as error:
         raise UserError(f"{path}: {_problems(error)}") from error
     if benchmark.extends:
-        first_tasks = read_benchmark(benchmark.extends)[0].tasks
+        files = (*extended_by, path.resolve())
+        if len(set(files)) < len(files):
+            raise UserError(f"{path}: extends itself: {' > '.join(file.name for file in files)}")
+        first_tasks = read_benchmark(benchmark.extends, files)[0].tasks
         benchmark = benchmark.model_copy(update={"tasks": [*first_tasks, *benchmark.tasks]})
     return benchmark, path
 

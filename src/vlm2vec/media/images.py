@@ -135,7 +135,9 @@ class ImageRef:
             raise UserError(f"{self}: not a readable image ({error}); replace or remove it") from error
 
     def __str__(self) -> str:
-        path = self.path if len(self.path or "") <= MAX_PATH else shown(self.path)  # base64 instead of a path, perhaps
+        path = self.path or ""
+        if len(path) > MAX_PATH or not path.isprintable():  # base64 instead of a path, perhaps; or a null byte
+            path = shown(path)
         place = f"{path}:{self.member}" if self.member else path or "image in memory"
         return f"{self.origin}: {place}" if self.origin else place
 

@@ -10,9 +10,9 @@ from vlm2vec.losses import LOSSES, Hardness
 
 
 class Section(BaseModel):
-    """Settings whose unknown keys are errors."""
+    """Settings whose unknown keys are errors, as are numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class LossSettings(Section):
