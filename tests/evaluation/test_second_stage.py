@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -199,12 +200,13 @@ def test_two_processes_of_torchrun_share_the_pairs_of_each_task_and_give_the_sam
     toy_file: Path, tmp_path: Path
 ) -> None:
     script = Path(__file__).with_name("reranked_ranks.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     results, scored = [], []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, *launch, str(script), str(toy_file), str(folder / "cache"), str(folder / "out")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         content = json.loads((folder / "out/results.json").read_text())
         for task in content["tasks"].values():

@@ -37,6 +37,7 @@ DOORS: dict[str, str] = {
     "transformers.vision_utils.get_vision_cu_seqlens": "sizes of images in Qwen's vision encoders",
     "transformers.vision_utils.get_vision_position_ids": "sizes of images in Qwen's vision encoders",
     "transformers.masking_utils._ignore_causal_mask_sdpa": "causal attention without a mask over padding on the right",
+    "transformers.cache_utils.DynamicLayer": "sharing the first part of prompts in reranking",
     "transformers.utils.cached_file": "adapters on the hub",
     "transformers.PreTrainedConfig.get_config_dict": "the model type of a hub id",
 }

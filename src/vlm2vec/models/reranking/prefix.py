@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from vlm2vec.batch import Batch
 from vlm2vec.models.backbones.base import Backbone
@@ -22,6 +21,7 @@ from vlm2vec.models.last_layer import last_token_only
 from vlm2vec.models.pooling import last_token
 from vlm2vec.models.reranking.pair_model import PairModel
 from vlm2vec.models.reranking.scalar_head import ProductHead
+from vlm2vec.models.transformers_internals import door
 from vlm2vec.types import EmbeddingInput
 
 BY_TOKEN = {"input_ids", "attention_mask", "position_ids", "mm_token_type_ids"}
@@ -117,9 +117,8 @@ def is_supported(backbone: Generic, batch: Batch) -> bool:
         return False
     by_token = set(batch.tensors) - set(batch.rows)
     layers = DynamicCache(config=backbone.config).layers
-    return (
-        by_token <= BY_TOKEN and "past_key_values" in backbone.accepted and all(type(x) is DynamicLayer for x in layers)
-    )
+    plain = door("transformers.cache_utils.DynamicLayer")
+    return by_token <= BY_TOKEN and "past_key_values" in backbone.accepted and all(type(x) is plain for x in layers)
 
 
 def shared_length(alone: Batch, batch: Batch) -> int:
