@@ -155,8 +155,8 @@ def test_help_answers_at_once_and_without_torch() -> None:
     command = [sys.executable, "-m", "vlm2vec.cli", "--help"]
     subprocess.run(command, check=True, capture_output=True)  # once, so that the files are in memory
     times = []
-    for _ in range(3):
+    for _ in range(6):
         since = children_seconds()
         subprocess.run(command, check=True, capture_output=True)
         times.append(children_seconds() - since)
-    assert min(times) < 1.5  # about 0.4 s; the margin is for a slower processor that others use, too
+    assert min(times) < 1.0  # about 0.4 s; the margin is for a slower processor, the repeats are for a busy one

@@ -90,7 +90,7 @@ MISTAKES = {
     "lists instead of objects": ("train list.jsonl -o run", "line 1", "expected an object such as"),
     "broken JSON": ("train broken.jsonl -o run", "broken.jsonl, line 1", "not valid JSON"),
     "another encoding": ("train latin.csv -o run", "latin.csv: not valid UTF-8", "save it as UTF-8"),
-    "commas in a cell without quotes": ("train cells.csv -o run", "cells.csv, row 0", "quote cells with"),
+    "commas in a cell without quotes": ("train cells.csv -o run", "cells.csv, row 0", "quote cells that"),
     "a file that is no parquet": ("train pairs.parquet -o run", "pairs.parquet", "not a readable parquet file"),
     "a folder without images": ("train ./empty -o run", "empty: contains no images", "or a file such as pairs.jsonl"),
     "images without captions": ("train ./photos -o run", "1 images without captions", "metadata.csv"),

@@ -68,7 +68,7 @@ def publish_ok_vqa(hub: Hub, folder: Path) -> None:
     rows = []
     for n in range(1000):
         draw(folder / f"images/OK-VQA/{n}.png", list(COLORS)[n % len(COLORS)], n)
-        ask = f"<|image_1|>\nRepresent the given image with the following question: What is in picture {n}?\n"
+        ask = f"<|image_1|>\nRepresent the given image with the following question: What is in image {n}?\n"
         rows.append(
             {"qry_text": ask, "qry_img_path": f"OK-VQA/{n}.png", "tgt_text": answers, "tgt_img_path": [""] * 1000}
         )

@@ -65,7 +65,7 @@ def test_both_readers_of_csv_see_the_same_row(tmp_path: Path, content: str, row:
 def test_a_row_of_another_length_is_an_error_of_that_row(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,n\nred, deep,1\nblue,2\n")
     bad, good = open_source(tmp_path / "a.csv")
-    assert "row 1: expected 2 cells as in the header, found 3; quote cells with ','" in str(bad.error)
+    assert "row 1: expected 2 cells as in the header, found 3; quote cells that contain ','" in str(bad.error)
     assert good.item and good.item.text == "blue"
     with pytest.raises(UserError, match="row 0: expected 2 cells"):
         list(read_rows(tmp_path / "a.csv"))

@@ -43,7 +43,7 @@ def delimited_rows(
                 yield dict(zip(names, cells, strict=True))
             elif cells:  # not a blank line
                 counts = f"expected {len(names)} cells as in the header, found {len(cells)}"
-                yield UserError(f"{counts}; quote cells with {shown(delimiter)}")
+                yield UserError(f"{counts}; quote cells that contain {shown(delimiter)}")
     except csv.Error as error:
         raise UserError(f"{where}: not a readable CSV file ({error})") from error
 

@@ -17,6 +17,8 @@ def summary(about: dict[str, Any]) -> str:
     kind = "a LoRA adapter on" if about["adapter"] else "a fine-tuned copy of"
     yes, no = about["prompt"]["answers"]
     head = "a trained linear layer" if about["trained_head"] else f'the logit of "{yes}" less that of "{no}"'
+    if about.get("head") == "product":
+        head += ", plus the scaled cosine between the states at the end of query and prompt,"
     return f"""This model reads a query together with a candidate, each text, images or both, and scores relevance.
 It is {kind} `{about["base"]}`. The score is given by {head} at the last token of the prompt.
 """

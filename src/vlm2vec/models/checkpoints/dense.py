@@ -108,15 +108,19 @@ def write_dense(dense: Dense, folder: Path) -> None:
 def _activation(path: Path, name: str, width: int) -> nn.Module:
     """The activation of a layer with `width` outputs: a class of torch without weights that keeps the shape."""
     module, _, kind = name.rpartition(".")
-    if module.startswith("torch.nn"):
-        try:
-            found = getattr(importlib.import_module(module), kind)
-            if issubclass(found, nn.Module):
-                activation: nn.Module = found()
-                outputs = activation(torch.zeros(2, width))
-                if isinstance(outputs, torch.Tensor) and outputs.shape == (2, width) and not activation.state_dict():
-                    return activation
-        except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
-            pass
     expected = "a class of torch.nn without arguments and weights that keeps the dimension"
-    raise UserError(f"{path}: activation_function {shown(name)}: expected {expected}")
+    refusal = UserError(f"{path}: activation_function {shown(name)}: expected {expected}")
+    if not module.startswith("torch.nn"):
+        raise refusal
+    try:
+        found = getattr(importlib.import_module(module), kind)
+        if not issubclass(found, nn.Module):  # nothing else is called
+            raise TypeError(name)
+        activation: nn.Module = found()
+        outputs = activation(torch.zeros(2, width))
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise refusal from error
+    keeps_shape = isinstance(outputs, torch.Tensor) and outputs.shape == (2, width)
+    if not keeps_shape or activation.state_dict():
+        raise refusal
+    return activation
