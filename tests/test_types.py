@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import UserDict, deque
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +17,7 @@ from tiny.models import draw_image
 from vlm2vec.batch import Batch
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
-from vlm2vec.types import EmbeddingInput
+from vlm2vec.types import EmbeddingInput, require_many
 
 
 def png() -> bytes:
@@ -141,3 +144,37 @@ def test_a_image_that_cannot_be_read_is_one_clear_line_that_names_it(tmp_path, c
         reference.load()
     assert "rows.jsonl, row 3" in str(caught.value) and "broken.png" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Frame:
+    """Iterates over names of columns, as a table of pandas does."""
+
+    columns = ("text",)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (None, "None of type NoneType"),
+        (7, "7 of type int"),
+        ("a text", "a text of type str"),
+        (b"bytes", "of type bytes"),
+        (Path("a.png"), "a.png of type PosixPath"),
+        (Image.new("RGB", (2, 2)), "of type Image"),
+        (EmbeddingInput("a"), "of type EmbeddingInput"),
+        (UserDict(text="a"), "of type UserDict"),
+        (Frame(), "a Frame; pass one of its columns"),
+    ],
+)
+def test_a_single_input_or_a_table_in_place_of_a_list_is_one_line(values: object, found: str) -> None:
+    with pytest.raises(UserError, match=r"^encode expects a list of inputs, found") as error:
+        require_many(values, "encode")
+    assert found in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("values", [[], ("a",), np.array(["a"]), iter(["a"]), {"a": 1}.keys(), deque(["a"])])
+def test_any_iterable_of_inputs_is_accepted(values: object) -> None:
+    require_many(values, "encode")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from PIL import Image
 
 from vlm2vec.errors import UserError
 from vlm2vec.media.documents import VIDEO_ENDINGS
@@ -94,6 +96,23 @@ class EmbeddingInput:
         kinds = [key for key in value if given.get(key)]
         text_first = len(kinds) > 1 and kinds[0] == "text"
         return EmbeddingInput(text, images, value.get("instruction", instruction), video, text_first)
+
+
+def require_many(values: Any, name: str) -> None:
+    """Checks that inputs are given as a list or another iterable: iterating a text or a table would embed its parts.
+
+    Args:
+        values: The argument.
+        name: Its name, or that of the function, for the message.
+
+    Raises:
+        UserError: for None, a single input, and a table, whose iterator gives names of columns.
+    """
+    if hasattr(values, "columns"):
+        raise UserError(f"{name} expects a list of inputs, found a {type(values).__name__}; pass one of its columns")
+    single = isinstance(values, str | bytes | Mapping | Path | Image.Image | ImageRef | EmbeddingInput)
+    if single or not isinstance(values, Iterable):
+        raise UserError(f"{name} expects a list of inputs, found {_shown(values)}; wrap a single input: [input]")
 
 
 def _shown(value: Any) -> str:

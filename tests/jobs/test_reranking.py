@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from vlm2vec.cli import app
 from vlm2vec.errors import UserError
 from vlm2vec.jobs.reranking import rerank_hits
 from vlm2vec.jobs.searching import Query
+from vlm2vec.models.reranking.prompt import RerankPrompt
 from vlm2vec.models.reranking.reranker import Ranked, Reranker
 from vlm2vec.retrieval.metadata import own
 from vlm2vec.retrieval.vector_store import Hit
@@ -32,6 +34,7 @@ class Redness:
         candidates: Sequence[EmbeddingInput],
         on_error: Callable[[int, UserError], None],
         progress: Callable[[int], None] | None = None,
+        **options: Any,
     ) -> list[Ranked]:
         scores = {}
         for index, item in enumerate(candidates):
@@ -58,6 +61,63 @@ def test_the_rerankers_order_replaces_that_of_the_cosines(tmp_path: Path) -> Non
     assert len(skipped) == 2
     assert "note.txt: the store keeps no image of this row" in skipped[0]
     assert "gone.png" in skipped[1]
+
+
+SMALL = ["--option", "num_layers=1", "--option", "visual_tokens=4", "--option", "image_size=64"]
+
+
+def test_search_adds_the_weighted_cosine_and_prints_the_sum(
+    tiny_vlm: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weight 0 is the order without the option, a large one that of the store, and each score is the sum."""
+    for number, name in enumerate(("green", "red", "blue", "yellow")):
+        draw(tmp_path / f"photos/{name}.png", name, number)
+    store = str(tmp_path / "photos.lance")
+    run("index", "compact", str(tmp_path / "photos"), "--store", store, *SMALL)
+    load, prompt = Reranker.from_pretrained, RerankPrompt(system="Judge.", answers=("y", "n"))
+    monkeypatch.setattr(Reranker, "from_pretrained", lambda source, **options: load(source, prompt=prompt, **options))
+    search = ["search", "something red", "--store", store, "--json"]
+    cosines = {hit["key"]: hit["score"] for hit in json.loads(run(*search))}
+    search += ["--rerank", str(tiny_vlm("qwen2_vl"))]
+    alone = {hit["key"]: hit["score"] for hit in json.loads(run(*search))}
+    assert json.loads(run(*search, "--rerank-cosine", "0")) == json.loads(run(*search))
+    for weight in (3.0, 1e6):
+        found = {hit["key"]: hit["score"] for hit in json.loads(run(*search, "--rerank-cosine", str(weight)))}
+        sums = {key: math.log(alone[key] / (1 - alone[key])) + weight * cosines[key] for key in cosines}
+        assert found == pytest.approx(sums, abs=2e-5 * weight) and len(found) == 4
+        assert list(found) == sorted(found, key=lambda key: -found[key])
+    assert list(found) == list(cosines)
+    best = run(*search[:-3], *search[-2:], "--rerank-top", "1", "--rerank-cosine", "20", "-k", "1")
+    assert next(iter(cosines)) in best  # of one row that is read, that row
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["search", "red", "--store", "any.lance", "--rerank-cosine", "20"], "add --rerank MODEL"),
+        (
+            ["search", "red", "--rerank", "m", "--store", "any.lance", "--rerank-cosine", "-1"],
+            "cosine -1: expected 0",
+        ),
+        (
+            ["search", "red", "--rerank", "m", "--store", "any.lance", "--rerank-cosine", "nan"],
+            "cosine nan: expected 0",
+        ),
+        (["eval", "compact", "--benchmark", "mmeb-v1", "-o", "out", "--rerank-cosine", "20"], "add --rerank MODEL"),
+        (["ui", "--rerank-cosine", "20"], "add --rerank MODEL"),
+        (["serve", "compact", "--rerank-cosine", "20"], "add --reranker MODEL"),
+    ],
+)
+def test_a_weight_that_has_no_effect_is_refused_before_anything_is_loaded(command: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, UserError)
+    assert message in str(done.exception)
+
+
+def run(*command: str) -> str:
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def test_the_command_ranks_a_folder_and_names_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

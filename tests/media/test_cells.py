@@ -159,3 +159,46 @@ def test_bytes_in_a_column_of_texts_are_refused_by_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"query_text": [b"a"], "target_text": ["b"]}), tmp_path / "r.parquet")
     with pytest.raises(UserError, match="column query_text: expected texts, found bytes"):
         read_train_records(tmp_path / "r.parquet")
+
+
+def undecodable(*values: bytes) -> pa.Array:
+    """Texts that are not checked, as a writer in another language may have written them."""
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+def nested(name: str) -> pa.Array:
+    values, offsets = undecodable(b"good", b"caf\xe9"), pa.array([0, 1, 2], pa.int32())
+    return {
+        "text": values,
+        "list": pa.ListArray.from_arrays(offsets, values),
+        "struct": pa.StructArray.from_arrays([values], ["a"]),
+        "map": pa.MapArray.from_arrays(offsets, pa.array(["k", "k"]), values),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["text", "list", "struct", "map"])
+def test_metadata_that_is_not_utf_8_is_an_error_of_its_row(name: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one", "two"], "note": nested(name)}), tmp_path / "a.parquet")
+    first, second = open_source(tmp_path / "a.parquet")
+    assert first.item is not None and first.item.text == "one" and "good" in first.metadata["note"]
+    assert second.item is None and "row 1: column note: not valid UTF-8 at byte 3 (0xe9)" in (second.error or "")
+
+
+def test_a_column_name_or_a_path_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    table = tmp_path / "names.parquet"
+    pq.write_table(pa.table({"text": ["one"], "cafX": ["two"]}), table, store_schema=False)
+    table.write_bytes(table.read_bytes().replace(b"cafX", b"caf\xe9"))
+    with pytest.raises(UserError, match=r"names\.parquet: b'caf\\xe9' is not valid UTF-8; write the column again"):
+        list(open_source(table))
+    paths = pa.StructArray.from_arrays([pa.nulls(1, pa.binary()), undecodable(b"caf\xe9")], ["bytes", "path"])
+    pq.write_table(pa.table({"image": paths}), tmp_path / "paths.parquet")
+    [record] = open_source(tmp_path / "paths.parquet")
+    assert record.item is not None
+    with pytest.raises(UserError, match=r"paths\.parquet: b'caf\\xe9' is not valid UTF-8"):
+        record.item.images[0].load()
+
+
+def test_metadata_of_the_file_that_is_not_utf_8_changes_nothing(tmp_path: Path) -> None:
+    table = pa.table({"text": ["one"]}).replace_schema_metadata({b"\xff": b"caf\xe9", b"pandas": b"{\xff"})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [record.item.text for record in open_source(tmp_path / "a.parquet") if record.item] == ["one"]

@@ -122,6 +122,20 @@ def test_an_opened_image_is_turned_as_its_file_is(kind: str) -> None:
     assert file.load().size == (6, 9)
 
 
+@pytest.mark.parametrize("kind", ["EPS", "WMF", "GRIB", "MPEG"])
+def test_a_format_that_pillow_does_not_decode_itself_is_refused_by_its_name(kind: str) -> None:
+    content = {
+        "EPS": saved(Image.new("RGB", (4, 4)), "EPS").read(),
+        "WMF": b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<4hH", 0, 0, 100, 100, 100) + b"\0" * 6 + b"\x01\0\x09\0\0\x03",
+        "GRIB": b"GRIB\0\0\0\1" + bytes(40),
+        "MPEG": b"\0\0\1\xb3\x02\0\x20" + bytes(40),
+    }[kind]
+    with pytest.raises(UserError, match=f"format {kind} is not supported; convert the image to PNG or JPEG"):
+        ImageRef(data=content).load()
+    with Image.open(io.BytesIO(content)) as opened, pytest.raises(UserError, match=f"format {kind} is not supported"):
+        ImageRef.of(opened)
+
+
 def test_an_opened_image_without_pixels_is_refused() -> None:
     half = saved(Image.effect_noise((64, 64), 50), "PNG").read()[:600]
     for image in (Image.new("RGB", (0, 0)), Image.open(io.BytesIO(half))):

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlm2vec.data.json_lines import JsonLines
+from vlm2vec.data.pair_tables import read_rows
 from vlm2vec.data.records import read_train_records
 from vlm2vec.errors import UserError
 from vlm2vec.files import read_json
@@ -54,6 +56,34 @@ def test_every_kind_of_file_gives_the_text_that_was_written(
     (tmp_path / "notes").mkdir(exist_ok=True)
     write(tmp_path / "notes/a.md", texts[0], encoding, mark)
     assert read(tmp_path / "notes", encoding) == texts[:1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
+def test_files_with_the_line_ends_of_old_macs_give_the_same_inputs(tmp_path: Path, encoding: str) -> None:
+    texts = ["one é", "two", "three"]
+    assert read(write(tmp_path / "a.txt", "\r".join(texts), encoding), encoding) == texts
+    rows = "\r".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts) + "\r"
+    assert read(write(tmp_path / "a.jsonl", rows, encoding), encoding) == texts
+    table = as_csv([*texts, 'a "quoted" cell\rof two lines']).replace("\r\n", "\r")
+    assert read(write(tmp_path / "a.csv", table, encoding), encoding) == [*texts, 'a "quoted" cell\rof two lines']
+
+
+def test_training_pairs_with_the_line_ends_of_old_macs_are_the_same_rows(tmp_path: Path) -> None:
+    rows = [{"query": f"q{i} é", "target": f"t{i}"} for i in range(600)]  # more than two blocks
+    for name, end in (("new", "\n"), ("old", "\r")):
+        content = end.join(json.dumps(row, ensure_ascii=False) for row in rows)
+        (tmp_path / f"{name}.jsonl").write_bytes(content.encode())
+    new, old = (JsonLines(tmp_path / f"{name}.jsonl") for name in ("new", "old"))
+    assert new.sizes == old.sizes and len(old.sizes) > 2
+    for block in range(len(old.sizes)):
+        assert [row for _, row in old.read(block)] == [row for _, row in new.read(block)]
+    assert [row for _, row in read_rows(tmp_path / "old.jsonl")] == rows
+
+
+def test_a_carriage_return_inside_a_file_with_line_feeds_ends_no_line(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.csv", 'text\n"one\rtwo"\nthree\n', "utf-8")) == ["one\rtwo", "three"]
+    long = "x" * (1 << 17)  # longer than the part in which the line end is looked for
+    assert read(write(tmp_path / "a.txt", f"a\r{long}\rb", "utf-8")) == ["a", long, "b"]
 
 
 @given(content=st.binary(max_size=30), encoding=st.sampled_from(ENCODINGS))

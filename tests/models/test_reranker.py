@@ -104,6 +104,50 @@ def test_candidates_are_ranked_by_score_and_a_bad_one_fails_alone(tiny_vlm: Tiny
         reranker.score("red", candidates[:4])
 
 
+def test_the_weighted_cosine_joins_the_log_odds_in_closed_form(tiny_vlm: TinyVlm) -> None:
+    reranker = load(tiny_vlm("qwen2_vl"))
+    candidates = ["a dog", RED, WIDE, "a cat on a mat"]
+    log_odds = reranker.score("red", candidates)
+    order = np.argsort(-log_odds, kind="stable")
+    cosines = np.empty(4, np.float32)
+    cosines[order] = [0.1, 0.2, 0.3, 0.4]  # the opposite order
+    alone = reranker.rank("red", candidates)
+    assert reranker.rank("red", candidates, cosines=cosines, cosine_weight=0) == alone
+    assert [found.index for found in alone] == order.tolist()
+    for weight in (0.5, 20, 1e6):
+        found = reranker.rank("red", candidates, cosines=torch.tensor(cosines), cosine_weight=weight)
+        sums = log_odds + np.float32(weight) * cosines
+        assert [one.score for one in found] == sums[[one.index for one in found]].tolist() == sorted(sums, reverse=True)
+        assert [one.log_odds for one in found] == log_odds[[one.index for one in found]].tolist()
+    assert [one.index for one in found] == order[::-1].tolist()  # a large weight: the embedder's order
+
+
+def test_an_unreadable_candidate_stays_last_whatever_its_cosine(tiny_vlm: TinyVlm) -> None:
+    reranker = load(tiny_vlm("qwen2_vl"))
+    found = reranker.rank(
+        "red", [Path("missing.png"), RED], cosines=[1, 0], cosine_weight=1e6, on_error=lambda index, error: None
+    )
+    assert [one.index for one in found] == [1, 0] and np.isnan(found[1].score)
+
+
+@pytest.mark.parametrize(
+    ("cosines", "weight", "message"),
+    [
+        (None, 20, "cosine_weight needs cosines"),
+        ([0.5], 20, "cosines of shape [1]: expected one for each of 2 candidates"),
+        ([[0.5, 0.1]], 20, "cosines of shape [1, 2]: expected one"),
+        ([0.5, 0.1], -1, "cosine_weight -1: expected 0 or a positive number"),
+        ([0.5, 0.1], float("nan"), "cosine_weight nan: expected 0"),
+    ],
+)
+def test_a_weight_without_its_cosines_is_one_line_before_anything_is_read(
+    cosines: Any, weight: float, message: str, tiny_vlm: TinyVlm
+) -> None:
+    with pytest.raises(UserError) as error:
+        load(tiny_vlm("qwen2_vl")).rank("red", ["a", Path("missing.png")], cosines=cosines, cosine_weight=weight)
+    assert str(error.value).startswith(message)
+
+
 def test_what_cannot_rerank_is_one_clear_line(tiny_vlm: TinyVlm, tmp_path: Path) -> None:
     build_clip(tmp_path)
     with pytest.raises(UserError, match="use a vision-language model"):

@@ -62,6 +62,22 @@ def test_an_empty_assistant_turn_changes_nothing(client: TestClient, png: bytes,
     assert answer.status_code == 400 and "assistant turn must be empty" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ('{"input": "a", "input": "b"}', "input"),
+        ('{"input": [{"text": "a", "text": "b"}]}', "text"),
+        ('{"input": "a", "model": "vlm2vec", "model": "vlm2vec"}', "model"),
+        ('{"input": "a", "in\\u0070ut": "b"}', "input"),
+        ('{"messages": [{"role": "user", "role": "user", "content": "a"}]}', "role"),
+    ],
+)
+def test_a_key_that_appears_twice_is_refused_by_name(client: TestClient, body: str, key: str) -> None:
+    answer = client.post("/v1/embeddings", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == f"the body is not valid JSON (key '{key}' appears twice)"
+
+
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "", "image/png", None])
 def test_a_wrong_content_type_is_named(client: TestClient, kind: str | None) -> None:
     headers = {} if kind is None else {"Content-Type": kind}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +49,46 @@ def test_scores_are_those_of_the_reranker(server: TestClient, reranker: Reranker
     assert (answer["scored_by"], answer["model"]) == ("reranker", "tiny-reranker")
     assert answer["results"][0]["document"] is not None and answer["usage"]["prompt_tokens"] > 0
     assert len(server.post("/v2/rerank", json={**body, "top_n": 1}).json()["results"]) == 1
+
+
+@pytest.mark.parametrize("weight", [3.0, 1e5])
+def test_with_a_weight_each_score_is_log_odds_plus_cosine(
+    weight: float, embedder: Embedder, reranker: Reranker, client: TestClient, server: TestClient
+) -> None:
+    """The cosines are those of the server without a reranker, the log-odds those of the server without a weight."""
+    body = {"query": "red", "documents": DOCUMENTS}
+    near, alone = (scores(one.post("/v1/rerank", json=body).json()) for one in (client, server))
+    settings = SETTINGS.model_copy(update={"rerank_cosine": weight})
+    with TestClient(create_app(embedder, settings, reranker=reranker)) as both:
+        answer = both.post("/v1/rerank", json=body).json()
+        found = scores(answer)
+        expected = {i: math.log(alone[i] / (1 - alone[i])) + weight * near[i] for i in range(3)}
+        assert found == pytest.approx(expected, abs=2e-4 + 1e-6 * weight)
+        assert list(found) == sorted(found, key=lambda i: -found[i])
+        assert answer["scored_by"] == "reranker + cosine"
+        counts = [one.post("/v1/rerank", json=body).json()["usage"]["prompt_tokens"] for one in (client, server)]
+        assert answer["usage"]["prompt_tokens"] == sum(counts)
+        about = both.get("/openapi.json").json()["info"]["description"]
+        assert f"plus {weight:g} times their cosine" in about
+    if weight == 1e5:
+        assert list(found) == list(near)
+
+
+def test_with_a_weight_a_document_that_one_model_refuses_fails_alone(embedder: Embedder, reranker: Reranker) -> None:
+    """A text of 600 tokens is too long for the embedder; the reranker reads it, if it has no such limit."""
+    settings = SETTINGS.model_copy(update={"rerank_cosine": 20.0})
+    with TestClient(create_app(embedder, settings, reranker=reranker)) as both:
+        body = {"query": "red", "documents": ["a cat", {"image": data_uri(b"no image")}, "word " * 600, "a dog"]}
+        answer = both.post("/v1/rerank", json=body).json()
+        assert sorted(one["index"] for one in answer["results"]) == [0, 3]
+        assert [error["index"] for error in answer["errors"]] == [1, 2]
+        long = both.post("/v1/rerank", json={"query": "word " * 600, "documents": ["a dog"]})
+        assert long.status_code == 400
+
+
+def scores(answer: dict[str, Any]) -> dict[int, float]:
+    """Scores by position, best first."""
+    return {one["index"]: one["relevance_score"] for one in answer["results"]}
 
 
 def test_a_bad_document_fails_alone_and_a_bad_query_fails_the_request(server: TestClient) -> None:

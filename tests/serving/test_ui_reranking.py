@@ -55,6 +55,14 @@ def test_the_switch_orders_the_nearest_rows_by_the_reranker(searcher: Searcher) 
     assert page.search(Query("red"), 1, None, rerank=True).results != off.results
 
 
+def test_the_weighted_cosine_joins_the_reranker_on_the_page(searcher: Searcher) -> None:
+    names = [Path(hit.key).name for hit in searcher.search(Query("red"), 24) if hit.key.endswith("png")]
+    for weight, expected in ((0.0, ["green.png"]), (1e6, names)):
+        page = SearchPage(searcher, Greenness(), weight)  # type: ignore[arg-type]
+        found = [f"{name}.png" for name in NAME.findall(page.search(Query("red"), 24, None, rerank=True).results or "")]
+        assert list(dict.fromkeys(found))[: len(expected)] == expected
+
+
 def test_without_a_reranker_the_switch_does_nothing(searcher: Searcher) -> None:
     page = SearchPage(searcher)
     assert page.search(Query("red"), 24, None, rerank=True).results == page.search(Query("red"), 24, None).results

@@ -52,6 +52,10 @@ AddressOption = Annotated[
     str | None, typer.Option("--address", help="Address of a Ray cluster; default: start one on this machine.")
 ]
 PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code.")]
+RerankCosineOption = Annotated[
+    float,
+    typer.Option("--rerank-cosine", help="Add the embedder's cosine times this number to the reranker's log-odds."),
+]
 
 
 def renamed(value: Value, old_value: Value, option: str, old_option: str) -> Value:
@@ -114,6 +118,19 @@ def key_value(text: str, option: str = "--option", example: str = "num_layers=4"
     if not separator:
         raise UserError(f"{option} {shown(text)}: expected key=value, such as {example}")
     return key, yaml.safe_load(value)
+
+
+def rerank_cosine_of(weight: float, reranker: str | None, option: str = "--rerank") -> float:
+    """The value of `--rerank-cosine`; `option` is the one that names the reranker.
+
+    Raises:
+        UserError: for a number that is no weight, and for a weight without a reranker.
+    """
+    from vlm2vec.models.reranking.scores import check_weight
+
+    if check_weight(weight, "--rerank-cosine") and not reranker:
+        raise UserError(f"--rerank-cosine {weight:g} has no effect without a reranker; add {option} MODEL")
+    return weight
 
 
 def model_and_source(first: str | None, second: Path | None) -> tuple[str, Path]:

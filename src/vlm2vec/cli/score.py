@@ -16,11 +16,13 @@ from vlm2vec.cli.options import (
     OptionsOption,
     OutputOption,
     PickleOption,
+    RerankCosineOption,
     TasksOption,
     WorkersOption,
     check_engine,
     key_value,
     renamed,
+    rerank_cosine_of,
     settings_of,
 )
 from vlm2vec.progress import say
@@ -54,9 +56,7 @@ def evaluate(
         str | None, typer.Option(help="A VLM that reranks the first candidates of each query: folder or hub id.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of candidates of each query that --rerank reads.")] = 50,
-    rerank_cosine: Annotated[
-        float, typer.Option(min=0, help="Add the embedder's cosine times this number to the reranker's log-odds.")
-    ] = 0.0,
+    rerank_cosine: RerankCosineOption = 0.0,
 ) -> None:
     """Score a model on a benchmark; write results.json, a Markdown table, a leaderboard file and an HTML report.
 
@@ -69,6 +69,7 @@ def evaluate(
     from vlm2vec.evaluation.run import Stages, score_model
     from vlm2vec.evaluation.second_stage import RerankOptions
 
+    cosine_weight = rerank_cosine_of(rerank_cosine, rerank)
     settings = settings_of(option, allow_pickle)
     pool = RayPool(model, workers, address, gpus, settings)
     model, opens = _engine(pool, check_engine(engine), name)
@@ -81,7 +82,7 @@ def evaluate(
         cache=renamed(cache, store, "--cache", "--store"),
         names=task or [],
         switches=dict(key_value(text, "--switch", "identity=content") for text in switch or []),
-        stages=Stages(opens, RerankOptions(rerank, top, rerank_cosine) if rerank else None),
+        stages=Stages(opens, RerankOptions(rerank, top, cosine_weight) if rerank else None),
     )
     if not results:  # only rank 0 reports
         return

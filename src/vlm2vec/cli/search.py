@@ -13,9 +13,11 @@ from vlm2vec.cli.options import (
     DEFAULT_MODEL,
     OptionsOption,
     PickleOption,
+    RerankCosineOption,
     StoreUri,
     note_model,
     open_vector_store,
+    rerank_cosine_of,
     settings_of,
 )
 from vlm2vec.errors import UserError
@@ -60,6 +62,7 @@ def search(
         str | None, typer.Option("--rerank", help="A VLM that reads the query with each of the nearest rows.")
     ] = None,
     num_reranked: Annotated[int, typer.Option("--rerank-top", min=1, help="Number of rows that it reads.")] = 50,
+    rerank_cosine: RerankCosineOption = 0.0,
     allow_pickle: PickleOption = False,
 ) -> None:
     """Search a vector store by text, by image, or by both.
@@ -71,6 +74,7 @@ def search(
 
     query = Query(text, ImageRef(path=str(image)) if image else None, instruction)
     query.as_input()  # an empty query is refused before a model is loaded
+    cosine_weight = rerank_cosine_of(rerank_cosine, reranker)
     if server:
         from vlm2vec.jobs.remote_search import search_server
 
@@ -85,7 +89,7 @@ def search(
     searcher = Searcher(_query_encoder(opened, query, model, allow_pickle), opened)
     hits = searcher.search(query, max(k, num_reranked) if reranker else k, where)
     if reranker:
-        hits = _reranked(reranker, query, hits, k, allow_pickle)
+        hits = _reranked(reranker, query, hits, k, cosine_weight, allow_pickle)
     if html:
         from vlm2vec.jobs.sheet import write_sheet
 
@@ -202,11 +206,12 @@ def _query_encoder(store: VectorStore, query: Query, model: str | None, allow_pi
     return embedder
 
 
-def _reranked(model: str, query: Query, hits: list[Hit], k: int, allow_pickle: bool) -> list[Hit]:
+def _reranked(model: str, query: Query, hits: list[Hit], k: int, cosine_weight: float, allow_pickle: bool) -> list[Hit]:
     from vlm2vec.jobs.reranking import rerank_hits
     from vlm2vec.models.reranking.reranker import Reranker
 
-    best, skipped = rerank_hits(Reranker.from_pretrained(model, **_consent(allow_pickle)), query, hits, k)
+    reranker = Reranker.from_pretrained(model, **_consent(allow_pickle))
+    best, skipped = rerank_hits(reranker, query, hits, k, cosine_weight)
     for reason in skipped:
         sys.stderr.write(f"left out: {reason}\n")
     return best

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm2vec.cli.options import OptionsOption, PickleOption, key_value, settings_of
+from vlm2vec.cli.options import (
+    OptionsOption,
+    PickleOption,
+    RerankCosineOption,
+    key_value,
+    rerank_cosine_of,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from vlm2vec.serving.settings import ServeSettings
@@ -33,6 +40,7 @@ def serve(
     reranker: Annotated[
         str | None, typer.Option(help="A VLM that scores the documents of /v1/rerank; without it, cosines do.")
     ] = None,
+    rerank_cosine: RerankCosineOption = 0.0,
     host: Annotated[str, typer.Option(help="Address to bind to; 0.0.0.0 for all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
     workers: Annotated[int, typer.Option(help="Number of processes; each loads the model. Use one per GPU.")] = 1,
@@ -65,6 +73,7 @@ def serve(
         "served_names": tuple(name or ("vlm2vec", Path(model).name)),
         "store": store,
         "reranker": reranker,
+        "rerank_cosine": rerank_cosine_of(rerank_cosine, reranker, "--reranker"),
         "host": host,
         "port": port,
         "workers": workers,

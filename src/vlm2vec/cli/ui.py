@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm2vec.cli.options import DEFAULT_MODEL, PickleOption, about_model
+from vlm2vec.cli.options import DEFAULT_MODEL, PickleOption, RerankCosineOption, about_model, rerank_cosine_of
 from vlm2vec.errors import UserError
 from vlm2vec.progress import progress_bar, say
 
@@ -25,6 +25,7 @@ def ui(
     rerank: Annotated[
         str | None, typer.Option(help="A VLM that reads the query with each of the nearest rows and orders them.")
     ] = None,
+    rerank_cosine: RerankCosineOption = 0.0,
     host: Annotated[str, typer.Option(help="Address to bind to; 0.0.0.0 for all networks.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="TCP port; default: the first free port from 7860 on.")] = None,
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in the browser.")] = False,
@@ -38,6 +39,7 @@ def ui(
     from vlm2vec.jobs.stores import load_model_of
     from vlm2vec.retrieval.open import open_store
 
+    cosine_weight = rerank_cosine_of(rerank_cosine, rerank)
     opened = open_store(store) if store else None
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     try:
@@ -52,7 +54,7 @@ def ui(
         searcher, note = _demo(model or DEFAULT_MODEL, consent)
         title = "Demo: drawn images"
     note = " · ".join(filter(None, (note, about_model(searcher.store.facts.model))))
-    page = build_page(searcher, title, note, _ranker(rerank, consent))
+    page = build_page(searcher, title, note, _ranker(rerank, consent), cosine_weight)
     address = launch_page(page, searcher, host, port)
     say(f"Page: {address} (Ctrl-C stops it)")
     if host not in ("127.0.0.1", "localhost", "::1"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import UserError, shown
-from vlm2vec.media.text import decode, parse_json
+from vlm2vec.media.text import byte_lines, decode, parse_json
 
 BLOCK = 256
 Row = dict[str, Any]
@@ -88,7 +88,7 @@ def _lines(file: Path, place: int = 0, number: int = 1) -> Iterator[tuple[int, i
     try:
         with file.open("rb") as lines:
             lines.seek(place)
-            for line in lines:
+            for line in byte_lines(lines):
                 if line.strip():
                     yield place, number, line
                 place += len(line)

@@ -12,7 +12,7 @@ from vlm2vec.errors import UserError, shown
 from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, open_parquet, parquet_errors, plain_rows
 from vlm2vec.media.delimited import delimited_rows
 from vlm2vec.media.images import IMAGE_ENDINGS, ImageRef
-from vlm2vec.media.text import decode, parse_json, read_text
+from vlm2vec.media.text import byte_lines, decode, parse_json, read_text
 
 logger = logging.getLogger(__name__)
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -47,7 +47,7 @@ def read_rows(source: Path) -> Rows:
 
 def _jsonl_rows(source: Path) -> Rows:
     with source.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(byte_lines(lines), start=1):
             place = f"line {number}"
             if line.strip():
                 yield (

@@ -22,6 +22,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.evaluation.benchmark import EvalTask
 from vlm2vec.evaluation.metrics import Ranked, all_metrics, mean_interval, values_of
 from vlm2vec.evaluation.score import KeyOf, Pool, Reranked, RowsOf, Sample, pools, ranks_in, sampled
+from vlm2vec.models.reranking.scores import with_cosine
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, VectorCache
 from vlm2vec.retrieval.rank import DEPTH, best_candidates, exact_scores
 from vlm2vec.types import EmbeddingInput, EvalQuery
@@ -133,7 +134,8 @@ class SecondStage:
         for number, pool, gains, first in self._first_stages(queries, rows_of, key_of, merged):
             query = queries[number]
             scores_K, spent = self._pairs(query.query, key_of(query.query), pool, first.places[: self.top])
-            order = reordered(first, scores_K + np.float32(self.cosine_weight) * first.scores[: len(scores_K)])
+            cosines_K = first.scores[: len(scores_K)]
+            order = reordered(first, with_cosine(scores_K, cosines_K, self.cosine_weight))
             values_M1 = order.values_M[:, None]
             [ranked[number]] = ranks_in(np.ones((1, 1)), values_M1, pool, [list(gains)], [list(gains.values())])
             seconds += spent

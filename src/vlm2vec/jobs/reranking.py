@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from vlm2vec.models.reranking.reranker import Reranker
 
 
-def rerank_hits(ranker: Reranker, query: Query, hits: Sequence[Hit], k: int) -> tuple[list[Hit], list[str]]:
+def rerank_hits(
+    ranker: Reranker, query: Query, hits: Sequence[Hit], k: int, cosine_weight: float = 0.0
+) -> tuple[list[Hit], list[str]]:
     """The k best of some hits, in the order of a reranker.
 
     Args:
@@ -23,9 +25,12 @@ def rerank_hits(ranker: Reranker, query: Query, hits: Sequence[Hit], k: int) -> 
         query: What was searched for.
         hits: Rows of the store with their metadata, nearest first.
         k: Number of rows returned.
+        cosine_weight: The cosine of a row times this number is added to the reranker's log-odds. 0: the reranker alone
+            decides.
 
     Returns:
-        The rows, with the reranker's probability as their score; and why rows were left out that could not be read.
+        The rows, with the reranker's probability as their score, or with the sum if there is a weight; and why rows
+        were left out that could not be read.
     """
     readable, skipped = [], []
     for hit in hits:
@@ -35,7 +40,13 @@ def rerank_hits(ranker: Reranker, query: Query, hits: Sequence[Hit], k: int) -> 
             skipped.append(str(error))
     failed: dict[int, UserError] = {}
     candidates = [item for _, item in readable]
-    ranked = ranker.rank(query.as_input(), candidates, on_error=failed.__setitem__)
+    ranked = ranker.rank(
+        query.as_input(),
+        candidates,
+        cosines=[hit.score for hit, _ in readable],
+        cosine_weight=cosine_weight,
+        on_error=failed.__setitem__,
+    )
     skipped += [f"{readable[index][0].key}: {error}" for index, error in failed.items()]
     best = [found for found in ranked if found.index not in failed][:k]
     return [replace(readable[found.index][0], score=found.score) for found in best], skipped

@@ -33,13 +33,15 @@ def parquet_errors(path: str | Path) -> Iterator[None]:
     """Turns what pyarrow raises of a damaged file or an unsupported column into one line with the file.
 
     Raises:
-        UserError: naming the file and the first line of pyarrow's message.
+        UserError: naming the file and the first line of pyarrow's message, or the name or path that is not valid UTF-8.
     """
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a readable parquet file ({reason}); write it or download it again") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {shown(error.object)} is not valid UTF-8; write the column again") from error
 
 
 def open_parquet(path: str | Path) -> pq.ParquetFile:
@@ -235,7 +237,8 @@ class ParquetImages:
                 with parquet_errors(self._path):
                     rows = self._file.read_row_group(group, columns=[column])
                 self._recent = (group, column, rows.column(column))
-            value = self._recent[2][places[0] - self._begins[group]].as_py()
+            with parquet_errors(self._path):
+                value = self._recent[2][places[0] - self._begins[group]].as_py()
         for place in places[1:]:
             value = value[place] if value and place < len(value) else None
         content = value.get("bytes") if isinstance(value, dict) else value

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vlm2vec.errors import UserError, shown
 from vlm2vec.media import archives, documents
@@ -26,6 +26,8 @@ IMAGE_ENDINGS = (
 """File name endings of images that Pillow reads; HEIC requires the extra `heic`."""
 MAX_PATH = 300
 """Characters of a path in a message; a longer text is no path."""
+NOT_DECODED = ("EPS", "MPEG")
+"""Formats that Pillow gives to another program (Ghostscript, which runs code of the file) or knows by header only."""
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -125,7 +127,6 @@ class ImageRef:
         raw = self.read()
         try:
             with open_image(raw, str(self.path or "")) as image:
-                image.load()
                 return prepare(image, self.rules)
         except UserError as error:
             raise UserError(f"{self}: {error}") from error
@@ -155,7 +156,8 @@ def open_file(file: IO[bytes], name: str = "") -> Image.Image:
         name: File name; its ending distinguishes a damaged HEIC file from other formats.
 
     Raises:
-        UserError: for HEIC images if pillow-heif is not installed.
+        UserError: for HEIC images if pillow-heif is not installed, and for formats that Pillow recognizes and does not
+            decode itself.
         UnidentifiedImageError, OSError and others: from Pillow, for a damaged file or an unknown format.
     """
     head = file.read(12)
@@ -166,14 +168,20 @@ def open_file(file: IO[bytes], name: str = "") -> Image.Image:
         except ImportError as error:
             raise UserError("HEIC images require pillow-heif: pip install 'vlm2vec[heic]'") from error
         pillow_heif.register_heif_opener()
-    return Image.open(file)
+    return _decodable(Image.open(file))
+
+
+def _decodable(image: Image.Image) -> Image.Image:
+    if image.format in NOT_DECODED or isinstance(image, ImageFile.StubImageFile):
+        raise UserError(f"format {image.format} is not supported; convert the image to PNG or JPEG")
+    return image
 
 
 def _encoded(image: Image.Image) -> bytes:
     """The bytes of a PIL image in a lossless format, the one that is fastest to write and to read."""
     encoded = io.BytesIO()
     try:
-        upright(image).save(encoded, format="PPM")
+        upright(_decodable(image)).save(encoded, format="PPM")
     except UserError:
         raise
     except Exception as error:  # decoding happens here if the image was only opened; see `load`

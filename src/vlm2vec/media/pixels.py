@@ -10,6 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from vlm2vec.errors import UserError
+from vlm2vec.media.deep_colour import DeepColour
 
 WIDE_MODES = ("I", "F")
 """First letters of the modes with more than 8 bits per channel: I;16, I;16B, I and F."""
@@ -22,6 +23,8 @@ BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, SAMPLE_FORMAT = 258, 262, 281, 3
 """Numbers of TIFF tags."""
 WHITE_IS_ZERO, SIGNED = 0, 2
 """Values of the tags for photometric interpretation and sample format."""
+FULL_FROM = 4095 >> 8
+"""Larger upper bytes of 16 bits belong to the range up to 65535."""
 SMALLEST_SIDE = 28
 """Side of a merged patch of the Qwen-VL models in pixels. The reference evaluation resizes smaller images."""
 SMALL_SQUARE = 56
@@ -70,7 +73,7 @@ def prepare(image: Image.Image, rules: PixelRules | None = None) -> Image.Image:
     """Converts a decoded image to RGB.
 
     Args:
-        image: An image of any mode.
+        image: An image of any mode; better not loaded yet, because 16 bits per colour channel are lost on loading.
         rules: Preprocessing rules. None: apply the EXIF orientation, composite onto white, keep the contrast.
 
     Raises:
@@ -95,13 +98,14 @@ def upright(image: Image.Image) -> Image.Image:
     Raises:
         UserError: as `to_rgb`.
     """
+    deep = DeepColour.of(image)
     image.load()  # some formats are turned while they load, and no longer state an orientation then
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001 - damaged EXIF data makes Pillow raise anything; the pixels are intact
         orientation = None
     turn = TURNS.get(orientation) if isinstance(orientation, int) else None
-    rgb = to_rgb(image)
+    rgb = to_rgb(image if deep is None else _all_bits(image, deep))
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -143,6 +147,19 @@ def _narrowed(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
+def _all_bits(image: Image.Image, deep: DeepColour) -> Image.Image:
+    """Scales channels of 16 bits to 8 by the values that they hold, where the upper 8 bits would be almost black."""
+    upper = np.asarray(image)
+    split = [4 if image.mode == "CMYK" else 3]  # colours, and opacity if there is one
+    used = [part.max() for part in np.split(upper, split, axis=-1) if part.size]
+    if not _declared_white(image) and min(used, default=FULL_FROM + 1) > FULL_FROM:
+        return image
+    values = upper.astype(np.uint16) << 8 | deep.lower_bytes()
+    parts = [part for part in np.split(values, split, axis=-1) if part.size]
+    scaled = [np.rint(part * (255 / _white_of(part, image))).astype(np.uint8) for part in parts]
+    return Image.frombytes(image.mode, image.size, np.concatenate(scaled, axis=-1).tobytes())
+
+
 def _white_of(values: np.ndarray, image: Image.Image) -> int:
     """Returns the value that represents white."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
@@ -176,6 +193,7 @@ def _tag(image: Image.Image, number: int) -> Any:
 
 
 def _plain_rgb(image: Image.Image) -> Image.Image:
+    image.load()  # the mode of some formats changes then
     return image.convert("I").convert("RGB") if image.mode.startswith("I;16") else image.convert("RGB")
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from vlm2vec.errors import UserError, shown
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ENCODING = "utf-8-sig"
 """UTF-8, with or without a byte order mark."""
+HEAD = 1 << 16
+"""Bytes in which the line end of a file is looked for."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 MARK = "\ufeff"
 MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -99,7 +101,8 @@ def read_lines(path: Path, encoding: str = ENCODING, *, escape: bool = False) ->
             an encoding such as UTF-16 that cannot be split into lines before decoding.
     """
     if _newline(encoding) not in (b"\n", codecs.BOM_UTF8 + b"\n"):  # lines cannot be told apart as bytes
-        yield from enumerate(io.StringIO(read_text(path, encoding), newline="\n"), start=1)
+        text = read_text(path, encoding)
+        yield from enumerate(io.StringIO(text, newline="\n" if "\n" in text else "\r"), start=1)
         return
     with path.open("rb") as lines:
         head = lines.read(4)
@@ -109,11 +112,30 @@ def read_lines(path: Path, encoding: str = ENCODING, *, escape: bool = False) ->
                 f"save it as UTF-8, or give the encoding, such as {other}"
             )
         lines.seek(0)
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(byte_lines(lines), start=1):
             try:
                 yield number, decode(line, f"{path}, line {number}", encoding, escape=escape)
             except UserError as error:
                 yield number, error
+
+
+def byte_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yields the lines of a file from its position, each with its line end: LF, CR LF, or CR alone as on old Macs.
+
+    CR alone ends a line if there is no LF in the first 64 KiB: a file with LF may have CR inside a quoted cell.
+    """
+    place = file.tell()
+    head = file.read(HEAD)
+    file.seek(place)
+    if b"\n" in head or b"\r" not in head:
+        yield from file
+        return
+    rest = b""
+    while block := file.read(HEAD):
+        *whole, rest = (rest + block).split(b"\r")
+        yield from (line + b"\r" for line in whole)
+    if rest:
+        yield rest
 
 
 def _shown_name(encoding: str) -> str:
@@ -140,7 +162,12 @@ def parse_json(text: str, where: str) -> Any:
         raise UserError(f"{where}: not valid JSON ({str(error).partition(';')[0]})") from error
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs, for `object_pairs_hook`.
+
+    Raises:
+        ValueError: naming a key that appears twice.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -148,7 +175,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)  # `json.loads` would make one at each call
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)  # `json.loads` would make one at each call
 
 
 def require_unicode(text: str | None, where: str) -> None:

@@ -31,7 +31,7 @@ from vlm2vec.models.encoding.pipeline import Pipeline
 from vlm2vec.models.encoding.settings import EncodeSettings
 from vlm2vec.models.loading import LoadSettings
 from vlm2vec.quantize import check_precision, quantize_rows, ranges_of
-from vlm2vec.types import EmbeddingInput
+from vlm2vec.types import require_many
 
 Inputs = Iterable[Any]
 
@@ -251,8 +251,7 @@ class Embedder(nn.Module):
         return (quantize_rows(part.vectors, precision, ranges, part.bad) for part in parts)
 
     def _pipeline(self, inputs: Inputs, settings: EncodeSettings) -> Pipeline:
-        if isinstance(inputs, str | dict | EmbeddingInput):
-            raise UserError("encode expects a list of inputs; wrap a single input: encode([...])")
+        require_many(inputs, "encode")
         instruction = self.prompts.get("default") if settings.instruction is None else settings.instruction
         return Pipeline(self, replace(settings, instruction=instruction or None))
 

@@ -19,7 +19,7 @@ from vlm2vec.serving.gate import Gate
 from vlm2vec.serving.inputs import InputReader
 from vlm2vec.serving.metrics import Metrics
 from vlm2vec.serving.refusals import Refusal
-from vlm2vec.serving.reranking import PairEngine, scored_by
+from vlm2vec.serving.reranking import PairEngine, about_scores
 from vlm2vec.serving.settings import ServeSettings
 from vlm2vec.serving.validation import invalid_request
 
@@ -63,7 +63,7 @@ def create_app(
         title="vlm2vec",
         version=__version__,
         summary="Embeddings and search for text and images.",
-        description=scored_by(settings.reranker),
+        description=about_scores(settings),
         lifespan=running,
         redirect_slashes=False,
     )

@@ -7,10 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vlm2vec.errors import UserError
-from vlm2vec.serving.batching import Embedded
 from vlm2vec.serving.engine import Engine, Observer
 from vlm2vec.serving.inputs import Item
 from vlm2vec.serving.refusals import Refusal
@@ -22,12 +19,17 @@ if TYPE_CHECKING:
     from vlm2vec.serving.settings import ServeSettings
 
 
-def scored_by(reranker: str | None) -> str:
+def about_scores(settings: ServeSettings) -> str:
     """How the documents of `/v1/rerank` are scored, for the OpenAPI page."""
-    if reranker is None:
+    if settings.reranker is None:
         return "This server has no reranker: `/v1/rerank` orders documents by their cosine to the query."
-    name = Path(reranker).name
-    return f"`/v1/rerank` orders documents by the reranker {name}, which reads query and document together."
+    name = Path(settings.reranker).name
+    if not settings.rerank_cosine:
+        return f"`/v1/rerank` orders documents by the reranker {name}, which reads query and document together."
+    return (
+        f"`/v1/rerank` orders documents by the log-odds of the reranker {name}, which reads query and document "
+        f"together, plus {settings.rerank_cosine:g} times their cosine to the query."
+    )
 
 
 class PairEngine:
@@ -66,8 +68,3 @@ class PairEngine:
             return self._reranker.pair(query, document)
         except UserError as error:
             return Refusal(400, "bad_input", str(error))
-
-
-def probability(scored: Embedded) -> float:
-    """The probability of the positive answer, from its log-odds."""
-    return float(1 / (1 + np.exp(-scored.vector[0])))

@@ -28,6 +28,7 @@ from vlm2vec.serving.schemas import (
     SimilarityRequest,
     SimilarityResponse,
 )
+from vlm2vec.serving.strict_json import StrictRoute
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": about}
@@ -45,7 +46,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "The model is not working at the moment.",
     }.items()
 }
-router = APIRouter(responses=REFUSALS)
+router = APIRouter(responses=REFUSALS, route_class=StrictRoute)
 
 
 @router.post("/v1/embeddings", responses={200: {"model": EmbeddingResponse}}, tags=["embed"])
@@ -124,7 +125,8 @@ async def cohere_embed(body: CohereRequest, request: Request) -> Response:
 async def rerank(body: RerankRequest, request: Request) -> Response:
     """Rank documents by their relevance to a query, best first, for the clients of Cohere and Jina.
 
-    The score is that of the server's reranker, if it was started with one, otherwise the cosine; the answer says which.
+    The score is the cosine, or that of the server's reranker, or the sum of both, as the server was started; the answer
+    says which.
     """
     serving = serving_of(request)
     reranker = serving.pairs.name if serving.pairs else None
@@ -139,7 +141,7 @@ async def rerank(body: RerankRequest, request: Request) -> Response:
             document = body.documents[result["index"]]
             result["document"] = {"text": document} if isinstance(document, str) else _plain(document)
     errors = {"errors": [refusal.detail(index) for index, refusal in found.refused.items()]} if found.refused else {}
-    facts = {"id": str(uuid.uuid4()), "model": name, "scored_by": "reranker" if reranker else "cosine"}
+    facts = {"id": str(uuid.uuid4()), "model": name, "scored_by": found.scored_by}
     return answer({**facts, "results": results, **found.used, **errors})
 
 

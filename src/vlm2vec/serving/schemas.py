@@ -189,9 +189,10 @@ class RerankResponse(BaseModel):
 
     id: str
     model: str
-    scored_by: Literal["cosine", "reranker"] = Field(
+    scored_by: Literal["cosine", "reranker", "reranker + cosine"] = Field(
         description="cosine: of the vectors of query and document. "
-        "reranker: probability that the document answers the query, by a model that reads both together."
+        "reranker: probability that the document answers the query, by a model that reads both together. "
+        "reranker + cosine: its log-odds plus the weighted cosine, any number."
     )
     results: list[RerankResult]
     usage: Usage

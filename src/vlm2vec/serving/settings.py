@@ -20,6 +20,8 @@ class ServeSettings(BaseModel):
         model_options: Arguments of `Embedder.from_pretrained`.
         served_names: Names that requests may give the model; responses use the first.
         reranker: Folder or hub id of a model that scores the documents of `/v1/rerank`; None: cosines of `model`.
+        rerank_cosine: The cosine of `model` times this number is added to the reranker's log-odds in `/v1/rerank`;
+            0: the reranker alone decides.
         store: Address of a vector store for `/v1/search`; None: `/v1/search` answers 404.
         host: Address to bind to; loopback by default.
         port: TCP port.
@@ -56,6 +58,7 @@ class ServeSettings(BaseModel):
     model_options: dict[str, Any] = {}
     served_names: tuple[str, ...] = ("vlm2vec",)
     reranker: str | None = None
+    rerank_cosine: float = Field(0.0, ge=0, allow_inf_nan=False)
     store: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -99,6 +102,8 @@ class ServeSettings(BaseModel):
                 raise ValueError(f"{inner} is larger than {outer}, so it has no effect; lower {inner} or raise {outer}")
         if not self.max_images and (self.allow_urls or self.media_root):
             raise ValueError("max_images is 0, so allow_urls and media_root have no effect; remove one of them")
+        if self.rerank_cosine and not self.reranker:
+            raise ValueError("rerank_cosine has no effect without a reranker; set reranker, or remove rerank_cosine")
         return self
 
     def to_environment(self) -> None:

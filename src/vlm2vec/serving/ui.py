@@ -51,7 +51,9 @@ KEYS = """<script>document.addEventListener("keydown", (event) => {
 });</script>"""
 
 
-def build_page(searcher: Searcher, title: str, note: str = "", ranker: Reranker | None = None) -> gr.Blocks:
+def build_page(
+    searcher: Searcher, title: str, note: str = "", ranker: Reranker | None = None, cosine_weight: float = 0.0
+) -> gr.Blocks:
     """Build the search page of a store.
 
     Args:
@@ -59,8 +61,9 @@ def build_page(searcher: Searcher, title: str, note: str = "", ranker: Reranker 
         title: Name of the store.
         note: Line next to the title.
         ranker: Orders the nearest rows of a search, unless the visitor switches it off.
+        cosine_weight: The cosine times this number is added to the reranker's log-odds.
     """
-    answers = SearchPage(searcher, ranker)
+    answers = SearchPage(searcher, ranker, cosine_weight)
     script = (TEMPLATES / "ui.js").read_text()
     with gr.Blocks(
         title=f"{title} · vlm2vec", analytics_enabled=False, delete_cache=(FILE_LIFE // 6, FILE_LIFE)
@@ -188,9 +191,10 @@ def _form(answers: SearchPage) -> tuple[list[Any], gr.Button, gr.Button]:
         info=f"Fields: {fields_line(answers.store)}",
     )  # fmt: skip
     number = gr.Slider(4, MOST_RESULTS, RESULTS, step=4, label="Results", elem_id="number")
+    added = f"; {answers.cosine_weight:g} times the cosine is added" if answers.cosine_weight else ""
     rerank = gr.Checkbox(
         answers.ranker is not None, label=f"Rerank the nearest {NUM_RERANKED}", elem_id="rerank",
-        info="A model reads the query with each", visible=answers.ranker is not None,
+        info=f"A model reads the query with each{added}", visible=answers.ranker is not None,
     )  # fmt: skip
     return [text, image, task, where, number, rerank], go, clear
 

@@ -54,10 +54,12 @@ class SearchPage:
     Args:
         searcher: The store and its model.
         ranker: Orders the nearest rows by reading each together with the query; None: the order is that of the cosines.
+        cosine_weight: See `rerank_hits`.
     """
 
-    def __init__(self, searcher: Searcher, ranker: Reranker | None = None) -> None:
+    def __init__(self, searcher: Searcher, ranker: Reranker | None = None, cosine_weight: float = 0.0) -> None:
         self.searcher, self.store, self.ranker = searcher, searcher.store, ranker
+        self.cosine_weight = cosine_weight
 
     def first(self, k: int) -> Answer:
         """The page before the first search: the first rows of the store."""
@@ -87,7 +89,7 @@ class SearchPage:
         """The best k of the nearest rows in the order of the reranker; fills in why rows were left out."""
         assert self.ranker is not None
         hits = with_images(self.store, self.searcher.search(query, max(k, NUM_RERANKED), where))
-        best, reasons = rerank_hits(self.ranker, query, hits, k)
+        best, reasons = rerank_hits(self.ranker, query, hits, k, self.cosine_weight)
         skipped += reasons
         return best
 

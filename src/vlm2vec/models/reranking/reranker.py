@@ -27,10 +27,11 @@ from vlm2vec.models.reranking.loading import load_pair_model
 from vlm2vec.models.reranking.pair_model import PairModel
 from vlm2vec.models.reranking.prefix import SharedPrefix
 from vlm2vec.models.reranking.prompt import RerankPrompt
+from vlm2vec.models.reranking.scores import check_cosines, check_weight, probability, with_cosine
 from vlm2vec.models.verification.fingerprint import describe
 from vlm2vec.models.vision.feature_memory import FeatureMemory
 from vlm2vec.models.vision.frozen_vision import FrozenVision
-from vlm2vec.types import EmbeddingInput
+from vlm2vec.types import EmbeddingInput, require_many
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Ranked:
 
     Attributes:
         index: Position of the candidate in the input.
-        score: Probability of the positive answer, 0 to 1. NaN if the candidate could not be read.
-        log_odds: Logit of the positive answer minus that of the negative one; candidates are ordered by it.
+        score: Probability of the positive answer, 0 to 1; with a cosine weight, the sum of `log_odds` and weighted
+            cosine. Candidates are ordered by it. NaN if the candidate could not be read.
+        log_odds: Logit of the positive answer minus that of the negative one.
     """
 
     index: int
@@ -131,6 +133,7 @@ class Reranker:
         Raises:
             UserError: for a query or, without `on_error`, a candidate that cannot be read.
         """
+        require_many(candidates, "candidates")
         asked = EmbeddingInput.of(query, instruction)
         pairs = {}
         for index, candidate in enumerate(candidates):
@@ -158,6 +161,8 @@ class Reranker:
         top: int | None = None,
         *,
         instruction: str | None = None,
+        cosines: Sequence[float] | np.ndarray | None = None,
+        cosine_weight: float = 0.0,
         on_error: Callable[[int, UserError], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Ranked]:
@@ -168,9 +173,19 @@ class Reranker:
             candidates: See `score`.
             top: Number of candidates returned. Default: all.
             instruction: See `score`.
+            cosines: An embedder's cosine of the query with each candidate; needed with `cosine_weight`.
+            cosine_weight: The cosine times this number is added to the log-odds (`with_cosine`). 0: the reranker alone
+                decides.
             on_error: See `score`.
             progress: See `score`.
+
+        Raises:
+            UserError: as `score`, and for a weight without cosines, or another number of cosines than candidates.
         """
+        require_many(candidates, "candidates")
+        near_N = check_cosines(cosines, len(candidates)) if check_weight(cosine_weight) else None
         log_odds_N = self.score(query, candidates, instruction=instruction, on_error=on_error, progress=progress)
-        order = np.argsort(-np.nan_to_num(log_odds_N, nan=-np.inf), kind="stable")[:top]
-        return [Ranked(int(i), float(1 / (1 + np.exp(-log_odds_N[i]))), float(log_odds_N[i])) for i in order]
+        sums_N = with_cosine(log_odds_N, near_N, cosine_weight)
+        scores_N = sums_N if cosine_weight else probability(log_odds_N)
+        order = np.argsort(-np.nan_to_num(sums_N, nan=-np.inf), kind="stable")[:top]
+        return [Ranked(int(i), float(scores_N[i]), float(log_odds_N[i])) for i in order]
