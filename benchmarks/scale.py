@@ -14,7 +14,6 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scale_toys import Hashed, Work, facts, lines
+from scale_toys import Hashed, Work, facts, lines, peak_mib
 from scale_training import image_check, mining_all, mining_targets, training_pairs
 
 from vlm2vec.evaluation.benchmark import Benchmark
@@ -170,7 +169,7 @@ CASES: dict[str, Callable[[Path, int, int], Work]] = {
     "images before the first step": image_check,
     "search through the index": recall,
     "server, distinct texts": serve,
-    "mine, 2,000 pairs": mining_targets,
+    "mine, 4,096 pairs": mining_targets,
     "mine, all pairs of 5,000 targets": mining_all,
 }
 
@@ -192,8 +191,7 @@ def _measured(name: str, rows: int, dim: int, answer: Connection) -> None:
         since = time.process_time()
         work = CASES[name](Path(folder), rows, dim)
         seconds = work.pop("seconds", time.process_time() - since)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        answer.send({"seconds": seconds, "MiB": peak, "work": work})
+        answer.send({"seconds": seconds, "MiB": peak_mib(), "work": work})
 
 
 def table(measured: Iterable[tuple[str, int, Work | None, Work]]) -> Iterable[str]:

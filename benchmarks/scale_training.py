@@ -14,29 +14,45 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from scale_toys import Hashed, Work
+from scale_toys import Hashed, Work, peak_mib
 
 from vlm2vec.data.mmeb.images import TRAIN_COLUMNS
 from vlm2vec.data.mmeb.train_rows import TrainRows, read_train_set
+from vlm2vec.evaluation.evaluate import PART
 from vlm2vec.media.images import ImageRef
+from vlm2vec.retrieval.cache_folder import KEY_BYTES
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys
 from vlm2vec.training.check_images import read_images
-from vlm2vec.training.mining import MiningRule, mine, mine_negatives
-from vlm2vec.training.reference import ReferenceModel
+from vlm2vec.training.mining import Finder, mine
+from vlm2vec.training.nearest import BLOCK, MiningRule, mine_negatives
 
 
 def mining_targets(folder: Path, rows: int, dim: int) -> Work:
-    """`vlm2vec mine` of 2,000 pairs among all rows as targets."""
-    random = np.random.default_rng(0)
-    targets_MD = random.standard_normal((rows, dim), np.float32)
-    own = random.integers(rows, size=2000).tolist()
-    queries_ND = targets_MD[own] + random.standard_normal((2000, dim), np.float32)
-    since = time.process_time()
+    """`vlm2vec mine` of a block of pairs among all rows as distinct targets, read from an embedding cache."""
+    random, cache = np.random.default_rng(0), EmbeddingCache(folder, {"model": "random"})
+    centers = random.standard_normal((max(rows // 50, 2), dim), np.float32)
+    keys = [number.to_bytes(KEY_BYTES, "big") for number in range(rows)]
+    for start in range(0, rows, PART):
+        part = keys[start : start + PART]
+        noise = random.standard_normal((len(part), dim), np.float32) * np.float32(0.6)
+        vectors_ND = centers[random.integers(len(centers), size=len(part))] + noise
+        cache.put(part, vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True))
+    targets_MD, own = cache.rows(keys), random.integers(rows, size=BLOCK).tolist()
+    del keys
+    queries_ND = targets_MD[own] + random.standard_normal((BLOCK, dim), np.float32) * np.float32(0.5 / dim**0.5)
+    before, since = peak_mib(), time.process_time()
     mined = mine_negatives(queries_ND, targets_MD, own, [{row} for row in own], MiningRule(4))
-    return {"seconds": time.process_time() - since, "negatives": sum(map(len, mined))}
+    seconds = time.process_time() - since
+    hours = seconds / BLOCK * rows / 3600
+    return {
+        "seconds": seconds,
+        "negatives": sum(map(len, mined)),
+        "MiB by mining": round(peak_mib() - before),
+        "core hours for all rows as pairs": round(hours, 2),
+    }
 
 
-class RandomReference(ReferenceModel):
+class RandomFinder(Finder):
     """The model of `mine` with vectors from hashes, kept in an embedding cache."""
 
     def __init__(self, folder: Path, dim: int) -> None:
@@ -54,7 +70,7 @@ def mining_all(folder: Path, rows: int, dim: int) -> Work:
     pq.write_table(pa.table(columns), folder / "in/Set/original-0.parquet")
     del columns
     since = time.process_time()
-    rule, finder = MiningRule(2, margin=None), RandomReference(folder, dim)
+    rule, finder = MiningRule(2, margin=None), RandomFinder(folder, dim)
     means = mine("random", folder / "in", folder / "out", rule, open_finder=lambda model: finder)
     return {"seconds": time.process_time() - since, "negatives a pair": means["Set"]}
 

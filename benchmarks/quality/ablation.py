@@ -28,7 +28,8 @@ from photos import Bench, Scores, hold_out, shown
 
 from vlm2vec.files import write_text
 from vlm2vec.training.judging import EmbedderJudge
-from vlm2vec.training.mining import MiningRule, mine
+from vlm2vec.training.mining import mine
+from vlm2vec.training.nearest import MiningRule
 
 ALPHAS = (1, 3, 9)  # LLaVE trains with 9
 JUDGE = "compact-embed"

@@ -33,7 +33,8 @@ from held_out import Rows, is_held, question, rewrite, write_held_out
 
 from vlm2vec.evaluation.run import score_model
 from vlm2vec.training.config import Recipe, load_recipe
-from vlm2vec.training.mining import MiningRule, mine
+from vlm2vec.training.mining import mine
+from vlm2vec.training.nearest import MiningRule
 from vlm2vec.training.run import train
 
 PLACEHOLDER = "<|image_1|>"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset as ds
 import pytest
 from distributed.kills import one_killed
 from samples import draw
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from vlm2vec.cli import app
 from vlm2vec.jobs.embed import Job
+from vlm2vec.retrieval.open import open_store
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +59,19 @@ def test_a_killed_worker_changes_nothing_and_no_part_is_listed_before_a_worker_i
     assert errors == ["bad.png"]
     assert rows_of(tmp_path / "ray.npy") == rows_of(tmp_path / "local.npy")
     assert np.array_equal(np.load(tmp_path / "ray.npy"), np.load(tmp_path / "local.npy"))
+
+
+@pytest.mark.slow
+def test_workers_write_the_folder_of_parts_themselves_and_a_store_takes_every_row_once(
+    cluster, model, inputs, tmp_path
+) -> None:
+    output = tmp_path / "vectors"
+    with one_killed("PartEncoder", tmp_path / "vectors.parts", "part-*.parquet") as killed:
+        by_ray = embed(model, inputs, output, "--engine", "ray", "--workers", "2")
+    assert killed and "24 vectors" in by_ray and len(list(output.glob("part-*.parquet"))) == 9
+    keys = ds.dataset(output).to_table()["key"].to_pylist()
+    assert sorted(keys) == [f"{i:02d}.png" for i in range(24)]
+    done = CliRunner().invoke(app, ["load", str(output), "--store", str(tmp_path / "photos.lance")])
+    assert done.exit_code == 0 and "24 new" in done.output
+    (rows,) = open_store(str(tmp_path / "photos.lance")).scan([])
+    assert sorted(rows.keys) == sorted(keys)

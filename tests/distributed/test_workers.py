@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from samples import draw
@@ -21,13 +22,15 @@ from typer.testing import CliRunner
 
 from vlm2vec.cli import app
 from vlm2vec.data.mmeb.images import TRAIN_COLUMNS
-from vlm2vec.distributed import ray_embed, ray_eval, ray_index
+from vlm2vec.distributed import ray_embed, ray_index, ray_mine
 from vlm2vec.distributed.cluster import RayPool
 from vlm2vec.distributed.ray_eval import EvalWorker, RayEngine
 from vlm2vec.distributed.ray_index import IndexWorker, RayWriter
+from vlm2vec.distributed.ray_mine import MineWorker
 from vlm2vec.errors import UserError
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys
 from vlm2vec.retrieval.open import open_store
+from vlm2vec.training import nearest
 from vlm2vec.types import EmbeddingInput
 
 
@@ -56,13 +59,17 @@ def test_an_actor_writes_the_parts_of_the_local_engine(model, tmp_path, monkeypa
     assert "7 vectors" in local and "7 vectors" in by_actor and sum(counted) == 8
     assert np.array_equal(np.load(tmp_path / "actor.npy"), np.load(tmp_path / "local.npy"))
     assert [json.loads(line)["key"] for line in (tmp_path / "errors.jsonl").read_text().splitlines()] == ["bad.png"]
+    embed(model, inputs, tmp_path / "folder", "--engine", "ray")
+    assert len(list((tmp_path / "folder").glob("part-*.parquet"))) == 3 and sum(counted) == 16
+    vectors = ds.dataset(tmp_path / "folder").to_table()["vector"].to_pylist()
+    assert np.array_equal(np.array(vectors, np.float32), np.load(tmp_path / "local.npy"))
 
 
 class Handle:
     """An actor's handle whose calls run at once, in this process."""
 
     def __init__(self, worker: Any) -> None:
-        for name in ("describe", "fill", "encode"):
+        for name in ("describe", "fill", "encode", "mine"):
             setattr(self, name, SimpleNamespace(remote=getattr(worker, name, None)))
 
 
@@ -94,6 +101,7 @@ class Pool:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's calls run in this process."""
     monkeypatch.setattr("ray.get", lambda values: values)
+    monkeypatch.setattr("ray.put", lambda value: value)
     monkeypatch.setattr("ray.util.ActorPool", Pool)
 
 
@@ -184,12 +192,22 @@ def test_actors_mine_the_negatives_of_the_local_engine(model, here, tmp_path, mo
     columns |= {"qry": [f"question {i}" for i in range(30)], "pos_text": [f"answer {i % 9}" for i in range(30)]}
     pq.write_table(pa.table(columns), tmp_path / "train/Set/original-0.parquet")
 
-    @contextmanager
-    def engine_here(pool: RayPool) -> Iterator[RayEngine]:
-        yield RayEngine([Handle(EvalWorker(pool.model, pool.options)) for _ in range(2)])
+    mined: list[tuple[int, int]] = []
 
-    monkeypatch.setattr(ray_eval, "ray_engine", engine_here)
+    class Counting(MineWorker):
+        def mine(self, targets_MK: Any, root: str, queries: list[bytes], block: Any, rule: Any) -> Any:
+            mined.append((len(targets_MK), len(queries)))
+            return super().mine(targets_MK, root, queries, block, rule)
+
+    @contextmanager
+    def actors_here(pool: RayPool, kind: type) -> Iterator[list[Handle]]:
+        assert kind is MineWorker
+        yield [Handle(Counting(pool.model, pool.options)) for _ in range(2)]
+
+    monkeypatch.setattr(ray_mine, "actors", actors_here)
+    monkeypatch.setattr(nearest, "BLOCK", 8)
     run("mine", model, tmp_path / "train", "-o", tmp_path / "by-ray", "--num", "2", "--engine", "ray")
+    assert mined == [(9, 8), (9, 8), (9, 8), (9, 6)]  # every block of queries once, with all targets
     keys = sum(file.stat().st_size // 32 for file in (tmp_path / "cache").glob("embeddings/*/*.keys"))
     run("mine", model, tmp_path / "train", "-o", tmp_path / "local", "--num", "2")
     assert keys == 39 == sum(file.stat().st_size // 32 for file in (tmp_path / "cache").glob("embeddings/*/*.keys"))

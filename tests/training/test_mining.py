@@ -20,7 +20,8 @@ from vlm2vec.data.mmeb.train_rows import read_train_set
 from vlm2vec.models.reranking.prompt import RerankPrompt
 from vlm2vec.training import mining, reference
 from vlm2vec.training.judging import EmbedderJudge, RerankerJudge, judge_negatives
-from vlm2vec.training.mining import MiningRule, mine, mine_negatives
+from vlm2vec.training.mining import mine
+from vlm2vec.training.nearest import MiningRule, mine_negatives
 
 ANGLES = np.deg2rad([0, 10, 20, 40, 80])
 TARGETS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
@@ -101,14 +102,48 @@ def test_blocks_of_targets_give_the_negatives_of_one_full_sort_and_bound_the_sco
         ranked = order[rule.skip : rule.max_rank]
         expected.append([int(m) for m in ranked if scores[m] <= limit][: rule.num])
     held: list[int] = []
-    monkeypatch.setattr("vlm2vec.training.mining.BLOCK", 16)
-    monkeypatch.setattr("vlm2vec.training.mining.TARGETS_AT_ONCE", 64)
+    monkeypatch.setattr("vlm2vec.training.nearest.BLOCK", 16)
+    monkeypatch.setattr("vlm2vec.training.nearest.TARGETS_AT_ONCE", 64)
     real = torch.Tensor.topk
     monkeypatch.setattr(
         torch.Tensor, "topk", lambda self, *args, **kw: held.append(self.numel()) or real(self, *args, **kw)
     )
     assert mine_negatives(queries, targets, own, positives, rule) == expected
     assert max(held) <= 16 * 64, "scores of one block, whatever the number of targets"
+
+
+class CountedRows:
+    """Vectors that record how many are read at a time."""
+
+    def __init__(self, vectors_MD: np.ndarray) -> None:
+        self.vectors_MD, self.read = vectors_MD, []
+
+    def __len__(self) -> int:
+        return len(self.vectors_MD)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        found = self.vectors_MD[rows]
+        self.read.append(len(found))
+        return found
+
+
+def test_targets_are_read_once_a_block_of_queries_and_few_of_their_cosines_are_sorted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = np.random.default_rng(0)
+    queries, targets = (random.standard_normal((count, 16), np.float32) for count in (48, 8000))
+    monkeypatch.setattr("vlm2vec.training.nearest.BLOCK", 16)
+    monkeypatch.setattr("vlm2vec.training.nearest.TARGETS_AT_ONCE", 200)
+    sorted_numbers, real = [], torch.Tensor.topk
+    monkeypatch.setattr(
+        torch.Tensor, "topk", lambda self, *args, **kw: sorted_numbers.append(self.numel()) or real(self, *args, **kw)
+    )
+    counted, rule = CountedRows(targets), MiningRule(num=4, margin=None, max_rank=10)
+    found = mine_negatives(queries, counted, [0] * 48, [{0}] * 48, rule)
+    expected = np.argsort(-(queries @ targets[1:].T), axis=1)[:, :4] + 1
+    assert found == expected.tolist()
+    assert max(counted.read) == 200 and sum(counted.read) == 3 * len(targets)
+    assert sum(sorted_numbers) < 0.15 * queries.shape[0] * len(targets)
 
 
 def test_mined_sets_train_with_their_images_and_words(train_root: Path, tmp_path: Path, model: str) -> None:

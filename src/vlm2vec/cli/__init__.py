@@ -49,6 +49,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Embed and search": {
         "embed": embed.embed,
         "index": index.index,
+        "load": index.load,
         "forget": index.forget,
         "relocate": index.relocate,
         "search": search.search,

@@ -40,7 +40,9 @@ def embed(
         ),
     ] = None,
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="OUT.parquet, OUT.npy or OUT.lance.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="OUT.parquet, OUT.npy, OUT.lance, or OUT: a folder of parquet files.")
+    ],
     instruction: Annotated[
         str | None, typer.Option(help="Instruction; default: the model's own for documents.")
     ] = None,

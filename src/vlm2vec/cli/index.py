@@ -1,4 +1,4 @@
-"""Commands that change a vector store: index, forget, relocate."""
+"""Commands that change a vector store: index, load, forget, relocate."""
 
 from __future__ import annotations
 
@@ -144,6 +144,29 @@ def _say_store(opened: VectorStore, store: str, report: IndexReport) -> None:
     opened.close()
     note_model(opened.facts.model)
     say(f'Next: vlm2vec search "a dog on the beach" --store {shlex.quote(store)}')
+
+
+def load(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output of vlm2vec embed without an ending.")],
+    *,
+    store: StoreUri,
+    index: Annotated[
+        str | None,
+        typer.Option("--index", help="exact, IVF_RQ, IVF_HNSW_SQ or IVF_PQ; default: by the number of rows."),
+    ] = None,
+) -> None:
+    """Add a folder of vectors to a vector store, without a model; a killed run continues.
+
+    Example: vlm2vec load vectors/ --store photos.lance
+    """
+    from vlm2vec.jobs.loading import count_rows, load_parts
+
+    total = count_rows(folder)
+    kept = f"{store} keeps the rows that were committed"
+    with resumable(lambda: kept), progress_bar(f"loading {folder}", total) as advance:
+        report = load_parts(folder, store, index, advance)
+    say(f"{report.num_new} new, {report.num_known} already there")
+    say(f"Store: {store}, {report.num_rows} rows, search is {report.index.kind} ({report.index.reason})")
 
 
 def forget(

@@ -200,7 +200,9 @@ def mine(
     judge_margin: Annotated[
         float, typer.Option(help="The judge's score of a negative is at least this far below the positive's.")
     ] = 0.0,
-    engine: Annotated[str, typer.Option(help="local, or ray: encode on the actors of a Ray cluster.")] = "local",
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: encode and compare on the actors of a Ray cluster.")
+    ] = "local",
     workers: WorkersOption = 2,
     gpus: GpusOption = None,
     address: AddressOption = None,
@@ -210,10 +212,10 @@ def mine(
     Example: vlm2vec mine compact-embed data/train -o data/mined --num 3
     """
     from vlm2vec.distributed.cluster import RayPool
-    from vlm2vec.distributed.ray_eval import ray_finder
+    from vlm2vec.distributed.ray_mine import ray_finder
     from vlm2vec.training.judging import JUDGES
-    from vlm2vec.training.mining import MiningRule
     from vlm2vec.training.mining import mine as run_mining
+    from vlm2vec.training.nearest import MiningRule
 
     if margin is None and judge is None:
         margin = 0.0

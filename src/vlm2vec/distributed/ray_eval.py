@@ -1,4 +1,4 @@
-"""Encode the inputs of a benchmark or of training sets on a Ray cluster, with the same results as the local engine.
+"""Encode the inputs of a benchmark on a Ray cluster, with the same results as the local engine.
 
 The parts are those of the local engine, so each vector is computed in the same batch. Each actor loads the model once
 for all tasks and writes the vectors of a part to the embedding cache itself. An actor that dies is restarted and its
@@ -16,11 +16,8 @@ from typing import Any
 
 from vlm2vec.distributed.cluster import RayPool, actors, answers
 from vlm2vec.errors import UserError
-from vlm2vec.evaluation.evaluate import PART
 from vlm2vec.evaluation.run import Engine, LocalEngine
-from vlm2vec.retrieval.cache_folder import default_cache
-from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, VectorCache, fill
-from vlm2vec.training.reference import ReferenceModel
+from vlm2vec.retrieval.embedding_cache import EmbeddingCache, VectorCache, fill
 from vlm2vec.types import EmbeddingInput
 
 Items = dict[bytes, EmbeddingInput]
@@ -44,10 +41,15 @@ class EvalWorker:
 
     def fill(self, root: str, part: Items) -> int:
         """Encode the inputs of a part that are missing in the cache; return their number."""
+        cache = self.opened(root)
+        cache.refresh()  # an earlier worker of this part may have written vectors before it died
+        return fill(cache, part, self.engine.encode, part_size=len(part))
+
+    def opened(self, root: str) -> EmbeddingCache:
+        """The embedding cache of this model in a folder."""
         if self.cache is None or str(self.cache.folder.parent) != root:
             self.cache = EmbeddingCache(Path(root), self.engine.about)
-        self.cache.refresh()  # an earlier worker of this part may have written vectors before it died
-        return fill(self.cache, part, self.engine.encode, part_size=len(part))
+        return self.cache
 
 
 class RayEngine:
@@ -114,33 +116,3 @@ def ray_engine(pool: RayPool) -> Iterator[Engine]:
     """
     with actors(pool, EvalWorker) as workers:
         yield RayEngine(workers)
-
-
-class RayReference(ReferenceModel):
-    """The model of `vlm2vec mine` on a pool of actors; this process reads the sets once and ranks the vectors.
-
-    Args:
-        model: Its name.
-        engine: The actors.
-    """
-
-    def __init__(self, model: str, engine: Engine) -> None:
-        self.name, self._engine, self._key_of = model, engine, InputKeys()
-        self.cache = EmbeddingCache(default_cache(), engine.about)
-
-    def _encode(self, items: dict[bytes, EmbeddingInput], progress: Callable[[int], None]) -> None:
-        self._engine.fill(self.cache, items, part_size=PART, share=(0, 1), progress=progress)
-
-
-@contextmanager
-def ray_finder(pool: RayPool) -> Iterator[Callable[[str], ReferenceModel]]:
-    """Start the workers; they run for the duration of the block.
-
-    Yields:
-        What `vlm2vec.training.mining.mine` opens its model with.
-
-    Raises:
-        UserError: if Ray is not installed.
-    """
-    with ray_engine(pool) as engine:
-        yield lambda model: RayReference(model, engine)

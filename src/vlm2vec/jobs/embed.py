@@ -1,9 +1,10 @@
 """Embeds a source into a file of vectors, part by part: a kill loses at most the current part and duplicates nothing.
 
-A job is a folder `OUTPUT.parts` beside the output: `job.json` (what the vectors depend on) and one parquet file per
+A job is a folder `OUTPUT.parts` beside the output: `_job.json` (what the vectors depend on) and one parquet file per
 part, written atomically. A part is a run of consecutive records; it is done if its file has the same keys and versions.
 The source is listed once: an input is read when its part is encoded. When all parts are done, they become the output in
-one rename, and the folder is removed. An engine computes the missing parts as `Job.run` does, on any machine.
+one rename, and the folder is removed. An output without an ending is the folder of parts itself: no vector is written
+twice. An engine computes the missing parts as `Job.run` does, on any machine.
 """
 
 from __future__ import annotations
@@ -17,20 +18,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.errors import UserError, shown
-from vlm2vec.files import named_errors, replacing, write_json, write_text
-from vlm2vec.jobs.outputs import FORMATS, read_part, write_output
+from vlm2vec.files import TEMPORARY, named_errors, write_json, write_text
+from vlm2vec.jobs.outputs import FORMATS, PARTS, write_output
+from vlm2vec.jobs.parts import NAMES, errors_of, inputs_of, part_name, write_part
 from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.sources import Source
 from vlm2vec.media.text import printable
-from vlm2vec.retrieval.metadata import own
 from vlm2vec.retrieval.vector_store import StoreFacts
 from vlm2vec.types import EmbeddingInput
 
-JOB_FILE = "job.json"
+JOB_FILE = "_job.json"  # readers of a folder of parquet ignore names that begin with _
 LAST_FILE = "last-step"
 ERRORS_FILE = "errors.jsonl"
 PART = 1024
@@ -69,11 +69,12 @@ class EmbedSettings:
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive records of a source, and the file for their vectors."""
+    """Consecutive records of a source, the file for their vectors, and what those depend on."""
 
     number: int
     records: list[Record]
     file: Path
+    facts: StoreFacts
 
 
 @dataclass
@@ -96,7 +97,8 @@ class Job:
 
     Args:
         source: The inputs.
-        output: `.parquet`, `.npy` (with `.rows.jsonl` beside it) or `.lance` (a vector store).
+        output: `.parquet`, `.npy` (with `.rows.jsonl` beside it), `.lance` (a vector store), or a name without an
+            ending (a folder of parts).
         settings: How vectors are computed and stored.
         facts: What the vectors depend on besides the input (`vlm2vec.jobs.stores.facts_of`).
         overwrite: Replace an existing output.
@@ -120,14 +122,14 @@ class Job:
         """Parts that no earlier run has finished, in order; finished parts count as progress."""
         records, number = iter(self.source), 0
         while found := list(islice(records, self.settings.part)):
-            part = Part(number, found, self.folder / f"part-{number:06d}.parquet")
+            part = Part(number, found, self.folder / part_name(number), self.facts)
             if is_done(part):
                 self.report.num_kept += len(found)
                 progress(len(found))
             else:
                 yield part
             number += 1
-        for file in self.folder.glob("part-*.parquet"):  # of a source that was longer
+        for file in self.folder.glob(NAMES):  # of a source that was longer
             if int(file.stem.removeprefix("part-")) >= number:
                 file.unlink()
 
@@ -147,27 +149,36 @@ class Job:
         Raises:
             UserError: if no input could be read.
         """
-        files = sorted(self.folder.glob("part-*.parquet"))
-        total = 0
+        files = sorted(self.folder.glob(NAMES))
         for file in files:
-            table = read_part(file, ["key", "error"])
-            total += len(table)
-            bad = table.filter(table["error"].is_valid())
-            self.report.errors += zip(bad["key"].to_pylist(), bad["error"].to_pylist(), strict=True)
+            with pq.ParquetFile(file) as part:
+                self.report.num_vectors += part.metadata.num_rows
+                self.report.errors += [(key, reason) for _, key, _, reason in errors_of(part.schema_arrow)]
         self._write_errors()
-        self.report.num_vectors = total - len(self.report.errors)
         if not self.report.num_vectors:
-            reason = f"; the first: {self.report.errors[0][1]}" if self.report.errors else ""
-            raise UserError(f"{self.source.path}: none of {total} inputs could be embedded{reason}")
-        (self.folder / LAST_FILE).touch()
+            errors = self.report.errors
+            reason = f"; the first: {errors[0][1]}" if errors else ""
+            raise UserError(f"{self.source.path}: none of {len(errors)} inputs could be embedded{reason}")
         with named_errors(self.output):
-            write_output(self.output, files, self.facts, self.folder)
-        shutil.rmtree(self.folder)
+            self._make_output(files)
         return self.report
+
+    def _make_output(self, files: list[Path]) -> None:
+        """Makes the output from the files of the parts; the folder of a job whose output is a folder takes its name."""
+        if self.output.suffix == PARTS:
+            for file in self.folder.glob(f".*{TEMPORARY}*"):  # of killed processes
+                file.unlink()
+            if self.output.exists():
+                shutil.rmtree(self.output)
+            self.folder.replace(self.output)
+            return
+        (self.folder / LAST_FILE).touch()
+        write_output(self.output, files, self.facts, self.folder)
+        shutil.rmtree(self.folder)
 
     def kept(self) -> str:
         """What a run that stops now leaves for the next run."""
-        parts = len(list(self.folder.glob("part-*.parquet")))
+        parts = len(list(self.folder.glob(NAMES)))
         return f"{self.folder} keeps {parts} finished parts of {self.settings.part} inputs"
 
     def _begin(self) -> None:
@@ -204,10 +215,13 @@ def check_output(output: Path, settings: EmbedSettings, overwrite: bool) -> None
         UserError: for an unknown ending or precision, or an output that exists.
     """
     if output.suffix not in FORMATS:
-        raise UserError(f"{output}: expected a name that ends in {', '.join(FORMATS)}")
+        endings = ", ".join(ending for ending in FORMATS if ending != PARTS)
+        raise UserError(
+            f"{output}: expected a name that ends in {endings}, or has no ending (a folder of parquet files)"
+        )
     if settings.precision not in FORMATS[output.suffix]:
         kept = ", ".join(FORMATS[output.suffix])
-        raise UserError(f"precision {shown(settings.precision)}: {output.suffix} supports {kept}")
+        raise UserError(f"precision {shown(settings.precision)}: {output.suffix or 'a folder'} supports {kept}")
     if output.suffix == ".lance" and settings.truncate_dim is not None:
         raise UserError("truncate_dim: a .lance store needs whole vectors; choose .parquet or .npy")
     if output.exists() and not overwrite:
@@ -246,25 +260,9 @@ def embed_part(
     progress(len(reasons))
     items = [record.item for record in records if record.item]
     vectors_ND = encoder.encode_document(items, on_error=on_error, progress=progress, **settings.encode_options())
-    rows_ND = np.zeros((len(records), vectors_ND.shape[1]), np.float32)
-    rows_ND[places] = vectors_ND
-    table = pa.table(
-        {
-            "key": pa.array([record.key for record in records]),
-            "version": pa.array([record.version for record in records]),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(rows_ND.reshape(-1)), vectors_ND.shape[1]),
-            "error": pa.array([reasons.get(i) for i in range(len(records))], pa.string()),
-            "metadata": pa.array([json.dumps(_metadata(record), default=str) for record in records]),
-        }
-    )
-    with replacing(part.file) as beside:
-        pq.write_table(table, beside)
+    good = [position for position, place in enumerate(places) if place not in reasons]
+    write_part(part.file, records, vectors_ND[good], reasons, part.facts)
     return [(records[i].key, reason) for i, reason in sorted(reasons.items())]
-
-
-def _metadata(record: Record) -> dict[str, Any]:
-    text = record.item.text if record.item else None
-    return {**(own(text=text) if text else {}), **record.metadata}
 
 
 def _error_line(error: tuple[str, str]) -> str:
@@ -273,8 +271,4 @@ def _error_line(error: tuple[str, str]) -> str:
 
 def is_done(part: Part) -> bool:
     """Whether the part's file has these records in these versions."""
-    if not part.file.is_file():
-        return False
-    table = read_part(part.file, ["key", "version"])
-    found = zip(table["key"].to_pylist(), table["version"].to_pylist(), strict=True)
-    return list(found) == [(record.key, record.version) for record in part.records]
+    return part.file.is_file() and inputs_of(part.file) == [(record.key, record.version) for record in part.records]

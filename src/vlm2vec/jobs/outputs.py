@@ -4,6 +4,8 @@
     .npy      an array [N, D]; `NAME.rows.jsonl` beside it has key and metadata of each row
     .lance    a vector store for `vlm2vec search`
 
+The output without an ending is the folder of the parts (`vlm2vec.jobs.parts`), which nothing joins.
+
 Shapes: N vectors, D embedding dim.
 """
 
@@ -19,20 +21,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm2vec.jobs.parts import rows_of
 from vlm2vec.quantize import PRECISIONS, dtype, quantize, width
-from vlm2vec.retrieval.metadata import as_text, clean_metadata
+from vlm2vec.retrieval.metadata import as_text
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.retrieval.vector_store import StoreFacts
 
-FORMATS: dict[str, tuple[str, ...]] = {".parquet": PRECISIONS, ".npy": PRECISIONS, ".lance": ("float32", "float16")}
+PARTS = ""
+"""Ending of an output that is a folder of parts."""
+FLOATS = ("float32", "float16")
+FORMATS: dict[str, tuple[str, ...]] = {".parquet": PRECISIONS, ".npy": PRECISIONS, ".lance": FLOATS, PARTS: FLOATS}
 """File endings, and the precisions that each supports."""
 
 Parts = Callable[[], Iterator[tuple[list[str], np.ndarray, list[dict[str, Any]]]]]
-
-
-def read_part(file: Path, columns: Sequence[str]) -> pa.Table:
-    """These columns of a part."""
-    return pq.read_table(file, columns=list(columns))
 
 
 def write_output(output: Path, files: Sequence[Path], facts: StoreFacts, folder: Path) -> None:
@@ -48,7 +49,7 @@ def write_output(output: Path, files: Sequence[Path], facts: StoreFacts, folder:
 
     def parts() -> Iterator[tuple[list[str], np.ndarray, list[dict[str, Any]]]]:
         for file in files:
-            keys, vectors_ND, metadata = _good_rows(file, facts.dim)
+            keys, vectors_ND, metadata = rows_of(file, facts.dim)
             if keys:
                 yield keys, quantize(vectors_ND, facts.precision, ranges), metadata
 
@@ -56,19 +57,11 @@ def write_output(output: Path, files: Sequence[Path], facts: StoreFacts, folder:
     write(output, parts, facts, folder)
 
 
-def _good_rows(file: Path, dim: int) -> tuple[list[str], np.ndarray, list[dict[str, Any]]]:
-    table = read_part(file, ["key", "vector", "metadata", "error"])
-    table = table.filter(table["error"].is_null())
-    flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    metadata = [clean_metadata(json.loads(text)) for text in table["metadata"].to_pylist()]
-    return table["key"].to_pylist(), flat.reshape(-1, dim).astype(np.float32, copy=False), metadata
-
-
 def _ranges(files: Sequence[Path], dim: int) -> np.ndarray:
     """Smallest and largest value of each dimension of all vectors, [2, D]."""
     lowest, highest = np.full(dim, np.inf, np.float32), np.full(dim, -np.inf, np.float32)
     for file in files:
-        _, vectors_ND, _ = _good_rows(file, dim)
+        _, vectors_ND, _ = rows_of(file, dim)
         if len(vectors_ND):
             lowest = np.minimum(lowest, vectors_ND.min(axis=0))
             highest = np.maximum(highest, vectors_ND.max(axis=0))
