@@ -40,9 +40,7 @@ def embed(
         ),
     ] = None,
     *,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="OUT.parquet, OUT.npy, OUT.lance, or OUT: a folder of parquet files.")
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="OUT.parquet, OUT.npy, OUT.lance or the folder OUT.")],
     instruction: Annotated[
         str | None, typer.Option(help="Instruction; default: the model's own for documents.")
     ] = None,
