@@ -58,7 +58,7 @@ def quantize(vectors_ND: np.ndarray, precision: str, ranges: np.ndarray | None =
             must share the same ranges.
 
     Raises:
-        UserError: for an unknown precision, or ranges of a wrong shape.
+        UserError: for an unknown precision, or ranges of a wrong shape, with NaN, or with the largest value first.
     """
     check_precision(precision)
     if precision.startswith("float"):
@@ -71,6 +71,8 @@ def quantize(vectors_ND: np.ndarray, precision: str, ranges: np.ndarray | None =
     if ranges.shape != (2, vectors_ND.shape[1]):
         raise UserError(f"ranges of shape {ranges.shape}: expected (2, {vectors_ND.shape[1]})")
     lowest, highest = ranges.astype(np.float32, copy=False)
+    if not (np.isfinite(ranges).all() and (lowest <= highest).all()):
+        raise UserError("ranges: expected finite values, the smallest of each dimension first; use ranges_of")
     steps = (highest - lowest) / LEVELS
     levels: np.ndarray = np.clip(np.floor((vectors_ND - lowest) / np.where(steps == 0, 1, steps)), 0, LEVELS)
     return levels.astype(np.uint8) if precision == "uint8" else (levels - 128).astype(np.int8)

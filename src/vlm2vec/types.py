@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from vlm2vec.errors import UserError
 from vlm2vec.media.documents import VIDEO_ENDINGS
-from vlm2vec.media.images import ImageRef
+from vlm2vec.media.images import ImageRef, named_images
 from vlm2vec.media.videos import VideoRef
 
 if TYPE_CHECKING:
@@ -78,16 +79,18 @@ class EmbeddingInput:
             return EmbeddingInput(text=value, instruction=instruction)
         if isinstance(value, Path) and value.suffix.lower() in VIDEO_ENDINGS:
             return EmbeddingInput(video=VideoRef.of(value), instruction=instruction)
-        if not isinstance(value, dict):
+        if not isinstance(value, Mapping):
+            if not isinstance(value, ImageRef | Image.Image | bytes | os.PathLike):
+                raise UserError(
+                    f"input: found {_shown(value)}; expected a text, an image or its path, or a dict of these"
+                )
             return EmbeddingInput(images=(ImageRef.of(value),), instruction=instruction)
         unknown = set(value) - {"text", "image", "images", "video", "instruction"}
         if unknown:
             raise UserError(
                 f"input has unknown keys {sorted(unknown)}; allowed: text, image, images, video, instruction"
             )
-        images = value.get("images", value.get("image", ()))
-        images = images if isinstance(images, list | tuple) else [images]
-        images = tuple(ImageRef.of(image) for image in images if image is not None)
+        images = tuple(ImageRef.of(image) for image in named_images(value) if image is not None)
         video = None if value.get("video") is None else VideoRef.of(value["video"])
         if value.get("text") is None and not images and video is None:
             raise UserError("input is empty; expected text, image or video")

@@ -49,6 +49,7 @@ def test_names_of_columns_are_unique_and_the_first_keeps_its_own(names: list[str
         ("text,n,n\nred,1,2\n", {"text": "red", "n": "1", "n (2)": "2"}),
         ("text;n\nred;1,5\n", {"text": "red", "n": "1,5"}),
         ("sep=;\ntext;n\nred;1\n", {"text": "red", "n": "1"}),
+        ("\n \r\ntext,n\nred,1\n\n", {"text": "red", "n": "1"}),
         ("text\tn\nred\t1\n", {"text": "red", "n": "1"}),
         ('Text , "n;m;o"\nred,1\n', {"Text": "red", '"n;m;o"': "1"}),
         ('text,n\n"red\nlight",1\n', {"text": "red\nlight", "n": "1"}),

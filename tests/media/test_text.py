@@ -176,3 +176,18 @@ def test_a_line_may_begin_with_a_mark_as_in_joined_files(tmp_path: Path) -> None
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n' + codecs.BOM_UTF8 + b'{"text": "b"}\n')
     assert read(path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["http://a.b/c.png", "https://a.b/c.png", "file:///a.png", "s3://bucket/a.png"])
+def test_a_url_of_any_scheme_in_a_table_is_not_taken_for_a_path(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": name}))
+    assert f"row 1: image '{name}': URLs are not fetched" in str(read(tmp_path / "a.jsonl")[0])
+    (tmp_path / "b.jsonl").write_text(json.dumps({"query": {"image": name}, "target": "a"}))
+    with pytest.raises(UserError, match=r"b\.jsonl, line 1, field query: image .*: URLs are not fetched"):
+        read_train_records(tmp_path / "b.jsonl")
+
+
+def test_an_object_with_image_and_images_loses_neither(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"query": {"image": "a.png", "images": ["b.png"]}, "target": "a"}))
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1, field query: input has both image and images"):
+        read_train_records(tmp_path / "a.jsonl")

@@ -157,12 +157,25 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
     [
         ({"num_layers": 31}, "num_layers=31: expected 1 to 30"),
         ({"visual_tokens": 5}, "square number"),
+        ({"visual_tokens": 0}, "visual_tokens=0: expected a whole number of 1 or more"),
+        ({"num_layers": "4"}, "num_layers='4': expected a whole number"),
+        ({"num_layers": 1.5}, r"num_layers=1\.5: expected a whole number"),
+        ({"image_size": 7}, "image_size=7: expected a whole number of 32 or more"),
+        ({"dtype": "bfloat16"}, "dtype='bfloat16': expected a floating-point type of torch"),
+        ({"dtype": torch.int8}, r"dtype=torch\.int8: expected a floating-point type"),
+        ({"base": "a/b"}, "compact: is no adapter, so base=a/b has no effect"),
         ({"layers": 2}, r"unknown settings layers; expected num_layers"),
     ],
 )
 def test_a_bad_setting_is_one_line(options: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Embedder.from_pretrained("compact", **options)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_of_a_model_is_one_line(name: str) -> None:
+    with pytest.raises(UserError, match="the name of the model is empty"):
+        Embedder.from_pretrained(name)
 
 
 def test_encode_takes_what_users_pass_and_keeps_their_order(tmp_path: Path) -> None:

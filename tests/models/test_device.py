@@ -55,6 +55,9 @@ def test_a_device_that_is_not_there_is_named(gpus, monkeypatch) -> None:
         process_device("cuda:2")
     with pytest.raises(UserError, match="device gpu0: unknown"):
         process_device("gpu0")
+    for name in ("mps", "meta"):
+        with pytest.raises(UserError, match=f"device {name}: this torch cannot compute on it"):
+            process_device(name)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match=r"LOCAL_RANK 2.*one process per GPU"):
         process_device()

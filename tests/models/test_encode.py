@@ -222,6 +222,14 @@ def test_half_precision_and_fewer_dimensions_are_the_vectors_cut_and_rounded(lla
         ({"batch_size": 0}, "batch_size=0"),
         ({"precision": "int8"}, "two vectors"),
         ({"precision": "int8", "ranges": np.zeros((2, 3))}, "ranges of shape"),
+        ({"precision": "int8", "ranges": np.full((2, 32), np.nan)}, "ranges: expected finite values"),
+        (
+            {"precision": "uint8", "ranges": np.array([np.ones(32), np.zeros(32)])},
+            "the smallest of each dimension first",
+        ),
+        ({"truncate_dim": 8.0}, r"truncate_dim=8\.0: expected a whole number"),
+        ({"batch_size": "8"}, "batch_size='8': expected a whole number"),
+        ({"workers": True}, "workers=True: expected a whole number"),
     ],
 )
 def test_wrong_settings_are_one_clear_line(llava, options, words) -> None:
@@ -234,6 +242,12 @@ def test_a_stream_in_int8_asks_for_ranges_and_a_lone_input_for_a_list(llava) -> 
         llava.encode_stream(["a"], precision="int8")
     with pytest.raises(UserError, match="list of inputs"):
         llava.encode("a")
+
+
+def test_vectors_of_different_sizes_have_no_similarity(llava) -> None:
+    assert llava.similarity(llava.encode(["a"]), llava.encode(["b", "c"])).shape == (1, 2)
+    with pytest.raises(UserError, match=r"similarity of vectors of shapes \(1, 32\) and \(1, 8\)"):
+        llava.similarity(llava.encode(["a"]), llava.encode(["b"], truncate_dim=8))
 
 
 def test_training_mode_is_as_it_was(llava) -> None:
@@ -265,11 +279,15 @@ BAD_INPUTS = [
     ({"text": float("nan")}, "input: text is nan of type float; expected a string"),
     ({"text": 5}, "input: text is 5 of type int; expected a string"),
     ({"text": "a", "instruction": 3.5}, "input: instruction is 3.5 of type float"),
-    (float("nan"), "image of type float"),
-    (None, "image of type NoneType"),
+    (float("nan"), "input: found nan of type float; expected a text, an image or its path, or a dict of these"),
+    (None, "input: found None of type NoneType"),
     ({"image": "no\0file.png"}, r"'no\x00file.png': the image file is missing"),
     ({"image": np.zeros((4, 4))}, "image of type ndarray"),
     ({"video": 7}, "video of type int"),
+    ({"image": Path("a.png"), "images": [Path("b.png")]}, "input has both image and images"),
+    (["a list"], "input: found ['a list'] of type list"),
+    (Path("s3://bucket/a.png"), "the image file is missing"),
+    ({"image": "s3://bucket/a.png"}, "image 's3://bucket/a.png': URLs are not fetched"),
     ({"images": [Path("gone.png"), float("nan")]}, "image of type float"),
 ]
 

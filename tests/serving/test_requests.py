@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from vlm2vec.serving.app import create_app
 from vlm2vec.serving.schema_base import ONLY
 from vlm2vec.serving.settings import ServeSettings
 
+TYPES = "embedding_types"  # a field of Cohere's requests, which the server honours
 OPENAPI = create_app(None, ServeSettings(model="compact")).openapi()  # type: ignore[arg-type]
 MINIMAL = {
     "/v1/embeddings": {"input": "a"},
@@ -117,6 +119,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "messages[0].role: expected 'system', 'developer', 'user' or 'assistant'",
     ),
     "a message without role": ({"messages": [{"content": "a"}]}, "messages[0].role: required field is missing"),
+    "image and images": ({"input": [{"image": "a", "images": ["b"]}]}, "input[0]: give either image or images"),
     "a text for a message": ({"messages": ["a"]}, "messages[0]: expected a JSON object"),
 }
 
@@ -127,6 +130,24 @@ def test_an_error_names_the_field_and_what_was_expected(client: TestClient, name
     error = post(client, **body).json()["error"]
     assert error["message"] == message
     assert error["param"] == (message.partition(":")[0] if ":" in message else None)
+
+
+def test_a_compressed_body_is_refused_by_its_header(client: TestClient) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = client.post("/v1/embeddings", content=gzip.compress(b'{"input": "a"}'), headers=headers)
+    assert answer.status_code == 415 and answer.json()["error"]["param"] == "Content-Encoding"
+    plain = client.post(
+        "/v1/embeddings", content=b'{"input": "a"}', headers={**headers, "Content-Encoding": "identity"}
+    )
+    assert plain.status_code == 200
+
+
+def test_a_body_in_another_encoding_and_a_wrong_method_are_the_clients_errors(client: TestClient) -> None:
+    latin = '{"input": "é"}'.encode("latin-1")
+    answer = client.post("/v1/embeddings", content=latin, headers={"Content-Type": "application/json"})
+    assert answer.json()["error"]["message"] == "the body is not valid JSON (not valid UTF-8 at byte 11)"
+    wrong = client.get("/v1/embeddings")
+    assert wrong.status_code == 405 and wrong.json()["error"]["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'"a"', b"null", b"\xff", b'{"input": "a"'])
@@ -181,8 +202,10 @@ def test_a_named_origin_may_send_the_headers_of_browser_clients(serving: Callabl
     assert answer.status_code == 200 and "x-stainless-lang" in answer.headers["access-control-allow-headers"]
 
 
-@pytest.mark.parametrize("field", ONLY)
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/embed"])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/v1/embeddings", field) for field in ONLY] + [("/v2/embed", field) for field in ONLY if field != TYPES],
+)
 def test_a_field_that_would_change_the_vector_elsewhere_is_refused(client: TestClient, path: str, field: str) -> None:
     plain = post(client, path, **MINIMAL[path]).json()
     for value in ONLY[field]:

@@ -21,7 +21,7 @@ from vlm2vec.data.pair_columns import PairColumns, find_columns, names_images
 from vlm2vec.data.pair_tables import Row, read_rows
 from vlm2vec.errors import UserError, shown
 from vlm2vec.files import replacing
-from vlm2vec.media.images import ImageRef
+from vlm2vec.media.images import ImageRef, named_images
 
 MAX_HELD_OUT = 1000
 MAX_PROBLEMS = 3
@@ -195,8 +195,7 @@ class _Reader:
                     raise UserError(f"{self.where}, {name}: unknown keys {unknown}; expected {', '.join(SIDE_KEYS)}")
                 texts += [value["text"]] if value.get("text") else []
                 side |= {"instruction": value["instruction"]} if value.get("instruction") else {}
-                given = value.get("images") or ([value["image"]] if value.get("image") else [])
-                side.setdefault("images", []).extend(self._image(item, name) for item in given)
+                side.setdefault("images", []).extend(self._image(item, name) for item in self._given(value, name))
             elif isinstance(value, list) and _are_images(value):
                 side.setdefault("images", []).extend(value)
             elif isinstance(value, ImageRef) or (name in self.images and value):
@@ -208,6 +207,12 @@ class _Reader:
         if len(texts) > 1:
             raise UserError(f"{self.where}: two texts on one side; give one text column and one image column")
         return {"text": texts[0], **side} if texts else side
+
+    def _given(self, value: Row, name: str) -> list[Any]:
+        try:
+            return named_images({key: found for key, found in value.items() if found})
+        except UserError as error:
+            raise UserError(f"{self.where}, {name}: {error}") from error
 
     def _image(self, value: Any, name: str) -> ImageRef:
         where = f"{self.where}, {name}"

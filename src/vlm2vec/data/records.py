@@ -27,7 +27,7 @@ from vlm2vec.data.json_lines import JsonLines, json_object
 from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.media import archives
 from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, open_parquet, parquet_errors, plain_rows
-from vlm2vec.media.images import ImageRef
+from vlm2vec.media.images import ImageRef, image_beside, named_images
 from vlm2vec.media.text import decode
 from vlm2vec.media.videos import VideoRef
 from vlm2vec.types import EmbeddingInput, EvalQuery
@@ -60,7 +60,10 @@ class Record:
             raise UserError(f"{origin}: expected an image path, found {shown(name)}")
         if self.key:
             return ImageRef(path=str(self.place), member=f"{self.key}.{name}", origin=origin)
-        return ImageRef(path=str(self.place.parent / name), origin=origin)
+        try:
+            return image_beside(self.place, name, origin)
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from error
 
     def video(self, name: Any, origin: str) -> VideoRef:
         """Returns a reference to a video that the record names: a file, a folder of frames, or a list of images."""
@@ -290,7 +293,10 @@ def _input(record: Record, value: Any, field: str) -> EmbeddingInput:
         return EmbeddingInput(text=value)
     if not isinstance(value, dict) or set(value) - SIDE_FIELDS:
         raise UserError(f"{origin}: expected a text or an object with {', '.join(sorted(SIDE_FIELDS))}")
-    given = value.get("images") or ([value["image"]] if value.get("image") else [])
+    try:
+        given = named_images({name: found for name, found in value.items() if found})
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
     images = tuple(record.image(name, origin) for name in given)
     video = record.video(value["video"], origin) if value.get("video") else None
     if not images and not value.get("text") and video is None:

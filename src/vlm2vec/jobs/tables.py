@@ -16,9 +16,8 @@ from typing import Any
 from vlm2vec.errors import UserError, shown
 from vlm2vec.jobs.records import Record, SourceSettings, row_version
 from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, open_parquet, parquet_errors, plain_rows
-from vlm2vec.media.data_uris import is_data_uri
 from vlm2vec.media.delimited import delimited_rows
-from vlm2vec.media.images import ImageRef
+from vlm2vec.media.images import ImageRef, image_beside
 from vlm2vec.media.text import ENCODING, SURROGATE, parse_json, printable, read_lines, require_unicode
 from vlm2vec.retrieval.metadata import PREFIX, column_name, own, plain_value, renamed_columns
 from vlm2vec.types import EmbeddingInput
@@ -126,9 +125,7 @@ def _image(cell: Any, path: Path, where: str) -> ImageRef:
         return cell
     if not isinstance(cell, str):
         raise UserError(f"expected an image path, found {shown(cell)}")
-    if is_data_uri(cell) or cell.startswith(("http://", "https://")):
-        return ImageRef.of(cell)
-    return ImageRef(path=str(path.parent / cell), origin=where)
+    return image_beside(path, cell, where)
 
 
 def _named(value: Any) -> Any:
@@ -142,7 +139,7 @@ def _named(value: Any) -> Any:
 def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
     for number, line in read_lines(path, encoding):
         if isinstance(line, UserError):
-            yield number, str(line)
+            yield number, str(line).removeprefix(f"{path}, line {number}: ")
             continue
         if not line.strip():
             continue

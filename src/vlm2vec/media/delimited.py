@@ -6,7 +6,7 @@ import csv
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 
 from vlm2vec.errors import UserError, shown
 
@@ -29,6 +29,7 @@ def delimited_rows(
     Raises:
         UserError: for text that cannot be split into cells, such as an unclosed quotation mark.
     """
+    lines = dropwhile(lambda line: not line.strip(), lines)  # blank lines above the header
     head = list(islice(lines, 1))
     if head and (stated := STATED.fullmatch(head[0])):
         delimiter, head = stated[1], list(islice(lines, 1))

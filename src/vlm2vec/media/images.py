@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +30,7 @@ MAX_PATH = 300
 """Characters of a path in a message; a longer text is no path."""
 NOT_DECODED = ("EPS", "MPEG")
 """Formats that Pillow gives to another program (Ghostscript, which runs code of the file) or knows by header only."""
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -56,7 +59,7 @@ class ImageRef:
         A PIL image is turned by its EXIF orientation, as its file is.
 
         Raises:
-            UserError: for an http(s) URL (URLs are not fetched), an unsupported type, or a PIL image that is empty,
+            UserError: for a URL (URLs are not fetched), an unsupported type, or a PIL image that is empty,
                 damaged or of an unsupported mode.
         """
         if isinstance(source, ImageRef):
@@ -67,7 +70,7 @@ class ImageRef:
             return ImageRef(data=source)
         if isinstance(source, str) and is_data_uri(source):
             return ImageRef(data=_decode_data_uri(source))
-        if isinstance(source, str) and source.startswith(("http://", "https://")):
+        if isinstance(source, str) and is_url(source):
             raise UserError(f"image {shown(source)}: URLs are not fetched; download the image and pass its path")
         if isinstance(source, str | os.PathLike):
             return ImageRef(path=os.fspath(source))
@@ -141,6 +144,38 @@ class ImageRef:
             path = shown(path)
         place = f"{path}:{self.member}" if self.member else path or "image in memory"
         return f"{self.origin}: {place}" if self.origin else place
+
+
+def is_url(text: str) -> bool:
+    """Whether a string is a URL of any scheme, such as `https://`, `file://` or `s3://`."""
+    return URL.match(text) is not None
+
+
+def image_beside(table: Path, name: str, origin: str) -> ImageRef:
+    """An image that a table names: a data URI, or a path relative to the table.
+
+    Raises:
+        UserError: for a URL.
+    """
+    if is_data_uri(name) or is_url(name):
+        return replace(ImageRef.of(name), origin=origin)
+    return ImageRef(path=str(table.parent / name), origin=origin)
+
+
+def named_images(value: Mapping[str, Any]) -> list[Any]:
+    """What an object gives as `image` or `images`, which may both be one image or a list.
+
+    Raises:
+        UserError: if it has both, because the images of one of them would be lost.
+    """
+    given = [_listed(value.get(name)) for name in ("image", "images")]
+    if all(given):
+        raise UserError("input has both image and images; put all images into images")
+    return [*given[0], *given[1]]
+
+
+def _listed(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
 def open_image(raw: bytes, name: str = "") -> Image.Image:

@@ -65,7 +65,9 @@ def decode(content: bytes, where: str, encoding: str = ENCODING, *, escape: bool
             f"save it as UTF-8, or give the encoding, such as {likely}"
         ) from error
     except UnicodeError as error:  # of codecs that are written in Python
-        raise UserError(f"{where}: not valid {name} ({str(error)[:100]}); save it as UTF-8") from error
+        raise UserError(
+            f"{where}: not valid {name} ({' '.join(str(error).split())[:100]}); save it as UTF-8"
+        ) from error
     if "\0" in text:
         likely = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
         raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 
 from vlm2vec.errors import UserError
 from vlm2vec.media import documents
-from vlm2vec.media.images import ImageRef
+from vlm2vec.media.images import ImageRef, is_url
 
 FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -61,13 +61,13 @@ class VideoRef:
         """Creates a reference from a path, bytes, a list of images or another reference.
 
         Raises:
-            UserError: for an http(s) URL (URLs are not fetched), an empty list, or an unsupported type.
+            UserError: for a URL (URLs are not fetched), an empty list, or an unsupported type.
         """
         if isinstance(source, VideoRef):
             return source
         if isinstance(source, bytes):
             return VideoRef(data=source)
-        if isinstance(source, str) and source.startswith(("http://", "https://")):
+        if isinstance(source, str) and is_url(source):
             raise UserError(f"video {source}: URLs are not fetched; download the video and pass its path")
         if isinstance(source, str | os.PathLike):
             return VideoRef(path=os.fspath(source))

@@ -57,9 +57,15 @@ def _parse(wanted: str | torch.device | None) -> torch.device:
     if wanted is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(wanted)
-    except RuntimeError as error:
+        device = torch.device(wanted)
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"device {wanted}: unknown; expected a device such as cpu, cuda or cuda:1") from error
+    if device.type != "cuda":
+        try:
+            torch.zeros(1, device=device).tolist()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UserError(f"device {wanted}: this torch cannot compute on it; choose cpu or cuda") from error
+    return device
 
 
 def is_device_broken(error: BaseException) -> bool:

@@ -104,9 +104,11 @@ class Embedder(nn.Module):
                 error that lists the known ones.
 
         Raises:
-            UserError: if `source` is not a checkpoint, or its tensors do not fit the base.
+            UserError: if `source` is not a checkpoint, its tensors do not fit the base, or an argument has no effect.
         """
         where = process_device(device)
+        if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+            raise UserError(f"dtype={shown(dtype)}: expected a floating-point type of torch, such as torch.bfloat16")
         allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         options |= {name: True for name, given in allowed.items() if given}
         settings = LoadSettings(dtype or best_dtype(where), base, revision, like, options, where)
@@ -265,8 +267,17 @@ class Embedder(nn.Module):
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Cosine similarities of all pairs of unit-norm rows: [N, D] and [M, D] -> [N, M]."""
-        return np.asarray(a, dtype=np.float32) @ np.asarray(b, dtype=np.float32).T
+        """Cosine similarities of all pairs of unit-norm rows: [N, D] and [M, D] -> [N, M].
+
+        Raises:
+            UserError: if the vectors of the two sides have different numbers of dimensions.
+        """
+        first, second = np.asarray(a, dtype=np.float32), np.asarray(b, dtype=np.float32)
+        if first.shape[-1:] != second.shape[-1:]:
+            raise UserError(
+                f"similarity of vectors of shapes {first.shape} and {second.shape}: expected equal dimensions"
+            )
+        return first @ second.T
 
     def save_pretrained(self, folder: str | Path, extra: Sequence[tuple[str, Any]] = ()) -> Path:
         """Writes a checkpoint folder in one step: an interrupted call leaves no partial folder.

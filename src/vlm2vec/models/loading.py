@@ -22,7 +22,7 @@ from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.dense import Dense, read_dense
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
 from vlm2vec.models.prompts import PromptTemplate, with_variables
-from vlm2vec.models.registry import BUILT_IN, backbone_class, shipped_folder
+from vlm2vec.models.registry import BUILT_IN, KNOWN, backbone_class, shipped_folder
 from vlm2vec.models.st_folder import RERANKER_FILE
 from vlm2vec.models.st_reading import SentenceTransformersFolder
 from vlm2vec.models.vision import resolution
@@ -98,6 +98,8 @@ def load(source: str, settings: LoadSettings) -> Loaded:
     Raises:
         UserError: if `source` is not a checkpoint, or its tensors do not fit the base.
     """
+    if not source.strip():
+        raise UserError(f"the name of the model is empty; expected a folder, a hub id or one of {', '.join(KNOWN)}")
     shipped = shipped_folder(source)
     source = source if shipped is None else str(shipped)
     row = known.find_named(settings.like) if settings.like else known.find(source)
@@ -224,6 +226,8 @@ def load_adapter_or_base(source: str, settings: LoadSettings) -> Loaded:
     """A base model of a family, or a PEFT adapter that another library saved, on its base."""
     adapter = adapters.find_adapter(source, settings.revision)
     if adapter is None:
+        if settings.base:
+            raise UserError(f"{source}: is no adapter, so base={settings.base} has no effect; leave it out")
         backbone = load_base(source, settings.dtype, settings.revision, settings.options, settings.device)
         return Loaded(backbone, source, settings.revision)
     base, revision = (settings.base, None) if settings.base else adapters.base_of(adapter)

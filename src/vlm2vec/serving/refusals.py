@@ -10,6 +10,7 @@ STATUS_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    405: "invalid_request_error",
     408: "timeout_error",
     413: "too_large_error",
     415: "invalid_request_error",

@@ -71,6 +71,8 @@ ONLY = {
     "embed_dtype": ("float32",),
     "output_dtype": ("float", "float32"),
     "embedding_type": ("float", "float32"),
+    "embedding_types": (["float"],),
+    "prompt": (),
     "endianness": ("native", "little"),
     "pooling": (),
     "pooling_type": (),
@@ -92,7 +94,7 @@ class VectorRequest(Lenient):
     @classmethod
     def _no_other_vector(cls, values: Any) -> Any:
         for name, accepted in ONLY.items() if isinstance(values, dict) else ():
-            value = values.get(name)
+            value = None if name in cls.model_fields else values.get(name)
             if value is not None and not any(type(value) is type(one) and value == one for one in accepted):
                 possible = " or ".join(json.dumps(one) for one in accepted) or "null"
                 raise ValueError(f"{name}: this server supports {possible} only")

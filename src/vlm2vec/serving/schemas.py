@@ -62,6 +62,12 @@ class InputObject(Strict):
     images: list[Url | Text] | None = None
     instruction: Text | None = None
 
+    @model_validator(mode="after")
+    def _one_of_two(self) -> InputObject:
+        if self.image is not None and self.images:
+            raise ValueError("give either image or images")
+        return self
+
 
 Input = Text | list[TokenId] | InputObject
 # A PNG of one red pixel, for examples.

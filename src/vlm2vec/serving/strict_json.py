@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 
 from vlm2vec.media.text import unique_keys
+from vlm2vec.serving.refusals import Refusal
 
 
 class StrictRequest(Request):
@@ -26,8 +27,10 @@ class StrictRequest(Request):
             body = await self.body()
             try:
                 self._json = json.loads(body, object_pairs_hook=unique_keys)
-            except (json.JSONDecodeError, UnicodeDecodeError):
+            except json.JSONDecodeError:
                 raise
+            except UnicodeDecodeError as error:
+                raise json.JSONDecodeError(f"not valid UTF-8 at byte {error.start}", "", 0) from error
             except (ValueError, RecursionError) as error:
                 raise json.JSONDecodeError(str(error).partition(";")[0], "", 0) from error
         return self._json
@@ -37,10 +40,17 @@ class StrictRoute(APIRoute):
     """A route that reads its body as a `StrictRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Any]:
-        """The handler of FastAPI, given the strict request."""
+        """The handler of FastAPI, given the strict request.
+
+        Raises:
+            Refusal: 415 for a compressed body, when the handler is called.
+        """
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Any:
+            if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+                message = "Content-Encoding: compressed bodies are not supported; send the body as it is"
+                raise Refusal(415, "unsupported_media_type", message, param="Content-Encoding")
             return await handle(StrictRequest(request.scope, request.receive))
 
         return strict

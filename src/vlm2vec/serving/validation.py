@@ -94,10 +94,12 @@ def _reason(errors: Sequence[Mapping[str, Any]], place: Sequence[str | int]) -> 
     kinds = {error["type"] for error in errors}
     if "too_short" in kinds:
         return EMPTY
-    if len(errors) > 1 and field in EXPECTED:
+    own = [error for error in errors if error["type"] == "value_error"]  # of this package: it says what is wrong
+    if len(errors) > 1 and field in EXPECTED and not own:
         # An entry of a list of inputs is described like a single input.
         return f"expected {INPUT if place and isinstance(place[-1], int) else EXPECTED[field]}"
     if kinds & set(OBJECTS) or (not place and "missing" in kinds):
         return "expected a JSON object"
-    context = {key: str(value) for key, value in errors[0].get("ctx", {}).items()}
-    return WORDS.get(errors[0]["type"], "invalid value").format_map(context)
+    first = (own or errors)[0]
+    context = {key: str(value) for key, value in first.get("ctx", {}).items()}
+    return WORDS.get(first["type"], "invalid value").format_map(context)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
 
 from vlm2vec.batch import Batch
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 from vlm2vec.models.backbones.base import Backbone
 
 
@@ -54,7 +55,7 @@ class EncodeSettings:
     """Arguments of `Embedder.encode`, which explains them.
 
     Raises:
-        UserError: for a number below 1.
+        UserError: for a number below 1, and for what is no whole number.
     """
 
     instruction: str | None = None
@@ -68,5 +69,7 @@ class EncodeSettings:
     def __post_init__(self) -> None:
         for name in ("batch_size", "batch_tokens", "truncate_dim", "workers"):
             value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise UserError(f"{name}={shown(value)}: expected a whole number")
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}: expected 1 or more")

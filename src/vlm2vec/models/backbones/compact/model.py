@@ -25,6 +25,7 @@ from vlm2vec.models.backbones.base import NUMBERED, MediaTokens
 from vlm2vec.models.backbones.compact.class_words import ClassWords
 from vlm2vec.models.backbones.compact.parts import VISION_DIM, EfficientNetLite, load_language
 from vlm2vec.models.backbones.compact.processing import CompactBackbone
+from vlm2vec.models.backbones.compact.settings import checked_settings
 from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.prompts import split_at_images
 from vlm2vec.types import EmbeddingInput
@@ -131,9 +132,7 @@ class Compact(CompactBackbone, DecoderBackbone):
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
         """Assembles the model from its packaged parts; see the class for the settings."""
-        settings = {**DEFAULTS, **options}
-        if unknown := set(settings) - set(DEFAULTS):
-            raise UserError(f"{source}: unknown settings {', '.join(sorted(unknown))}; expected {', '.join(DEFAULTS)}")
+        settings = checked_settings(source, options, DEFAULTS)
         language, tokenizer = load_language(settings["num_layers"], dtype)
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"])
         model = CompactModel(vision, make_projector(vision, language, tokenizer), language).to(dtype)

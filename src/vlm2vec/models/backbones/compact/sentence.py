@@ -35,6 +35,7 @@ from vlm2vec.models.backbones.compact.parts import (
 )
 from vlm2vec.models.backbones.compact.processing import SentenceBackbone
 from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, class_words
+from vlm2vec.models.backbones.compact.settings import checked_settings
 from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.prompts import split_at_images
 from vlm2vec.types import EmbeddingInput
@@ -161,9 +162,7 @@ class CompactSentence(SentenceBackbone, DecoderBackbone):
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
         """Assembles the model from its packaged parts; see the class for the settings."""
-        settings = {**DEFAULTS, **options}
-        if unknown := set(settings) - set(DEFAULTS):
-            raise UserError(f"{source}: unknown settings {', '.join(sorted(unknown))}; expected {', '.join(DEFAULTS)}")
+        settings = checked_settings(source, options, DEFAULTS)
         language, tokenizer = load_sentence_encoder(settings["num_layers"], dtype)
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"], for_classifier=True)
         words_CD = class_words(language.get_input_embeddings().weight.detach(), tokenizer)
