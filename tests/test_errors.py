@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field, ValidationError
 
 from vlm2vec.cli.failures import explain
-from vlm2vec.errors import MAX_VALUE, UserError, did_you_mean, shown
+from vlm2vec.errors import MAX_VALUE, UserError, did_you_mean, expected_in, field_of, shown
 
 VALUES = st.recursive(
     st.one_of(st.text(), st.binary(), st.integers(), st.floats(), st.none()),
@@ -67,3 +69,37 @@ def test_every_value_in_a_message_passes_through_the_one_place_that_cuts_it() ->
                 parts = (part for part in ast.walk(call) if isinstance(part, ast.FormattedValue))
                 uncut += [f"{path}:{part.lineno}" for part in parts if part.conversion == ord("r")]
     assert uncut == []
+
+
+class Section(BaseModel):
+    """Fields of the types that settings have."""
+
+    whole: Annotated[int, Field(ge=1)] = 1
+    number: Annotated[float, Field(lt=1)] = 0.5
+    switch: bool = True
+    word: Literal["a", "b"] = "a"
+    either: Literal["auto"] | Annotated[int, Field(gt=0)] = 1
+    names: list[str] = []
+    table: dict[str, int] = {}
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"whole": 0}, "whole: expected 1 or more"),
+        ({"whole": "x"}, "whole: expected a whole number"),
+        ({"number": 2}, "number: expected less than 1"),
+        ({"number": "x"}, "number: expected a number"),
+        ({"switch": "x"}, "switch: expected true or false"),
+        ({"word": "c"}, "word: expected 'a' or 'b'"),
+        ({"either": -1}, "either: expected 'auto'"),
+        ({"names": "x"}, "names: expected a list"),
+        ({"names": [1]}, "names.0: expected a text"),
+        ({"table": []}, "table: expected keys with values"),
+    ],
+)
+def test_errors_of_settings_are_in_the_words_of_this_project(values: dict[str, object], line: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Section.model_validate(values)
+    first = caught.value.errors()[0]
+    assert f"{field_of(first['loc'])}: {expected_in(first['msg'])}" == line

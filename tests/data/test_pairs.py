@@ -18,7 +18,7 @@ from samples import COLORS, draw
 from vlm2vec import UserError
 from vlm2vec.data.pair_columns import find_columns
 from vlm2vec.data.pair_tables import read_rows
-from vlm2vec.data.pairs import Pairs, hold_out, read_pairs, write_pairs
+from vlm2vec.data.pairs import Pairs, describe, hold_out, read_pairs, write_pairs
 from vlm2vec.data.records import read_eval_records, read_train_records
 from vlm2vec.media.images import ImageRef
 
@@ -189,3 +189,30 @@ def test_images_without_a_caption_are_reported(tmp_path: Path, caplog: pytest.Lo
         (tmp_path / f"{name}.txt").write_text(f"caption {name}")
     assert [row["image"] for _, row in read_rows(tmp_path)] == ["a.avif", "b.jp2"]
     assert "skipped 1 images without a caption; the first is c.png" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"text": "a\\ud83d", "image": "b.png"}', "line 1: character 2 is a lone surrogate"),
+        ('{"query": {"text": 5}, "target": "b"}', "line 1: expected a text, found 5"),
+        ('{"query": {"text": "a", "instruction": 5}, "target": "b"}', "line 1: expected a text, found 5"),
+        (
+            '{"text": "a", "image": "https://a.b/c.png"}',
+            "line 1, image: image 'https://a.b/c.png': URLs are not fetched",
+        ),
+    ],
+)
+def test_a_value_that_is_no_text_is_an_error_of_its_row(tmp_path: Path, row: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f"{row}\n")
+    with pytest.raises(UserError) as caught:
+        read_pairs(tmp_path / "a.jsonl")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_column_of_grades_that_is_not_used_is_said_to_mean_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "label": 0}\n' * 4)
+    assert (
+        "unused: label; every row is trained as a match, whatever label says"
+        in describe(read_pairs(tmp_path / "a.jsonl"))[0]
+    )

@@ -127,7 +127,7 @@ def test_a_set_without_queries_is_refused(tmp_path: Path) -> None:
 def test_all_missing_fields_are_in_one_message_with_an_example(tmp_path: Path) -> None:
     message = message_of(write(tmp_path / "mine.yaml", {"tasks": [{"reader": "records"}, {"reader": "records"}]}))
     for field in ("name", "tasks.0.name", "tasks.1.name"):
-        assert f"{field}: Field required" in message
+        assert f"{field}: is missing" in message
     example = message.partition("the smallest benchmark: ")[2]
     assert load_benchmark(write(tmp_path / "example.yaml", yaml.safe_load(example)), tmp_path)[0].name == "mine"
 

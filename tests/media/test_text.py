@@ -191,3 +191,13 @@ def test_an_object_with_image_and_images_loses_neither(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"query": {"image": "a.png", "images": ["b.png"]}, "target": "a"}))
     with pytest.raises(UserError, match=r"a\.jsonl, line 1, field query: input has both image and images"):
         read_train_records(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", ""), ("a.csv", "text\n\n"), ("a.txt", "\n \n"), ("a.jsonl", "")]
+)
+def test_a_file_without_rows_is_an_error_and_no_empty_source(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    for source in (tmp_path / name, tmp_path) if name != "a.txt" else (tmp_path / name,):
+        with pytest.raises(UserError, match="no rows; to remove the rows of an earlier index, use vlm2vec forget"):
+            list(open_source(source))

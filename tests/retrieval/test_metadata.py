@@ -140,7 +140,20 @@ def test_a_field_of_a_filter_is_the_users_column_or_else_ours(where: str, expect
     assert resolved.count("|") == 2 * expected.count("[")
 
 
-ODD_FILTERS = ["$set = 'a'", "e\u0301 = 1", "\u200b = 1", "a[0] = 1", "# = 1", "a b", "'", "((", "n =", "`"]
+ODD_FILTERS = [
+    "$set = 'a'",
+    "e\u0301 = 1",
+    "\u200b = 1",
+    "a[0] = 1",
+    "# = 1",
+    "a b",
+    "'",
+    "((",
+    "n =",
+    "`",
+    "n = 1; n = 2",
+    "n = 1;",
+]
 
 
 @pytest.mark.parametrize("where", ODD_FILTERS)

@@ -59,13 +59,18 @@ def test_a_saved_recipe_reads_back_equal(tmp_path: Path) -> None:
     [
         (MINIMAL, ["train.stepz=3"], r"unknown key train\.stepz; did you mean train\.steps\?"),
         (MINIMAL + "modle: {}\n", [], r"unknown key modle; did you mean model\?"),
-        (MINIMAL, ["train.temperature=0"], "train.temperature: .*greater than 0"),
+        (MINIMAL, ["train.temperature=0"], "train.temperature: expected more than 0"),
         (MINIMAL, ["train.learning_rate=.inf"], "train.learning_rate: .*finite number"),
         (MINIMAL, ["train.warmup_steps=10"], "warmup_steps 10 must be below steps 10"),
         (MINIMAL, ["train.steps"], "expected key=value"),
+        (MINIMAL, ["=1"], "override '=1': expected key=value"),
+        (MINIMAL, ["train.chunk_tokens=0"], r"train\.chunk_tokens: expected more than 0 \(found 0\)"),
+        (MINIMAL, ["train.bf16=maybe"], r"train\.bf16: expected true or false \(found 'maybe'\)"),
+        (MINIMAL, ["lora.rank=8.5"], r"lora\.rank: expected a whole number \(found 8\.5\)"),
+        (MINIMAL, ["loss.kind=foo"], "loss: 'foo' is not a loss; expected one of"),
         (MINIMAL, ["model.base=compact-dual", "model.pooling=mean"], "no effect on compact-dual"),
         ("data: [", [], "not a valid recipe"),
-        ("", [], "data: Field required"),
+        ("", [], "data: is missing"),
     ],
 )
 def test_a_bad_recipe_is_one_line_that_names_file_and_key(

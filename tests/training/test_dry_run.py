@@ -25,5 +25,5 @@ def test_a_recipe_of_a_real_run_does_two_steps_in_small(path: Path) -> None:
 
 def test_a_family_without_a_tiny_model_is_one_line() -> None:
     recipe = load_recipe(REAL[0], ["model.family=nosuch"])
-    with pytest.raises(UserError, match=r"model\.family 'nosuch': dry runs support"):
+    with pytest.raises(UserError, match=r"model\.family 'nosuch': dry runs of models"):
         dry_run(recipe)

@@ -100,16 +100,16 @@ def _settings(values: dict[str, Any]) -> ServeSettings:
     """
     from pydantic import ValidationError
 
-    from vlm2vec.errors import UserError, did_you_mean
+    from vlm2vec.errors import UserError, did_you_mean, expected_in, field_of
     from vlm2vec.serving.settings import ServeSettings
 
     try:
         return ServeSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
+        name = field_of(first["loc"])
         if first["type"] == "extra_forbidden":
             hint = did_you_mean(name, ServeSettings.model_fields)
             raise UserError(f"setting {name}: unknown setting{hint}") from error
-        reason = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+        reason = expected_in(first["msg"])
         raise UserError(f"setting {name}: {reason}" if name else f"settings: {reason}") from error

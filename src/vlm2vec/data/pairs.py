@@ -22,9 +22,12 @@ from vlm2vec.data.pair_tables import Row, read_rows
 from vlm2vec.errors import UserError, shown
 from vlm2vec.files import replacing
 from vlm2vec.media.images import ImageRef, named_images
+from vlm2vec.media.text import require_unicode
 
 MAX_HELD_OUT = 1000
 MAX_PROBLEMS = 3
+GRADES = ("label", "labels", "score", "scores", "similarity", "similarity_score", "is_duplicate")
+"""Columns with which other libraries mark pairs that are no match."""
 SET_NAME, HELD_OUT = "pairs", "HeldOut"
 BENCHMARK_FILE = "benchmark.yaml"
 SIDE_KEYS = ("text", "image", "images", "instruction")
@@ -150,6 +153,8 @@ def describe(pairs: Pairs, num_examples: int = 3) -> list[str]:
     roles = [f"query: {' and '.join(columns.query)}", f"target: {' and '.join(columns.target)}"]
     roles += [f"negatives: {', '.join(columns.negatives)}"] if columns.negatives else []
     roles += [f"unused: {', '.join(columns.unused)}"] if columns.unused else []
+    graded = [name for name in columns.unused if name.lower() in GRADES]
+    roles += [f"every row is trained as a match, whatever {graded[0]} says"] if graded else []
     first = pairs.records[:num_examples]
     return [
         f"{pairs.source}: {len(pairs.records)} pairs; {'; '.join(roles)}",
@@ -204,6 +209,10 @@ class _Reader:
                 texts += [value] if value.strip() else []
             elif value is not None and value == value:  # empty parquet cells can be NaN
                 raise UserError(f"{self.where}, {name}: expected a text or an image path, found {shown(value)}")
+        for text in (*texts, *filter(None, [side.get("instruction")])):
+            if not isinstance(text, str):
+                raise UserError(f"{self.where}: expected a text, found {shown(text)}")
+            require_unicode(text, self.where)
         if len(texts) > 1:
             raise UserError(f"{self.where}: two texts on one side; give one text column and one image column")
         return {"text": texts[0], **side} if texts else side
@@ -220,7 +229,10 @@ class _Reader:
             return value
         if not isinstance(value, str):
             raise UserError(f"{where}: expected an image path, found {shown(value)}")
-        image = ImageRef.of(value)
+        try:
+            image = ImageRef.of(value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         if image.path is None:
             return image
         path = self.folder / image.path

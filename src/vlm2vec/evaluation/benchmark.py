@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from vlm2vec.data.mmeb.corpora import Part
 from vlm2vec.data.mmeb.instruct import Kind
 from vlm2vec.data.mmeb.quirks import Quirks
-from vlm2vec.errors import UserError, did_you_mean
+from vlm2vec.errors import UserError, did_you_mean, expected_in, field_of
 from vlm2vec.evaluation.metrics import META_TASKS, MODALITIES, TASK_METRICS
 from vlm2vec.files import read_yaml
 
@@ -132,7 +132,9 @@ class Benchmark(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             known = ", ".join(Quirks.model_fields)
-            raise UserError(f"switch {'.'.join(map(str, first['loc']))}: {first['msg']}; there are: {known}") from error
+            raise UserError(
+                f"switch {field_of(first['loc'])}: {expected_in(first['msg'])}; there are: {known}"
+            ) from error
 
     def only(self, names: Sequence[str]) -> Benchmark:
         """The benchmark with some of its tasks, in its order.
@@ -231,11 +233,11 @@ def _problems(error: ValidationError) -> str:
     found = error.errors()
     lines = []
     for problem in found[:MAX_PROBLEMS]:
-        field = ".".join(map(str, problem["loc"])) or "content"
+        field = field_of(problem["loc"]) or "content"
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {field}{did_you_mean(str(problem['loc'][-1]), _keys(problem['loc']))}")
         else:
-            lines.append(f"{field}: {problem['msg']}")
+            lines.append(f"{field}: {expected_in(problem['msg'])}")
     more = f" and {len(found) - MAX_PROBLEMS} more problems" if len(found) > MAX_PROBLEMS else ""
     missing = any(problem["type"] in ("missing", "model_type") for problem in found)
     return "; ".join(lines) + more + (f"; the smallest benchmark: {EXAMPLE}" if missing else "")

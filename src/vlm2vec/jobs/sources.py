@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from vlm2vec.errors import UserError
@@ -88,17 +89,18 @@ class Source:
             for file in self.files():
                 yield from self.records_of(file)
         elif self.path.is_dir():
-            for file in self.listing.tables:
-                yield from self._table(self.path / file, f"{printable(file)}#")
-            if not self.listing.tables:
+            tables = (self._table(self.path / file, f"{printable(file)}#") for file in self.listing.tables)
+            if self.listing.tables:
+                yield from self._rows(chain.from_iterable(tables))
+            else:
                 kinds = "no images, PDFs, videos, texts (.txt, .md) or tables (.jsonl, .csv, .parquet)"
                 raise UserError(f"{self.path}: {kinds} in this folder; {' '.join(self.skipped())}".rstrip("; "))
         elif name.endswith(TABLE_ENDINGS):
-            yield from self._table(self.path, "")
+            yield from self._rows(self._table(self.path, ""))
         elif name.endswith(archives.ENDINGS):
             yield from self._archive()
         elif name.endswith(".txt"):
-            yield from _lines(self.path, self.settings.encoding)
+            yield from self._rows(_lines(self.path, self.settings.encoding))
         else:
             yield from self.records_of(self.path.name)
 
@@ -154,6 +156,14 @@ class Source:
         if listing.unreadable:
             said.append(f"Skipped {_count(len(listing.unreadable), 'unreadable folder')}: {_some(listing.unreadable)}.")
         return said
+
+    def _rows(self, records: Iterator[Record]) -> Iterator[Record]:
+        """Records of which there must be one: an index of a file that was cut short would lose all its rows."""
+        first = next(records, None)
+        if first is None:
+            raise UserError(f"{self.path}: no rows; to remove the rows of an earlier index, use vlm2vec forget")
+        yield first
+        yield from records
 
     def _place(self, file: str) -> Path:
         return self.path / file if self.path.is_dir() else self.path

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm2vec.errors import UserError, shown
 from vlm2vec.media.text import printable
 
 PREFIX = "v2v_"
@@ -163,8 +164,15 @@ def resolve_fields(where: str, has_field: Callable[[str], bool], quote: str) -> 
         where: The condition.
         has_field: Whether the store has a field of this name.
         quote: The database's quotation mark for names.
+
+    Raises:
+        UserError: for a semicolon outside of quotes: LanceDB would ignore what follows it.
     """
     tokens = TOKENS.findall(where)
+    if ";" in tokens:
+        raise UserError(
+            f"filter {shown(where)}: expected one condition without a semicolon; join conditions by AND or OR"
+        )
     for place, token in enumerate(tokens):
         quoted = token[0] in '`"' and len(token) > 1
         word = token[1:-1].replace('""', '"') if quoted else token

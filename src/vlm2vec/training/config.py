@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from vlm2vec.errors import UserError, did_you_mean, shown
+from vlm2vec.errors import UserError, did_you_mean, expected_in, field_of, shown
 from vlm2vec.media.text import read_text
 from vlm2vec.training.loss_settings import LossSettings, Section
 from vlm2vec.training.rerank_settings import RerankSettings
@@ -284,7 +284,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise UserError(f"{path}: no such recipe")
     for override in overrides:
-        if "=" not in override:
+        if not override.partition("=")[0].strip() or "=" not in override:
             raise UserError(f"override {shown(override)}: expected key=value, such as train.steps=100")
     text = read_text(path)
     try:
@@ -317,10 +317,11 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or "recipe"
+    field = field_of(first["loc"]) or "recipe"
     if first["type"] == "extra_forbidden":
         return f"unknown key {field}{did_you_mean(field, _keys(Recipe)) or '; remove it or check its spelling'}"
-    return f"{field}: {first['msg']} (found {shown(first['input'])})" if first["loc"] else first["msg"]
+    reason = expected_in(first["msg"])
+    return f"{field}: {reason} (found {shown(first['input'])})" if first["loc"] else reason
 
 
 def _keys(section: type[BaseModel]) -> list[str]:

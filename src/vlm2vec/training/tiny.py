@@ -40,7 +40,10 @@ def write_tiny(family: str, folder: Path) -> None:
         UserError: for a family that has no tiny model.
     """
     if family not in BUILDERS:
-        raise UserError(f"model.family {shown(family)}: dry runs support {', '.join(sorted(BUILDERS))}")
+        raise UserError(
+            f"model.family {shown(family)}: dry runs of models that are not built in replace the base by a tiny model; "
+            f"expected the base's family, one of {', '.join(sorted(BUILDERS))}"
+        )
     torch.manual_seed(0)
     config = BUILDERS[family](folder)
     transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32).save_pretrained(folder)

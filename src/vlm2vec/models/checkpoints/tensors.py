@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vlm2vec.errors import UserError, shown
+from vlm2vec.errors import UserError, expected_in, field_of, shown
 from vlm2vec.files import read_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -38,13 +38,13 @@ def checked(path: Path, content: Any, kind: type[Model]) -> Model:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "content"
+        key = field_of(first["loc"]) or "content"
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(kind.model_fields))
             detail = f"unknown key {key}; this version supports {known}"
         else:
             given = "" if first["type"] == "missing" else f" {shown(first['input'])}"
-            detail = f"{key}{given}: {first['msg'].removeprefix('Value error, ')}"
+            detail = f"{key}{given}: {expected_in(first['msg'])}"
         raise UserError(f"{path}: {detail}") from error
 
 
