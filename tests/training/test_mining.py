@@ -84,10 +84,12 @@ def test_no_positive_of_an_equal_query_is_mined() -> None:
     assert mined(MiningRule(num=2, margin=None), positives=(1, 0, 2)) == [3, 4]
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rule", [MiningRule(3, 1, 20, 0.05), MiningRule(3, 0, None, 0.05), MiningRule(5, 2, 9, None)])
 def test_blocks_of_targets_give_the_negatives_of_one_full_sort_and_bound_the_scores_held(
-    rule: MiningRule, monkeypatch: pytest.MonkeyPatch
+    rule: MiningRule, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("vlm2vec.training.nearest.native_precision", lambda num_scores: precision)
     random = np.random.default_rng(0)
     queries, targets = (random.standard_normal((count, 16), np.float32) for count in (50, 400))
     queries, targets = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (queries, targets))
@@ -127,13 +129,16 @@ class CountedRows:
         return found
 
 
-def test_targets_are_read_once_a_block_of_queries_and_few_of_their_cosines_are_sorted(
+def test_targets_are_read_once_a_block_of_queries_and_few_of_their_cosines_are_sorted_or_scored_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     random = np.random.default_rng(0)
     queries, targets = (random.standard_normal((count, 16), np.float32) for count in (48, 8000))
     monkeypatch.setattr("vlm2vec.training.nearest.BLOCK", 16)
     monkeypatch.setattr("vlm2vec.training.nearest.TARGETS_AT_ONCE", 200)
+    monkeypatch.setattr("vlm2vec.training.nearest.native_precision", lambda num_scores: torch.bfloat16)
+    again, vecdot = [], torch.linalg.vecdot
+    monkeypatch.setattr(torch.linalg, "vecdot", lambda *args: again.append(len(args[0])) or vecdot(*args))
     sorted_numbers, real = [], torch.Tensor.topk
     monkeypatch.setattr(
         torch.Tensor, "topk", lambda self, *args, **kw: sorted_numbers.append(self.numel()) or real(self, *args, **kw)
@@ -144,6 +149,7 @@ def test_targets_are_read_once_a_block_of_queries_and_few_of_their_cosines_are_s
     assert found == expected.tolist()
     assert max(counted.read) == 200 and sum(counted.read) == 3 * len(targets)
     assert sum(sorted_numbers) < 0.15 * queries.shape[0] * len(targets)
+    assert 0 < sum(again) < 0.05 * queries.shape[0] * len(targets), "few are scored again after screening in bfloat16"
 
 
 def test_mined_sets_train_with_their_images_and_words(train_root: Path, tmp_path: Path, model: str) -> None:

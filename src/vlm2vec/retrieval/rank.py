@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from vlm2vec.retrieval.screening import bars, native_precision, products, rounded
+
 BLOCK = 8192
 DEPTH = 10
 """Ranks are exact down to this depth: the largest k of the metrics."""
@@ -112,7 +114,7 @@ def rank_relevant(
         part_MD = np.require(candidates_MD[start : start + block], np.float32, ["C", "W"])  # a copy only if needed
         skip = _golds_in(golds, start, start + len(part_MD))
         repeats = None if copies is None else np.minimum(copies[start : start + block], depth)
-        precision = screen or _native(len(queries_BD) * len(part_MD))
+        precision = screen or native_precision(len(queries_BD) * len(part_MD))
         rows, columns = _survivors(queries_BD, part_MD, best_BK, skip, precision)
         _keep_best(best_BK, wide_BD, part_MD, rows, columns, repeats)
     ranks = []
@@ -121,12 +123,6 @@ def rank_relevant(
         worth = gains[i] if gains else [1.0] * len(positions)
         ranks.append(_ranks(gold_scores[i], worth, np.append(best_BK[i], beside), depth))
     return ranks
-
-
-def _native(num_scores: int) -> torch.dtype:
-    """Precision of the products: bfloat16 pays off for large blocks only."""
-    has = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
-    return torch.bfloat16 if num_scores >= 1 << 20 and has else torch.float32
 
 
 def _golds_in(golds: list[list[int]], start: int, stop: int) -> tuple[list[int], list[int]]:
@@ -143,23 +139,14 @@ def _survivors(
     precision: torch.dtype,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (row, column), by row, of a block whose exact score can be among the K best of the row."""
-    left, left_error_B, left_norm_B = _rounded(queries_BD, precision)
-    right, right_error_M, right_norm_M = _rounded(part_MD, precision)
-    scores_BM = left @ right.T
+    scores_BM, margin_B = products(rounded(queries_BD, precision), rounded(part_MD, precision))
     scores_BM[skip] = -torch.inf
-    # |q.c - q'.c'| <= |q - q'| |c| + |q'| |c - c'|, plus the rounding of the product's float32 sums and of its result.
-    longest = right_norm_M.max()
-    margin_B = left_error_B * longest + (left_norm_B + left_error_B) * right_error_M.max()
-    margin_B += 2 * np.finfo(np.float32).eps * queries_BD.shape[1] * left_norm_B * longest
-    rounding = torch.finfo(precision).eps
     kth_B = best_BK.min(axis=1).astype(np.float64)
     depth = best_BK.shape[1]
     if len(part_MD) > depth:  # the block's own K best are a lower bound, too
         own_B = scores_BM.topk(depth, dim=1).values[:, -1].double().numpy()
-        kth_B = np.fmax(kth_B, own_B - np.abs(own_B) * rounding - margin_B)
-    bar_B = kth_B - margin_B
-    bar_B = np.nan_to_num(bar_B - 3 * np.abs(bar_B) * rounding, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    bar_B1 = torch.from_numpy(bar_B).to(precision).unsqueeze(1)
+        kth_B = np.fmax(kth_B, own_B - np.abs(own_B) * torch.finfo(precision).eps - margin_B)
+    bar_B1 = bars(kth_B, margin_B, precision)
     # NaNs survive this filter at the cost of a second pass, so check for them only when present.
     stays_BM = scores_BM >= bar_B1 if np.isfinite(margin_B).all() else ~(scores_BM < bar_B1)
     stays_BM[skip] = False
@@ -167,22 +154,6 @@ def _survivors(
     if precision is not torch.float32 and len(rows) > MOST_PAIRS * len(queries_BD):
         return _survivors(queries_BD, part_MD, best_BK, skip, torch.float32)
     return rows, columns
-
-
-def _rounded(vectors: np.ndarray, precision: torch.dtype) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """Vectors in a precision, the norm of each one's rounding error, and the norm of each vector."""
-    given = torch.from_numpy(vectors)
-    norms = torch.linalg.vector_norm(given, dim=1).numpy()
-    if precision is torch.float32:
-        return given, np.zeros(len(vectors), np.float32), norms
-    narrow = given.to(precision)
-    errors = np.empty(len(vectors), np.float32)
-    bits = narrow.view(torch.int16).numpy().view(np.uint16)  # bfloat16 is the upper half of a float32
-    for start in range(0, len(vectors), 256):  # parts that fit the CPU's cache
-        kept = (bits[start : start + 256].astype(np.uint32) << 16).view(np.float32)
-        lost = vectors[start : start + 256] - kept
-        errors[start : start + 256] = np.einsum("nd,nd->n", lost, lost)
-    return narrow, np.sqrt(errors), norms
 
 
 def _keep_best(

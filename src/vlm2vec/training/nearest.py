@@ -1,7 +1,8 @@
 """Hard negatives by vectors: the targets nearest to each query that are not its own.
 
 Queries are taken in blocks, which do not depend on each other, so processes can share them. Every query is compared
-with every target: the result is exact, the time grows with N · M · D, and memory does not grow with M.
+with every target: the result is exact, the time grows with N · M · D, and memory does not grow with M. Where the CPU
+computes in bfloat16, most pairs are excluded by a product in it, with a bound on its rounding.
 
 Shapes: N queries, M distinct targets, D embedding dim, B queries of a block, K nearest targets.
 """
@@ -11,14 +12,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from vlm2vec.retrieval.rank import Rows
+from vlm2vec.retrieval.screening import Rounded, bars, native_precision, products, rounded
 
 BLOCK, TARGETS_AT_ONCE = 4096, 2048  # a block of scores is 32 MiB, however many pairs and targets there are
+SCORED_AGAIN = 8  # pairs of a query and block for which screening in low precision takes less time
 
 
 @dataclass(frozen=True)
@@ -138,42 +141,103 @@ def _nearest(
     The targets are scored in blocks and only the best so far are kept, so memory does not grow with M. Positions
     without a target have a cosine of -inf.
     """
-    queries = torch.from_numpy(queries_BD)
-    best = torch.full((len(queries), wanted), -torch.inf)
-    best_rows = torch.zeros((len(queries), wanted), dtype=torch.long)
-    pairs = np.array([(b, m) for b, mine in enumerate(positives) for m in mine], np.int64).reshape(-1, 2)
-    pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
+    best = _Best(len(queries_BD), wanted)
+    precision = native_precision(len(queries_BD) * TARGETS_AT_ONCE)
+    queries = rounded(queries_BD, precision)
+    skipped = np.array([(b, m) for b, mine in enumerate(positives) for m in mine], np.int64).reshape(-1, 2)
+    skipped = skipped[np.argsort(skipped[:, 1], kind="stable")]
     for begin in range(0, len(targets_MD), TARGETS_AT_ONCE):
-        block = torch.from_numpy(targets_MD[begin : begin + TARGETS_AT_ONCE].astype(np.float32, copy=False))
-        cosines = queries @ block.T
-        if bar_B is not None:
-            cosines[cosines > torch.from_numpy(bar_B)[:, None]] = -torch.inf
-        inside = pairs[slice(*np.searchsorted(pairs[:, 1], [begin, begin + len(block)]))]
-        cosines[inside[:, 0], inside[:, 1] - begin] = -torch.inf
-        rows = (cosines.amax(dim=1) > best[:, -1]).nonzero().flatten()  # few after the first blocks
-        values, columns = _above(cosines[rows], best[rows, -1:], wanted)
-        merged = torch.cat([best[rows], values], dim=1).topk(wanted, dim=1)
-        best_rows[rows] = torch.cat([best_rows[rows], columns + begin], dim=1).gather(1, merged.indices)
-        best[rows] = merged.values
-    return best, best_rows
+        block_MD = targets_MD[begin : begin + TARGETS_AT_ONCE].astype(np.float32, copy=False)
+        inside = skipped[slice(*np.searchsorted(skipped[:, 1], [begin, begin + len(block_MD)]))] - [0, begin]
+        scored = None
+        few = begin * SCORED_AGAIN >= wanted * TARGETS_AT_ONCE  # targets of this block that a query is expected to keep
+        if precision is not torch.float32 and few and best.is_full():
+            scored = _screened(queries, queries_BD, block_MD, inside, best.least_B)
+        if scored is None:
+            scored = _compared(queries_BD, block_MD, inside, bar_B, best)
+        elif bar_B is not None:
+            scored = scored.where(scored.cosines <= torch.from_numpy(bar_B)[scored.rows])
+        best.add(scored, begin)
+    return best.cosines, best.targets
 
 
-def _above(cosines_BM: torch.Tensor, least_B1: torch.Tensor, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the cosines above each query's least, and their columns, at most `wanted` of each; fewer end with -inf.
+class _Pairs(NamedTuple):
+    """Pairs of queries and targets of a block with their cosines, by query."""
 
-    After the first blocks few cosines are above the least of the nearest so far, and finding those takes a fraction of
-    the time of sorting the block.
+    rows: torch.Tensor
+    columns: torch.Tensor
+    cosines: torch.Tensor
+
+    def where(self, keep: torch.Tensor) -> _Pairs:
+        """Some of the pairs."""
+        return _Pairs(self.rows[keep], self.columns[keep], self.cosines[keep])
+
+
+class _Best:
+    """The nearest targets of each query so far, nearest first."""
+
+    def __init__(self, num_queries: int, wanted: int) -> None:
+        self.cosines = torch.full((num_queries, wanted), -torch.inf)
+        self.targets = torch.zeros((num_queries, wanted), dtype=torch.long)
+
+    @property
+    def least_B(self) -> torch.Tensor:
+        """The cosine that another target must exceed."""
+        return self.cosines[:, -1]
+
+    def is_full(self) -> bool:
+        """Whether every query has as many targets as are wanted."""
+        return bool(self.least_B.isfinite().all())
+
+    def add(self, pairs: _Pairs, begin: int) -> None:
+        """Takes pairs of the block that begins with this target; the best of them and of the earlier ones stay."""
+        rows, counts = pairs.rows.unique_consecutive(return_counts=True)
+        if not len(rows):
+            return
+        row = torch.arange(len(rows)).repeat_interleave(counts)
+        place = torch.arange(len(pairs.rows)) - (counts.cumsum(dim=0) - counts)[row]
+        values = torch.full((len(rows), int(counts.max())), -torch.inf)
+        columns = torch.zeros(values.shape, dtype=torch.long)
+        values[row, place], columns[row, place] = pairs.cosines, pairs.columns + begin
+        merged = torch.cat([self.cosines[rows], values], dim=1).topk(self.cosines.shape[1], dim=1)
+        self.targets[rows] = torch.cat([self.targets[rows], columns], dim=1).gather(1, merged.indices)
+        self.cosines[rows] = merged.values
+
+
+def _compared(
+    queries_BD: np.ndarray, block_MD: np.ndarray, inside: np.ndarray, bar_B: np.ndarray | None, best: _Best
+) -> _Pairs:
+    """The pairs of a block above the least of the nearest so far, at most `wanted` of each query."""
+    cosines = torch.from_numpy(queries_BD) @ torch.from_numpy(block_MD).T
+    if bar_B is not None:
+        cosines[cosines > torch.from_numpy(bar_B)[:, None]] = -torch.inf
+    cosines[inside[:, 0], inside[:, 1]] = -torch.inf
+    rows = (cosines.amax(dim=1) > best.least_B).nonzero().flatten()  # few after the first blocks
+    cosines, wanted = cosines[rows], best.cosines.shape[1]
+    above = cosines > best.least_B[rows, None]
+    if len(rows) and int(above.sum(dim=1).max()) > wanted:
+        found = cosines.topk(wanted, dim=1)
+        return _Pairs(rows.repeat_interleave(wanted), found.indices.flatten(), found.values.flatten())
+    row, column = above.nonzero(as_tuple=True)
+    return _Pairs(rows[row], column, cosines[row, column])
+
+
+def _screened(
+    queries: Rounded, queries_BD: np.ndarray, block_MD: np.ndarray, inside: np.ndarray, least_B: torch.Tensor
+) -> _Pairs | None:
+    """The pairs of `_compared` by a product in low precision; only those that may be above the least are scored again.
+
+    Returns:
+        None if they are too many, so that comparing all in full takes less time.
     """
-    above = cosines_BM > least_B1
-    counts = above.sum(dim=1)
-    width = int(counts.max()) if len(counts) else 0
-    if width > wanted:
-        found = cosines_BM.topk(wanted, dim=1)
-        return found.values, found.indices
-    rows, columns = above.nonzero(as_tuple=True)
-    places = torch.arange(len(rows)) - (counts.cumsum(dim=0) - counts)[rows]
-    values_BK = torch.full((len(cosines_BM), width), -torch.inf)
-    columns_BK = torch.zeros((len(cosines_BM), width), dtype=torch.long)
-    values_BK[rows, places] = cosines_BM[rows, columns]
-    columns_BK[rows, places] = columns
-    return values_BK, columns_BK
+    precision = queries.vectors.dtype
+    scores, margin_B = products(queries, rounded(block_MD, precision))
+    scores[inside[:, 0], inside[:, 1]] = -torch.inf
+    bar_B1 = bars(least_B.numpy(), margin_B, precision)
+    near = (scores.amax(dim=1) >= bar_B1.flatten()).nonzero().flatten()
+    row, column = (scores[near] >= bar_B1[near]).nonzero(as_tuple=True)
+    if len(row) > 4 * SCORED_AGAIN * len(scores):
+        return None
+    row = near[row]
+    cosines = torch.linalg.vecdot(torch.from_numpy(queries_BD)[row], torch.from_numpy(block_MD)[column])
+    return _Pairs(row, column, cosines).where(cosines > least_B[row])
