@@ -31,6 +31,7 @@ from vlm2vec.evaluation.evaluate import evaluate
 from vlm2vec.jobs.duplicates import find_duplicates
 from vlm2vec.jobs.embed import EmbedSettings, Job
 from vlm2vec.jobs.indexing import index_source
+from vlm2vec.jobs.loading import load_parts
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.retrieval.embedding_cache import EmbeddingCache, InputKeys, fill
 from vlm2vec.retrieval.open import open_store
@@ -86,6 +87,18 @@ def index_again(folder: Path, rows: int, dim: int) -> Work:
     encoder, since = Hashed(dim), time.process_time()
     report = index_source(encoder, open_source(photos), open_store(f"{folder}/s.lance", facts(dim)))
     return {"seconds": time.process_time() - since, "encoded": encoder.num_encoded, "unchanged": report.num_same}
+
+
+def load(folder: Path, rows: int, dim: int) -> Work:
+    """`vlm2vec load` of a folder of parts into a new store; bytes on disk, the parts not included."""
+    job = Job(open_source(lines(folder, rows)), folder / "vectors", EmbedSettings(), facts(dim))
+    job.run(Hashed(dim))
+    job.finish()
+    since = time.process_time()
+    report = load_parts(folder / "vectors", f"{folder}/s.lance", "exact")
+    seconds = time.process_time() - since
+    size = sum(file.stat().st_size for file in (folder / "s.lance").rglob("*") if file.is_file())
+    return {"seconds": seconds, "rows in the store": report.num_rows, "bytes a row": round(size / report.num_rows)}
 
 
 def filled_store(folder: Path, vectors_ND: np.ndarray) -> VectorStore:
@@ -161,6 +174,7 @@ CASES: dict[str, Callable[[Path, int, int], Work]] = {
     "eval: embedding cache": eval_cache,
     "embed, 1 bad row in 1,024": embed,
     "index": index,
+    "load a folder of vectors": load,
     "index again, 10 files changed": index_again,
     "duplicates, a fifth equal": duplicates,
     "ranking, 1,000 queries": ranking,

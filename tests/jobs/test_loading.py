@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from vlm2vec.errors import UserError
 from vlm2vec.jobs import loading
 from vlm2vec.jobs.embed import EmbedSettings, Job
 from vlm2vec.jobs.loading import load_parts
+from vlm2vec.jobs.parts import part_name, write_part
+from vlm2vec.jobs.records import Record
 from vlm2vec.jobs.sources import open_source
 from vlm2vec.retrieval.open import open_store
 from vlm2vec.types import EmbeddingInput
@@ -118,6 +121,19 @@ def test_a_store_has_every_row_once_after_a_killed_load_and_holds_few_rows_at_a_
     assert {one["price"] for one in rows.metadata} == {i / 4 for i in range(NUM) if i not in BAD}
     store.close()
     assert load_parts(folder, uri).num_new == 0
+
+
+def test_a_new_store_holds_each_vector_once_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = replace(FACTS, dim=512)
+    vectors_ND = np.random.default_rng(0).standard_normal((2000, 512), np.float32)
+    for number in range(20):
+        records = [Record(f"{number}-{row}", EmbeddingInput("text")) for row in range(100)]
+        part_ND = vectors_ND[number * 100 : number * 100 + 100]
+        write_part(tmp_path / "vectors" / part_name(number), records, part_ND, {}, facts)
+    monkeypatch.setattr(loading, "ROWS_A_COMMIT", 200)
+    assert load_parts(tmp_path / "vectors", str(tmp_path / "photos.lance")).num_new == 2000
+    size = sum(file.stat().st_size for file in (tmp_path / "photos.lance").rglob("*") if file.is_file())
+    assert vectors_ND.nbytes < size < 1.2 * vectors_ND.nbytes
 
 
 def test_the_command_loads_a_folder_and_refuses_what_is_none_or_of_another_model(folder: Path, tmp_path: Path) -> None:

@@ -82,10 +82,11 @@ def load_parts(
     try:
         with only_writer(store):
             rows = _NewRows(store)
+            unread = not rows.seen
             for file in files:
                 progress(rows.add(*rows_of(file, facts.dim)))
             rows.commit()
-            chosen = store.build_index(index)
+            chosen = store.build_index(index, unread=unread)
         return LoadReport(rows.num_new, rows.num_known, store.count(), chosen)
     finally:
         store.close()

@@ -111,7 +111,7 @@ def _write_store(output: Path, parts: Parts, facts: StoreFacts, folder: Path) ->
     store = open_store(str(beside), create=facts)
     for keys, vectors, metadata in parts():
         store.add(keys, vectors, metadata)
-    store.build_index()
+    store.build_index(unread=True)
     store.close()
     if output.exists():
         shutil.rmtree(output)

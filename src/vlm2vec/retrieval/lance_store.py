@@ -197,8 +197,10 @@ class LanceStore:
             rows = query.to_list()
         return best_first([Hit(row.pop("key"), 1.0 - row.pop("_distance"), plain_row(row)) for row in rows])
 
-    def build_index(self, kind: str | None = None) -> IndexFacts:
+    def build_index(self, kind: str | None = None, *, unread: bool = False) -> IndexFacts:
         """Builds the index that suits the number of rows, and merges the small files of many writes.
+
+        Processes that read the store need the files before the merge, so these stay for a day unless it is `unread`.
 
         Raises:
             UserError: for an unknown kind, or one that does not support this dimension.
@@ -208,7 +210,7 @@ class LanceStore:
         with self._errors():
             if chosen.kind != "exact":
                 self._index_keys()
-            self._table.optimize(cleanup_older_than=timedelta(days=1))
+            self._table.optimize(cleanup_older_than=timedelta(milliseconds=1) if unread else timedelta(days=1))
             if self._probes and chosen.kind == "exact":
                 self._table.drop_index(INDEX_NAME)
             elif chosen.kind != "exact" and self._index_kind() != chosen.kind:

@@ -163,7 +163,7 @@ class QdrantStore:
         ).points
         return best_first([Hit(point.payload.pop(KEY), point.score, point.payload) for point in points])
 
-    def build_index(self, kind: str | None = None) -> IndexFacts:
+    def build_index(self, kind: str | None = None, *, unread: bool = False) -> IndexFacts:
         """Lets the server build its graph if there are many rows; it does so in the background."""
         chosen = choose_kind(self.count(), kind, above="HNSW", offered=KINDS)
         threshold = 0 if chosen.kind == "exact" else INDEX_THRESHOLD_KB

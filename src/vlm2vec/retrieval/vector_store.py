@@ -162,8 +162,11 @@ class VectorStore(Protocol):
         """The k nearest rows, best first; equal scores by key. `exact` compares all vectors, without the index."""
         ...
 
-    def build_index(self, kind: str | None = None) -> IndexFacts:
-        """Builds the index of a kind (None: chosen by the number of rows), and compacts the store."""
+    def build_index(self, kind: str | None = None, *, unread: bool = False) -> IndexFacts:
+        """Builds the index of a kind (None: chosen by the number of rows), and compacts the store.
+
+        `unread`: no other process has it open, so files that were replaced are removed at once and not after a day.
+        """
         ...
 
     def close(self) -> None:
