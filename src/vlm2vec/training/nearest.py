@@ -191,9 +191,11 @@ class _Best:
 
     def add(self, pairs: _Pairs, begin: int) -> None:
         """Takes pairs of the block that begins with this target; the best of them and of the earlier ones stay."""
-        rows, counts = pairs.rows.unique_consecutive(return_counts=True)
+        counts = pairs.rows.bincount(minlength=len(self.cosines))
+        rows = counts.nonzero().flatten()
         if not len(rows):
             return
+        counts = counts[rows]
         row = torch.arange(len(rows)).repeat_interleave(counts)
         place = torch.arange(len(pairs.rows)) - (counts.cumsum(dim=0) - counts)[row]
         values = torch.full((len(rows), int(counts.max())), -torch.inf)
