@@ -135,6 +135,8 @@ def soaked(folder: Path, settings: argparse.Namespace) -> dict[str, float]:
     with server("ours", folder, settings, ["--limit", "result_cache_bytes=100000"]) as running:
         found = asyncio.run(soak(running, usual, unusual, want, settings.soak))
         alive = httpx.get(f"{running.url}/health/ready", timeout=60).status_code == 200
+    minutes = [60.0 * minute for minute in range(1, int(settings.soak // 60) + 1)]
+    print("MiB at each minute:", *(f"{found.near(minute):.0f}" for minute in minutes))
     early, late = found.near(min(120.0, settings.soak / 5)), found.near(settings.soak)
     for kind, count in sorted(found.inputs.items()):
         print(f"{kind:<30}{count:>8}{found.wrong[kind]:>6} wrong")
