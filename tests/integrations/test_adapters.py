@@ -64,6 +64,13 @@ def test_langchain_gets_the_vectors_of_the_library(embedder: Embedder, images: l
     assert len(VLM2VecEmbeddings(embedder, truncate_dim=64).embed_query("a")) == 64
 
 
+def test_a_single_text_in_place_of_a_list_is_not_taken_for_its_letters(embedder: Embedder) -> None:
+    model = VLM2VecEmbeddings(embedder)
+    for method in (model.embed_documents, model.embed_image):
+        with pytest.raises(UserError, match="expects a list of inputs, found a red car of type str"):
+            method("a red car")
+
+
 def test_llamaindex_gets_the_vectors_of_the_library(embedder: Embedder, images: list[Path]) -> None:
     model = VLM2VecEmbedding(embedder, embed_batch_size=2)
     same(model.get_text_embedding_batch(TEXTS), embedder.encode_document(TEXTS))

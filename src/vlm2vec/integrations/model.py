@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm2vec.models.embedder import Embedder
+from vlm2vec.types import require_many
 
 Vectors = list[list[float]]
 
@@ -37,7 +38,7 @@ class AdapterModel:
             values: Strings, PIL images, image paths (`pathlib.Path`) or dicts with `text` and `image`.
 
         Raises:
-            UserError: for an input that is empty or unreadable.
+            UserError: for an input that is empty or unreadable, and for a single one in place of a list.
         """
         return self._vectors(values, "query")
 
@@ -54,9 +55,11 @@ class AdapterModel:
         Raises:
             UserError: for an unreadable image, or a URL, which is not fetched.
         """
+        require_many(values, "images")
         return self.documents([as_image(value) for value in values])
 
     def _vectors(self, values: Sequence[Any], role: str) -> Vectors:
+        require_many(values, "queries" if role == "query" else "documents")
         model = self._loaded()
         encode = model.encode_query if role == "query" else model.encode_document
         with self._turn:

@@ -34,6 +34,8 @@ BACKBONES: dict[str, str] = {
     "paligemma": "vlm2vec.models.backbones.paligemma:PaliGemma",
     "phi3_v": "vlm2vec.models.backbones.phi3_v:Phi3Vision",
 }
+CONFIGS = ("config.json", "adapter_config.json", "embedder.json")
+"""Files of which a checkpoint folder has one."""
 GENERIC = "vlm2vec.models.backbones.generic:Generic"
 
 
@@ -89,7 +91,9 @@ def _model_type(source: str, revision: str | None) -> str:
         if not config.is_file() and (folder / "open_clip_config.json").is_file():
             return "open_clip"
         if not config.is_file():
-            raise UserError(f"{folder}: not a checkpoint; expected config.json or embedder.json in this folder")
+            inside = [path.parent.name for name in CONFIGS for path in sorted(folder.glob(f"*/{name}"))]
+            hint = f"; there is one in {folder / inside[-1]}" if inside else ""
+            raise UserError(f"{folder}: not a checkpoint; expected config.json or embedder.json in this folder{hint}")
         return str(read_object(config).get("model_type", ""))
     if folder.exists() or source.startswith((".", "/", "~")):
         raise UserError(

@@ -323,8 +323,9 @@ def _usual_positions(config: Any) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error message, with the next one if it ends in a colon."""
+    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {rest[0].strip()}" if rest and first.rstrip().endswith(":") else first
 
 
 def _language_linears(model: nn.Module, language_model: nn.Module) -> str:

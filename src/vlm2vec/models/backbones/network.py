@@ -22,8 +22,9 @@ def load_network(source: str, settings: dict[str, Any]) -> Any:
         settings: Further arguments of transformers' `from_pretrained`.
 
     Raises:
-        UserError: naming a weight that the files lack.
+        UserError: naming a weight that the files lack, or that has another shape.
     """
+    settings = {**settings, "ignore_mismatched_sizes": True}  # the report names the weight, an exception does not
     with only_errors():  # transformers reports on the head, which is left out on purpose
         model, report = transformers.AutoModel.from_pretrained(source, output_loading_info=True, **settings)
         # transformers 5.23 finds the vision weights of newer Qwen2-VL files only for the class with the head.
@@ -32,6 +33,9 @@ def load_network(source: str, settings: dict[str, Any]) -> Any:
             with_head = transformers.AutoModelForImageTextToText
             whole, report = with_head.from_pretrained(source, output_loading_info=True, **settings)
             model = whole.base_model
+    if report["mismatched_keys"]:
+        name, found, expected = min(report["mismatched_keys"])
+        raise UserError(f"weight {name} has the shape {list(found)}: expected {list(expected)}, as config.json says")
     missing, unused = (_without_head(report[f"{which}_keys"]) for which in ("missing", "unexpected"))
     if missing:
         raise UserError(f"weight {missing[0]} is missing")

@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from vlm2vec.errors import UserError, shown
 from vlm2vec.files import read_object
+from vlm2vec.models.checkpoints.adapter_weights import check_targets
 from vlm2vec.models.transformers_internals import hub_file, weight_renamings
 
 CONFIG_FILE = "adapter_config.json"
@@ -25,9 +25,6 @@ PICKLED_FILE = "adapter_model.bin"
 MARKERS = re.compile(r"\.(lora_|modules_to_save|base_layer|token_adapter|trainable_tokens)")
 NOT_PER_INPUT = ("LILY", "POLY", "XLORA")
 """Kinds whose weights depend on the other inputs of a batch or on arguments of the call."""
-LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
-"""The number of a layer in a path; # stands for it in the path of a kind of module."""
-ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 HEADS = ("lm_head", "score", "classifier")  # modules outside the network whose hidden states are pooled
 logger = logging.getLogger(__name__)
 
@@ -135,7 +132,7 @@ def fit(state: dict[str, torch.Tensor], config: Any, model: Any, path: Path) -> 
 
     Raises:
         UserError: for saved input embeddings that differ from the base's, and for a file without the weights of some
-            layers that the configuration names: PEFT would leave these layers as they are in the base.
+            layers that the configuration names, or with weights of others.
     """
     if not isinstance(model, PreTrainedModel):
         return state  # this project's own networks are saved and loaded with the same names
@@ -151,50 +148,9 @@ def fit(state: dict[str, torch.Tensor], config: Any, model: Any, path: Path) -> 
     found = {key: value for key, value in found.items() if key not in same}
     if set(found) != set(state):
         saved_as = {_path(rename.key(key)): _path(key) for key in state if ".lora_" in key}
-        if lacking := _lacking(config, saved_as, modules):
-            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-            raise UserError(
-                f"{path}: has no weights for {lacking[0]}{more}, which target_modules of {CONFIG_FILE} names; "
-                "the file is incomplete: download or save the adapter again"
-            )
+        check_targets(config, saved_as, modules, path)
         _fit_config(config, found, rename)
     return found
-
-
-def _lacking(config: Any, saved_as: Mapping[str, str], modules: Mapping[str, Any]) -> list[str]:
-    """Modules that an adapter's configuration names and its file has no weights for.
-
-    A module is compared with those of other layers that the file has, because the patterns of the configuration are for
-    the names of the class that was trained. A kind of module that is absent in all layers counts if it is listed by
-    name: a list, unlike a pattern, may also name modules of a part that was not trained.
-
-    Args:
-        config: PEFT's configuration, with the names of the class that was trained.
-        saved_as: Name in the file of each module that the file has weights for.
-        modules: Modules of the network.
-    """
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    wanted = config.target_modules
-    if not wanted or not saved_as:
-        return []
-    kinds = {LAYER.sub("#", ours): LAYER.sub("#", theirs) for ours, theirs in saved_as.items()}
-    listed = () if isinstance(wanted, str) else wanted
-    absent = [name for name in listed if not any(_ends(path, name) for path in saved_as.values())]
-    lacking = []
-    for path in sorted(set(modules) - set(saved_as)):
-        if not isinstance(modules[path], ADAPTABLE):
-            continue
-        pieces = zip_longest(kinds.get(LAYER.sub("#", path), "").split("#"), LAYER.findall(path), fillvalue="")
-        theirs = "".join(chain.from_iterable(pieces))
-        known = LAYER.sub("#", path) in kinds and (wanted == "all-linear" or check_target_module_exists(config, theirs))
-        if known or any(_ends(path, name) for name in absent):
-            lacking.append(path)
-    return lacking
-
-
-def _ends(path: str, name: str) -> bool:
-    return path == name or path.endswith(f".{name}")
 
 
 def _fit_config(config: Any, state: Iterable[str], rename: _Renaming) -> None:

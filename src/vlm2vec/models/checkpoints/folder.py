@@ -20,6 +20,7 @@ from vlm2vec.errors import UserError, shown
 from vlm2vec.files import replacing
 from vlm2vec.models.backbones.base import WEIGHTS_FILE
 from vlm2vec.models.checkpoints import adapters
+from vlm2vec.models.checkpoints.adapter_weights import check_values, plain_names
 from vlm2vec.models.checkpoints.tensors import load_tensors, read_model
 from vlm2vec.models.prompts import PromptTemplate
 
@@ -160,13 +161,14 @@ def load_adapter(backbone: Backbone, folder: Path, allow_pickle: bool = False) -
     """Loads a saved adapter onto a base model; the file must contain exactly the tensors of the adapter.
 
     Raises:
-        UserError: if a tensor is missing, unexpected or has another shape, or if a setting of the adapter is not
-            supported; the message names the first one.
+        UserError: if a tensor is missing, unexpected, not finite or has another shape, or a setting of the adapter is
+            not supported; the message names the first one.
     """
     from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     path = folder / ADAPTER_FILE
-    state = load_tensors(path, folder / adapters.PICKLED_FILE, allow_pickle)
+    state = plain_names(load_tensors(path, folder / adapters.PICKLED_FILE, allow_pickle))
+    check_values(state, path)
     with adapters.peft_errors(f"{folder}: PEFT cannot load this adapter onto {backbone.name}"):
         if not isinstance(backbone.model, PeftModel):
             config = adapters.read_config(folder)
