@@ -80,6 +80,8 @@ class Section(BaseModel):
     word: Literal["a", "b"] = "a"
     either: Literal["auto"] | Annotated[int, Field(gt=0)] = 1
     names: list[str] = []
+    some: Annotated[list[int], Field(min_length=1)] = [1]
+    code: Annotated[str, Field(pattern="^a")] = "a"
     table: dict[str, int] = {}
 
 
@@ -95,6 +97,8 @@ class Section(BaseModel):
         ({"either": -1}, "either: expected 'auto'"),
         ({"names": "x"}, "names: expected a list"),
         ({"names": [1]}, "names.0: expected a text"),
+        ({"some": []}, "some: expected at least 1 entries"),
+        ({"code": "x"}, "code: expected a text that matches '^a'"),
         ({"table": []}, "table: expected keys with values"),
     ],
 )

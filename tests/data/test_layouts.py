@@ -230,7 +230,10 @@ def test_queries_of_ones_own_have_candidates_and_grades(tmp_path: Path) -> None:
     [
         ("{", "line 1: not valid JSON"),
         ('{"query": "q"}', "line 1: field candidates: expected a non-empty list"),
-        ('{"query": "q", "candidates": ["a"], "relevant": [3]}', "field relevant: expected positions 0 to 0"),
+        (
+            '{"query": "q", "candidates": ["a"], "relevant": [3]}',
+            "field relevant: expected a list of different positions, 0 to 0",
+        ),
         ('{"query": "q", "candidates": [{}]}', r"field candidates\[0\]: empty; expected a text, an image or a video"),
         ('{"query": "q", "candidats": []}', r"unknown field 'candidats'; did you mean candidates\?"),
         ('{"candidates": ["a"]}', "field query is missing"),

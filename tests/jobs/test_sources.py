@@ -4,6 +4,7 @@ import builtins
 import datetime as dt
 import decimal
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +230,12 @@ def test_metadata_of_any_arrow_type_is_a_text_a_number_or_a_truth_value(tmp_path
         "blob": f"{path}:blob[0]",
         "nothing": None,
     }
+
+
+def test_a_pipe_in_a_folder_is_an_error_of_its_own_and_is_not_waited_for(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", "red", 0)
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to(tmp_path / "gone.png")
+    first, *others = open_source(tmp_path)
+    assert first.item is not None
+    assert ["not a regular file, or a link to a file that is gone" in (one.error or "") for one in others] == [True] * 2

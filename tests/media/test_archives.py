@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from vlm2vec.errors import UserError
+from vlm2vec.jobs.sources import open_source
 from vlm2vec.media import archives
 from vlm2vec.media.archives import SeekableGzip, members, read_member
 from vlm2vec.media.images import ImageRef
@@ -142,3 +143,48 @@ def test_a_damaged_member_of_a_zip_is_named(tmp_path: Path, damage: str) -> None
     with pytest.raises(UserError, match=r"a\.zip:a: the archive is damaged"):
         read_member(path, "a")
     assert read_member(path, "b") == b"x"
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def zipped(path: Path, **contents: bytes) -> bytes:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz"])
+def test_hidden_members_and_those_of_macos_are_no_inputs_and_the_ending_may_be_in_capitals(
+    tmp_path: Path, ending: str
+) -> None:
+    names = ["a.png", "__MACOSX/._a.png", "x/._b.png", ".cache/c.png", "./x/d.png"]
+    path = tmp_path / f"photos{ending.upper()}"
+    if ending == ".zip":
+        zipped(path, **{name: png() for name in names})
+    else:
+        with tarfile.open(path, "w:gz" if ending.endswith("gz") else "w") as tar:
+            for name in names:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(png())
+                tar.addfile(entry, io.BytesIO(png()))
+    records = list(open_source(path))
+    assert sorted(Path(record.key).name for record in records) == ["a.png", "d.png"]
+    assert all(record.item and record.item.images[0].load().size == (8, 8) for record in records)
+
+
+@pytest.mark.parametrize(("local", "central", "value", "words"), [(6, 8, 1, "encrypted"), (8, 10, 93, "not supported")])
+def test_a_member_that_zipfile_cannot_unpack_is_one_line(
+    tmp_path: Path, local: int, central: int, value: int, words: str
+) -> None:
+    content = bytearray(zipped(tmp_path / "a.zip", **{"a.png": png()}))
+    content[local] = value
+    content[content.index(b"PK\x01\x02") + central] = value
+    (tmp_path / "b.zip").write_bytes(content)
+    with pytest.raises(UserError, match=rf"b\.zip:a\.png: cannot be read \(.*{words}.*\); unpack the archive") as error:
+        ImageRef(str(tmp_path / "b.zip"), "a.png").load()
+    assert "\n" not in str(error.value)

@@ -28,7 +28,7 @@ from vlm2vec.errors import UserError, did_you_mean, shown
 from vlm2vec.media import archives
 from vlm2vec.media.cells import columns_to_read, image_columns, images_of_rows, open_parquet, parquet_errors, plain_rows
 from vlm2vec.media.images import ImageRef, image_beside, named_images
-from vlm2vec.media.text import decode
+from vlm2vec.media.text import decode, require_unicode
 from vlm2vec.media.videos import VideoRef
 from vlm2vec.types import EmbeddingInput, EvalQuery
 
@@ -106,13 +106,17 @@ def pair_of(record: Record, source: str) -> TrainExample:
     else:
         targets = [_input(record, item, f"targets[{i}]") for i, item in enumerate(several)]
     found = record.values.get("negatives") or []
+    if not isinstance(found, list):
+        raise UserError(f"{record.where}: field negatives: expected a list, found {shown(found)}")
     negatives = tuple(_input(record, item, f"negatives[{i}]") for i, item in enumerate(found))
     scores = _scores(record, len(targets), len(negatives))
     pair = TrainExample(
         query, targets[0], negatives, source, origin=record.where, more_targets=tuple(targets[1:]), scores=scores
     )
     instruction = record.values.get("target_instruction")
-    return pair.with_target_instruction(str(instruction)) if instruction else pair
+    if instruction is not None and not isinstance(instruction, str):
+        raise UserError(f"{record.where}: field target_instruction: expected a text, found {shown(instruction)}")
+    return pair.with_target_instruction(instruction) if instruction else pair
 
 
 def _scores(record: Record, num_targets: int, num_negatives: int) -> tuple[float, ...]:
@@ -125,7 +129,7 @@ def _scores(record: Record, num_targets: int, num_negatives: int) -> tuple[float
         values = record.values.get(name)
         values = [None] * number if values is None else values
         good = isinstance(values, list) and len(values) == number
-        if not good or not all(value is None or type(value) in (int, float) for value in values):
+        if not good or not all(value is None or _is_number(value) for value in values):
             raise UserError(f"{record.where}: field {name}: expected a list of {number} numbers")
         scores += [math.nan if value is None else float(value) for value in values]
     return tuple(scores)
@@ -144,15 +148,33 @@ def read_eval_records(path: Path) -> list[EvalQuery]:
         if not isinstance(found, list) or not found:
             raise UserError(f"{record.where}: field candidates: expected a non-empty list")
         candidates = [_input(record, item, f"candidates[{i}]") for i, item in enumerate(found)]
-        relevant = tuple(record.values.get("relevant") or (0,))
-        if not all(isinstance(i, int) and 0 <= i < len(candidates) for i in relevant):
-            raise UserError(f"{record.where}: field relevant: expected positions 0 to {len(candidates) - 1}")
-        gains = tuple(map(float, record.values.get("gains") or ()))
-        if gains and len(gains) != len(relevant):
-            raise UserError(f"{record.where}: field gains: expected {len(relevant)} numbers, one for each relevant id")
+        relevant, gains = _relevant(record, len(candidates))
         unique = tuple(shared.setdefault(item, item) for item in candidates)
         queries.append(EvalQuery(_side(record, "query"), unique, relevant, gains))
     return queries
+
+
+def _relevant(record: Record, num_candidates: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Positions of the relevant candidates, by default the first, and their gains if there are any."""
+    found = record.values.get("relevant")
+    places = [0] if found is None else found
+    good = isinstance(places, list) and all(type(i) is int and 0 <= i < num_candidates for i in places)
+    if not good or len(set(places)) < len(places) or not places:
+        raise UserError(
+            f"{record.where}: field relevant: expected a list of different positions, 0 to {num_candidates - 1}, "
+            f"found {shown(found)}"
+        )
+    gains = record.values.get("gains") or []
+    good = isinstance(gains, list) and len(gains) in (0, len(places)) and all(map(_is_number, gains))
+    if not good or any(gain < 0 for gain in gains):
+        raise UserError(
+            f"{record.where}: field gains: expected {len(places)} numbers of 0 or more, one for each relevant position"
+        )
+    return tuple(places), tuple(map(float, gains))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def record_files(path: Path) -> list[Path]:
@@ -289,10 +311,13 @@ def _side(record: Record, name: str) -> EmbeddingInput:
 
 def _input(record: Record, value: Any, field: str) -> EmbeddingInput:
     origin = f"{record.where}, field {field}"
-    if isinstance(value, str):
-        return EmbeddingInput(text=value)
+    value = {"text": value} if isinstance(value, str) else value
     if not isinstance(value, dict) or set(value) - SIDE_FIELDS:
         raise UserError(f"{origin}: expected a text or an object with {', '.join(sorted(SIDE_FIELDS))}")
+    for name in ("text", "instruction"):
+        if value.get(name) is not None and not isinstance(value[name], str):
+            raise UserError(f"{origin}: {name}: expected a text, found {shown(value[name])}")
+        require_unicode(value.get(name), origin)
     try:
         given = named_images({name: found for name, found in value.items() if found})
     except UserError as error:

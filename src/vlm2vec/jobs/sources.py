@@ -179,11 +179,11 @@ class Source:
         return read_table(path, prefix, self.settings, self.renamed)
 
     def _archive(self) -> Iterator[Record]:
-        members = archives.members(self.path)
+        members = {name for name in archives.members(self.path) if not _is_hidden(name)}
         names = sorted(name for name in members if name.lower().endswith(IMAGE_ENDINGS))
         self._skipped_members = Counter(Path(name).suffix.lower() for name in members - set(names))
         if not names:
-            raise UserError(f"{self.path}: no images in this archive. {' '.join(self.skipped())}")
+            raise UserError(f"{self.path}: no images in this archive. {' '.join(self.skipped())}".strip())
         version = file_version(self.path)
         for name in names:
             item = EmbeddingInput(images=(ImageRef(str(self.path), name),))
@@ -191,6 +191,8 @@ class Source:
             yield Record(printable(name), item, about, version)
 
     def _file(self, path: Path, key: str, about: dict[str, object]) -> Iterator[Record]:
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"{path}: not a regular file, or a link to a file that is gone")
         name, version = path.name.lower(), self._version(path)
         if name.endswith(IMAGE_ENDINGS):
             yield Record(key, EmbeddingInput(images=(ImageRef(path=str(path)),)), about | own(kind="image"), version)
@@ -228,6 +230,12 @@ def open_source(path: str | Path, settings: SourceSettings | None = None) -> Sou
         UserError: if the path does not exist or its kind is not supported.
     """
     return Source(path, settings)
+
+
+def _is_hidden(member: str) -> bool:
+    """Whether a member of an archive is hidden, as files of folders are, or one of those that macOS adds."""
+    hidden = (part.startswith(".") or part == "__MACOSX" for part in member.split("/") if part not in (".", ".."))
+    return any(hidden)
 
 
 def _list(folder: Path) -> Listing:

@@ -28,7 +28,7 @@ from vlm2vec.media.cells import ParquetImages
 from vlm2vec.media.zips import SharedZip
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
-PART = re.compile(r"(.+\.(?:zip|tar|tar\.gz|tgz))-(\d+)")
+PART = re.compile(r"(.+\.(?:zip|tar|tar\.gz|tgz))-(\d+)", re.IGNORECASE)
 CHUNK = 1 << 16
 SPACING = 8 << 20
 
@@ -36,7 +36,7 @@ SPACING = 8 << 20
 def is_archive(path: str | Path) -> bool:
     """Returns whether this module supports the file name; for an archive in parts, only the first part counts."""
     part = PART.fullmatch(str(path))
-    return str(path).endswith(ENDINGS) if part is None else int(part[2]) == 0
+    return str(path).lower().endswith(ENDINGS) if part is None else int(part[2]) == 0
 
 
 def members(path: str | Path) -> frozenset[str]:
@@ -62,7 +62,7 @@ def read_member(path: str | Path, name: str) -> bytes:
     """Reads a file from an archive.
 
     Raises:
-        UserError: if the archive is missing, damaged, or does not contain the file.
+        UserError: if the archive is missing, damaged, encrypted, or does not contain the file.
     """
     try:
         return _open(str(path), os.getpid(), _stamp(path)).read(name)
@@ -71,6 +71,8 @@ def read_member(path: str | Path, name: str) -> bytes:
         raise UserError(f"{path}:{name}: {what}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise UserError(f"{path}:{name}: the archive is damaged ({error}); download it again") from error
+    except RuntimeError as error:  # of zipfile, for members that are encrypted or compressed by an unknown method
+        raise UserError(f"{path}:{name}: cannot be read ({error}); unpack the archive and use the folder") from error
 
 
 class SeekableGzip(io.RawIOBase):
@@ -251,8 +253,9 @@ def _open_file(path: str, mode: str = "rb") -> Any:
 
 
 def _whole_name(path: str) -> str:
+    """The name of an archive without the number of its part, in lower case, which tells its kind."""
     part = PART.fullmatch(path)
-    return path if part is None else part[1]
+    return (path if part is None else part[1]).lower()
 
 
 def _stamp(path: str | Path) -> tuple[int, int]:
