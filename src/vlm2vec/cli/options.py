@@ -115,9 +115,14 @@ def key_value(text: str, option: str = "--option", example: str = "num_layers=4"
     import yaml
 
     key, separator, value = text.partition("=")
-    if not separator:
+    if not separator or not key.strip():
         raise UserError(f"{option} {shown(text)}: expected key=value, such as {example}")
-    return key, yaml.safe_load(value)
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(
+            f"{option} {shown(text)}: the value is not valid YAML; quote it, such as {key}='\"…\"'"
+        ) from error
 
 
 def rerank_cosine_of(weight: float, reranker: str | None, option: str = "--rerank") -> float:

@@ -32,7 +32,7 @@ class Keys:
         if path is None:
             return
         try:
-            lines = [line.strip() for line in path.read_text().splitlines()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"--api-key-file {path}: cannot be read ({error}); expected a file with one key per line"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vlm2vec.errors import shown
 
 ENVIRONMENT = "VLM2VEC_SERVE"
 MIB = 1 << 20
+HOST = re.compile(r"\*|[0-9a-fA-F]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*|(\*\.)?([^\s/:*?#@]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
+ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#]+")
+"""What browsers send: a scheme and a host without a path, so that any other string would never be equal."""
 
 
 class ServeSettings(BaseModel):
@@ -78,15 +84,38 @@ class ServeSettings(BaseModel):
     max_pixels: int = Field(50_000_000, ge=1)
     max_image_bytes: int = Field(20 * MIB, ge=1)
     max_body_bytes: int = Field(32 * MIB, ge=1)
-    timeout: float = Field(60.0, gt=0)
+    timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
     drain: int = Field(30, ge=0)
     result_cache_bytes: int = Field(64 * MIB, ge=0)
     image_cache_bytes: int = Field(256 * MIB, ge=0)
     allow_urls: tuple[str, ...] = ()
     media_root: Path | None = None
     api_key_file: Path | None = None
-    rate_limit: float = Field(0.0, ge=0)
+    rate_limit: float = Field(0.0, ge=0, allow_inf_nan=False)
     cors_origins: tuple[str, ...] = ()
+
+    @field_validator("served_names")
+    @classmethod
+    def _have_letters(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(name.strip() for name in names):
+            raise ValueError("a name is empty; remove --name to use the model's own")
+        return names
+
+    @field_validator("allow_urls")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not HOST.fullmatch(host):
+                raise ValueError(f"expected a host such as images.example.org or *.example.org, found {shown(host)}")
+        return hosts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"expected an origin such as https://app.example.org, found {shown(origin)}")
+        return origins
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> ServeSettings:
