@@ -284,6 +284,8 @@ BAD_INPUTS = [
     ({"image": "no\0file.png"}, r"'no\x00file.png': the image file is missing"),
     ({"image": np.zeros((4, 4))}, "image of type ndarray"),
     ({"video": 7}, "video of type int"),
+    ("a\ud83d", "input: character 2 is a lone surrogate (U+D83D), half of a surrogate pair; replace it"),
+    ({"text": "a", "instruction": "\udc80"}, "input: character 1 is a lone surrogate (U+DC80)"),
     ({"image": Path("a.png"), "images": [Path("b.png")]}, "input has both image and images"),
     (["a list"], "input: found ['a list'] of type list"),
     (Path("s3://bucket/a.png"), "the image file is missing"),

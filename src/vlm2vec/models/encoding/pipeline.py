@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from vlm2vec.batch import Batch, cut_by_tokens
 from vlm2vec.errors import UserError
+from vlm2vec.media.text import require_unicode
 from vlm2vec.models.device import is_device_broken
 from vlm2vec.models.encoding.settings import EncodeSettings, EncodingModel
 from vlm2vec.types import EmbeddingInput, Media, by_content, content_key
@@ -169,6 +170,8 @@ class Pipeline:
             for value in part:
                 try:
                     item = EmbeddingInput.of(value, self.settings.instruction)
+                    for text in (item.text, item.instruction):  # tokenizers name their own types instead
+                        require_unicode(text, "input")
                     found.append((item, content_key(item, digest)))
                 except Exception as error:  # noqa: BLE001 - whatever one input causes is an error of that input
                     found.append((None, _as_user_error(value, error)))
