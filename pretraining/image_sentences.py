@@ -1,7 +1,7 @@
 r"""Trains the bypass of `compact-sentence`: from an image to the sentence vectors of what is said of it.
 
     python -m pretraining.photographs CLONES FOLDER
-    python -m pretraining.image_sentences FOLDER src/vlm2vec/models/backbones/compact/sentence_bypass.safetensors
+    python -m pretraining.image_sentences FOLDER bypass.safetensors
 
 A contrastive loss in both directions over batches of images and one of the texts of each; the vision encoder and the
 sentence encoder are frozen, so features and text vectors are computed once. Prints how often a held-out photograph is
@@ -103,7 +103,7 @@ def new_bypass(vision: EfficientNetLite, encoder: Any, tokenizer: Any) -> Bypass
 
 
 def main(folder: str, output: str) -> None:
-    """Trains on the photographs of a folder and writes what ships."""
+    """Trains on the photographs of a folder and writes the first bypass."""
     rows = [json.loads(line) for line in (Path(folder) / LIST).read_text().splitlines()]
     encoder, tokenizer = load_sentence_encoder(SENTENCE_LAYERS, torch.float32)
     vision = EfficientNetLite(DEFAULTS["image_size"], DEFAULTS["visual_tokens"], for_classifier=True)

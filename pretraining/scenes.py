@@ -130,6 +130,14 @@ class Scenes:
         self._paste(canvas, drawing, *place, side, mirrored=rng.random() < 0.5)
         return canvas, [(prompt, drawing.name) for prompt in rng.sample(NAME_PROMPTS, 2)]
 
+    def placed(self, rng: random.Random, drawing: Drawing) -> Image.Image:
+        """Draws a given drawing as `single` does, on a white or light ground."""
+        ground = (255, 255, 255) if rng.random() < 0.4 else tuple(rng.randint(170, 255) for _ in range(3))
+        canvas, side = Image.new("RGB", (CANVAS, CANVAS), ground), rng.randint(90, CANVAS)
+        left, top = rng.randint(0, CANVAS - side), rng.randint(0, CANVAS - side)
+        self._paste(canvas, drawing, left, top, side, mirrored=rng.random() < 0.5)
+        return canvas
+
     def written(self, rng: random.Random) -> tuple[Image.Image, list[Row]]:
         """Renders the first three words of a name as text."""
         (drawing,) = self._draw(rng, 1)

@@ -13,10 +13,10 @@ from PIL import Image
 from vlm2vec import Embedder, EmbeddingInput, UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.attention import first_token_reads_last
-from vlm2vec.models.backbones.compact import sentence
+from vlm2vec.models.backbones.compact import sentence_weights
 from vlm2vec.models.backbones.compact.parts import FINAL_DIM, VISION_DIM, EfficientNetLite, load_sentence_encoder
-from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, class_words, names_of_classes
-from vlm2vec.models.backbones.compact.sentence import BYPASS_SCALE
+from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, input_vectors, names_of_classes
+from vlm2vec.models.backbones.compact.sentence import BYPASS_SCALE, CellChoice, names_of_places, new_model
 from vlm2vec.models.checkpoints import folder as checkpoint
 
 SMALL = {"num_layers": 2, "visual_tokens": 4, "image_size": 64}
@@ -43,14 +43,14 @@ def embedder() -> Embedder:
     return Embedder.from_pretrained("compact-sentence", dtype=torch.float32, device="cpu", **SMALL)
 
 
-def test_a_text_has_the_vector_of_the_published_sentence_encoder() -> None:
+def test_a_text_has_nearly_the_vector_of_the_published_sentence_encoder() -> None:
     encoder, tokenizer = load_sentence_encoder(6, torch.float32)
     whole = Embedder.from_pretrained("compact-sentence", dtype=torch.float32, device="cpu")
     for text, vector in zip(TEXTS[:2], whole.encode(TEXTS[:2]), strict=True):
         with torch.inference_mode():
             states_1LD = encoder(**tokenizer([text], return_tensors="pt")).last_hidden_state
-        expected = F.normalize(states_1LD.mean(dim=1), dim=-1)[0]
-        np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
+        expected = F.normalize(states_1LD.mean(dim=1), dim=-1)[0].numpy()
+        assert 0.95 < vector @ expected < 0.9999
 
 
 def test_a_vector_does_not_depend_on_its_batch_mates(embedder: Embedder) -> None:
@@ -98,7 +98,8 @@ def test_the_words_of_a_class_are_those_of_its_name_and_its_kind() -> None:
     def tokenizer(texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
         return {"input_ids": [[0, 2] if ", " in text else [1] for text in texts]}
 
-    for name, vector in zip(names_of_classes(), class_words(embeddings_VD, tokenizer), strict=True):
+    names = names_of_classes()
+    for name, vector in zip(names, input_vectors(names, embeddings_VD, tokenizer), strict=True):
         expected = embeddings_VD[[0, 2]].mean(dim=0) if ", " in name else embeddings_VD[1]
         torch.testing.assert_close(vector, expected)
 
@@ -116,21 +117,58 @@ def test_the_dual_encoder_of_the_same_parts_adds_unit_vectors_of_text_and_image(
     np.testing.assert_allclose(seen, expected[0].numpy(), atol=1e-5)
 
 
-def test_the_bypass_is_added_to_the_states_of_visual_tokens_alone(embedder: Embedder) -> None:
+def test_the_choice_is_added_to_the_states_of_visual_tokens_alone(embedder: Embedder) -> None:
+    backbone, model = embedder.backbone, embedder.backbone.model
+    two = EmbeddingInput(text="<|image_1|> or <|image_2|>", images=(draw_image(0), draw_image(1)))
+    batch = backbone.process([EmbeddingInput(text="a"), two])
+    with torch.no_grad():
+        states_BLD = backbone.hidden_states(batch)
+        gate, model.choice.gate = model.choice.gate, torch.nn.Linear(384, 2)
+        torch.nn.init.zeros_(model.choice.gate.weight)
+        torch.nn.init.zeros_(model.choice.gate.bias)
+        without_BLD = backbone.hidden_states(batch)
+        model.choice.gate = gate
+        is_image = batch["input_ids"][1] == model.image_token_id
+        text_2D = without_BLD[1, ~is_image].mean(dim=0).expand(2, -1)
+        cell_2TD = model.bypass(batch["image_features"].unsqueeze(-2))
+        states_2TD = without_BLD[1, is_image].view(2, 4, 384)
+        added_2D = BYPASS_SCALE * model.choice(text_2D, states_2TD, model.bypass(batch["image_features"]), cell_2TD)
+    assert int(is_image.sum()) == 2 * backbone.vision.num_tokens
+    found = (states_BLD - without_BLD)[1, is_image].view(2, 4, 384)
+    torch.testing.assert_close(found, added_2D.unsqueeze(1).expand(2, 4, 384), rtol=1e-4, atol=1e-4)
+    assert torch.equal(states_BLD[1, ~is_image], without_BLD[1, ~is_image])
+    assert torch.equal(states_BLD[0], without_BLD[0])
+
+
+def test_a_new_choice_gives_the_image_and_a_trained_one_the_cells_that_are_like_the_text() -> None:
+    torch.manual_seed(0)
+    choice, (text, image), (states, cells) = CellChoice(8), torch.randn(2, 3, 8), torch.randn(2, 3, 4, 8)
+    torch.testing.assert_close(choice(text, states, image, cells), image)
+    with torch.no_grad():
+        choice.gate.bias.copy_(torch.tensor([0.25, 2.0]))
+        found = choice(text, states, image, cells)
+    normed_text, normed_states = F.layer_norm(text, (8,)), F.layer_norm(states, (8,))
+    shares = ((normed_states * normed_text[:, None]).sum(dim=-1) / 8**0.5).softmax(dim=-1)
+    torch.testing.assert_close(found, 0.25 * image + 2 * (shares[..., None] * cells).sum(dim=1))
+
+
+def test_before_its_pretraining_a_visual_token_starts_with_the_words_of_its_place(embedder: Embedder) -> None:
     backbone = embedder.backbone
-    batch = backbone.process([EmbeddingInput(text="what is it?", images=(draw_image(0),)), EmbeddingInput(text="a")])
-    with torch.inference_mode():
-        states = backbone.hidden_states(batch)
-        bypass = backbone.model.bypass
-        backbone.model.bypass = torch.nn.Module()
-        backbone.model.bypass.forward = lambda features: features.new_zeros(1, 384)
-        without = backbone.hidden_states(batch)
-        backbone.model.bypass = bypass
-        expected = BYPASS_SCALE * bypass(batch["image_features"])
-    is_image = batch["input_ids"] == backbone.model.image_token_id
-    assert int(is_image.sum()) == backbone.vision.num_tokens
-    torch.testing.assert_close((states - without)[is_image], expected.expand(4, -1), rtol=1e-4, atol=1e-4)
-    assert torch.equal(states[~is_image], without[~is_image])
+    model = new_model(backbone.vision, backbone.language_model, backbone.tokenizer, torch.zeros(1000, 384))
+    words_VD = backbone.language_model.get_input_embeddings().weight.detach()
+    ids = backbone.tokenizer("bottom left", add_special_tokens=False)["input_ids"]
+    torch.testing.assert_close(model.projector.positions.detach()[2], words_VD[ids].mean(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("side", "names"),
+    [(1, ["center"]), (2, ["top left", "top right", "bottom left", "bottom right"]), (3, None), (4, None)],
+)
+def test_every_cell_has_a_name_of_its_third_of_the_image(side: int, names: list[str] | None) -> None:
+    found = names_of_places(side)
+    assert len(found) == side**2 and (names is None or found == names)
+    if side > 2:
+        assert found[0] == "top left" and found[-1] == "bottom right" and found[side] == "middle left"
 
 
 def test_it_attends_in_both_directions_and_pools_by_the_mean(embedder: Embedder) -> None:
@@ -163,9 +201,9 @@ def test_a_bad_setting_is_one_line(options: dict[str, int], message: str) -> Non
 
 
 def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = tmp_path / "sentence_bypass.safetensors"
-    changed.write_bytes(sentence.SHIPPED.read_bytes() + b"\0")
-    monkeypatch.setattr(sentence, "SHIPPED", changed)
+    changed = tmp_path / "sentence_pretrained.safetensors"
+    changed.write_bytes(sentence_weights.SHIPPED.read_bytes() + b"\0")
+    monkeypatch.setattr(sentence_weights, "SHIPPED", changed)
     with pytest.raises(UserError, match="SHA-256 differs from the shipped weights"):
         Embedder.from_pretrained("compact-sentence", **SMALL)
 
@@ -176,7 +214,7 @@ def test_a_trained_adapter_comes_back_with_pooling_and_attention(tmp_path: Path)
     before = embedder.encode(mixed_inputs())
     checkpoint.add_adapter(embedder.backbone, 2, 4, 0.0, None)
     trained = {name for name, parameter in embedder.named_parameters() if parameter.requires_grad}
-    for part in ("query.lora_A", "intermediate.dense.lora_A", "projector", "bypass"):
+    for part in ("query.lora_A", "intermediate.dense.lora_A", "projector", "bypass", "choice"):
         assert any(part in name for name in trained), part
     output_BD = embedder.train()(embedder.backbone.process(mixed_inputs()))
     torch.autograd.backward((output_BD @ output_BD.T).square().mean())

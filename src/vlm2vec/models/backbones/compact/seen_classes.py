@@ -8,6 +8,7 @@ Shapes: F features, C classes, V words, D embedding dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def names_of_classes() -> list[str]:
 
 
 @torch.no_grad()
-def class_words(embeddings_VD: torch.Tensor, tokenizer: Any) -> torch.Tensor:
-    """Mean input vector of the words of each class, [C, D]."""
-    ids = tokenizer(names_of_classes(), add_special_tokens=False)["input_ids"]
-    return torch.stack([embeddings_VD[row].float().mean(dim=0) for row in ids])
+def input_vectors(names: Sequence[str], words_VD: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    """Mean input vector of the words of each name, [names, D]."""
+    ids = tokenizer(list(names), add_special_tokens=False)["input_ids"]
+    return torch.stack([words_VD[row].float().mean(dim=0) for row in ids])

@@ -2,26 +2,24 @@
 
 image -> EfficientNet-Lite0 (frozen) -> a grid of cells, a token each
       -> projector: the words of the classes that the encoder sees, and a projection of the features ----+
-      -> bypass: a sentence vector of the whole image, added to the final states of the visual tokens    |
+      -> bypass: sentence vectors of the image and of each cell; the text chooses among them what is     |
+         added to the final states of the visual tokens                                                  |
 text  ---------------------------------------------------------------------------------------------------+
       -> all layers of all-MiniLM-L6-v2, every token reads every token -> mean of the final states
 
-The bypass makes a photograph's vector lie near the sentence vectors of its captions before any training on a task. This
-project trained it (`pretraining.image_sentences`) and ships it.
+The bypass makes a photograph's vector lie near the sentence vectors of its captions. This project pretrained it with
+the projector, the choice and a low-rank change of the sentence encoder (`pretraining.teach_sentence`), and ships all.
 
 Shapes: B examples, N images, L tokens, T visual tokens of an image, F features, C classes, D embedding dim.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from vlm2vec.batch import Batch
@@ -34,17 +32,17 @@ from vlm2vec.models.backbones.compact.parts import (
     load_sentence_encoder,
 )
 from vlm2vec.models.backbones.compact.processing import SentenceBackbone
-from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, class_words
+from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, input_vectors, names_of_classes
+from vlm2vec.models.backbones.compact.sentence_weights import load_pretrained, shipped_weights
 from vlm2vec.models.backbones.compact.settings import checked_settings
 from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.prompts import split_at_images
 from vlm2vec.types import EmbeddingInput
 
-SHIPPED = Path(__file__).with_name("sentence_bypass.safetensors")
-SHIPPED_SHA256 = "060efed69ab18cdaa3c6ebf6fad205422a1372d59562e63b1dcc357b0346f761"
 BYPASS_WIDTH = 768
 PRIOR_SCALE = 2.5  # of the class sentences against the learned part of the bypass, as it was trained
 BYPASS_SCALE = 16.0  # a bypass vector is then three times as long as a mean of MiniLM's states
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 DEFAULTS = {"num_layers": 6, "visual_tokens": 9, "image_size": 192}
 
 
@@ -57,15 +55,18 @@ def normalized(features: torch.Tensor) -> torch.Tensor:
 class SentenceProjector(nn.Module):
     """Visual features [N, T, F] -> input vectors of the language model [N, T, D].
 
-    A new projector gives the words of the classes alone.
+    A new projector gives the words of the classes and of the place of the token.
+
+    Args:
+        class_words: Input vectors of the classes.
+        places_TD: An input vector for each place.
     """
 
-    def __init__(self, class_words: SeenClasses, num_tokens: int) -> None:
+    def __init__(self, class_words: SeenClasses, places_TD: torch.Tensor) -> None:
         super().__init__()
         self.class_words = class_words
-        dim = class_words.vectors_CD.shape[1]
-        self.layer = nn.Linear(VISION_DIM, dim)
-        self.positions = nn.Parameter(torch.zeros(num_tokens, dim))
+        self.layer = nn.Linear(VISION_DIM, places_TD.shape[1])
+        self.positions = nn.Parameter(places_TD.clone())
         nn.init.zeros_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)
 
@@ -105,6 +106,48 @@ class Bypass(nn.Module):
         return F.normalize(PRIOR_SCALE * prior + learned, dim=-1)
 
 
+class CellChoice(nn.Module):
+    """What the text of an input asks of an image: a mixture of the sentence vectors of the image and of its cells.
+
+    The cells are weighted by an attention of the text to the visual tokens, whose states know their place and content;
+    image and chosen cell are weighted by the text. A new module attends by similarity, and gives the image alone.
+
+    Args:
+        dim: Width of the language model.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.gate = nn.Linear(dim, 2)
+        nn.init.eye_(self.query.weight)
+        nn.init.eye_(self.key.weight)
+        nn.init.zeros_(self.gate.weight)
+        with torch.no_grad():
+            self.gate.bias.copy_(torch.tensor([1.0, 0.0]))
+
+    def forward(
+        self, text_ND: torch.Tensor, states_NTD: torch.Tensor, image_ND: torch.Tensor, cell_NTD: torch.Tensor
+    ) -> torch.Tensor:
+        """One vector per image, [N, D].
+
+        Args:
+            text_ND: Mean of the final states of the text around each image.
+            states_NTD: Final states of the visual tokens.
+            image_ND: Sentence vectors of the images.
+            cell_NTD: Sentence vectors of their cells.
+        """
+        dim = text_ND.shape[-1:]
+        text_ND = F.layer_norm(text_ND, dim)
+        keys_NTD = self.key(F.layer_norm(states_NTD, dim))
+        scores_NT = torch.einsum("nd,ntd->nt", self.query(text_ND), keys_NTD) / dim[0] ** 0.5
+        chosen_ND = torch.einsum("nt,ntd->nd", scores_NT.softmax(dim=-1), cell_NTD.to(scores_NT.dtype))
+        of_image_N1, of_cell_N1 = self.gate(text_ND).split(1, dim=-1)
+        mixed_ND: torch.Tensor = of_image_N1 * image_ND + of_cell_N1 * chosen_ND
+        return mixed_ND
+
+
 class SentenceModel(nn.Module):
     """Vision encoder, projector, bypass and sentence encoder.
 
@@ -123,6 +166,7 @@ class SentenceModel(nn.Module):
         self.bypass = bypass
         self.language_model = language_model
         self.config = self.language_model.config  # PEFT reads it
+        self.choice = CellChoice(int(self.config.hidden_size))
         self.image_token_id = int(self.config.vocab_size)
 
     def forward(
@@ -131,16 +175,33 @@ class SentenceModel(nn.Module):
         """Final states [B, L, D]; `image_features` [N, T, F] fill the image tokens."""
         is_image_BL1 = (input_ids == self.image_token_id).unsqueeze(-1)
         embeds_BLD = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_image_BL1[..., 0], 0))
-        added_BLD = torch.zeros_like(embeds_BLD)
         if image_features is not None and len(image_features):
             projected = self.projector(image_features).to(embeds_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(is_image_BL1, projected)
-            sentences_ND = BYPASS_SCALE * self.bypass(image_features)
-            of_tokens = sentences_ND.unsqueeze(1).expand_as(projected).to(embeds_BLD.dtype)
-            added_BLD = added_BLD.masked_scatter(is_image_BL1, of_tokens)
         output = self.language_model(inputs_embeds=embeds_BLD, attention_mask=attention_mask)
-        states: torch.Tensor = output.last_hidden_state + added_BLD
-        return states
+        states_BLD: torch.Tensor = output.last_hidden_state
+        if image_features is not None and len(image_features):
+            is_text_BL1 = attention_mask.bool().unsqueeze(-1) & ~is_image_BL1
+            added_NTD = self._bypassed(states_BLD, is_text_BL1, is_image_BL1, image_features)
+            states_BLD = states_BLD + torch.zeros_like(states_BLD).masked_scatter(is_image_BL1, added_NTD)
+        return states_BLD
+
+    def _bypassed(
+        self,
+        states_BLD: torch.Tensor,
+        is_text_BL1: torch.Tensor,
+        is_image_BL1: torch.Tensor,
+        image_features: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the bypass adds to the states of the visual tokens, [N, T, D]."""
+        num_tokens = image_features.shape[1]
+        text_BD = (states_BLD * is_text_BL1).sum(dim=1) / is_text_BL1.sum(dim=1)
+        images_B = is_image_BL1.sum(dim=(1, 2)) // num_tokens
+        text_ND = text_BD.repeat_interleave(images_B, dim=0)
+        states_NTD = states_BLD[is_image_BL1[..., 0]].view(-1, num_tokens, states_BLD.shape[-1])
+        cell_NTD = self.bypass(image_features.unsqueeze(-2))
+        added_ND: torch.Tensor = BYPASS_SCALE * self.choice(text_ND, states_NTD, self.bypass(image_features), cell_NTD)
+        return added_ND.unsqueeze(1).expand_as(states_NTD).to(states_BLD.dtype)
 
 
 class CompactSentence(SentenceBackbone, DecoderBackbone):
@@ -155,7 +216,7 @@ class CompactSentence(SentenceBackbone, DecoderBackbone):
 
     name: ClassVar[str] = "compact-sentence"
     media_tokens: ClassVar[Mapping[str, MediaTokens]] = {"compact-sentence": NUMBERED}
-    trained_modules: ClassVar[list[str]] = ["projector", "bypass"]
+    trained_modules: ClassVar[list[str]] = ["projector", "bypass", "choice"]
     _pooling = "mean"
     _attention = "bidirectional"
 
@@ -165,9 +226,10 @@ class CompactSentence(SentenceBackbone, DecoderBackbone):
         settings = checked_settings(source, options, DEFAULTS)
         language, tokenizer = load_sentence_encoder(settings["num_layers"], dtype)
         vision = EfficientNetLite(settings["image_size"], settings["visual_tokens"], for_classifier=True)
-        words_CD = class_words(language.get_input_embeddings().weight.detach(), tokenizer)
-        projector = SentenceProjector(SeenClasses(vision.classifier, words_CD), vision.num_tokens)
-        model = SentenceModel(vision, projector, shipped_bypass(vision), language).to(dtype)
+        weights = shipped_weights()
+        model = new_model(vision, language, tokenizer, weights.pop("class_sentences"))
+        load_pretrained(model, weights)
+        model = model.to(dtype)
         model.vision.float()  # pixel values are float32, and features must not depend on the dtype of the rest
         return cls(model, tokenizer, settings)
 
@@ -212,16 +274,25 @@ class CompactSentence(SentenceBackbone, DecoderBackbone):
         return self._enclosed(ids), dropped
 
 
-def shipped_bypass(vision: EfficientNetLite) -> Bypass:
-    """The bypass with its shipped weights and sentence vectors of the classes.
+def new_model(
+    vision: EfficientNetLite, language: nn.Module, tokenizer: Any, class_sentences: torch.Tensor, dropout: float = 0.0
+) -> SentenceModel:
+    """The model before its pretraining.
 
-    Raises:
-        UserError: if the file differs from the shipped one.
+    Args:
+        vision: The vision encoder.
+        language: The sentence encoder.
+        tokenizer: The sentence encoder's.
+        class_sentences: Sentence vectors of the vision encoder's classes, [C, D].
+        dropout: Of the bypass.
     """
-    raw = SHIPPED.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != SHIPPED_SHA256:
-        raise UserError(f"{SHIPPED}: SHA-256 differs from the shipped weights; reinstall vlm2vec")
-    learned = {name: value.float() for name, value in load_safetensors(raw).items()}
-    bypass = Bypass(SeenClasses(vision.classifier, learned.pop("class_sentences")))
-    bypass.load_state_dict(learned)
-    return bypass
+    words_VD = language.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    classes = SeenClasses(vision.classifier, input_vectors(names_of_classes(), words_VD, tokenizer))
+    projector = SentenceProjector(classes, input_vectors(names_of_places(vision.side), words_VD, tokenizer))
+    return SentenceModel(vision, projector, Bypass(SeenClasses(vision.classifier, class_sentences), dropout), language)
+
+
+def names_of_places(side: int) -> list[str]:
+    """What a person calls each cell of a square grid, in row-major order: "top left" to "bottom right"."""
+    thirds = [(2 * place + 1) * 3 // (2 * side) for place in range(side)]
+    return ["center" if row == column == 1 else f"{ROWS[row]} {COLUMNS[column]}" for row in thirds for column in thirds]

@@ -1,0 +1,92 @@
+"""Losses of the lessons: vectors of a model against the sentence encoder's vectors of the right and the wrong answers.
+
+Shapes: B lessons, D embedding dim, A answers of a bank, Q vectors in a queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from pretraining.lessons import Lesson
+
+TEMPERATURE = 0.05
+TEXT_WEIGHT = 4.0  # of the cosine between a text's vector and that of the sentence encoder
+QUEUE = 1024
+
+
+@dataclass
+class Answers:
+    """The sentence vectors of all answers, and which of them belong to each bank.
+
+    Args:
+        banks: The texts of each bank; "all" has every text.
+        vectors_of: Sentence vectors of texts, [A, D].
+    """
+
+    banks: Mapping[str, Sequence[str]]
+    vectors_of: Callable[[Sequence[str]], torch.Tensor]
+    vectors_AD: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = {text: row for row, text in enumerate(self.banks["all"])}
+        self.vectors_AD = self.vectors_of(self.banks["all"])
+        self.members = {name: torch.tensor([self.rows[t] for t in texts]) for name, texts in self.banks.items()}
+        self.places = {name: {text: i for i, text in enumerate(texts)} for name, texts in self.banks.items()}
+
+    def of(self, texts: Sequence[str]) -> torch.Tensor:
+        """Vectors of texts of the banks, [texts, D]."""
+        return self.vectors_AD[[self.rows[text] for text in texts]]
+
+
+def answer_loss(vectors_BD: torch.Tensor, lessons: Sequence[Lesson], answers: Answers) -> torch.Tensor:
+    """Minus the log of the probability of the right answers among all of the bank, [B]; for texts also 1 - cosine."""
+    losses_B = vectors_BD.new_zeros(len(lessons))
+    for bank in {lesson.bank for lesson in lessons}:
+        rows = [row for row, lesson in enumerate(lessons) if lesson.bank == bank]
+        scores = vectors_BD[rows] @ answers.vectors_AD[answers.members[bank]].T / TEMPERATURE
+        right = torch.zeros_like(scores, dtype=torch.bool)
+        for place, row in enumerate(rows):
+            right[place, [answers.places[bank][text] for text in lessons[row].right]] = True
+        found = scores.logsumexp(dim=1) - scores.masked_fill(~right, -torch.inf).logsumexp(dim=1)
+        losses_B = losses_B.index_add(0, torch.tensor(rows), found)
+    texts = [row for row, lesson in enumerate(lessons) if lesson.kind == "text"]
+    if texts:
+        cosines = (vectors_BD[texts] * answers.of([lessons[row].target for row in texts])).sum(dim=1)
+        losses_B = losses_B.index_add(0, torch.tensor(texts), TEXT_WEIGHT * (1 - cosines))
+    return losses_B
+
+
+def beside_loss(vectors_BD: torch.Tensor, lessons: Sequence[Lesson], answers: Answers) -> torch.Tensor:
+    """Minus the log of the probability of the answer among the names in the same composed image, [B]; 0 without any."""
+    losses = []
+    for vector_D, lesson in zip(vectors_BD, lessons, strict=True):
+        scores = answers.of([lesson.target, *lesson.beside]) @ vector_D / TEMPERATURE
+        losses.append(scores.logsumexp(dim=0) - scores[0])
+    return torch.stack(losses)
+
+
+@dataclass
+class PhotographQueue:
+    """Vectors of the last photographs, the wrong ones when a text looks for its photograph."""
+
+    vectors_QD: torch.Tensor
+    numbers_Q: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    def loss(self, vectors_BD: torch.Tensor, lessons: Sequence[Lesson], answers: Answers) -> torch.Tensor:
+        """Minus the log of the probability of each text's photograph, [photographs]; then queues the photographs."""
+        rows = [row for row, lesson in enumerate(lessons) if lesson.kind == "photograph"]
+        own_PD, numbers_P = vectors_BD[rows], torch.tensor([lessons[row].photograph for row in rows], dtype=torch.long)
+        numbers = torch.cat([numbers_P, self.numbers_Q])
+        scores = answers.of([lessons[row].target for row in rows]) @ torch.cat([own_PD, self.vectors_QD]).T
+        other_version = numbers_P[:, None] == numbers
+        other_version.fill_diagonal_(False)
+        losses = F.cross_entropy(
+            (scores / TEMPERATURE).masked_fill(other_version, -torch.inf), torch.arange(len(rows)), reduction="none"
+        )
+        self.vectors_QD = torch.cat([own_PD.detach(), self.vectors_QD])[:QUEUE]
+        self.numbers_Q = numbers[:QUEUE]
+        return losses

@@ -1,0 +1,62 @@
+"""The pretrained weights of `compact-sentence` that ship with the package, in float16.
+
+The file has the projector, the bypass, the choice of cells, the sentence vectors of the vision encoder's classes, and a
+low-rank change of each linear layer of the sentence encoder, which is added when the model is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save_file
+from torch import nn
+
+from vlm2vec.errors import UserError
+
+SHIPPED = Path(__file__).with_name("sentence_pretrained.safetensors")
+SHIPPED_SHA256 = "34003eb01721e18a475a3089097e2a8db0f3e0d741d090cbc9963b4064eee083"
+POSITIONS = "projector.positions"
+LORA_A, LORA_B = ".lora_A", ".lora_B"
+
+
+def shipped_weights() -> dict[str, torch.Tensor]:
+    """The tensors of the file by name, in float32.
+
+    Raises:
+        UserError: if the file differs from the shipped one.
+    """
+    raw = SHIPPED.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != SHIPPED_SHA256:
+        raise UserError(f"{SHIPPED}: SHA-256 differs from the shipped weights; reinstall vlm2vec")
+    return {name: value.float() for name, value in load_safetensors(raw).items()}
+
+
+@torch.no_grad()
+def load_pretrained(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Loads the parts and adds the change of the sentence encoder. Layers that the model lacks are left out.
+
+    The vectors of the places fit a 3 x 3 grid; another grid keeps the words of its places.
+
+    Args:
+        model: A `SentenceModel`.
+        weights: Tensors as `write_pretrained` writes them, without the vectors of the classes.
+    """
+    modules, own = dict(model.named_modules()), model.state_dict()
+    parts = {name: value for name, value in weights.items() if LORA_A not in name and LORA_B not in name}
+    if own[POSITIONS].shape != parts[POSITIONS].shape:
+        parts[POSITIONS] = own[POSITIONS]
+    model.load_state_dict(parts, strict=False)
+    for name, low_RI in weights.items():
+        path = name.removesuffix(LORA_A)
+        if path != name and path in modules:
+            weight: torch.Tensor = modules[path].weight
+            weight += (weights[path + LORA_B] @ low_RI).to(weight.dtype)
+
+
+def write_pretrained(weights: dict[str, torch.Tensor], path: Path) -> str:
+    """Writes tensors in float16; returns the SHA-256 of the file."""
+    save_file({name: value.detach().half().contiguous() for name, value in weights.items()}, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
