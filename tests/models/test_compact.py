@@ -12,7 +12,7 @@ from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.compact import model as compact
 from vlm2vec.models.backbones.compact.model import _resampled
 from vlm2vec.models.backbones.compact.parts import EfficientNetLite, package_file
-from vlm2vec.models.embedder import best_dtype
+from vlm2vec.models.embedder import best_dtype, floating_type
 from vlm2vec.models.vision.vision_cache import VisionCache
 
 SMALL = {"num_layers": 2, "visual_tokens": 4, "image_size": 64}
@@ -161,7 +161,9 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
         ({"num_layers": "4"}, "num_layers='4': expected a whole number"),
         ({"num_layers": 1.5}, r"num_layers=1\.5: expected a whole number"),
         ({"image_size": 7}, "image_size=7: expected a whole number of 32 or more"),
-        ({"dtype": "bfloat16"}, "dtype='bfloat16': expected a floating-point type of torch"),
+        ({"dtype": "int3"}, "dtype='int3': expected a floating-point type of torch"),
+        ({"dtype": "nn"}, "dtype='nn': expected a floating-point type of torch"),
+        ({"dtype": 16}, "dtype=16: expected a floating-point type of torch"),
         ({"dtype": torch.int8}, r"dtype=torch\.int8: expected a floating-point type"),
         ({"base": "a/b"}, "compact: is no adapter, so base=a/b has no effect"),
         ({"layers": 2}, r"unknown settings layers; expected num_layers"),
@@ -170,6 +172,20 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
 def test_a_bad_setting_is_one_line(options: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Embedder.from_pretrained("compact", **options)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (None, best_dtype(torch.device("cpu"))),
+        ("auto", best_dtype(torch.device("cpu"))),
+        ("float32", torch.float32),
+        ("torch.float16", torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_a_type_is_given_by_name_as_in_transformers_or_as_torch_has_it(dtype: object, expected: torch.dtype) -> None:
+    assert floating_type(dtype, torch.device("cpu")) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", " "])

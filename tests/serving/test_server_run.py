@@ -92,7 +92,7 @@ def test_a_store_of_a_pickled_model_is_served_if_pickle_is_allowed(
 def test_an_invalid_setting_is_one_line(tmp_path: Path) -> None:
     for words, message in {
         ("--dtype", "int3"): "setting dtype: expected 'auto', 'float32', 'bfloat16' or 'float16'",
-        ("--port", "99999"): "setting port: expected less than or equal to 65535",
+        ("--port", "99999"): "setting port: expected 65535 or less",
         ("--limit", "max_char=3"): "setting max_char: unknown setting; did you mean max_chars?",
         ("--api-key-file", str(tmp_path / "none")): "cannot be read",
         ("--media-root", str(tmp_path / "none")): "expected a folder",

@@ -45,6 +45,20 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and native else torch.float32
 
 
+def floating_type(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """Returns the type that is meant: a type of torch, its name, or for None and "auto" the best one of the device.
+
+    Raises:
+        UserError: for anything else, such as a type of whole numbers.
+    """
+    if dtype is None or dtype == "auto":
+        return best_dtype(device)
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not (isinstance(named, torch.dtype) and named.is_floating_point):
+        raise UserError(f"dtype={shown(dtype)}: expected a floating-point type of torch, such as bfloat16, or auto")
+    return named
+
+
 class Embedder(nn.Module):
     """An embedding model for text, images, videos and combinations of them.
 
@@ -78,7 +92,7 @@ class Embedder(nn.Module):
         *,
         base: str | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         revision: str | None = None,
         like: str | None = None,
         quantize: str | None = None,
@@ -93,7 +107,7 @@ class Embedder(nn.Module):
                 sentence-transformers wrote; or a folder or hub id of a base VLM or of a PEFT adapter.
             base: Base model for an adapter. Default: the base that the adapter names.
             device: Device of the weights. Default: CUDA if available, else the CPU.
-            dtype: Data type of the base weights. Default: `best_dtype(device)`.
+            dtype: Data type of the base weights, or its name. Default: `best_dtype(device)`.
             revision: Hub revision of the base.
             like: Hub id of a known published model of which `source` is a copy. Its template, pooling and settings
                 are used. A known id as `source` needs no `like`.
@@ -107,11 +121,9 @@ class Embedder(nn.Module):
             UserError: if `source` is not a checkpoint, its tensors do not fit the base, or an argument has no effect.
         """
         where = process_device(device)
-        if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
-            raise UserError(f"dtype={shown(dtype)}: expected a floating-point type of torch, such as torch.bfloat16")
         allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         options |= {name: True for name, given in allowed.items() if given}
-        settings = LoadSettings(dtype or best_dtype(where), base, revision, like, options, where)
+        settings = LoadSettings(floating_type(dtype, where), base, revision, like, options, where)
         loaded = loading.load(str(source), settings)
         embedder = cls(loaded.backbone, loaded.base, loaded.revision)
         embedder.prompts, embedder.truncate_dim = loaded.prompts, loaded.truncate_dim

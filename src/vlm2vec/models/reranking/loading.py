@@ -12,7 +12,7 @@ from vlm2vec.models import loading
 from vlm2vec.models.checkpoints import hub
 from vlm2vec.models.checkpoints.tensors import load_tensors, read_model
 from vlm2vec.models.device import process_device
-from vlm2vec.models.embedder import Embedder, best_dtype
+from vlm2vec.models.embedder import Embedder, floating_type
 from vlm2vec.models.loading import LoadSettings
 from vlm2vec.models.reranking.cross_encoder import is_cross_encoder, load_cross_encoder
 from vlm2vec.models.reranking.folder import HEAD_FILE, RerankerFile
@@ -52,7 +52,7 @@ def load_pair_model(
     prompt: RerankPrompt | None = None,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     **options: Any,
 ) -> PairModel:
@@ -62,7 +62,7 @@ def load_pair_model(
         source: A folder or hub id.
         prompt: Wording of the prompt. Default: that of the trained reranker, otherwise of Qwen3-VL-Reranker.
         device: Device of the weights. Default: CUDA if available, else the CPU.
-        dtype: Data type of the base weights. Default: `best_dtype(device)`.
+        dtype: Data type of the base weights, or its name. Default: `best_dtype(device)`.
         revision: Hub revision of `source`.
         **options: Other options of `Embedder.from_pretrained`.
 
@@ -76,5 +76,5 @@ def load_pair_model(
         return PairModel.of(embedder, prompt or RerankPrompt())
     where = process_device(device)
     base = options.pop("base", None)
-    settings = LoadSettings(dtype or best_dtype(where), base, None, None, options, where)
+    settings = LoadSettings(floating_type(dtype, where), base, None, None, options, where)
     return load_reranker(folder, settings, prompt) if own else load_cross_encoder(folder, settings, prompt)
