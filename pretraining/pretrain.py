@@ -38,7 +38,7 @@ from vlm2vec.cache import cache_folder
 from vlm2vec.models.backbones.compact.model import CompactModel, make_projector
 from vlm2vec.models.backbones.compact.parts import EfficientNetLite, load_language
 from vlm2vec.models.backbones.compact.processing import LANGUAGE_LINEARS
-from vlm2vec.models.embedder import best_dtype
+from vlm2vec.models.device import best_dtype
 from vlm2vec.models.vision.vision_cache import VisionCache, chunks
 
 NUM_WHITENED = 768

@@ -15,7 +15,7 @@ from vlm2vec import __version__
 from vlm2vec.cache import cache_folder
 from vlm2vec.extras import extras, installed_version
 from vlm2vec.models.backbones.compact.install import COMMAND, missing_parts
-from vlm2vec.models.embedder import best_dtype
+from vlm2vec.models.device import best_dtype
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "pillow", "numpy")
 GIB = 2**30

@@ -12,7 +12,7 @@ from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.compact import model as compact
 from vlm2vec.models.backbones.compact.model import _resampled
 from vlm2vec.models.backbones.compact.parts import EfficientNetLite, package_file
-from vlm2vec.models.embedder import best_dtype, floating_type
+from vlm2vec.models.device import best_dtype, floating_type
 from vlm2vec.models.vision.vision_cache import VisionCache
 
 SMALL = {"num_layers": 2, "visual_tokens": 4, "image_size": 64}

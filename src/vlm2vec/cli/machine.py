@@ -24,8 +24,7 @@ def models(json_output: JsonOption = False) -> None:
 
     from vlm2vec.catalog import catalog
     from vlm2vec.doctor import memory_gib
-    from vlm2vec.models.device import process_device
-    from vlm2vec.models.embedder import best_dtype
+    from vlm2vec.models.device import best_dtype, process_device
     from vlm2vec.models.encoding.pipeline import BATCH_TOKENS
 
     device = process_device()

@@ -43,7 +43,7 @@ def facts_of(
         dtype: Data type with which it was loaded; None: this machine's default. (A model's tensors may have several
             types, so it cannot be read from them.)
     """
-    from vlm2vec.models.embedder import best_dtype
+    from vlm2vec.models.device import best_dtype
     from vlm2vec.models.verification.fingerprint import describe
 
     about = {name: value for name, value in describe(embedder, model).items() if name not in NOT_THE_MODEL}

@@ -1,4 +1,4 @@
-"""Chooses the device of this process, before anything is loaded."""
+"""Chooses the device of this process and the data type of its weights, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from vlm2vec.errors import UserError
+from vlm2vec.errors import UserError, shown
 
 
 def local_rank() -> int | None:
@@ -51,6 +51,29 @@ def idle_gpus() -> int:
     if local_rank() is not None or not torch.cuda.is_available():
         return 0
     return torch.cuda.device_count() - 1
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """Returns bfloat16 if the device supports it natively, otherwise float32: emulation is many times slower."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if device.type == "cpu" and native else torch.float32
+
+
+def floating_type(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """Returns the type that is meant: a type of torch, its name, or for None and "auto" the best one of the device.
+
+    Raises:
+        UserError: for anything else, such as a type of whole numbers.
+    """
+    if dtype is None or dtype == "auto":
+        return best_dtype(device)
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not (isinstance(named, torch.dtype) and named.is_floating_point):
+        raise UserError(f"dtype={shown(dtype)}: expected a floating-point type of torch, such as bfloat16, or auto")
+    return named
 
 
 def _parse(wanted: str | torch.device | None) -> torch.device:

@@ -26,7 +26,7 @@ from vlm2vec.models.checkpoints.card import write_card
 from vlm2vec.models.checkpoints.dense import Dense, write_dense
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, EmbedderFile
 from vlm2vec.models.checkpoints.origin import Origin, folder_of
-from vlm2vec.models.device import process_device
+from vlm2vec.models.device import floating_type, process_device
 from vlm2vec.models.encoding.pipeline import Pipeline
 from vlm2vec.models.encoding.settings import EncodeSettings
 from vlm2vec.models.loading import LoadSettings
@@ -34,29 +34,6 @@ from vlm2vec.quantize import check_precision, quantize_rows, ranges_of
 from vlm2vec.types import require_many
 
 Inputs = Iterable[Any]
-
-
-def best_dtype(device: torch.device) -> torch.dtype:
-    """Returns bfloat16 if the device supports it natively, otherwise float32: emulation is many times slower."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if device.type == "cpu" and native else torch.float32
-
-
-def floating_type(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """Returns the type that is meant: a type of torch, its name, or for None and "auto" the best one of the device.
-
-    Raises:
-        UserError: for anything else, such as a type of whole numbers.
-    """
-    if dtype is None or dtype == "auto":
-        return best_dtype(device)
-    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not (isinstance(named, torch.dtype) and named.is_floating_point):
-        raise UserError(f"dtype={shown(dtype)}: expected a floating-point type of torch, such as bfloat16, or auto")
-    return named
 
 
 class Embedder(nn.Module):

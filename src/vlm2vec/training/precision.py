@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vlm2vec.models.embedder import best_dtype
+from vlm2vec.models.device import best_dtype
 from vlm2vec.models.loading import family_of
 from vlm2vec.training.config import Recipe
 

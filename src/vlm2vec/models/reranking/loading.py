@@ -11,8 +11,8 @@ from vlm2vec.errors import UserError
 from vlm2vec.models import loading
 from vlm2vec.models.checkpoints import hub
 from vlm2vec.models.checkpoints.tensors import load_tensors, read_model
-from vlm2vec.models.device import process_device
-from vlm2vec.models.embedder import Embedder, floating_type
+from vlm2vec.models.device import floating_type, process_device
+from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.loading import LoadSettings
 from vlm2vec.models.reranking.cross_encoder import is_cross_encoder, load_cross_encoder
 from vlm2vec.models.reranking.folder import HEAD_FILE, RerankerFile
