@@ -32,6 +32,7 @@ from vlm2vec.retrieval.open import open_store
 from vlm2vec.types import EmbeddingInput, content_key
 
 POLL_SECONDS = 0.02
+SHARD_KEYS = "*/[!.]*.keys"  # not those still being written, which are renamed while this looks at them
 Keys = list[str]
 
 
@@ -48,13 +49,13 @@ def eval_job(folder: Path, rows: int, encoder: Hashed) -> None:
 
 def eval_done(folder: Path) -> int:
     """Vectors on disk."""
-    return sum(file.stat().st_size // 32 for file in (folder / "cache").glob("*/*.keys"))
+    return sum(file.stat().st_size // 32 for file in (folder / "cache").glob(SHARD_KEYS))
 
 
 def eval_rows(folder: Path, rows: int, dim: int) -> tuple[Keys, np.ndarray]:
     """Every key on disk as the number of its row, and the vectors in row order."""
     row_of = {content_key(item): key for key, item in texts(rows).items()}
-    found = [file.read_bytes() for file in (folder / "cache").glob("*/*.keys")]
+    found = [file.read_bytes() for file in (folder / "cache").glob(SHARD_KEYS)]
     keys = [row_of[part[i : i + 32]] for part in found for i in range(0, len(part), 32)]
     in_order = sorted(set(keys), key=int)
     by_row = {key: content for content, key in row_of.items()}
