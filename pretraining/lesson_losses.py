@@ -5,6 +5,7 @@ Shapes: B lessons, D embedding dim, A answers of a bank, Q vectors in a queue.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,11 @@ from pretraining.lessons import Lesson
 TEMPERATURE = 0.05
 TEXT_WEIGHT = 4.0  # of the cosine between a text's vector and that of the sentence encoder
 QUEUE = 1024
+
+
+def share_of_rate(step: int, steps: int, warmup: int, least: float) -> float:
+    """Share of the highest learning rate: linear warm-up, then a cosine from 1 to `least`."""
+    return min(1, (step + 1) / warmup) * (least + (1 - least) * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 @dataclass

@@ -146,12 +146,13 @@ class Lessons:
     def batch(self, size: int) -> list[Lesson]:
         """Lessons of random kinds."""
         draw = {
-            "photograph": self._photograph, "name": self._name, "object": self._object, "text": self._text,
+            "photograph": self.photograph, "name": self._name, "object": self._object, "text": self._text,
             "question": self._question, "edit": self._edit, "region": self._region,
         }  # fmt: skip
         return [draw[kind]() for kind in self.rng.choices(list(SHARES), list(SHARES.values()), k=size)]
 
-    def _photograph(self) -> Lesson:
+    def photograph(self) -> Lesson:
+        """A version of a random photograph, and one of its texts."""
         number = self.rng.choice(self.shown)
         texts = self.said[number]
         prompt = CAPTION.format(self.rng.choice(IMAGES[:3])) if self.rng.random() < 0.5 else self.rng.choice(ALONE)

@@ -9,7 +9,6 @@ Shapes: B images, D embedding dim, A names, F features.
 from __future__ import annotations
 
 import copy
-import math
 import random
 import re
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from pretraining.lesson_losses import TEMPERATURE, Answers
+from pretraining.lesson_losses import TEMPERATURE, Answers, PhotographQueue, answer_loss, share_of_rate
 from pretraining.lessons import Lessons
 from vlm2vec.models.backbones.compact.sentence import Bypass, names_of_places
 
@@ -45,21 +44,6 @@ def name_loss(vectors_BD: torch.Tensor, names: Sequence[str], answers: Answers) 
     return F.cross_entropy(scores_BA, torch.tensor([answers.places["names"][name] for name in names]))
 
 
-def photograph_loss(
-    vectors_BD: torch.Tensor, numbers: Sequence[int], texts: Sequence[str], lessons: Lessons, answers: Answers
-) -> torch.Tensor:
-    """Contrastive in both directions: texts among all texts, images among those of the batch."""
-    scores_BA = vectors_BD @ answers.vectors_AD[answers.members["photographs"]].T / TEMPERATURE
-    right_BA = torch.zeros_like(scores_BA, dtype=torch.bool)
-    for row, number in enumerate(numbers):
-        right_BA[row, [answers.places["photographs"][text] for text in lessons.said[number]]] = True
-    of_texts = scores_BA.logsumexp(dim=1) - scores_BA.masked_fill(~right_BA, -torch.inf).logsumexp(dim=1)
-    same_BB = torch.tensor(numbers)[:, None] == torch.tensor(numbers)
-    same_BB.fill_diagonal_(False)
-    scores_BB = (answers.of(texts) @ vectors_BD.T / TEMPERATURE).masked_fill(same_BB, -torch.inf)
-    return of_texts.mean() + F.cross_entropy(scores_BB, torch.arange(len(numbers)))
-
-
 def teach_names(bypass: Bypass, lessons: Lessons, answers: Answers, steps: int = STEPS, seed: int = 0) -> None:
     """Trains the bypass in place.
 
@@ -77,16 +61,17 @@ def teach_names(bypass: Bypass, lessons: Lessons, answers: Answers, steps: int =
     optimizer = torch.optim.AdamW(bypass.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     bypass.train()
     for step in range(steps):
-        share = min(1, (step + 1) / WARMUP) * (0.01 + 0.495 * (1 + math.cos(math.pi * step / steps)))
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * share
-        numbers = [rng.choice(lessons.shown) for _ in range(PHOTOGRAPHS)]
-        images = features_NTF[[rng.choice(lessons.gallery.photographs[number]) for number in numbers]].float()
-        texts = [rng.choice(lessons.said[number]) for number in numbers]
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * share_of_rate(step, steps, WARMUP, 0.01)
+        shown = [lessons.photograph() for _ in range(PHOTOGRAPHS)]
+        images = features_NTF[[lesson.image for lesson in shown]].float()
         vectors_BD = bypass(images)
         with torch.no_grad():
             kept_BD = before(images)
         loss = KEEP * (1 - (vectors_BD * kept_BD).sum(dim=1)).mean()
-        loss = loss + photograph_loss(vectors_BD, numbers, texts, lessons, answers)
+        loss = loss + answer_loss(vectors_BD, shown, answers).mean()
+        loss = (
+            loss + PhotographQueue(vectors_BD[:0].detach()).loss(vectors_BD, shown, answers).mean()
+        )  # those of the batch
         drawn = [rng.choice(drawings) for _ in range(DRAWINGS)]
         named = bypass(features_NTF[[row for row, _ in drawn]].float())
         loss = loss + 0.5 * name_loss(named, [name for _, name in drawn], answers)

@@ -46,17 +46,17 @@ class Colors(torch.nn.Module):
         return F.pad(cells.reshape(len(images), 9, -1), (0, VISION_DIM - 21 * 21 * 3))
 
 
-def picture(seed: int) -> ImageRef:
+def noise(seed: int) -> ImageRef:
     rng = np.random.default_rng(seed)
     return ImageRef.of(Image.fromarray(np.tile(rng.integers(0, 200, (4, 4, 3), dtype=np.uint8), (10, 10, 1))))
 
 
 @pytest.fixture(scope="module")
 def lessons(tmp_path_factory: pytest.TempPathFactory) -> Lessons:
-    drawings = [Drawing("emoji", picture(i), name) for i, name in enumerate(NAMES)]
-    drawings += [Drawing("clipart", picture(20 + i), f"red {name}") for i, name in enumerate(NAMES)]
-    drawings.append(Drawing("tones", picture(50), "goat with dark skin tone", ("goat", "dark skin tone")))
-    photographs = [*(picture(100 + i) for i in range(4)), ImageRef(data=b"no image")]
+    drawings = [Drawing("emoji", noise(i), name) for i, name in enumerate(NAMES)]
+    drawings += [Drawing("clipart", noise(20 + i), f"red {name}") for i, name in enumerate(NAMES)]
+    drawings.append(Drawing("tones", noise(50), "goat with dark skin tone", ("goat", "dark skin tone")))
+    photographs = [*(noise(100 + i) for i in range(4)), ImageRef(data=b"no image")]
     images = gallery(photographs, drawings, 40, tmp_path_factory.mktemp("scenes"), Colors())
     said = {number: [f"photograph {number}", f"what {number} shows"] for number in images.photographs}
     unseen = Unseen(frozenset({3}), frozenset({"jar"}), frozenset(range(8)), Nothing())  # type: ignore[arg-type]

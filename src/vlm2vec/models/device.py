@@ -86,7 +86,7 @@ def _parse(wanted: str | torch.device | None) -> torch.device:
     if device.type != "cuda":
         try:
             torch.zeros(1, device=device).tolist()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises depends on the device
             raise UserError(f"device {wanted}: this torch cannot compute on it; choose cpu or cuda") from error
     return device
 

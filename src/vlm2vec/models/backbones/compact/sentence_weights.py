@@ -18,6 +18,8 @@ from vlm2vec.errors import UserError
 
 SHIPPED = Path(__file__).with_name("sentence_pretrained.safetensors")
 SHIPPED_SHA256 = "34003eb01721e18a475a3089097e2a8db0f3e0d741d090cbc9963b4064eee083"
+PARTS = ("projector", "bypass", "choice")
+"""Modules whose weights the file has as they are."""
 POSITIONS = "projector.positions"
 LORA_A, LORA_B = ".lora_A", ".lora_B"
 
@@ -44,11 +46,14 @@ def load_pretrained(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         model: A `SentenceModel`.
         weights: Tensors as `write_pretrained` writes them, without the vectors of the classes.
     """
-    modules, own = dict(model.named_modules()), model.state_dict()
-    parts = {name: value for name, value in weights.items() if LORA_A not in name and LORA_B not in name}
-    if own[POSITIONS].shape != parts[POSITIONS].shape:
-        parts[POSITIONS] = own[POSITIONS]
-    model.load_state_dict(parts, strict=False)
+    own, modules = model.state_dict(), dict(model.named_modules())
+    if own[POSITIONS].shape != weights[POSITIONS].shape:
+        weights = weights | {POSITIONS: own[POSITIONS]}
+    for part in PARTS:
+        begin = f"{part}."
+        modules[part].load_state_dict(
+            {name.removeprefix(begin): value for name, value in weights.items() if name.startswith(begin)}
+        )
     for name, low_RI in weights.items():
         path = name.removesuffix(LORA_A)
         if path != name and path in modules:
