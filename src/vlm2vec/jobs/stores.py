@@ -70,11 +70,13 @@ def load_model_of(store: VectorStore, model: str | None = None, settings: dict[s
     Raises:
         UserError: if the loaded model is another one.
     """
+    import torch
+
     from vlm2vec.models.embedder import Embedder
 
     facts = store.facts
     source = model or facts.model
-    kept = {"dtype": facts.dtype or None, **facts.options}
+    kept = {"dtype": getattr(torch, facts.dtype) if facts.dtype else None, **facts.options}
     try:
         embedder = Embedder.from_pretrained(source, **(kept | (settings or {})))
     except TypeError as error:  # the family of another model may not have the store's settings
