@@ -27,7 +27,7 @@ from vlm2vec.training.rerank import RankingObjective, RerankStep
 from vlm2vec.training.run import train
 
 PROMPT = {"system": "", "body": "{query} {document}", "suffix": ""}
-PRODUCT = {"head": "product", "prompt": {**PROMPT, "body": "{query}<|im_end|>{document}"}}
+PRODUCT = {"head": "product", "prompt": {**PROMPT, "body": "{query}[SEP]{document}"}}
 
 
 def text(words: str) -> EmbeddingInput:
@@ -105,12 +105,17 @@ def test_a_step_in_chunks_has_the_gradient_of_the_plain_loss(values: dict[str, A
         torch.testing.assert_close(gradient, parameters[name].grad, rtol=1e-4, atol=1e-6)
 
 
-def test_a_product_head_starts_at_the_cosine_of_the_embedders_states(values: dict[str, Any]) -> None:
+def test_a_product_head_starts_at_the_cosine_of_the_sides_pooled_as_by_the_embedder(values: dict[str, Any]) -> None:
     embedder = build_embedder(changed(values)).eval()
-    query, both = embedder.encode(["a red square", "a red square<|im_end|>blue"])
+    batch = embedder.backbone.process([text("a red square[SEP]blue")])
+    with torch.inference_mode():
+        states_LD = embedder.backbone.hidden_states(batch)[0]
+    query_D, candidate_D = states_LD[:5].mean(dim=0), states_LD[5:].mean(dim=0)  # [CLS] a red square [SEP] blue [SEP]
     model = PairModel.of(embedder, RerankPrompt(**PRODUCT["prompt"]), "product")
     score = Reranker(model).score("a red square", ["blue"])
-    assert score[0] == pytest.approx(20 * float(query @ both), abs=1e-4)
+    assert len(states_LD) == 7
+    expected = torch.nn.functional.cosine_similarity(query_D, candidate_D, dim=0)
+    assert score[0] == pytest.approx(20 * float(expected), abs=1e-4)
     with pytest.raises(UserError, match="expected the prompt's last token after the query as well"):
         Reranker(PairModel.of(embedder, RerankPrompt(**PROMPT), "product")).score("a red square", ["blue"])
 
@@ -154,9 +159,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one(values: dict[str, Any]) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(values: dict[str, Any], tmp_path: Path) -> None:
-    # Own negatives are enough for all candidates: targets of the batch come from the rank's own part.
-    same = {"lora": {"dropout": 0.0}, "train": {"steps": 2}, "data": {"sub_batch_size": 4}, "rerank": {"candidates": 2}}
+def test_two_processes_learn_what_one_does(values: dict[str, Any], tmp_path: Path, tiny_qwen2_vl: str) -> None:
+    # Own negatives are enough for all candidates: targets of the batch come from the rank's own part. Without dropout,
+    # of which the built-in model has some of its own.
+    same = {"model": {"base": tiny_qwen2_vl, "options": {}}, "lora": {"dropout": 0.0}, "train": {"steps": 2}}
+    rerank = {"candidates": 2, "prompt": {**PROMPT, "answers": ["y", "n"]}}
+    same |= {"data": {"sub_batch_size": 4}, "rerank": rerank}
     alone, pair = (changed(values, **same, output=str(tmp_path / name)) for name in ("alone", "pair"))
     root = with_own_negatives(Path(values["data"]["root"]), tmp_path / "data")
     alone, pair = (changed(json.loads(r.model_dump_json()), data={"root": str(root)}) for r in (alone, pair))

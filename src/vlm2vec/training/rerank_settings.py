@@ -30,9 +30,9 @@ class RerankSettings(Section):
     loss: Literal["listwise", "pointwise"] = "listwise"
     """"listwise": softmax over the candidates of a query; "pointwise": binary cross entropy of each pair."""
     head: Literal["linear", "product"] = "linear"
-    """Head of a model without a language-model head. "linear": a layer on the state of the last token; "product": also
-    the cosine between the states at the end of the query and of the prompt, for a base that is an embedding model. The
-    prompt's last token then follows the query as well (`rerank.prompt.body`)."""
+    """Head of a model without a language-model head, on states that are pooled as in the base. "linear": a layer;
+    "product": also the cosine between query and candidate, for a base that is an embedding model. The prompt's last
+    token then follows the query as well (`rerank.prompt.body`)."""
     candidates: int = Field(default=8, ge=2)
     """Candidates of a query in a step: its positives, then its hard negatives (`vlm2vec mine`), then targets of other
     queries of the batch."""

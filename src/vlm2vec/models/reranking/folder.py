@@ -24,6 +24,7 @@ class RerankerFile(BaseModel):
         revision: Hub revision of the base.
         options: Settings of the family.
         attention: See `Backbone.attention`.
+        pooling: See `Backbone.pooling`.
         adapter: Whether the weights are an adapter.
         trained_head: Whether the head is a trained layer; False: rows of the base's language-model head.
         head: Kind of the head, a key of `HEADS`.
@@ -37,6 +38,7 @@ class RerankerFile(BaseModel):
     revision: str | None = None
     options: dict[str, Any] = {}
     attention: str = "causal"
+    pooling: str = "last"
     adapter: bool
     trained_head: bool
     head: HeadKind = "linear"

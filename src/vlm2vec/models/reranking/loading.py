@@ -35,8 +35,8 @@ def load_reranker(folder: Path, settings: LoadSettings, prompt: RerankPrompt | N
     """
     about = read_model(folder / RERANKER_FILE, RerankerFile)
     backbone, base, revision = loading.load_backbone(folder, about, settings)
-    backbone.attention = about.attention
-    head = HEADS[about.head](backbone.embedding_dim)
+    backbone.pooling, backbone.attention = about.pooling, about.attention
+    head = HEADS[about.head](backbone.pooled_dim)
     try:
         head.load_state_dict(load_tensors(folder / HEAD_FILE))
         saved = RerankPrompt(**{**about.prompt, "answers": tuple(about.prompt["answers"])})

@@ -21,21 +21,22 @@ from vlm2vec.models.backbones.decoder import DecoderBackbone
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.card import write_card
 from vlm2vec.models.embedder import Embedder
-from vlm2vec.models.pooling import last_token
+from vlm2vec.models.pooling import pool
 from vlm2vec.models.reranking.folder import HEAD_FILE, RerankerFile
 from vlm2vec.models.reranking.head import answer_direction
 from vlm2vec.models.reranking.prompt import RerankPrompt
-from vlm2vec.models.reranking.scalar_head import HEADS, HeadKind, LinearHead, ProductHead, query_ends
+from vlm2vec.models.reranking.scalar_head import HEADS, HeadKind, LinearHead, ProductHead, sides_of
 from vlm2vec.types import EmbeddingInput
 
 
 class PairModel(nn.Module):
-    """Scores pairs by the state of the prompt's last token.
+    """Scores pairs by the pooled states of the prompt: that of its last token, or the base's pooling under a new head.
 
     The output of the encoding pipeline is one value for each pair instead of a vector.
 
     Args:
-        embedder: The model; its backbone's pooling becomes "last" and its template that of the prompt.
+        embedder: The model; its backbone's template becomes that of the prompt, and its pooling "last" if the head is
+            that of a language model.
         prompt: Wording of the prompt.
         head: Gives the log-odds.
         head_is_trained: Whether the head is a new layer that training changes. False for the rows of a language-model
@@ -54,7 +55,9 @@ class PairModel(nn.Module):
         self.head_is_trained = head_is_trained
         chat = backbone.chat_template()
         self.has_chat = bool(chat)
-        backbone.pooling, backbone.template = "last", prompt.template(chat)
+        backbone.template = prompt.template(chat)
+        if not head_is_trained:
+            backbone.pooling = "last"
 
     @classmethod
     def of(cls, embedder: Embedder, prompt: RerankPrompt, new_head: HeadKind | None = None) -> PairModel:
@@ -78,7 +81,7 @@ class PairModel(nn.Module):
             )
         if direction_D is not None and new_head == "product":
             raise UserError(f"{embedder.base}: scores by its language-model head; remove rerank.head: product")
-        head = HEADS[new_head or "linear"](backbone.embedding_dim)
+        head = HEADS[new_head or "linear"](backbone.pooled_dim)
         if direction_D is not None:
             with torch.no_grad():
                 head.weight[0] = direction_D
@@ -107,11 +110,11 @@ class PairModel(nn.Module):
         """Log-odds of a batch of pairs, [N, 1] in float32."""
         if not isinstance(self.head, ProductHead):
             return self.head(self.backbone(batch))  # type: ignore[no-any-return]
-        mask_NL = batch["attention_mask"]
-        states_NLD = decoder(self.backbone).hidden_states(batch)
-        rows_N = torch.arange(len(mask_NL), device=mask_NL.device)
-        query_ND = states_NLD[rows_N, query_ends(batch["input_ids"], mask_NL)]
-        return self.head.compare(query_ND, last_token(states_NLD, mask_NL))
+        mask_NL, backbone = batch["attention_mask"], decoder(self.backbone)
+        states_NLD = backbone.hidden_states(batch)
+        masks = (*sides_of(batch["input_ids"], mask_NL), mask_NL)
+        query_NP, candidate_NP, whole_NP = (pool(backbone.pooling, states_NLD, mask) for mask in masks)
+        return self.head.compare(query_NP, candidate_NP, whole_NP)
 
     def write_files(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """Writes the reranker's files into an existing folder, see `folder.py`.
@@ -129,6 +132,7 @@ class PairModel(nn.Module):
             revision=self.embedder.revision,
             options=self.backbone.options(),
             attention=self.backbone.attention,
+            pooling=self.backbone.pooling,
             adapter=adapter,
             trained_head=self.head_is_trained,
             head=self.head.kind,
