@@ -21,7 +21,7 @@
 
 # %% tags=["parameters"]
 PDFS = "pdfs"
-MODEL = "compact-embed"
+MODEL = "compact"
 STORE = "pages.lance"
 QUESTIONS = ["Which page shows an orange heart?", "a moon", "Where is the red star?"]
 

@@ -21,7 +21,7 @@
 
 # %% tags=["parameters"]
 IMAGES = "images"  # a folder, a table, or tar and zip archives, which are read in place
-MODEL = "compact-embed"
+MODEL = "compact"
 OUTPUT = "vectors.parquet"
 WORKERS = 2  # one for each GPU of the cluster
 GPUS = 0  # GPUs of each worker
@@ -77,8 +77,8 @@ seconds = time.perf_counter() - start
 # ## Read the vectors
 #
 # A row has the key of its input, the vector, and metadata. For the time of a million images on your GPUs, see
-# `vlm2vec plan RECIPE --encode 1000000 --gpu h100 --count 8`. A million vectors of 576 float32 numbers take
-# 2.3 GB; `--precision int8` takes a quarter of that.
+# `vlm2vec plan RECIPE --encode 1000000 --gpu h100 --count 8`. A million vectors of 384 float32 numbers take
+# 1.5 GB; `--precision int8` takes a quarter of that.
 
 # %%
 table = pq.ParquetDataset([str(output) for output in outputs]).read()

@@ -19,7 +19,7 @@
 # for them. Their scores say nothing about MMEB; they show that everything works.
 
 # %% tags=["parameters"]
-MODELS = ["compact-embed", "compact"]  # built-in models, runs, folders or hub ids
+MODELS = ["compact", "compact-dual"]  # built-in models, runs, folders or hub ids
 BENCHMARK = "mmeb-v1"  # or mmeb-v2, mmeb-v3, or a benchmark file of your own
 DATA = "mmeb"
 TASKS = ["MSCOCO_t2i", "VOC2007"]

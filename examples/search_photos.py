@@ -19,7 +19,7 @@
 
 # %% tags=["parameters"]
 PHOTOS = "photos"  # a folder; subfolders are read, too
-MODEL = "compact-embed"  # a built-in model, a folder that `vlm2vec train` wrote, or a hub id
+MODEL = "compact"  # a built-in model, a folder that `vlm2vec train` wrote, or a hub id
 STORE = "photos.lance"
 
 # %%

@@ -1,14 +1,12 @@
-"""Image-text pairs and text-only rows for the pretraining of `compact`.
+"""Named drawings and definitions for the pretraining of `compact`.
 
 Named drawings come from OpenClipart (public domain; Debian packages `openclipart-png` and `openclipart-svg`), from the
 Tux Paint stamps (GPL-2; `tuxpaint-stamps-default`) and from the emoji in the training half of the demo benchmark.
-Definitions come from WordNet (`wordnet-base`). `HeldOut` removes every row that contains a held-out name of the demo
-benchmark.
+Definitions come from WordNet (`wordnet-base`). `HeldOut` finds the held-out names of the demo benchmark in a text.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -25,17 +23,6 @@ TITLE = re.compile(r"<dc:title>([^<]+)</dc:title>")
 SUBJECT = re.compile(r"<dc:subject>(.*?)</dc:subject>", re.DOTALL)
 KEYWORD = re.compile(r"<rdf:li>([^<]+)</rdf:li>")
 NAME_PROMPTS = ("What is it?", "What is shown?", "Name it.", "Caption:", "Describe the picture.", "This is")
-KEYWORD_PROMPTS = ("Keywords:", "Which words go with it?")
-
-
-@dataclass(frozen=True, slots=True)
-class Caption:
-    """A training row: an image (None for text only), a prompt, and the answer to predict."""
-
-    kind: str
-    image: ImageRef | None
-    prompt: str
-    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,40 +118,6 @@ def definitions(root: Path) -> Iterator[tuple[str, str, list[str]]]:
                 yield lemma, meaning, re.findall(r'"([^"]{10,90})"', gloss)
 
 
-def single_captions(drawings: Iterable[Drawing], rng: random.Random) -> Iterator[Caption]:
-    """Yields rows that ask for a drawing's name, in several wordings, and for its keywords."""
-    for drawing in drawings:
-        if drawing.source == "tones":
-            yield Caption("edit", drawing.image, rng.choice(NAME_PROMPTS), drawing.name)
-            continue
-        for prompt in rng.sample(NAME_PROMPTS, 2):
-            yield Caption("name", drawing.image, prompt, drawing.name)
-        if drawing.keywords:
-            words = ", ".join(rng.sample(drawing.keywords, len(drawing.keywords)))
-            yield Caption("name", drawing.image, rng.choice(KEYWORD_PROMPTS), words)
-
-
-def edit_captions(root: Path, rng: random.Random) -> Iterator[Caption]:
-    """Yields rows that show an emoji, name a change of skin tone, and ask for the name of the result."""
-    names = {drawing.image: drawing for drawing in emoji(root)}
-    for row in pq.read_table(root / "train/EmojiEdit").to_pylist():
-        tone = row["qry"].split("change: with ", 1)[1].strip()
-        base = _member(root, row["qry_image_path"])
-        named = names.get(ImageRef(path=str(root / "train/images_zip/EmojiName.zip"),
-                                   member=str(base.member).replace("EmojiEdit/", "EmojiName/")))  # fmt: skip
-        if named:
-            prompt = rng.choice(("The same with {}", "What is it with {}?", "Make it {}")).format(tone)
-            yield Caption("edit", base, prompt, f"{named.name} with {tone}")
-
-
-def text_captions(root: Path, titles: Iterable[str], rng: random.Random) -> Iterator[Caption]:
-    """Yields text-only rows: definitions with the defined word, and texts to reproduce."""
-    for lemma, meaning, examples in definitions(root):
-        yield Caption("define", None, meaning, lemma)
-        yield Caption("repeat", None, rng.choice([meaning, *examples]), "")
-    yield from (Caption("titles", None, title, "") for title in titles)
-
-
 class HeldOut:
     """Detects held-out names of the demo benchmark in a text, as whole words, singular or plural."""
 
@@ -174,10 +127,6 @@ class HeldOut:
 
     def __contains__(self, words: str) -> bool:
         return self._pattern.search(words.lower()) is not None
-
-    def without(self, captions: Iterable[Caption]) -> list[Caption]:
-        """Returns the rows whose prompt and answer contain no held-out name."""
-        return [caption for caption in captions if f"{caption.prompt} {caption.answer}" not in self]
 
     def known(self, drawings: Iterable[Drawing]) -> list[Drawing]:
         """Returns the drawings whose name is not held out, without held-out keywords."""

@@ -1,4 +1,4 @@
-"""Regenerates the class names of the vision encoder from WordNet, for `models/backbones/compact/class_words.py`.
+"""Regenerates the class names of the vision encoder from WordNet, for `models/backbones/compact/seen_classes.py`.
 
     python -m pretraining.class_names WORDNET_FOLDER
 
@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from pretraining.captions import wordnet_lines
-from vlm2vec.models.backbones.compact.class_words import NAMES
+from vlm2vec.models.backbones.compact.seen_classes import NAMES
 
 COMMON = 100
 # Common words that say nothing about appearance, and hypernyms whose first name is better known in another meaning.

@@ -1,4 +1,4 @@
-r"""Trains the bypass of `compact-sentence`: from an image to the sentence vectors of what is said of it.
+r"""Trains the bypass of `compact`: from an image to the sentence vectors of what is said of it.
 
     python -m pretraining.photographs CLONES FOLDER
     python -m pretraining.image_sentences FOLDER bypass.safetensors
@@ -26,9 +26,9 @@ from safetensors.torch import save_file
 from pretraining.photographs import LIST
 from vlm2vec.cache import cache_folder
 from vlm2vec.media.images import ImageRef
+from vlm2vec.models.backbones.compact.model import DEFAULTS, Bypass
 from vlm2vec.models.backbones.compact.parts import SENTENCE_LAYERS, EfficientNetLite, load_sentence_encoder
 from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, names_of_classes
-from vlm2vec.models.backbones.compact.sentence import DEFAULTS, Bypass
 from vlm2vec.models.pooling import mean
 from vlm2vec.models.vision.vision_cache import VisionCache, chunks
 
@@ -106,7 +106,7 @@ def main(folder: str, output: str) -> None:
     """Trains on the photographs of a folder and writes the first bypass."""
     rows = [json.loads(line) for line in (Path(folder) / LIST).read_text().splitlines()]
     encoder, tokenizer = load_sentence_encoder(SENTENCE_LAYERS, torch.float32)
-    vision = EfficientNetLite(DEFAULTS["image_size"], DEFAULTS["visual_tokens"], for_classifier=True)
+    vision = EfficientNetLite(DEFAULTS["image_size"], DEFAULTS["visual_tokens"])
     cache = VisionCache(vision, vision.fingerprint(), cache_folder() / "vision")
     images = [ImageRef(path=str(Path(folder) / row["image"])) for row in rows]
     cache.warm(images)

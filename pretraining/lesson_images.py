@@ -1,4 +1,4 @@
-"""The images of the lessons that make `compact-embed`, as features of the frozen vision encoder.
+"""The images of the lessons that make `compact`, as features of the frozen vision encoder.
 
 A photograph comes in four versions (whole, and three crops with other colors), a drawing in two (as it is, and
 somewhere on a colored ground), a composed image in one. All of them derive from fixed seeds.
@@ -54,7 +54,7 @@ def read_photographs(folder: Path) -> list[tuple[ImageRef, list[str]]]:
 
 
 def gallery(
-    photographs: Sequence[ImageRef], drawings: Sequence[Drawing], num_scenes: int, folder: Path, vision: nn.Module
+    photographs: Sequence[ImageRef], drawings: Sequence[Drawing], num_scenes: int, vision: nn.Module
 ) -> Gallery:
     """Encodes all images. Images that cannot be read, such as a drawing of 200 megapixels, are left out.
 
@@ -62,10 +62,9 @@ def gallery(
         photographs: Whole photographs.
         drawings: Named drawings; composed images are made of them.
         num_scenes: Number of composed images.
-        folder: Not written to; `Scenes` asks for a folder.
         vision: Images -> features [N, T, F].
     """
-    scenes = Scenes(drawings, folder, 0)
+    scenes = Scenes(drawings)
     found, parts, waiting = Gallery(torch.empty(0)), list[torch.Tensor](), list[ImageRef]()
     numbers = itertools.count()
 

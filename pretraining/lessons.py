@@ -1,4 +1,4 @@
-"""The lessons that make `compact-embed`: an input, and the text whose sentence vector it should have.
+"""The lessons that make `compact`: an input, and the text whose sentence vector it should have.
 
 A lesson is a caption with an instruction and the caption itself, a photograph and what its book says of it, a drawing
 and its name, a composed image with a question and the answer, or a drawing with a change and the name of the result.
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from pretraining.captions import NAME_PROMPTS, Drawing, HeldOut
 from pretraining.lesson_images import Gallery
+from vlm2vec.models.backbones.compact.model import names_of_places
 from vlm2vec.models.backbones.compact.seen_classes import names_of_classes
-from vlm2vec.models.backbones.compact.sentence import names_of_places
 
 SHARES = {
     "photograph": 0.22,

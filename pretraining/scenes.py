@@ -1,17 +1,16 @@
 """Composes scenes for the pretraining of `compact`: named drawings at known positions, and questions about them.
 
-All scenes derive from a single seed. A scene is a square image of 192 pixels with two to nine captions.
+A scene is a square image of 192 pixels with two to nine questions and answers.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from pretraining.captions import NAME_PROMPTS, Caption, Drawing
+from pretraining.captions import NAME_PROMPTS, Drawing
 from vlm2vec.media.images import ImageRef
 
 CANVAS = 192
@@ -35,32 +34,13 @@ class Scenes:
 
     Args:
         drawings: The drawings to use; those with names of more than four words are skipped.
-        folder: Output folder of the images.
-        seed: The scenes are a pure function of the seed and the drawings.
     """
 
-    def __init__(self, drawings: Sequence[Drawing], folder: Path, seed: int) -> None:
+    def __init__(self, drawings: Sequence[Drawing]) -> None:
         short = [drawing for drawing in drawings if len(drawing.name.split()) <= 4 and drawing.source != "tones"]
         self.emoji = [drawing for drawing in short if drawing.source == "emoji"]
         self.others = [drawing for drawing in short if drawing.source != "emoji"]
-        self.folder, self.seed = folder, seed
         self._sprites: dict[ImageRef, Image.Image] = {}
-        self._painting = True
-        self.kinds = (self.grid, self.grid, self.sheet, self.sheet, self.pair, self.count, self.colour, self.single,
-                      self.single, self.written)  # fmt: skip
-
-    def captions(self, number: int) -> Iterator[Caption]:
-        """Yields the captions of `number` scenes; image files that already exist are not drawn again."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for index in range(number):
-            rng = random.Random(f"{self.seed}-{index}")
-            path = self.folder / f"{index:05d}.png"
-            self._painting = not path.is_file()
-            image, rows = self.kinds[index % len(self.kinds)](rng)
-            if self._painting:
-                image.save(path)
-            for prompt, answer in rows:
-                yield Caption("scene", ImageRef(path=str(path)), prompt, answer)
 
     def grid(self, rng: random.Random) -> tuple[Image.Image, list[Row]]:
         """Draws four drawings, one in each quadrant, with random size and position."""
@@ -122,16 +102,8 @@ class Scenes:
         rows = [("What colour is it?", inside), ("What colour is the background?", around)]
         return canvas, [*rows, (rng.choice(NAME_PROMPTS), f"{inside} {drawing.name}"), ("What is it?", drawing.name)]
 
-    def single(self, rng: random.Random) -> tuple[Image.Image, list[Row]]:
-        """Draws one drawing at a random position, mirrored half of the time, mostly on a coloured background."""
-        (drawing,) = self._draw(rng, 1)
-        canvas, side = _canvas(rng, 0.3), rng.randint(80, 192)
-        place = (rng.randint(0, CANVAS - side), rng.randint(0, CANVAS - side))
-        self._paste(canvas, drawing, *place, side, mirrored=rng.random() < 0.5)
-        return canvas, [(prompt, drawing.name) for prompt in rng.sample(NAME_PROMPTS, 2)]
-
     def placed(self, rng: random.Random, drawing: Drawing) -> Image.Image:
-        """Draws a given drawing as `single` does, on a white or light ground."""
+        """Draws a given drawing at a random position, mirrored half of the time, on a white or light ground."""
         ground = (255, 255, 255) if rng.random() < 0.4 else tuple(rng.randint(170, 255) for _ in range(3))
         canvas, side = Image.new("RGB", (CANVAS, CANVAS), ground), rng.randint(90, CANVAS)
         left, top = rng.randint(0, CANVAS - side), rng.randint(0, CANVAS - side)
@@ -172,8 +144,6 @@ class Scenes:
     def _paste(
         self, canvas: Image.Image, drawing: Drawing, left: int, top: int, side: int, mirrored: bool = False
     ) -> None:
-        if not self._painting:
-            return
         sprite = self._sprite(drawing).resize((side, side), Image.Resampling.BICUBIC)
         if mirrored:
             sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -193,8 +163,8 @@ class Scenes:
         return rows
 
 
-def _canvas(rng: random.Random, white: float = 0.6) -> Image.Image:
-    ground = (255, 255, 255) if rng.random() < white else tuple(rng.randint(190, 255) for _ in range(3))
+def _canvas(rng: random.Random) -> Image.Image:
+    ground = (255, 255, 255) if rng.random() < 0.6 else tuple(rng.randint(190, 255) for _ in range(3))
     return Image.new("RGB", (CANVAS, CANVAS), ground)
 
 

@@ -1,34 +1,30 @@
-"""Copies a finished adapter into the package in float16, with reference embeddings, and prints its checksum.
+"""Puts trained weights into the package in float16, with their SHA-256 and golden vectors; prints the checksum.
 
-python -m pretraining.ship runs/compact-embed src/vlm2vec/models/backbones/compact/compact_embed
+    python -m pretraining.ship trained.safetensors
+
+Without a file, the weights of the package stay as they are, and golden vectors are computed again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from vlm2vec.models.checkpoints.adapters import WEIGHTS_FILE
-from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
+from vlm2vec.models.backbones.compact import weights
+from vlm2vec.models.backbones.compact.model import Compact
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification.golden import write_golden
 
 
-def ship(run: Path, folder: Path) -> str:
-    """Copies the files needed for loading, with float16 weights; returns the SHA-256 of the weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (EMBEDDER_FILE, "adapter_config.json"):
-        shutil.copyfile(run / name, folder / name)
-    halves = {name: value.half().contiguous() for name, value in load_file(run / WEIGHTS_FILE).items()}
-    save_file(halves, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    write_golden(Embedder.from_pretrained(folder, dtype=torch.float32), folder)
-    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+def ship(trained: Path) -> str:
+    """Writes the weights that `pretraining.teach_sentence` trained, and what verifies them; returns the SHA-256."""
+    digest = weights.write_pretrained(load_file(trained), weights.SHIPPED)
+    write_golden(Embedder.from_pretrained(Compact.name, dtype=torch.float32, device="cpu"), weights.SHIPPED.parent)
+    return digest
 
 
 if __name__ == "__main__":
-    print(ship(Path(sys.argv[1]), Path(sys.argv[2])))
+    print(ship(Path(sys.argv[1] if len(sys.argv) > 1 else weights.SHIPPED)))

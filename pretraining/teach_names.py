@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from pretraining.lesson_losses import TEMPERATURE, Answers, PhotographQueue, answer_loss, share_of_rate
 from pretraining.lessons import Lessons
-from vlm2vec.models.backbones.compact.sentence import Bypass, names_of_places
+from vlm2vec.models.backbones.compact.model import Bypass, names_of_places
 
 STEPS, PHOTOGRAPHS, DRAWINGS, CELLS = 600, 96, 128, 224
 LEARNING_RATE, WEIGHT_DECAY, WARMUP, KEEP = 1e-3, 0.5, 30, 5.0

@@ -1,9 +1,9 @@
-r"""Pretrains `compact-sentence`: an input gets the sentence vector of what it shows, or of what it asks for.
+r"""Pretrains `compact`: an input gets the sentence vector of what it shows, or of what it asks for.
 
     python -m pretraining.photographs CLONES PHOTOGRAPHS
     python -m pretraining.image_sentences PHOTOGRAPHS bypass.safetensors
-    python -m pretraining.teach_sentence PHOTOGRAPHS DEMO CLIPART STAMPS WORDNET bypass.safetensors \
-        src/vlm2vec/models/backbones/compact/sentence_pretrained.safetensors
+    python -m pretraining.teach_sentence PHOTOGRAPHS DEMO CLIPART STAMPS WORDNET bypass.safetensors trained.safetensors
+    python -m pretraining.ship trained.safetensors
 
 The answers' vectors are all-MiniLM-L6-v2's own, so every lesson is compared with thousands of wrong answers that cost
 nothing to encode. Two stages:
@@ -36,9 +36,9 @@ from pretraining.lesson_losses import Answers, PhotographQueue, answer_loss, bes
 from pretraining.lessons import FIND, IMAGE, NUM_GENERAL, Lessons, Unseen, asks_for_a_place, briefly
 from pretraining.teach_names import teach_names
 from vlm2vec.media.images import ImageRef
+from vlm2vec.models.backbones.compact.model import DEFAULTS, Compact, new_model
 from vlm2vec.models.backbones.compact.parts import FINAL_DIM, SENTENCE_LAYERS, EfficientNetLite, load_sentence_encoder
-from vlm2vec.models.backbones.compact.sentence import DEFAULTS, CompactSentence, new_model
-from vlm2vec.models.backbones.compact.sentence_weights import LORA_A, LORA_B, PARTS, write_pretrained
+from vlm2vec.models.backbones.compact.weights import LORA_A, LORA_B, PARTS, write_pretrained
 from vlm2vec.models.pooling import mean
 from vlm2vec.types import EmbeddingInput
 
@@ -52,11 +52,11 @@ class Pupil:
     """The model in training.
 
     Args:
-        backbone: `compact-sentence` before its pretraining.
+        backbone: `compact` before its pretraining.
         gallery: Features of the images.
     """
 
-    def __init__(self, backbone: CompactSentence, gallery: Gallery) -> None:
+    def __init__(self, backbone: Compact, gallery: Gallery) -> None:
         from peft import LoraConfig, get_peft_model
 
         self.backbone, self.gallery = backbone, gallery
@@ -189,7 +189,7 @@ def read_lessons(photographs: Path, demo: Path, art: Path, cut_outs: Path, wordn
     """Reads the images and texts, and encodes the images."""
     held, shown = HeldOut(demo), read_photographs(photographs)
     drawings = held.known([*clipart(art), *stamps(cut_outs), *emoji(demo)])
-    images = gallery([image for image, _ in shown], drawings, NUM_SCENES, photographs, vision)
+    images = gallery([image for image, _ in shown], drawings, NUM_SCENES, vision)
     unseen = hold_out(len(shown), sorted({one.name for one in drawings if one.source != "tones"}), held)
     sentences = {text for _, meaning, examples in definitions(wordnet) for text in (meaning, *examples)}
     general = sorted(text for text in sentences if text not in held)
@@ -205,8 +205,8 @@ def read_lessons(photographs: Path, demo: Path, art: Path, cut_outs: Path, wordn
 
 
 def main(photographs: str, demo: str, art: str, cut_outs: str, wordnet: str, bypass: str, output: str) -> None:
-    """Trains both stages and writes what ships."""
-    vision = EfficientNetLite(DEFAULTS["image_size"], DEFAULTS["visual_tokens"], for_classifier=True)
+    """Trains both stages and writes what `pretraining.ship` puts into the package."""
+    vision = EfficientNetLite(DEFAULTS["image_size"], DEFAULTS["visual_tokens"])
     lessons = read_lessons(Path(photographs), Path(demo), Path(art), Path(cut_outs), Path(wordnet), vision)
     encoder, tokenizer = load_sentence_encoder(SENTENCE_LAYERS, torch.float32)
     answers = Answers(lessons.banks, lambda texts: sentence_vectors(texts, encoder, tokenizer))
@@ -214,7 +214,7 @@ def main(photographs: str, demo: str, art: str, cut_outs: str, wordnet: str, byp
     model = new_model(vision, encoder, tokenizer, parts.pop("class_sentences"), DROPOUT)
     model.bypass.load_state_dict(parts)
     teach_names(model.bypass, lessons, answers)
-    pupil = Pupil(CompactSentence(model, tokenizer, DEFAULTS), lessons.gallery)
+    pupil = Pupil(Compact(model, tokenizer, DEFAULTS), lessons.gallery)
     for step, loss in enumerate(train(pupil, lessons, answers, STEPS)):
         if step % 100 == 0 or step == STEPS - 1:
             print(step, round(loss, 3), scores(pupil, lessons, answers), flush=True)

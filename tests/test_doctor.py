@@ -108,5 +108,5 @@ def test_float32_weights_need_twice_the_memory(gib: float, width: int, fits: boo
 def test_models_prints_one_row_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {row["model"]: row["fits"] for row in rows}["compact-embed"] is True
+    assert {row["model"]: row["fits"] for row in rows}["compact"] is True
     assert 0.5 < memory_gib(torch.device("cpu")) < 1e5

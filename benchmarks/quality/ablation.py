@@ -32,7 +32,7 @@ from vlm2vec.training.mining import mine
 from vlm2vec.training.nearest import MiningRule
 
 ALPHAS = (1, 3, 9)  # LLaVE trains with 9
-JUDGE = "compact-embed"
+JUDGE = "compact"
 INSTRUCTION = "Represent the text for retrieval: "
 SOFT = ("loss.also={soft_labels: 0.5}", "loss.score_temperature=0.1")
 JUDGED = MiningRule(num=1, margin=None, judged=20)

@@ -1,6 +1,6 @@
 """How well a model orders sentence pairs: Spearman's correlation of cosine and given similarity, on 200 pairs.
 
-    python benchmarks/quality/sentence_order.py compact-embed compact
+    python benchmarks/quality/sentence_order.py compact runs/mine
 
 `sentence_pairs.tsv` has 40 rows, written for this project: a sentence, the same in other words, one that differs in
 what is done or to what, and one of the same topic only. Their similarities are 3, 2 and 1; two pairs a row of sentences

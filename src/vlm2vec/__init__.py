@@ -1,7 +1,7 @@
 """vlm2vec: turn a vision-language model into an embedding model for text and images.
 
 >>> from vlm2vec import Embedder, sample_photographs
->>> embedder = Embedder.from_pretrained("compact-embed")
+>>> embedder = Embedder.from_pretrained("compact")
 >>> photographs = sample_photographs()  # twelve photographs that ship with the package
 >>> scores = embedder.similarity(embedder.encode_query(["a walrus"]), embedder.encode_document(photographs))
 >>> photographs[int(scores.argmax())].name

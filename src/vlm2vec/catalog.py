@@ -10,11 +10,8 @@ from vlm2vec.planning.cost import GIB, Inputs, encoding_memory, parameters
 from vlm2vec.planning.geometry import geometry_of, known_configs
 
 BUILT_IN = {
-    "compact-embed": (53_261_496, 576),
-    "compact-sentence": (29_496_922, 384),
-    "compact-sentence-dual": (28_629_080, 384),
-    "compact": (49_814_248, 576),
-    "compact-dual": (50_146_600, 576),
+    "compact": (29_496_922, 384),
+    "compact-dual": (28_629_080, 384),
 }
 """Number of parameters and embedding dimension by name."""
 

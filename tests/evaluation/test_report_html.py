@@ -113,7 +113,7 @@ def test_the_page_opens_with_model_recipe_and_date(tmp_path: Path) -> None:
     model, recipe = opening_of(str(tmp_path))
     assert re.fullmatch(rf"Model {tmp_path}\. Evaluated \d{{4}}-\d\d-\d\d \d\d:\d\d UTC\.", model)
     assert recipe == f"Recipe {tmp_path / 'recipe.yaml'}: compact, LoRA of rank 8, 60 steps of 32 pairs."
-    assert len(opening_of("compact-embed")) == 1
+    assert len(opening_of("compact")) == 1
 
 
 def test_intervals_and_further_cutoffs_are_beside_the_score(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_snippet_of_an_adapter_runs(
     usual = Embedder.from_pretrained
 
     def small(name: Any, **_: Any) -> Embedder:
-        assert name == "compact-embed"
+        assert name == "compact"
         return usual("compact", **SMALL)
 
     monkeypatch.setattr(Embedder, "from_pretrained", small)

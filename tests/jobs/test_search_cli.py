@@ -79,8 +79,10 @@ def test_classify_and_duplicates_answer_from_the_store(work: Path) -> None:
 
 
 def test_another_model_is_refused_in_one_line(work: Path) -> None:
+    said = refused("index", "compact-dual", work / "photos", "--store", work / "photos.lance")
+    assert "was made with compact and cannot be used with compact-dual" in said
     said = refused("index", work / "photos", "--store", work / "photos.lance")  # no name is the default's
-    assert "was made with compact and cannot be used with compact-embed" in said
+    assert "was made with compact and cannot be used with compact: another" in said
     other = ["--option", "num_layers=1", "--option", "visual_tokens=1", "--option", "image_size=64"]
     said = refused("index", "compact", work / "photos", "--store", work / "photos.lance", *other)
     assert "photos.lance: was made with compact and cannot be used with compact: another" in said

@@ -18,17 +18,12 @@ from vlm2vec.cli import app
 from vlm2vec.jobs.stores import facts_of
 from vlm2vec.jobs.text_queries import FOLDER, keep_text_side, text_side_of
 
-TEXTS = ["a dog on the beach", "x", "two men play football in the rain " * 100, "Ünïcode 🐶 <|im_end|> text"]
+TEXTS = ["a dog on the beach", "x", "two men play football in the rain " * 100, "Ünïcode 🐶 [SEP] text"]
 
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder.from_pretrained("compact-embed", dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def small() -> Embedder:
-    return Embedder.from_pretrained("compact", num_layers=1, visual_tokens=4, image_size=64)
+    return Embedder.from_pretrained("compact", dtype=torch.float32)
 
 
 @pytest.fixture
@@ -38,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_text_side_gives_the_vectors_of_the_model(embedder: Embedder, cache: Path) -> None:
-    facts = facts_of(embedder, "compact-embed", dtype=torch.float32)
+    facts = facts_of(embedder, "compact", dtype=torch.float32)
     assert text_side_of(facts) is None
     keep_text_side(embedder, facts)
     text_side = text_side_of(facts)
@@ -47,8 +42,10 @@ def test_the_text_side_gives_the_vectors_of_the_model(embedder: Embedder, cache:
     np.testing.assert_allclose(text_side.encode_query(items), embedder.encode_query(items), atol=1e-6)
 
 
-def test_another_model_keeps_no_text_side(small: Embedder, cache: Path) -> None:
-    keep_text_side(small, facts_of(small, "compact"))
+def test_a_folder_keeps_no_text_side(cache: Path) -> None:
+    small = Embedder.from_pretrained("compact", num_layers=1, visual_tokens=4, image_size=64)
+    folder = small.save_pretrained(cache / "model")
+    keep_text_side(small, facts_of(small, str(folder)))
     assert not (cache / FOLDER).exists()
 
 

@@ -99,9 +99,11 @@ def test_a_saved_model_loads_with_its_attention_and_a_fingerprint_of_its_own(
     assert "vlm2vec.models.st_module" in (tmp_path / "saved/modules.json").read_text()
 
 
-def test_compact_attends_in_both_directions_too() -> None:
+def test_the_built_in_models_refuse_the_other_attention() -> None:
     backbone = Embedder.from_pretrained("compact", num_layers=1, dtype=torch.float32).backbone
     backbone.attention = "bidirectional"
+    with pytest.raises(UserError, match="attention causal: compact attends in both directions; remove the setting"):
+        backbone.attention = "causal"
     dual = Embedder.from_pretrained("compact-dual", dtype=torch.float32).backbone
     with pytest.raises(UserError, match="compact-dual is not a decoder"):
         dual.attention = "bidirectional"

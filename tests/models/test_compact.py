@@ -9,8 +9,7 @@ from PIL import Image
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
 from vlm2vec.media.images import ImageRef
-from vlm2vec.models.backbones.compact import model as compact
-from vlm2vec.models.backbones.compact.model import _resampled
+from vlm2vec.models.backbones.compact import weights
 from vlm2vec.models.backbones.compact.parts import EfficientNetLite, package_file
 from vlm2vec.models.device import best_dtype, floating_type
 from vlm2vec.models.vision.vision_cache import VisionCache
@@ -60,20 +59,6 @@ def test_every_part_of_an_input_changes_the_vector(embedder: Embedder) -> None:
     assert ((vectors[1:] * vectors[0]).sum(axis=1) < 0.9999).all()
 
 
-def test_the_dual_encoder_adds_unit_vectors_of_text_and_image() -> None:
-    torch.manual_seed(0)
-    dual = Embedder.from_pretrained("compact-dual", dtype=torch.float32, **SMALL)
-    text, image, both = dual.encode(
-        [
-            EmbeddingInput(text="hello"),
-            EmbeddingInput(images=(draw_image(0),)),
-            EmbeddingInput("hello", (draw_image(0),)),
-        ]
-    )
-    added = (text + image) / np.linalg.norm(text + image)
-    assert added @ both == pytest.approx(1, abs=1e-5)
-
-
 def test_the_folded_encoder_gives_the_features_of_the_published_one() -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -89,7 +74,8 @@ def test_the_folded_encoder_gives_the_features_of_the_published_one() -> None:
     with torch.inference_mode():
         maps = [published.extract_features(pixels[None]), stages[112], stages[40]]
         grids = [torch.nn.functional.adaptive_avg_pool2d(part, 3).flatten(2).transpose(1, 2) for part in maps]
-        expected = torch.cat([torch.nn.functional.layer_norm(part, part.shape[-1:]) for part in grids], dim=-1)
+        stages_too = [torch.nn.functional.layer_norm(part, part.shape[-1:]) for part in grids[1:]]
+        expected = torch.cat([grids[0], *stages_too], dim=-1)
         features = EfficientNetLite(192, 9)([image])
     torch.testing.assert_close(features[..., :-48], expected, rtol=1e-3, atol=1e-3)
     colours = pixels.reshape(3, 3, 4, 16, 3, 4, 16).mean(dim=(3, 6))  # [colour, row, part, column, part]
@@ -97,18 +83,11 @@ def test_the_folded_encoder_gives_the_features_of_the_published_one() -> None:
     torch.testing.assert_close(features[..., -48:], expected_colours, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("side", [2, 4])
-def test_positions_of_another_grid_keep_their_corners_order(side: int) -> None:
-    places = torch.stack(torch.meshgrid(torch.arange(3.0), torch.arange(3.0), indexing="ij"), dim=-1).reshape(9, 2)
-    torch.testing.assert_close(_resampled(places, 9), places)
-    other = _resampled(places, side**2).reshape(side, side, 2)
-    assert (other[1:, :, 0] > other[:-1, :, 0]).all() and (other[:, 1:, 1] > other[:, :-1, 1]).all()
-
-
 def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = tmp_path / "compact_pretrained.safetensors"
-    changed.write_bytes(compact.SHIPPED.read_bytes() + b"\0")
-    monkeypatch.setattr(compact, "SHIPPED", changed)
+    changed.write_bytes(weights.SHIPPED.read_bytes() + b"\0")
+    (tmp_path / "compact_pretrained.sha256").write_text(weights.SHIPPED.with_suffix(".sha256").read_text())
+    monkeypatch.setattr(weights, "SHIPPED", changed)
     with pytest.raises(UserError, match="SHA-256 differs from the shipped weights"):
         Embedder.from_pretrained("compact", **SMALL)
 
@@ -155,7 +134,7 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_layers": 31}, "num_layers=31: expected 1 to 30"),
+        ({"num_layers": 7}, "num_layers=7: expected 1 to 6, the layers of all-MiniLM-L6-v2"),
         ({"visual_tokens": 5}, "square number"),
         ({"visual_tokens": 0}, "visual_tokens=0: expected a whole number of 1 or more"),
         ({"num_layers": "4"}, "num_layers='4': expected a whole number"),
@@ -166,7 +145,7 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
         ({"dtype": 16}, "dtype=16: expected a floating-point type of torch"),
         ({"dtype": torch.int8}, r"dtype=torch\.int8: expected a floating-point type"),
         ({"base": "a/b"}, "compact: is no adapter, so base=a/b has no effect"),
-        ({"layers": 2}, r"unknown settings layers; expected num_layers"),
+        ({"layers": 2}, r"unknown settings layers; expected num_layers, visual_tokens, image_size"),
     ],
 )
 def test_a_bad_setting_is_one_line(options: dict[str, int], message: str) -> None:
@@ -246,7 +225,7 @@ def test_a_step_in_bfloat16_moves_the_weights_and_the_vectors_stay_near_those_of
         embedder = Embedder.from_pretrained(base, dtype=dtype, **SMALL)
         vectors.append(embedder.encode(mixed_inputs()))
     assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.98
-    head = embedder.backbone.model.text_head if base == "compact-dual" else embedder.backbone.model.head
+    head = embedder.backbone.model.bypass.layers[-1]
     before = head.weight.detach().clone()
     output_BD = embedder.train()(embedder.backbone.process(mixed_inputs()))
     torch.autograd.backward((output_BD @ output_BD.T).square().mean())

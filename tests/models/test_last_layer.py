@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,9 +27,14 @@ def plain(embedder: Embedder, batch: Batch) -> torch.Tensor:
     return F.normalize(last_token(backbone.hidden_states(batch), batch["attention_mask"]).float(), dim=-1)
 
 
-def small(name: str, lora: bool) -> Embedder:
+@pytest.fixture
+def decoder(tiny_vlm) -> Path:
+    return tiny_vlm("qwen2_vl")
+
+
+def small(folder: Path, lora: bool) -> Embedder:
     torch.manual_seed(0)
-    embedder = Embedder.from_pretrained(name, dtype=torch.float32, num_layers=2, visual_tokens=4, image_size=64)
+    embedder = Embedder.from_pretrained(folder, device="cpu", dtype=torch.float32)
     if lora:
         add_adapter(embedder.backbone, rank=4, alpha=8, dropout=0.0, targets=None)
         for parameter_name, parameter in sorted(embedder.named_parameters()):
@@ -56,8 +62,8 @@ def test_every_family_gives_the_vectors_of_all_tokens_through_all_layers(family:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_gradients_are_those_of_all_tokens_through_all_layers(lora: bool) -> None:
-    embedder = small("compact", lora).train()
+def test_gradients_are_those_of_all_tokens_through_all_layers(lora: bool, decoder: Path) -> None:
+    embedder = small(decoder, lora).train()
     batch = embedder.backbone.process([*TEXTS, *IMAGES])
     fast, slow = gradients(embedder, embedder(batch)), gradients(embedder, plain(embedder, batch))
     assert fast.keys() == slow.keys() and len(fast) > 10
@@ -65,9 +71,8 @@ def test_gradients_are_those_of_all_tokens_through_all_layers(lora: bool) -> Non
         torch.testing.assert_close(fast[name], slow[name], rtol=1e-4, atol=1e-4 * float(slow[name].abs().max()))
 
 
-@pytest.mark.parametrize("name", ["compact", "compact-dual"])
-def test_nearly_all_of_one_of_two_layers_is_not_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder = small(name, lora=False)
+def test_nearly_all_of_one_of_two_layers_is_not_computed(decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = small(decoder, lora=False)
     batch = embedder.backbone.process([EmbeddingInput("word " * 60)] * 4)
     counts = []
     for parts in (embedder.backbone.last_parts(), []):
@@ -79,16 +84,16 @@ def test_nearly_all_of_one_of_two_layers_is_not_computed(name: str, monkeypatch:
     torch.testing.assert_close(counts[0][1], counts[1][1], rtol=1e-5, atol=1e-6)
 
 
-def test_the_states_of_all_tokens_are_there_for_those_who_ask_for_them() -> None:
-    embedder = small("compact", lora=False)
+def test_the_states_of_all_tokens_are_there_for_those_who_ask_for_them(decoder: Path) -> None:
+    embedder = small(decoder, lora=False)
     batch = embedder.backbone.process(TEXTS)
     before = embedder.backbone.hidden_states(batch)
     embedder(batch)
     assert torch.equal(embedder.backbone.hidden_states(batch), before)
 
 
-def test_mean_pooling_reads_every_token() -> None:
-    embedder = small("compact", lora=False)
+def test_mean_pooling_reads_every_token(decoder: Path) -> None:
+    embedder = small(decoder, lora=False)
     batch = embedder.backbone.process(TEXTS)
     embedder.backbone.pooling = "mean"
     mask_BL1 = batch["attention_mask"].unsqueeze(-1)
@@ -96,8 +101,8 @@ def test_mean_pooling_reads_every_token() -> None:
     torch.testing.assert_close(embedder(batch), F.normalize(mean_BD, dim=-1), rtol=1e-5, atol=1e-6)
 
 
-def test_threads_that_share_a_model_do_not_disturb_each_other() -> None:
-    embedder = small("compact", lora=False)
+def test_threads_that_share_a_model_do_not_disturb_each_other(decoder: Path) -> None:
+    embedder = small(decoder, lora=False)
     batches = [embedder.backbone.process([EmbeddingInput("word " * n), TEXTS[0]]) for n in (3, 9, 3, 20) * 6]
     with torch.no_grad():
         expected = [plain(embedder, batch) for batch in batches]

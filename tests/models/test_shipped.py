@@ -1,45 +1,55 @@
-"""The checkpoint that ships with the package."""
+"""The weights and golden vectors that ship with the package."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from pretraining.ship import ship
 from vlm2vec import Embedder, UserError
 from vlm2vec.catalog import catalog
 from vlm2vec.cli import app
-from vlm2vec.models import registry
-from vlm2vec.models.registry import SHIPPED, shipped_folder
+from vlm2vec.models.backbones.compact import weights
+from vlm2vec.models.verification import golden
+from vlm2vec.models.verification.verify import report_saved
 
-(FOLDER, DIGEST) = SHIPPED["compact-embed"]
 
-
-def test_the_shipped_model_gives_the_vectors_that_it_was_shipped_with() -> None:
-    done = CliRunner().invoke(app, ["verify", "compact-embed"])
+def test_the_built_in_model_gives_the_vectors_that_it_was_shipped_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "compact").mkdir()  # a folder of that name that is no checkpoint
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["verify", "compact"])
     assert done.exit_code == 0, done.output
-    assert "EQUAL to the saved golden vectors: 8 of 8" in done.output
+    assert "compact: EQUAL to the saved golden vectors: 8 of 8" in done.output
 
 
-def test_it_is_an_adapter_on_compact_of_a_few_megabytes() -> None:
-    assert json.loads((FOLDER / "embedder.json").read_text())["base"] == "compact"
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 8e6
-    assert not any(name in path.read_text() for path in FOLDER.glob("*.json") for name in ("/home/", "/tmp/", "/root/"))
+def test_a_folder_of_its_name_is_verified_by_its_own_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Embedder.from_pretrained("compact", num_layers=1).save_pretrained(tmp_path / "compact")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"compact has no golden\.safetensors"):
+        report_saved(Path("compact"), {})
 
 
-def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(FOLDER, tmp_path / "changed")
-    with (tmp_path / "changed/adapter_model.safetensors").open("ab") as weights:
-        weights.write(b"0")
-    monkeypatch.setitem(registry.SHIPPED, "compact-embed", (tmp_path / "changed", DIGEST))
-    with pytest.raises(UserError, match="SHA-256 differs from the shipped weights"):
-        shipped_folder("compact-embed")
+def test_what_ships_is_a_few_megabytes() -> None:
+    assert weights.SHIPPED.stat().st_size < 12e6
 
 
-@pytest.mark.parametrize("model", ["compact-embed", "compact-sentence"])
+def test_shipping_writes_weights_checksum_and_golden_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = weights.SHIPPED
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / shipped.name)
+    digest = ship(shipped)
+    for ending in (".safetensors", ".sha256"):
+        assert (tmp_path / shipped.name).with_suffix(ending).read_bytes() == shipped.with_suffix(ending).read_bytes()
+    assert digest in shipped.with_suffix(".sha256").read_text()
+    new, old = (load_file(folder / golden.GOLDEN_FILE)["embeddings"] for folder in (tmp_path, shipped.parent))
+    assert (new * old).sum(dim=1).min() > 0.9999
+
+
+@pytest.mark.parametrize("model", ["compact", "compact-dual"])
 def test_the_catalog_has_its_size_and_dimension(model: str) -> None:
     row = next(row for row in catalog(2048) if row.model == model)
     embedder = Embedder.from_pretrained(model)

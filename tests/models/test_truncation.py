@@ -36,13 +36,14 @@ def test_a_text_that_is_too_long_is_counted_and_reported_once(
     assert embedder.num_truncated == 4 and caplog.text.count("text tokens too long") == 1
 
 
-def test_compact_says_how_many_tokens_it_dropped_and_keeps_the_vectors_of_the_first_512() -> None:
+def test_compact_says_how_many_tokens_it_dropped_and_keeps_the_vectors_of_the_first_510() -> None:
     embedder = Embedder.from_pretrained("compact", dtype=torch.float32, **SMALL)
     words = [" word"] * 520
     ids = embedder.backbone.tokenizer("".join(words), add_special_tokens=False)["input_ids"]
     batch = embedder.backbone.process([EmbeddingInput("".join(words)), EmbeddingInput("a dog")])
-    assert batch.dropped == (len(ids) - 512, 0)
-    assert batch["input_ids"][0].tolist() == [*ids[:512], embedder.backbone.tokenizer.eos_token_id]
+    assert batch.dropped == (len(ids) - 510, 0)
+    tokenizer = embedder.backbone.tokenizer
+    assert batch["input_ids"][0].tolist() == [tokenizer.cls_token_id, *ids[:510], tokenizer.sep_token_id]
 
 
 def test_a_family_that_reads_whole_texts_has_no_limit(tiny_vlm) -> None:

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from pretraining.image_sentences import found, train, write
 from pretraining.photographs import LICENSED, Figure, free_commit, main, read_photograph, texts_of
 from vlm2vec.errors import UserError
+from vlm2vec.models.backbones.compact.model import Bypass
 from vlm2vec.models.backbones.compact.parts import FINAL_DIM, VISION_DIM
 from vlm2vec.models.backbones.compact.seen_classes import SeenClasses
-from vlm2vec.models.backbones.compact.sentence import Bypass
 
 NOISE = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""The lessons of `compact-sentence`, their losses, both stages of training, and the file that ships."""
+"""The lessons of `compact`, their losses, both stages of training, and the file that ships."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pretraining.lessons import Lesson, Lessons, Unseen
 from pretraining.teach_names import name_loss, named_cells, named_drawings, teach_names
 from pretraining.teach_sentence import Pupil, hold_out, scores, sure_classes, train
 from vlm2vec.media.images import ImageRef
-from vlm2vec.models.backbones.compact import sentence_weights
+from vlm2vec.models.backbones.compact import weights
+from vlm2vec.models.backbones.compact.model import Compact, new_model
 from vlm2vec.models.backbones.compact.parts import VISION_DIM, EfficientNetLite, load_sentence_encoder
-from vlm2vec.models.backbones.compact.sentence import CompactSentence, new_model
-from vlm2vec.models.backbones.compact.sentence_weights import load_pretrained, write_pretrained
+from vlm2vec.models.backbones.compact.weights import load_pretrained, write_pretrained
 from vlm2vec.models.pooling import mean
 from vlm2vec.types import EmbeddingInput
 
@@ -52,12 +52,12 @@ def noise(seed: int) -> ImageRef:
 
 
 @pytest.fixture(scope="module")
-def lessons(tmp_path_factory: pytest.TempPathFactory) -> Lessons:
+def lessons() -> Lessons:
     drawings = [Drawing("emoji", noise(i), name) for i, name in enumerate(NAMES)]
     drawings += [Drawing("clipart", noise(20 + i), f"red {name}") for i, name in enumerate(NAMES)]
     drawings.append(Drawing("tones", noise(50), "goat with dark skin tone", ("goat", "dark skin tone")))
     photographs = [*(noise(100 + i) for i in range(4)), ImageRef(data=b"no image")]
-    images = gallery(photographs, drawings, 40, tmp_path_factory.mktemp("scenes"), Colors())
+    images = gallery(photographs, drawings, 40, Colors())
     said = {number: [f"photograph {number}", f"what {number} shows"] for number in images.photographs}
     unseen = Unseen(frozenset({3}), frozenset({"jar"}), frozenset(range(8)), Nothing())  # type: ignore[arg-type]
     return Lessons(images, said, drawings, [(0, 5), (1, 7)], ["a long sentence", "another one"], unseen)
@@ -140,7 +140,7 @@ def test_both_stages_learn_and_the_file_gives_the_trained_model_back(
     lessons: Lessons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    vision = EfficientNetLite(64, 9, for_classifier=True)
+    vision = EfficientNetLite(64, 9)
     encoder, tokenizer = load_sentence_encoder(1, torch.float32)
     answers = Answers(lessons.banks, random_vectors)
     model = new_model(vision, encoder, tokenizer, torch.randn(1000, 384), dropout=0.1)
@@ -149,7 +149,7 @@ def test_both_stages_learn_and_the_file_gives_the_trained_model_back(
     untaught = name_loss(model.bypass.eval()(features), [name for _, _, name in cells], answers)
     teach_names(model.bypass, lessons, answers, steps=12)
     assert name_loss(model.bypass(features), [name for _, _, name in cells], answers) < untaught - 0.5
-    pupil = Pupil(CompactSentence(model, tokenizer, SETTINGS), lessons.gallery)
+    pupil = Pupil(Compact(model, tokenizer, SETTINGS), lessons.gallery)
     monkeypatch.setattr(teach_sentence, "WARMUP", 1)
     fixed = lessons.batch(48)
 
@@ -161,10 +161,9 @@ def test_both_stages_learn_and_the_file_gives_the_trained_model_back(
     assert len(list(train(pupil, lessons, answers, 8))) == 8
     assert loss() < before - 0.1
     assert set(scores(pupil, lessons, answers)) >= {"photograph@1", "photograph@10", "answer"}
-    digest = write_pretrained(pupil.weights(), tmp_path / "pretrained.safetensors")
-    monkeypatch.setattr(sentence_weights, "SHIPPED", tmp_path / "pretrained.safetensors")
-    monkeypatch.setattr(sentence_weights, "SHIPPED_SHA256", digest)
-    again = CompactSentence.load("compact-sentence", torch.float32, **SETTINGS)
+    write_pretrained(pupil.weights(), tmp_path / "pretrained.safetensors")
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "pretrained.safetensors")
+    again = Compact.load("compact", torch.float32, **SETTINGS)
     ids, mask = torch.tensor([again._token_ids(EmbeddingInput("a red hat"))[0]]), torch.ones(1, 5, dtype=torch.long)
     with torch.inference_mode():
         found = again.model(ids, mask, None)
@@ -175,12 +174,12 @@ def test_both_stages_learn_and_the_file_gives_the_trained_model_back(
 
 
 def test_another_grid_keeps_the_words_of_its_places() -> None:
-    vision = EfficientNetLite(64, 4, for_classifier=True)
+    vision = EfficientNetLite(64, 4)
     encoder, tokenizer = load_sentence_encoder(1, torch.float32)
-    weights = sentence_weights.shipped_weights()
-    model = new_model(vision, encoder, tokenizer, weights.pop("class_sentences"))
+    tensors = weights.shipped_weights()
+    model = new_model(vision, encoder, tokenizer, tensors.pop("class_sentences"))
     places_TD = model.projector.positions.clone()
-    load_pretrained(model, weights)
+    load_pretrained(model, tensors)
     assert torch.equal(model.projector.positions, places_TD)
 
 

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import yaml
 
-from pretraining.pretrain_recipe import PretrainRecipe
 from vlm2vec import UserError
 from vlm2vec.training.config import Recipe, dump_recipe, load_recipe
 
@@ -26,10 +24,6 @@ MINIMAL = "data: {root: train}\ntrain: {steps: 10}\noutput: runs/x\n"
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_recipe_is_valid(path: Path) -> None:
     load_recipe(path)
-
-
-def test_the_pretraining_recipe_is_valid() -> None:
-    PretrainRecipe.model_validate(yaml.safe_load((RECIPES.parent / "pretraining/compact.yaml").read_text()))
 
 
 def test_dotted_overrides_change_single_values(tmp_path: Path) -> None:

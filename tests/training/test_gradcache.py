@@ -23,6 +23,9 @@ SIZE = 7
 def build(source: str, dropout: float, **options: int) -> Embedder:
     torch.manual_seed(0)
     embedder = Embedder.from_pretrained(source, dtype=torch.float32, **options)
+    for module in embedder.modules():
+        if isinstance(module, torch.nn.Dropout):  # of the base itself
+            module.p = dropout
     add_adapter(embedder.backbone, rank=4, alpha=8, dropout=dropout, targets=None)
     for name, parameter in embedder.named_parameters():
         if "lora_B" in name:  # zero at the start: nothing would flow back to lora_A

@@ -10,7 +10,7 @@ from samples import COLORS, draw
 
 from vlm2vec import Embedder, UserError
 from vlm2vec.cli import run
-from vlm2vec.models.registry import SHIPPED
+from vlm2vec.models.checkpoints.folder import add_adapter
 from vlm2vec.training.base_adapter import adapter_settings
 from vlm2vec.training.config import LoraSettings, Recipe, load_recipe
 from vlm2vec.training.init_recipe import write_commented_recipe
@@ -48,7 +48,7 @@ def test_pairs_become_a_run_that_is_scored_before_and_after(
     assert [entry["step"] for entry in history] == [0, 2]
     assert Embedder.from_pretrained(output).encode(["red"]).shape[0] == 1
     recipe = load_recipe(tmp_path / "runs/mine.data/recipe.yaml")
-    assert recipe.evaluate is not None and recipe.train.learning_rate == 1e-3
+    assert recipe.evaluate is not None and recipe.train.learning_rate == 5e-4
     # A finished run is not overwritten, and neither is its data.
     assert run(["train", str(pairs), "-o", str(output)]) == 2
     assert "already holds a run" in capsys.readouterr().err
@@ -68,12 +68,14 @@ def test_a_large_model_is_built_in_small_from_the_same_command(
 
 
 def test_a_base_with_an_adapter_brings_its_lora_settings(tmp_path: Path) -> None:
-    about = json.loads((SHIPPED["compact-embed"][0] / "adapter_config.json").read_text())
-    found = adapter_settings("compact-embed")
-    assert found == {"rank": about["r"], "alpha": about["lora_alpha"], "dropout": 0.0, "dora": False}
+    embedder = Embedder.from_pretrained("compact", num_layers=1, visual_tokens=4, image_size=64)
+    add_adapter(embedder.backbone, 3, 7, 0.0, None)
+    folder = embedder.save_pretrained(tmp_path / "base")
+    found = adapter_settings(str(folder))
+    assert found == {"rank": 3, "alpha": 7, "dropout": 0.0, "dora": False}
     assert adapter_settings("compact") is None
     file = tmp_path / "recipe.yaml"
-    file.write_text("model: {base: compact-embed}\ndata: {root: train}\ntrain: {steps: 10}\noutput: runs/x\n")
+    file.write_text(f"model: {{base: {folder}}}\ndata: {{root: train}}\ntrain: {{steps: 10}}\noutput: runs/x\n")
     assert load_recipe(file).lora == LoraSettings(**found)
     assert load_recipe(file, ["lora.rank=2"]).lora == LoraSettings(rank=2)
 

@@ -44,7 +44,7 @@ def explain(
 ) -> None:
     """Show which regions of an image carry its match with a query, by occlusion, as an overlay.
 
-    Example: vlm2vec explain compact-embed --query "a dog" --image photos/1.jpg -o explain.html
+    Example: vlm2vec explain compact --query "a dog" --image photos/1.jpg -o explain.html
     """
     from vlm2vec.jobs.explaining import WINDOW, explain, write_explanation
     from vlm2vec.media.images import ImageRef

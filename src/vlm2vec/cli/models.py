@@ -12,7 +12,7 @@ from vlm2vec.progress import say
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint folder, or the built-in compact-embed.")],
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder, or the built-in compact.")],
     against: Annotated[
         str | None, typer.Option(help="Compare with another library: sentence-transformers, server or vllm.")
     ] = None,
@@ -25,10 +25,8 @@ def verify(
 
     Example: vlm2vec verify runs/mine --against sentence-transformers
     """
-    from vlm2vec.models.registry import shipped_folder
     from vlm2vec.models.verification.verify import report_against, report_saved
 
-    folder = shipped_folder(str(folder)) or folder
     settings = settings_of(option, allow_pickle)
     lines = report_against(folder, against, url, model, settings) if against else report_saved(folder, settings)
     say("\n".join(lines))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlm2vec.retrieval.vector_store import VectorStore
 
 Value = TypeVar("Value")
-DEFAULT_MODEL = "compact-embed"
+DEFAULT_MODEL = "compact"
 """The model of commands that are given none."""
 
 ModelArgument = Annotated[

@@ -209,7 +209,7 @@ def mine(
 ) -> None:
     """Find hard negatives in training sets with a model, and write the sets with them.
 
-    Example: vlm2vec mine compact-embed data/train -o data/mined --num 3
+    Example: vlm2vec mine compact data/train -o data/mined --num 3
     """
     from vlm2vec.distributed.cluster import RayPool
     from vlm2vec.distributed.ray_mine import ray_finder

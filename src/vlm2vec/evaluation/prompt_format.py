@@ -17,8 +17,9 @@ from vlm2vec.media.videos import VideoRef
 from vlm2vec.models import st_reading
 from vlm2vec.models.checkpoints import adapters, hub, known
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, read_embedder_file
+from vlm2vec.models.checkpoints.replaced import refuse_replaced
 from vlm2vec.models.prompts import PLACEHOLDER, PromptTemplate, place_video
-from vlm2vec.models.registry import BUILT_IN, families_with_tokens, media_tokens, shipped_folder
+from vlm2vec.models.registry import BUILT_IN, families_with_tokens, media_tokens
 from vlm2vec.planning.geometry import config_of
 from vlm2vec.types import BARE_IMAGE_TOKEN, EmbeddingInput
 
@@ -100,8 +101,8 @@ def format_of(model: str) -> PromptFormat:
     Raises:
         UserError: if its configuration is not at hand, or its family's tokens are not known.
     """
-    shipped = shipped_folder(model)
-    folder = hub.local_folder(model) if shipped is None else shipped
+    refuse_replaced(model)
+    folder = hub.local_folder(model)
     if (folder / EMBEDDER_FILE).is_file():
         saved = read_embedder_file(folder)
         family = _family_of(saved.base if saved.adapter or saved.base in BUILT_IN else str(folder))

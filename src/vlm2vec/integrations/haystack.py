@@ -17,7 +17,7 @@ class _Settings:
 
     def __init__(
         self,
-        model: str | Embedder = "compact-embed",
+        model: str | Embedder = "compact",
         truncate_dim: int | None = None,
         device: str | None = None,
         revision: str | None = None,

@@ -30,7 +30,7 @@ class VLM2VecFunction(EmbeddingFunction):  # type: ignore[misc, unused-ignore]
         max_retries: Retries of LanceDB; 0, because an unreadable input stays unreadable.
     """
 
-    name: str = "compact-embed"
+    name: str = "compact"
     source: Literal["text", "image"] = "text"
     revision: str | None = None
     device: str | None = None

@@ -19,7 +19,7 @@ class VLM2VecEmbeddings(Embeddings):
         **options: Arguments of `Embedder.from_pretrained`, such as `device` or `dtype`.
     """
 
-    def __init__(self, model: str | Embedder = "compact-embed", truncate_dim: int | None = None, **options: Any):
+    def __init__(self, model: str | Embedder = "compact", truncate_dim: int | None = None, **options: Any):
         self._model = AdapterModel(model, truncate_dim, **options)
 
     def embed_documents(self, texts: list[str]) -> Vectors:

@@ -27,7 +27,7 @@ class VLM2VecEmbedding(MultiModalEmbedding):
 
     def __init__(
         self,
-        model: str | Embedder = "compact-embed",
+        model: str | Embedder = "compact",
         truncate_dim: int | None = None,
         options: dict[str, Any] | None = None,
         **fields: Any,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm2vec.cache import cache_folder
+from vlm2vec.models.checkpoints.replaced import refuse_replaced
 from vlm2vec.retrieval.vector_store import StoreFacts
 
 if TYPE_CHECKING:
@@ -16,26 +17,29 @@ FOLDER = "text-queries"
 
 
 def text_side_of(facts: StoreFacts) -> TextSide | None:
-    """What encodes texts as the store's model does, if `keep_text_side` has written it on this machine."""
+    """What encodes texts as the store's model does, if `keep_text_side` has written it on this machine.
+
+    Raises:
+        UserError: if the store's model was replaced; the text side of an older version may still be here.
+    """
     from vlm2vec.models.backbones.compact.text_only import TextSide
 
+    refuse_replaced(facts.model)
     folder = _folder(facts)
     return TextSide(folder) if folder.is_dir() else None
 
 
 def keep_text_side(embedder: Embedder, facts: StoreFacts) -> None:
-    """Writes the text side of a built-in model into the user's cache folder, once for each fingerprint.
+    """Writes the text side of the built-in model into the user's cache folder, once for each fingerprint.
 
     Other models are left out: their text side is not a part, or it is as large as the model.
     """
     from vlm2vec.models.backbones.compact.model import Compact
     from vlm2vec.models.backbones.compact.text_only import save_text_side
     from vlm2vec.models.checkpoints.folder import write_folder
-    from vlm2vec.models.registry import shipped_folder
 
-    backbone, folder = embedder.backbone, _folder(facts)
-    usual = (backbone.attention, backbone.pooling) == ("causal", "last")
-    if shipped_folder(facts.model) is None or not isinstance(backbone, Compact) or not usual or folder.is_dir():
+    folder = _folder(facts)
+    if facts.model != Compact.name or folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_folder(folder, lambda beside: save_text_side(embedder, beside))

@@ -80,7 +80,7 @@ class Embedder(nn.Module):
         """Loads an embedding model.
 
         Args:
-            source: The built-in "compact" or "compact-embed"; a folder that `save_pretrained`, `vlm2vec train` or
+            source: The built-in "compact"; a folder that `save_pretrained`, `vlm2vec train` or
                 sentence-transformers wrote; or a folder or hub id of a base VLM or of a PEFT adapter.
             base: Base model for an adapter. Default: the base that the adapter names.
             device: Device of the weights. Default: CUDA if available, else the CPU.

@@ -16,13 +16,14 @@ import torch
 
 from vlm2vec.errors import UserError
 from vlm2vec.models import st_reading
-from vlm2vec.models.backbones.base import Backbone
+from vlm2vec.models.backbones.base import WEIGHTS_FILE, Backbone
 from vlm2vec.models.checkpoints import adapters, hub, known
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.checkpoints.dense import Dense, read_dense
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
+from vlm2vec.models.checkpoints.replaced import refuse_weights_of_replaced
 from vlm2vec.models.prompts import PromptTemplate, with_variables
-from vlm2vec.models.registry import BUILT_IN, KNOWN, backbone_class, shipped_folder
+from vlm2vec.models.registry import BUILT_IN, KNOWN, backbone_class
 from vlm2vec.models.st_folder import RERANKER_FILE
 from vlm2vec.models.st_reading import SentenceTransformersFolder
 from vlm2vec.models.vision import resolution
@@ -100,8 +101,6 @@ def load(source: str, settings: LoadSettings) -> Loaded:
     """
     if not source.strip():
         raise UserError(f"the name of the model is empty; expected a folder, a hub id or one of {', '.join(KNOWN)}")
-    shipped = shipped_folder(source)
-    source = source if shipped is None else str(shipped)
     row = known.find_named(settings.like) if settings.like else known.find(source)
     folder = Path(source) if row else hub.local_folder(source, settings.revision)
     if folder == Path(source):
@@ -164,7 +163,13 @@ class SavedWeights(Protocol):
 
 
 def load_backbone(folder: Path, saved: SavedWeights, settings: LoadSettings) -> tuple[Backbone, str, str | None]:
-    """The backbone of a saved folder with its weights, and the base and its revision that were used."""
+    """The backbone of a saved folder with its weights, and the base and its revision that were used.
+
+    Raises:
+        UserError: if the weights are those of a built-in model that was replaced, or do not fit the base.
+    """
+    weights = checkpoint.ADAPTER_FILE if saved.adapter else WEIGHTS_FILE
+    refuse_weights_of_replaced(folder / weights, saved.base)
     options = resolution.merged(saved.options, settings.options)
     whole = not saved.adapter and (folder / checkpoint.CONFIG_FILE).is_file()
     base, revision = (settings.base, None) if settings.base else (saved.base, saved.revision)
@@ -242,12 +247,12 @@ def family_of(source: str, revision: str | None = None) -> type[Backbone]:
     Raises:
         UserError: as `backbone_class`.
     """
-    shipped = shipped_folder(source)
-    folder = hub.local_folder(source, revision) if shipped is None else shipped
+    folder = hub.local_folder(source, revision)
     if (folder / EMBEDDER_FILE).is_file():
         saved = checkpoint.read_embedder_file(folder)
         if saved.adapter or not (folder / checkpoint.CONFIG_FILE).is_file():
-            return family_of(saved.base, saved.revision)
+            of = backbone_class if saved.base in BUILT_IN else family_of  # a folder may have the name of its base
+            return of(saved.base, saved.revision)
     if source not in BUILT_IN and (adapter := adapters.find_adapter(source, revision)):
         return family_of(*adapters.base_of(adapter))
     return backbone_class(source, revision)

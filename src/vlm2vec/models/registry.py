@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from pathlib import Path
 
 from vlm2vec.errors import UserError, did_you_mean
 from vlm2vec.files import read_object
 from vlm2vec.models.backbones.base import Backbone, MediaTokens
+from vlm2vec.models.checkpoints.replaced import refuse_replaced
 
 BUILT_IN = {
     "compact": "vlm2vec.models.backbones.compact.model:Compact",
-    "compact-sentence": "vlm2vec.models.backbones.compact.sentence:CompactSentence",
-    "compact-sentence-dual": "vlm2vec.models.backbones.compact.sentence_dual:CompactSentenceDual",
     "compact-dual": "vlm2vec.models.backbones.compact.dual:CompactDual",
 }
-# Checkpoint folders that ship with the package, with the SHA-256 of their weights.
-SHIPPED = {
-    "compact-embed": (
-        Path(__file__).parent / "backbones/compact/compact_embed",
-        "ceab30effe15e8db8e75a8b6f3fcf86a6bef878a1cd1dfc3dbb0fa0cf3573e03",
-    )
-}
-KNOWN = sorted({*BUILT_IN, *SHIPPED})
+KNOWN = sorted(BUILT_IN)
 BACKBONES: dict[str, str] = {
     **dict.fromkeys(("clip", "metaclip_2", "siglip", "siglip2"), "vlm2vec.models.backbones.dual:DualEncoder"),
     "blip": "vlm2vec.models.backbones.blip:Blip",
@@ -49,6 +40,7 @@ def backbone_class(source: str, revision: str | None = None) -> type[Backbone]:
     Raises:
         UserError: if `source` is not a built-in, a folder with a config, or a hub id.
     """
+    refuse_replaced(source)
     if source in BUILT_IN:
         return _import(BUILT_IN[source])
     return _import(BACKBONES.get(_model_type(source, revision), GENERIC))
@@ -67,21 +59,6 @@ def families_with_tokens() -> list[str]:
     """The families that `media_tokens` has tokens of."""
     paths = {GENERIC, *BACKBONES.values(), *BUILT_IN.values()}
     return sorted(family for path in paths for family in _import(path).media_tokens)
-
-
-def shipped_folder(source: str) -> Path | None:
-    """The folder of a checkpoint that ships with the package. None for any other source.
-
-    Raises:
-        UserError: if its weights differ from the shipped weights.
-    """
-    if source not in SHIPPED:
-        return None
-    folder, digest = SHIPPED[source]
-    weights = folder / "adapter_model.safetensors"
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
-        raise UserError(f"{weights}: SHA-256 differs from the shipped weights; reinstall vlm2vec")
-    return folder
 
 
 def _model_type(source: str, revision: str | None) -> str:

@@ -33,7 +33,6 @@ DOORS: dict[str, str] = {
     "transformers.conversion_mapping.get_model_conversion_mapping": "adapters made with older classes",
     "transformers.core_model_loading.WeightRenaming": "adapters made with older classes",
     "transformers.core_model_loading.WeightRenaming.rename_source_key": "adapters made with older classes",
-    "transformers.modeling_gguf_pytorch_utils.tqdm": "converting the built-in model without a progress bar",
     "transformers.vision_utils.get_vision_cu_seqlens": "sizes of images in Qwen's vision encoders",
     "transformers.vision_utils.get_vision_position_ids": "sizes of images in Qwen's vision encoders",
     "transformers.masking_utils._ignore_causal_mask_sdpa": "causal attention without a mask over padding on the right",
@@ -236,12 +235,6 @@ def share_attention(source: Any, target: Any) -> None:
     target._attn_implementation = source._attn_implementation
 
 
-def forget_quantization(model: Any) -> None:
-    """Makes a model whose weights were dequantized save as a plain one."""
-    del model.config.quantization_config
-    model.is_quantized, model.hf_quantizer = False, None
-
-
 @contextmanager
 def only_errors() -> Iterator[None]:
     """Suppresses what transformers says below an error, such as its report on weights left out on purpose."""
@@ -258,15 +251,11 @@ def only_errors() -> Iterator[None]:
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
     """Suppresses the progress bars of transformers, and what it says below an error."""
-    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
-    bar = door("transformers.modeling_gguf_pytorch_utils.tqdm")
     logging.disable_progress_bar()
-    gguf.tqdm = partial(bar, disable=True)  # this bar does not follow the setting above
     try:
         with only_errors():
             yield
     finally:
-        gguf.tqdm = bar
         logging.enable_progress_bar()

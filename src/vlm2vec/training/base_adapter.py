@@ -6,14 +6,13 @@ from typing import Any
 
 from vlm2vec.files import read_object
 from vlm2vec.models.checkpoints.adapters import CONFIG_FILE, find_adapter
-from vlm2vec.models.registry import shipped_folder
 
 NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "dora": "use_dora"}
 
 
 def adapter_settings(base: str) -> dict[str, Any] | None:
     """Returns the settings of the base's adapter as keys of a recipe's `lora` section; None if it has no adapter."""
-    folder = find_adapter(str(shipped_folder(base) or base))
+    folder = find_adapter(base)
     if folder is None:
         return None
     about = read_object(folder / CONFIG_FILE)

@@ -11,7 +11,8 @@ from vlm2vec.data.pairs import BENCHMARK_FILE, SET_NAME, Pairs, describe, hold_o
 from vlm2vec.errors import UserError
 from vlm2vec.files import write_text
 from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE, read_embedder_file
-from vlm2vec.models.registry import BUILT_IN, shipped_folder
+from vlm2vec.models.checkpoints.replaced import refuse_replaced
+from vlm2vec.models.registry import BUILT_IN
 from vlm2vec.planning.geometry import config_of
 from vlm2vec.training.base_adapter import adapter_settings
 from vlm2vec.training.config import Recipe, dump_recipe
@@ -65,6 +66,7 @@ def prepare(
     """
     if not 0 <= holdout < 1:
         raise UserError(f"--holdout {holdout}: expected a fraction of the pairs, at least 0 and below 1, such as 0.1")
+    refuse_replaced(base)
     if not resume:
         check_new(output)
     pairs = read_pairs(source, query, target, negatives)
@@ -105,16 +107,15 @@ def _settings(base: str, num_pairs: int, folder: Path, output: Path, has_held_ou
 def _by_family(base: str) -> dict[str, Any]:
     """Returns model, LoRA and training settings for a base.
 
-    The built-in model uses the settings of the recipes `photos` and `compact-embed`: its small backbone needs a
-    temperature of 0.1 and a learning rate of 1e-3. With the values for large models (2e-5 and 0.02) it learns nothing
-    in a few hundred steps. Other models use the settings of VLM2Vec-V2 (arXiv 2507.04590 and the learning rate of its
-    released script).
+    The built-in model uses the temperature of the recipe `photos`, and 5e-4 as on the demo (docs/explain/log.md). With
+    the values for large models (2e-5 and 0.02) it learns nothing in a few hundred steps. Other models use the settings
+    of VLM2Vec-V2 (arXiv 2507.04590 and the learning rate of its released script).
     """
     if _origin(base) in BUILT_IN:
         return {
             "model": {"base": base},
             "lora": {"rank": 16, "alpha": 32, "dropout": 0.0},
-            "train": {"batch_size": 32, "chunk_size": 16, "learning_rate": 1e-3, "temperature": 0.1, "log_steps": 5},
+            "train": {"batch_size": 32, "chunk_size": 16, "learning_rate": 5e-4, "temperature": 0.1, "log_steps": 5},
         }
     return {
         "model": {"base": base, "family": _family(base)},
@@ -131,7 +132,7 @@ def _by_family(base: str) -> dict[str, Any]:
 
 def _origin(base: str) -> str:
     """Returns the base model of a checkpoint folder; any other base is returned unchanged."""
-    file = Path(shipped_folder(base) or base) / EMBEDDER_FILE
+    file = Path(base) / EMBEDDER_FILE
     return read_embedder_file(file.parent).base if file.is_file() else base
 
 

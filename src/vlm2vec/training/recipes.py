@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlm2vec.data.pair_tables import TABLES
 from vlm2vec.errors import UserError, did_you_mean
+from vlm2vec.models.checkpoints.replaced import refuse_replaced
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -37,6 +38,7 @@ def find_recipe(name: str | Path) -> Path:
     shipped = recipes_folder() / f"{str(name).removesuffix('.yaml')}.yaml"
     if shipped.is_file() and Path(name).name == str(name):
         return shipped
+    refuse_replaced(str(name).removesuffix(".yaml"))
     known = list(shipped_recipes())
     near = did_you_mean(Path(name).stem, known) or "."
     raise UserError(f"{name}: no such recipe{near} Give a YAML file or the name of a recipe: {', '.join(known)}")

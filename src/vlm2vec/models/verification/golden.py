@@ -14,6 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from vlm2vec.errors import UserError, shown
 from vlm2vec.media.images import ImageRef
+from vlm2vec.models.backbones.compact.model import Compact
+from vlm2vec.models.backbones.compact.weights import SHIPPED
+from vlm2vec.models.checkpoints.folder import EMBEDDER_FILE
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.loading import family_of
 from vlm2vec.types import EmbeddingInput
@@ -58,6 +61,12 @@ def write_golden(embedder: Embedder, folder: Path) -> None:
     save_file({"embeddings": vectors}, folder / GOLDEN_FILE, metadata={"precision": precision})
 
 
+def golden_folder(source: Path) -> Path:
+    """The folder of a model's golden vectors: the checkpoint itself, or for a built-in model that of its weights."""
+    is_built_in = str(source) == Compact.name and not (source / EMBEDDER_FILE).is_file()
+    return SHIPPED.parent if is_built_in else source
+
+
 def golden_dtype(folder: Path) -> torch.dtype:
     """Returns the precision in which a folder's golden vectors were computed; float32 if the file does not record it.
 
@@ -87,7 +96,7 @@ def verify_golden(embedder: Embedder, folder: Path) -> np.ndarray:
 
     Args:
         embedder: The embedder, in the precision of `golden_dtype`.
-        folder: The checkpoint.
+        folder: The folder of the vectors.
 
     Raises:
         UserError: as `golden_dtype`.

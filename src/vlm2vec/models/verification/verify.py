@@ -10,29 +10,34 @@ import torch
 from vlm2vec.errors import UserError
 from vlm2vec.models.embedder import Embedder
 from vlm2vec.models.verification import compare
-from vlm2vec.models.verification.golden import golden_dtype, verify_golden
+from vlm2vec.models.verification.golden import golden_dtype, golden_folder, verify_golden
 
 AGAINST = ("sentence-transformers", "server", "vllm")
 LOWEST = {torch.float32: 0.999, torch.bfloat16: 0.99, torch.float16: 0.99}
 """Lowest cosine that counts as equal, by precision: rounding in half precision differs between machines."""
 
 
-def report_saved(folder: Path, options: dict[str, Any]) -> list[str]:
+def report_saved(source: Path, options: dict[str, Any]) -> list[str]:
     """Returns one line that says whether the saved vectors are reproduced in their original precision.
+
+    Args:
+        source: A checkpoint folder, or the name of the built-in model whose vectors are shipped.
+        options: Arguments of `Embedder.from_pretrained`.
 
     Raises:
         UserError: if a vector differs.
     """
+    folder = golden_folder(source)
     dtype = golden_dtype(folder)
-    cosines = verify_golden(Embedder.from_pretrained(folder, dtype=dtype, **options), folder)
+    cosines = verify_golden(Embedder.from_pretrained(source, dtype=dtype, **options), folder)
     precision = str(dtype).removeprefix("torch.")
     if not cosines.min() >= LOWEST[dtype]:
         raise UserError(
-            f"{folder}: DIFFERENT from the saved golden vectors: lowest cosine {cosines.min():.4f} in {precision}, "
+            f"{source}: DIFFERENT from the saved golden vectors: lowest cosine {cosines.min():.4f} in {precision}, "
             f"expected at least {LOWEST[dtype]}"
         )
     return [
-        f"{folder}: EQUAL to the saved golden vectors: {len(cosines)} of {len(cosines)}, "
+        f"{source}: EQUAL to the saved golden vectors: {len(cosines)} of {len(cosines)}, "
         f"lowest cosine {cosines.min():.6f} in {precision}"
     ]
 

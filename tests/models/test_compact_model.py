@@ -1,4 +1,4 @@
-"""`compact-sentence`: its text is all-MiniLM-L6-v2's, its images are near what is said of them."""
+"""The network of `compact`: its text is all-MiniLM-L6-v2's, its images are near what is said of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from PIL import Image
 from vlm2vec import Embedder, EmbeddingInput, UserError
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.attention import first_token_reads_last
-from vlm2vec.models.backbones.compact import sentence_weights
-from vlm2vec.models.backbones.compact.parts import FINAL_DIM, VISION_DIM, EfficientNetLite, load_sentence_encoder
+from vlm2vec.models.backbones.compact.model import BYPASS_SCALE, CellChoice, names_of_places, new_model
+from vlm2vec.models.backbones.compact.parts import FINAL_DIM, VISION_DIM, load_sentence_encoder
 from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, input_vectors, names_of_classes
-from vlm2vec.models.backbones.compact.sentence import BYPASS_SCALE, CellChoice, names_of_places, new_model
 from vlm2vec.models.checkpoints import folder as checkpoint
 
 SMALL = {"num_layers": 2, "visual_tokens": 4, "image_size": 64}
@@ -40,48 +39,17 @@ def mixed_inputs() -> list[EmbeddingInput]:
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder.from_pretrained("compact-sentence", dtype=torch.float32, device="cpu", **SMALL)
+    return Embedder.from_pretrained("compact", dtype=torch.float32, device="cpu", **SMALL)
 
 
 def test_a_text_has_nearly_the_vector_of_the_published_sentence_encoder() -> None:
     encoder, tokenizer = load_sentence_encoder(6, torch.float32)
-    whole = Embedder.from_pretrained("compact-sentence", dtype=torch.float32, device="cpu")
+    whole = Embedder.from_pretrained("compact", dtype=torch.float32, device="cpu")
     for text, vector in zip(TEXTS[:2], whole.encode(TEXTS[:2]), strict=True):
         with torch.inference_mode():
             states_1LD = encoder(**tokenizer([text], return_tensors="pt")).last_hidden_state
         expected = F.normalize(states_1LD.mean(dim=1), dim=-1)[0].numpy()
         assert 0.95 < vector @ expected < 0.9999
-
-
-def test_a_vector_does_not_depend_on_its_batch_mates(embedder: Embedder) -> None:
-    items = mixed_inputs()
-    alone = embedder.encode(items, batch_size=1)
-    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
-        together = embedder.encode([items[i] for i in order], batch_size=5)
-        assert (together * alone[order]).sum(axis=1).min() > 0.99999
-
-
-def test_every_part_of_an_input_changes_the_vector(embedder: Embedder) -> None:
-    base = EmbeddingInput(text="what is it?", images=(draw_image(0),), instruction="Answer")
-    others = [
-        EmbeddingInput(text="who is this?", images=(draw_image(0),), instruction="Answer"),
-        EmbeddingInput(text="what is it?", images=(draw_image(1),), instruction="Answer"),
-        EmbeddingInput(text="what is it?", images=(draw_image(0),), instruction="Find the picture"),
-        EmbeddingInput(text="what is it?", instruction="Answer"),
-    ]
-    vectors = embedder.encode([base, *others])
-    assert ((vectors[1:] * vectors[0]).sum(axis=1) < 0.9999).all()
-
-
-def test_a_token_has_the_last_map_as_the_classifier_reads_it_and_the_rest_as_compact_has_it() -> None:
-    raw, normed = EfficientNetLite(64, 4, for_classifier=True), EfficientNetLite(64, 4)
-    image = [draw_image(5, (128, 128))]
-    with torch.inference_mode():
-        found, expected = raw(image), normed(image)
-    assert raw.fingerprint() == normed.fingerprint() + "-map"
-    torch.testing.assert_close(F.layer_norm(found[..., :FINAL_DIM], (FINAL_DIM,)), expected[..., :FINAL_DIM])
-    assert torch.equal(found[..., FINAL_DIM:], expected[..., FINAL_DIM:])
-    assert not torch.allclose(found[..., :FINAL_DIM], expected[..., :FINAL_DIM], atol=0.1)
 
 
 def test_the_expected_vector_is_that_of_the_classifiers_probabilities() -> None:
@@ -90,6 +58,21 @@ def test_the_expected_vector_is_that_of_the_classifiers_probabilities() -> None:
     features = torch.randn(2, 3, VISION_DIM)
     expected = classifier(features[..., :FINAL_DIM]).softmax(dim=-1) @ vectors_CD
     torch.testing.assert_close(SeenClasses(classifier, vectors_CD)(features), expected.detach())
+
+
+def test_a_class_that_is_certain_gives_its_vector_alone() -> None:
+    torch.manual_seed(0)
+    classes = SeenClasses(torch.nn.Linear(FINAL_DIM, 7), torch.randn(7, 5))
+    certain = 1e4 * classes.weight_CF[3]
+    most_likely = int((classes.weight_CF @ certain).argmax())
+    torch.testing.assert_close(classes(certain), classes.vectors_CD[most_likely])
+
+
+def test_the_vectors_of_classes_are_neither_trained_nor_saved(embedder: Embedder) -> None:
+    model = embedder.backbone.model
+    for classes in (model.projector.class_words, model.bypass.class_sentences):
+        assert not list(classes.parameters())
+    assert not [name for name in model.state_dict() if "class_" in name]
 
 
 def test_the_words_of_a_class_are_those_of_its_name_and_its_kind() -> None:
@@ -105,7 +88,7 @@ def test_the_words_of_a_class_are_those_of_its_name_and_its_kind() -> None:
 
 
 def test_the_dual_encoder_of_the_same_parts_adds_unit_vectors_of_text_and_image(embedder: Embedder) -> None:
-    dual = Embedder.from_pretrained("compact-sentence-dual", dtype=torch.float32, device="cpu", **SMALL)
+    dual = Embedder.from_pretrained("compact-dual", dtype=torch.float32, device="cpu", **SMALL)
     image = draw_image(0)
     items = [EmbeddingInput("hello"), EmbeddingInput(images=(image,)), EmbeddingInput("hello", (image,))]
     text, seen, both = dual.encode(items)
@@ -174,7 +157,7 @@ def test_every_cell_has_a_name_of_its_third_of_the_image(side: int, names: list[
 def test_it_attends_in_both_directions_and_pools_by_the_mean(embedder: Embedder) -> None:
     assert (embedder.backbone.pooling, embedder.backbone.attention) == ("mean", "bidirectional")
     assert first_token_reads_last(embedder.backbone, embedder.backbone.process([EmbeddingInput(text="one two")]))
-    with pytest.raises(UserError, match="attention causal: compact-sentence attends in both directions"):
+    with pytest.raises(UserError, match="attention causal: compact attends in both directions"):
         embedder.backbone.attention = "causal"
 
 
@@ -184,33 +167,13 @@ def test_too_long_a_text_is_cut_and_too_many_images_are_refused(embedder: Embedd
     batch = embedder.backbone.process([long])
     assert batch["input_ids"].shape == (1, 512) and batch.dropped == (600 + 4 - 510,)
     assert embedder.num_truncated == before + 1 and embedder.max_length == 510
-    with pytest.raises(UserError, match="an input has 128 images; compact-sentence reads up to 127"):
+    with pytest.raises(UserError, match="an input has 128 images; compact reads up to 127"):
         embedder.encode([EmbeddingInput(images=(draw_image(0),) * 128)])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_layers": 7}, "num_layers=7: expected 1 to 6, the layers of all-MiniLM-L6-v2"),
-        ({"grid": 3}, r"unknown settings grid; expected num_layers, visual_tokens, image_size"),
-    ],
-)
-def test_a_bad_setting_is_one_line(options: dict[str, int], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        Embedder.from_pretrained("compact-sentence", **options)
-
-
-def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = tmp_path / "sentence_pretrained.safetensors"
-    changed.write_bytes(sentence_weights.SHIPPED.read_bytes() + b"\0")
-    monkeypatch.setattr(sentence_weights, "SHIPPED", changed)
-    with pytest.raises(UserError, match="SHA-256 differs from the shipped weights"):
-        Embedder.from_pretrained("compact-sentence", **SMALL)
 
 
 def test_a_trained_adapter_comes_back_with_pooling_and_attention(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    embedder = Embedder.from_pretrained("compact-sentence", dtype=torch.float32, device="cpu", **SMALL)
+    embedder = Embedder.from_pretrained("compact", dtype=torch.float32, device="cpu", **SMALL)
     before = embedder.encode(mixed_inputs())
     checkpoint.add_adapter(embedder.backbone, 2, 4, 0.0, None)
     trained = {name for name, parameter in embedder.named_parameters() if parameter.requires_grad}

@@ -1,7 +1,8 @@
-"""The pretrained weights of `compact-sentence` that ship with the package, in float16.
+"""The pretrained weights of `compact` that ship with the package, in float16.
 
 The file has the projector, the bypass, the choice of cells, the sentence vectors of the vision encoder's classes, and a
-low-rank change of each linear layer of the sentence encoder, which is added when the model is loaded.
+low-rank change of each linear layer of the sentence encoder, which is added when the model is loaded. Its SHA-256 is in
+the file beside it, as `sha256sum` writes it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from torch import nn
 
 from vlm2vec.errors import UserError
 
-SHIPPED = Path(__file__).with_name("sentence_pretrained.safetensors")
-SHIPPED_SHA256 = "34003eb01721e18a475a3089097e2a8db0f3e0d741d090cbc9963b4064eee083"
+SHIPPED = Path(__file__).with_name("compact_pretrained.safetensors")
 PARTS = ("projector", "bypass", "choice")
 """Modules whose weights the file has as they are."""
+SHA256 = ".sha256"
 POSITIONS = "projector.positions"
 LORA_A, LORA_B = ".lora_A", ".lora_B"
 
@@ -31,7 +32,7 @@ def shipped_weights() -> dict[str, torch.Tensor]:
         UserError: if the file differs from the shipped one.
     """
     raw = SHIPPED.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != SHIPPED_SHA256:
+    if hashlib.sha256(raw).hexdigest() != SHIPPED.with_suffix(SHA256).read_text().split()[0]:
         raise UserError(f"{SHIPPED}: SHA-256 differs from the shipped weights; reinstall vlm2vec")
     return {name: value.float() for name, value in load_safetensors(raw).items()}
 
@@ -43,7 +44,7 @@ def load_pretrained(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     The vectors of the places fit a 3 x 3 grid; another grid keeps the words of its places.
 
     Args:
-        model: A `SentenceModel`.
+        model: A `CompactModel`.
         weights: Tensors as `write_pretrained` writes them, without the vectors of the classes.
     """
     own, modules = model.state_dict(), dict(model.named_modules())
@@ -62,6 +63,8 @@ def load_pretrained(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 
 def write_pretrained(weights: dict[str, torch.Tensor], path: Path) -> str:
-    """Writes tensors in float16; returns the SHA-256 of the file."""
+    """Writes tensors in float16, and the SHA-256 of the file beside it; returns it."""
     save_file({name: value.detach().half().contiguous() for name, value in weights.items()}, path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(SHA256).write_text(f"{digest}  {path.name}\n")
+    return digest
