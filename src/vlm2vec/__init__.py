@@ -3,9 +3,9 @@
 >>> from vlm2vec import Embedder, sample_photographs
 >>> embedder = Embedder.from_pretrained("compact")
 >>> photographs = sample_photographs()  # twelve photographs that ship with the package
->>> scores = embedder.similarity(embedder.encode_query(["a walrus"]), embedder.encode_document(photographs))
+>>> scores = embedder.similarity(embedder.encode_query(["people in a boat"]), embedder.encode_document(photographs))
 >>> photographs[int(scores.argmax())].name
-'walrus.jpg'
+'canoes.jpg'
 """
 
 from __future__ import annotations
