@@ -70,7 +70,7 @@ def test_records_have_reference_negatives_too(recipe_values: dict[str, Any], tmp
 
 
 def test_gradient_caching_gives_the_loss_and_the_gradient_of_a_whole_batch(
-    values: dict[str, Any], tmp_path: Path
+    values: dict[str, Any], tmp_path: Path, tiny_qwen2_vl: str
 ) -> None:
     logs = []
     for chunk in (3, 100):
@@ -78,6 +78,7 @@ def test_gradient_caching_gives_the_loss_and_the_gradient_of_a_whole_batch(
         settings = {**values["train"], **changes}
         recipe = {
             **values,
+            "model": {"base": tiny_qwen2_vl, "options": {}},  # the built-in model has dropout of its own
             "train": settings,
             "lora": {"rank": 4, "dropout": 0.0},
             "output": str(tmp_path / f"{chunk}"),
