@@ -1,7 +1,7 @@
 """The images of the lessons that make `compact`, as features of the frozen vision encoder.
 
-A photograph comes in four versions (whole, and three crops with other colors), a drawing in two (as it is, and
-somewhere on a colored ground), a composed image in one. All of them derive from fixed seeds.
+A photograph comes in four versions (whole, and three crops with other colors) and has six small parts, a drawing comes
+in two versions (as it is, and somewhere on a colored ground), a composed image in one. All derive from fixed seeds.
 
 Shapes: N images, T visual tokens, F features.
 """
@@ -26,6 +26,7 @@ from vlm2vec.errors import UserError
 from vlm2vec.media.images import ImageRef
 
 CROPS = (0.6, 0.45, 0.3)  # smallest share of a photograph's area
+PARTS, PART_AREA = 6, (0.04, 0.4)  # number of small parts, and their share of a photograph's area
 LARGEST = 640  # pixels; crops of a larger photograph show nothing more at 192
 BATCH = 32
 
@@ -37,12 +38,14 @@ class Gallery:
     Attributes:
         features_NTF: In float16.
         photographs: The rows of the versions of each photograph, the whole one first.
+        parts: The rows of the small parts of each photograph.
         drawings: The rows of the versions of each drawing.
         scenes: The row of each composed image, with its questions and answers.
     """
 
     features_NTF: torch.Tensor
     photographs: dict[int, list[int]] = field(default_factory=dict)
+    parts: dict[int, list[int]] = field(default_factory=dict)
     drawings: dict[int, list[int]] = field(default_factory=dict)
     scenes: dict[int, tuple[int, list[Row]]] = field(default_factory=dict)
 
@@ -89,6 +92,8 @@ def gallery(
     asked: dict[int, list[Row]] = {}
     for number, rows in _readable(num_scenes, lambda i: rows_of(_scene(scenes, i, asked))):
         found.scenes[number] = (rows[0], asked[number])
+    for number in found.photographs:
+        found.parts[number] = rows_of(photograph_parts(photographs[number], number))
     if waiting:
         encode()
     found.features_NTF = torch.cat(parts)
@@ -101,11 +106,20 @@ def photograph_versions(image: ImageRef, number: int) -> Iterator[Image.Image]:
     whole.thumbnail((LARGEST, LARGEST))
     yield whole
     for least in CROPS:
-        part = _crop(whole, rng, least)
+        part = _crop(whole, rng, (least, 1.0), (0.85, 1.18))
         if rng.random() < 0.5:
             part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         part = ImageEnhance.Color(part).enhance(rng.uniform(0.4, 1.4))
         yield ImageEnhance.Brightness(part).enhance(rng.uniform(0.75, 1.25))
+
+
+def photograph_parts(image: ImageRef, number: int) -> Iterator[Image.Image]:
+    """Small parts of a photograph, some of which show an object."""
+    rng, whole = random.Random(f"c{number}"), image.load()
+    for _ in range(PARTS):
+        part = _crop(whole, rng, PART_AREA, (0.7, 1.4))
+        part.thumbnail((LARGEST, LARGEST))
+        yield part
 
 
 def drawing_versions(drawing: Drawing, number: int, scenes: Scenes) -> Iterator[Image.Image]:
@@ -134,12 +148,14 @@ def _readable(count: int, rows_of: Callable[[int], list[int]]) -> Iterable[tuple
             print(f"left out: {error}")
 
 
-def _crop(image: Image.Image, rng: random.Random, least: float) -> Image.Image:
-    """A random part of an image with at least this share of its area."""
-    side, aspect = rng.uniform(least, 1) ** 0.5, rng.uniform(0.85, 1.18)
+def _crop(
+    image: Image.Image, rng: random.Random, share: tuple[float, float], aspect: tuple[float, float]
+) -> Image.Image:
+    """A random part of an image whose share of the area and change of the aspect ratio are in these ranges."""
+    side, stretch = rng.uniform(*share) ** 0.5, rng.uniform(*aspect)
     width, height = (
-        min(image.width, int(image.width * side * aspect)),
-        min(image.height, int(image.height * side / aspect)),
+        max(1, min(image.width, int(image.width * side * stretch))),
+        max(1, min(image.height, int(image.height * side / stretch))),
     )
     left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
     return image.crop((left, top, left + width, top + height))

@@ -51,7 +51,7 @@ class Answers:
 def answer_loss(vectors_BD: torch.Tensor, lessons: Sequence[Lesson], answers: Answers) -> torch.Tensor:
     """Minus the log of the probability of the right answers among all of the bank, [B]; for texts also 1 - cosine."""
     losses_B = vectors_BD.new_zeros(len(lessons))
-    for bank in {lesson.bank for lesson in lessons}:
+    for bank in {lesson.bank for lesson in lessons if lesson.bank}:
         rows = [row for row, lesson in enumerate(lessons) if lesson.bank == bank]
         scores = vectors_BD[rows] @ answers.vectors_AD[answers.members[bank]].T / TEMPERATURE
         right = torch.zeros_like(scores, dtype=torch.bool)
@@ -76,23 +76,45 @@ def beside_loss(vectors_BD: torch.Tensor, lessons: Sequence[Lesson], answers: An
 
 
 @dataclass
-class PhotographQueue:
-    """Vectors of the last photographs, the wrong ones when a text looks for its photograph."""
+class ImageQueue:
+    """Vectors of the last images that were right answers, the wrong ones of what comes next."""
 
     vectors_QD: torch.Tensor
-    numbers_Q: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    groups_Q: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
-    def loss(self, vectors_BD: torch.Tensor, lessons: Sequence[Lesson], answers: Answers) -> torch.Tensor:
+    def text_loss(self, vectors_BD: torch.Tensor, lessons: Sequence[Lesson], answers: Answers) -> torch.Tensor:
         """Minus the log of the probability of each text's photograph, [photographs]; then queues the photographs."""
         rows = [row for row, lesson in enumerate(lessons) if lesson.kind == "photograph"]
-        own_PD, numbers_P = vectors_BD[rows], torch.tensor([lessons[row].photograph for row in rows], dtype=torch.long)
-        numbers = torch.cat([numbers_P, self.numbers_Q])
-        scores = answers.of([lessons[row].target for row in rows]) @ torch.cat([own_PD, self.vectors_QD]).T
-        other_version = numbers_P[:, None] == numbers
-        other_version.fill_diagonal_(False)
-        losses = F.cross_entropy(
-            (scores / TEMPERATURE).masked_fill(other_version, -torch.inf), torch.arange(len(rows)), reduction="none"
-        )
-        self.vectors_QD = torch.cat([own_PD.detach(), self.vectors_QD])[:QUEUE]
-        self.numbers_Q = numbers[:QUEUE]
+        chosen = [lessons[row] for row in rows]
+        return self.loss(answers.of([lesson.target for lesson in chosen]), vectors_BD[rows], chosen)
+
+    def loss(
+        self,
+        asked_PD: torch.Tensor,
+        right_PD: torch.Tensor,
+        lessons: Sequence[Lesson],
+        wrong_WD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Minus the log of the probability of each right image, [P]; then queues these images.
+
+        Args:
+            asked_PD: What looks for an image.
+            right_PD: The images.
+            lessons: Other images of the same group are no wrong answers.
+            wrong_WD: An image for each lesson that names a wrong one, which is wrong for that lesson.
+        """
+        groups_P = torch.tensor([lesson.group for lesson in lessons], dtype=torch.long)
+        groups = torch.cat([groups_P, self.groups_Q])
+        scores = asked_PD @ torch.cat([right_PD, self.vectors_QD]).T / TEMPERATURE
+        same_group = groups_P[:, None] == groups
+        same_group.fill_diagonal_(False)
+        scores = scores.masked_fill(same_group, -torch.inf)
+        if wrong_WD is not None and len(wrong_WD):
+            rows = torch.tensor([row for row, lesson in enumerate(lessons) if lesson.wrong])
+            beside_P1 = torch.full((len(lessons), 1), -torch.inf)
+            own_W1 = (asked_PD[rows] * wrong_WD).sum(dim=1, keepdim=True) / TEMPERATURE
+            scores = torch.cat([scores, beside_P1.index_copy(0, rows, own_W1)], dim=1)
+        losses = F.cross_entropy(scores, torch.arange(len(lessons)), reduction="none")
+        self.vectors_QD = torch.cat([right_PD.detach(), self.vectors_QD])[:QUEUE]
+        self.groups_Q = groups[:QUEUE]
         return losses

@@ -2,6 +2,8 @@
 
 A lesson is a caption with an instruction and the caption itself, a photograph and what its book says of it, a drawing
 and its name, a composed image with a question and the answer, or a drawing with a change and the name of the result.
+Some answers are images: the part of a photograph that shows an object, another version of a photograph, a drawing with
+another skin tone.
 The instructions are MMEB's; no image of a benchmark is among them.
 """
 
@@ -19,13 +21,16 @@ from vlm2vec.models.backbones.compact.model import names_of_places
 from vlm2vec.models.backbones.compact.seen_classes import names_of_classes
 
 SHARES = {
-    "photograph": 0.22,
-    "name": 0.12,
+    "photograph": 0.19,
+    "described": 0.05,
+    "name": 0.10,
     "object": 0.05,
-    "text": 0.22,
-    "question": 0.24,
-    "edit": 0.08,
-    "region": 0.07,
+    "text": 0.20,
+    "question": 0.20,
+    "edit": 0.06,
+    "region": 0.06,
+    "part": 0.06,
+    "view": 0.03,
 }
 """How often each kind of lesson is drawn."""
 LONGEST = 110  # characters of a caption
@@ -45,9 +50,12 @@ ASK = "<|image_1|>\nRepresent the given image with the following question: {}\n"
 SELECT = '<|image_1|>\nSelect the portion of the image that isolates the object labeled as "{}"\n'
 FOLLOW = '<|image_1|>\nSelect the portion of the image that follows the language expressions. "{}"\n'
 EDIT = "<|image_1|>\nFind the same {} with the described change: with {}\n"
+DESCRIBED = "<|image_1|>\nRepresent the given {} with its description: {}\n"
+SIMILAR = "<|image_1|>\nFind an image that looks similar to the provided image.\n"
 IMAGE = "<|image_1|>\nRepresent the given image.\n"
 CROP = "<|image_1|>\nRepresent the given cropped image of the object.\n"
-ALONE = (IMAGE, IMAGE, IMAGE.rstrip("\n"), CROP, CROP.replace(".\n", "\n"), "<|image_1|>\n", "<|image_1|>")
+CROPPED = (CROP, CROP.replace(".\n", "\n"))
+ALONE = (IMAGE, IMAGE, IMAGE.rstrip("\n"), *CROPPED, "<|image_1|>\n", "<|image_1|>")
 LABELLED = re.compile(r"^(?:the|Point at the|the one called) (?!one in)([^.]+?)\.?$")
 PLACED = re.compile(r"^the one in the (.+)$")
 NOT_A_PLACE = re.compile(r"of the|above|below|Where|How|colou?r|say|Read|written|Count|they|shown|see|List|Describe")
@@ -62,11 +70,13 @@ class Lesson:
         kind: A key of `SHARES`.
         prompt: MMEB's prompt, with an image token if there is an image.
         image: Row of the gallery's features; None for a text.
-        bank: The set of texts among which the answer is searched.
+        bank: The set of texts among which the answer is searched; "" if only an image is the answer.
         target: The answer.
         right: All texts that are no wrong answers.
         beside: The other names in a composed image.
-        photograph: Number of the photograph, or -1.
+        group: Number of the photograph, or a negative number. Images of one group are no wrong answers for each other.
+        shown: Prompt and row of the image that is the answer; None if the answer is a text alone.
+        wrong: An image that is a wrong answer though it looks like the right one.
     """
 
     kind: str
@@ -76,7 +86,9 @@ class Lesson:
     target: str
     right: tuple[str, ...]
     beside: tuple[str, ...] = ()
-    photograph: int = -1
+    group: int = -1
+    shown: tuple[str, int] | None = None
+    wrong: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,7 @@ class Lessons:
         said: The texts of each photograph.
         drawings: The named drawings of the gallery.
         objects: Number and ImageNet class of the photographs that the vision encoder's classifier is sure of.
+        parts: Number of the photograph, row and class of the small parts that it is sure of.
         general: Sentences of any kind, so that other texts keep their vectors.
         unseen: What no lesson shows. Its texts are among the wrong answers.
         seed: Of all choices.
@@ -114,6 +127,7 @@ class Lessons:
     said: Mapping[int, Sequence[str]]
     drawings: Sequence[Drawing]
     objects: Sequence[tuple[int, int]]
+    parts: Sequence[tuple[int, int, int]]
     general: Sequence[str]
     unseen: Unseen
     seed: int = 0
@@ -146,8 +160,9 @@ class Lessons:
     def batch(self, size: int) -> list[Lesson]:
         """Lessons of random kinds."""
         draw = {
-            "photograph": self.photograph, "name": self._name, "object": self._object, "text": self._text,
-            "question": self._question, "edit": self._edit, "region": self._region,
+            "photograph": self.photograph, "described": self._described, "name": self._name, "object": self._object,
+            "text": self._text, "question": self._question, "edit": self._edit, "region": self._region,
+            "part": self._part, "view": self._view,
         }  # fmt: skip
         return [draw[kind]() for kind in self.rng.choices(list(SHARES), list(SHARES.values()), k=size)]
 
@@ -158,6 +173,14 @@ class Lessons:
         prompt = CAPTION.format(self.rng.choice(IMAGES[:3])) if self.rng.random() < 0.5 else self.rng.choice(ALONE)
         image = self.rng.choice(self.gallery.photographs[number])
         return Lesson("photograph", prompt, image, "photographs", self.rng.choice(texts), tuple(texts), (), number)
+
+    def _described(self) -> Lesson:
+        number = self.rng.choice(self.shown)
+        texts = self.said[number]
+        given, target = self.rng.sample(texts, 2) if len(texts) > 1 else texts * 2
+        prompt = DESCRIBED.format(self.rng.choice(("image", "product image", "wikipedia image")), given)
+        image = self.rng.choice(self.gallery.photographs[number])
+        return Lesson("described", prompt, image, "photographs", target, tuple(texts))
 
     def _name(self) -> Lesson:
         number = self.rng.choice(self.named if self.rng.random() < 0.8 or not self.tones else self.tones)
@@ -170,6 +193,19 @@ class Lessons:
         names = self.classes[seen]
         image = self.rng.choice(self.gallery.photographs[number][:3])
         return Lesson("object", self._identify(), image, "classes", self.rng.choice(names), names)
+
+    def _part(self) -> Lesson:
+        number, part, seen = self.rng.choice(self.parts)
+        names, whole = self.classes[seen], self.gallery.photographs[number][0]
+        name = self.rng.choice(names)
+        shown = (self.rng.choice(CROPPED), part)
+        return Lesson("part", SELECT.format(name), whole, "", name, names, (), number, shown)
+
+    def _view(self) -> Lesson:
+        number = self.rng.choice(self.shown)
+        one, other = self.rng.sample(self.gallery.photographs[number], 2)
+        texts = tuple(self.said[number])
+        return Lesson("view", SIMILAR, one, "", texts[0], texts, (), number, (IMAGE, other))
 
     def _text(self) -> Lesson:
         bank = self.rng.choices(("photographs", "names", "all"), (0.4, 0.15, 0.45))[0]
@@ -187,8 +223,8 @@ class Lessons:
         number = self.rng.choice(self.tones)
         tone, name = self.drawings[number].keywords[1], self.drawings[number].name
         prompt = EDIT.format(self.rng.choice(("image", "emoji", "drawing")), tone)
-        image = self.gallery.drawings[self.plain[self._base(number)]][0]
-        return Lesson("edit", prompt, image, "names", name, (name,))
+        plain, toned = (self.gallery.drawings[one][0] for one in (self.plain[self._base(number)], number))
+        return Lesson("edit", prompt, plain, "names", name, (name,), (), -2 - number, (IMAGE, toned), (IMAGE, plain))
 
     def _identify(self) -> str:
         return f"<|image_1|>\n{self.rng.choice(IDENTIFY).format(self.rng.choice(KINDS))}\n"

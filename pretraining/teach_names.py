@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from pretraining.lesson_losses import TEMPERATURE, Answers, PhotographQueue, answer_loss, share_of_rate
+from pretraining.lesson_losses import TEMPERATURE, Answers, ImageQueue, answer_loss, share_of_rate
 from pretraining.lessons import Lessons
 from vlm2vec.models.backbones.compact.model import Bypass, names_of_places
 
@@ -70,7 +70,7 @@ def teach_names(bypass: Bypass, lessons: Lessons, answers: Answers, steps: int =
         loss = KEEP * (1 - (vectors_BD * kept_BD).sum(dim=1)).mean()
         loss = loss + answer_loss(vectors_BD, shown, answers).mean()
         loss = (
-            loss + PhotographQueue(vectors_BD[:0].detach()).loss(vectors_BD, shown, answers).mean()
+            loss + ImageQueue(vectors_BD[:0].detach()).text_loss(vectors_BD, shown, answers).mean()
         )  # those of the batch
         drawn = [rng.choice(drawings) for _ in range(DRAWINGS)]
         named = bypass(features_NTF[[row for row, _ in drawn]].float())

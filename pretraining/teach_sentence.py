@@ -32,8 +32,8 @@ from safetensors.torch import load_file
 from pretraining.captions import HeldOut, clipart, definitions, emoji, stamps
 from pretraining.image_sentences import HELD_OUT, sentence_vectors
 from pretraining.lesson_images import Gallery, gallery, read_photographs
-from pretraining.lesson_losses import Answers, PhotographQueue, answer_loss, beside_loss, share_of_rate
-from pretraining.lessons import FIND, IMAGE, NUM_GENERAL, Lessons, Unseen, asks_for_a_place, briefly
+from pretraining.lesson_losses import Answers, ImageQueue, answer_loss, beside_loss, share_of_rate
+from pretraining.lessons import FIND, IMAGE, NUM_GENERAL, Lesson, Lessons, Unseen, asks_for_a_place, briefly
 from pretraining.teach_names import teach_names
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.compact.model import DEFAULTS, Compact, new_model
@@ -117,7 +117,8 @@ def train(pupil: Pupil, lessons: Lessons, answers: Answers, steps: int, seed: in
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(pupil.groups(), lr=0.0, betas=(0.9, 0.98))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    queue = PhotographQueue(torch.empty(0, answers.vectors_AD.shape[1]))
+    nothing = torch.empty(0, answers.vectors_AD.shape[1])
+    by_text, by_image = ImageQueue(nothing), ImageQueue(nothing)
     pupil.model.train()
     for step in range(steps):
         share = share_of_rate(step, steps, WARMUP, 0.03)
@@ -126,14 +127,26 @@ def train(pupil: Pupil, lessons: Lessons, answers: Answers, steps: int, seed: in
         batch = sorted(lessons.batch(BATCH_SIZE), key=lambda lesson: len(lesson.prompt))
         halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]  # less padding
         vectors_BD = torch.cat([pupil.encode([(one.prompt, one.image) for one in half]) for half in halves])
-        losses = (answer_loss, beside_loss, queue.loss)
+        losses = (answer_loss, beside_loss, by_text.text_loss)
         total = sum((loss(vectors_BD, batch, answers).sum() for loss in losses), vectors_BD.new_zeros(()))
+        total = total + _image_loss(pupil, batch, vectors_BD, by_image).sum()
         optimizer.zero_grad()
         torch.autograd.backward(total / len(batch))
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         yield float(total.detach()) / len(batch)
     pupil.model.eval()
+
+
+def _image_loss(pupil: Pupil, batch: Sequence[Lesson], vectors_BD: torch.Tensor, queue: ImageQueue) -> torch.Tensor:
+    """Losses of the lessons whose answer is an image."""
+    rows = [row for row, lesson in enumerate(batch) if lesson.shown]
+    chosen = [batch[row] for row in rows]
+    images = [lesson.shown for lesson in chosen if lesson.shown] + [lesson.wrong for lesson in chosen if lesson.wrong]
+    if not images:
+        return vectors_BD.new_zeros(1)
+    found_D = pupil.encode(images)
+    return queue.loss(vectors_BD[rows], found_D[: len(rows)], chosen, found_D[len(rows) :])
 
 
 @torch.no_grad()
@@ -200,8 +213,15 @@ def read_lessons(photographs: Path, demo: Path, art: Path, cut_outs: Path, wordn
         if rows[0] in sure and number not in unseen.photographs
     ]
     said = {number: briefly(shown[number][1]) for number in images.photographs}
+    parts = [
+        (number, row, sure[row])
+        for number, rows in images.parts.items()
+        if number not in unseen.photographs
+        for row in rows
+        if row in sure
+    ]
     few = random.Random(5).sample(general, min(NUM_GENERAL, len(general)))
-    return Lessons(images, said, drawings, objects, few, unseen)
+    return Lessons(images, said, drawings, objects, parts, few, unseen)
 
 
 def main(photographs: str, demo: str, art: str, cut_outs: str, wordnet: str, bypass: str, output: str) -> None:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from pretraining import teach_sentence
 from pretraining.captions import Drawing
-from pretraining.lesson_images import gallery
-from pretraining.lesson_losses import TEMPERATURE, TEXT_WEIGHT, Answers, PhotographQueue, answer_loss, beside_loss
-from pretraining.lessons import Lesson, Lessons, Unseen
+from pretraining.lesson_images import PARTS, gallery
+from pretraining.lesson_losses import TEMPERATURE, TEXT_WEIGHT, Answers, ImageQueue, answer_loss, beside_loss
+from pretraining.lessons import SHARES, Lesson, Lessons, Unseen
 from pretraining.teach_names import name_loss, named_cells, named_drawings, teach_names
 from pretraining.teach_sentence import Pupil, hold_out, scores, sure_classes, train
 from vlm2vec.media.images import ImageRef
@@ -60,7 +60,8 @@ def lessons() -> Lessons:
     images = gallery(photographs, drawings, 40, Colors())
     said = {number: [f"photograph {number}", f"what {number} shows"] for number in images.photographs}
     unseen = Unseen(frozenset({3}), frozenset({"jar"}), frozenset(range(8)), Nothing())  # type: ignore[arg-type]
-    return Lessons(images, said, drawings, [(0, 5), (1, 7)], ["a long sentence", "another one"], unseen)
+    parts = [(number, images.parts[number][0], 7 + number) for number in range(3)]
+    return Lessons(images, said, drawings, [(0, 5), (1, 7)], parts, ["a long sentence", "another one"], unseen)
 
 
 def random_vectors(texts: Sequence[str]) -> torch.Tensor:
@@ -72,7 +73,8 @@ def test_each_image_has_its_rows_and_unreadable_ones_are_left_out(lessons: Lesso
     assert sorted(images.photographs) == [0, 1, 2, 3] and all(len(rows) == 4 for rows in images.photographs.values())
     assert [len(images.drawings[number]) for number in range(21)] == [2] * 20 + [1]
     every = [row for rows in (*images.photographs.values(), *images.drawings.values()) for row in rows]
-    every += [row for row, _ in images.scenes.values()]
+    every += [row for row, _ in images.scenes.values()] + [row for rows in images.parts.values() for row in rows]
+    assert sorted(images.parts) == [0, 1, 2, 3] and all(len(rows) == PARTS for rows in images.parts.values())
     assert sorted(every) == list(range(len(images.features_NTF)))
     whole = Colors()([lessons.drawings[4].image]).half()[0]
     assert torch.equal(images.features_NTF[images.drawings[4][0]], whole)
@@ -80,15 +82,33 @@ def test_each_image_has_its_rows_and_unreadable_ones_are_left_out(lessons: Lesso
 
 def test_no_lesson_shows_what_is_held_out(lessons: Lessons) -> None:
     batch = lessons.batch(2000)
-    assert {lesson.kind for lesson in batch} == {"photograph", "name", "object", "text", "question", "edit", "region"}
-    assert 3 not in {lesson.photograph for lesson in batch}
+    assert {lesson.kind for lesson in batch} == set(SHARES)
+    assert 3 not in {lesson.group for lesson in batch}
+    hidden_rows = {*lessons.gallery.photographs[3], *lessons.gallery.parts[3]}
+    assert not hidden_rows & {row for lesson in batch for row in (lesson.image, *(lesson.shown or ())[1:])}
     assert "jar" not in {lesson.target for lesson in batch if lesson.kind in ("name", "question", "region")}
     hidden = {lessons.gallery.scenes[number][0] for number in range(8)}
     assert not hidden & {lesson.image for lesson in batch}
     assert hidden >= {lesson.image for lesson in lessons.asked_unseen} != set()
     for lesson in batch:
-        assert set(lesson.right) <= set(lessons.banks[lesson.bank]) and lesson.target in lesson.right
+        assert not lesson.bank or set(lesson.right) <= set(lessons.banks[lesson.bank])
+        assert lesson.target in lesson.right and (lesson.bank or lesson.shown)
         assert (lesson.image is None) == ("<|image_1|>" not in lesson.prompt) and lesson.target not in lesson.beside
+
+
+def test_answers_that_are_images_belong_to_their_lessons(lessons: Lessons) -> None:
+    images = lessons.gallery
+    for lesson in lessons.batch(2000):
+        row = lesson.shown[1] if lesson.shown else None
+        if lesson.kind == "part":
+            assert lesson.image == images.photographs[lesson.group][0] and row in images.parts[lesson.group]
+        elif lesson.kind == "view":
+            assert lesson.image != row and {lesson.image, row} <= set(images.photographs[lesson.group])
+        elif lesson.kind == "edit":
+            assert (row, lesson.image) == (images.drawings[20][0], images.drawings[NAMES.index("goat")][0])
+            assert lesson.wrong == ("<|image_1|>\nRepresent the given image.\n", lesson.image)
+        else:
+            assert row is None
 
 
 def test_the_first_stage_knows_which_drawing_is_in_which_cell(lessons: Lessons) -> None:
@@ -128,12 +148,26 @@ def test_another_version_of_a_photograph_is_no_wrong_answer() -> None:
     answers = Answers({"photographs": ["a", "b"], "all": ["a", "b"]}, random_vectors)
     vectors_BD = random_vectors(["x", "y", "z"])
     batch = [Lesson("photograph", "", 0, "photographs", name, (name,), (), i) for i, name in enumerate("ab")]
-    queue = PhotographQueue(vectors_BD[2:], torch.tensor([1]))
+    queue = ImageQueue(vectors_BD[2:], torch.tensor([1]))
     scores = answers.vectors_AD @ vectors_BD.T / TEMPERATURE
     expected = torch.stack([-scores[0].log_softmax(dim=0)[0], -scores[1, :2].log_softmax(dim=0)[1]])
-    torch.testing.assert_close(queue.loss(vectors_BD[:2], batch, answers), expected)
-    assert torch.equal(queue.vectors_QD, vectors_BD) and queue.numbers_Q.tolist() == [0, 1, 1]
-    assert len(queue.loss(vectors_BD[:0], [], answers)) == 0
+    torch.testing.assert_close(queue.text_loss(vectors_BD[:2], batch, answers), expected)
+    assert torch.equal(queue.vectors_QD, vectors_BD) and queue.groups_Q.tolist() == [0, 1, 1]
+    assert len(queue.text_loss(vectors_BD[:0], [], answers)) == 0
+
+
+def test_a_lesson_with_a_wrong_image_is_also_compared_with_it() -> None:
+    asked_PD, right_PD, wrong_WD = random_vectors(list("abcdef")).split([2, 3, 1])
+    batch = [
+        Lesson("edit", "", 0, "names", "a", ("a",), (), -2, ("", 0), ("", 1)),
+        Lesson("part", "", 0, "", "b", ("b",), (), 1, ("", 2)),
+    ]
+    queue = ImageQueue(right_PD[2:], torch.tensor([5]))
+    scores = asked_PD @ right_PD.T / TEMPERATURE
+    first = torch.cat([scores[0], asked_PD[:1] @ wrong_WD[0] / TEMPERATURE])
+    expected = torch.stack([-first.log_softmax(dim=0)[0], -scores[1].log_softmax(dim=0)[1]])
+    torch.testing.assert_close(queue.loss(asked_PD, right_PD[:2], batch, wrong_WD), expected)
+    assert len(queue.loss(asked_PD[:0], right_PD[:0], [])) == 0
 
 
 def test_both_stages_learn_and_the_file_gives_the_trained_model_back(
