@@ -51,6 +51,11 @@ SELECT = '<|image_1|>\nSelect the portion of the image that isolates the object 
 FOLLOW = '<|image_1|>\nSelect the portion of the image that follows the language expressions. "{}"\n'
 EDIT = "<|image_1|>\nFind the same {} with the described change: with {}\n"
 DESCRIBED = "<|image_1|>\nRepresent the given {} with its description: {}\n"
+ENTRY = (
+    "<|image_1|>\nRetrieve an image-description pair about what this image shows.\n",
+    "<|image_1|>\nRetrieve the entry of a catalogue about the object in the image.\n",
+    "<|image_1|>\nFind the article about the subject of the given image.\n",
+)
 SIMILAR = "<|image_1|>\nFind an image that looks similar to the provided image.\n"
 IMAGE = "<|image_1|>\nRepresent the given image.\n"
 CROP = "<|image_1|>\nRepresent the given cropped image of the object.\n"
@@ -176,11 +181,11 @@ class Lessons:
 
     def _described(self) -> Lesson:
         number = self.rng.choice(self.shown)
-        texts = self.said[number]
-        given, target = self.rng.sample(texts, 2) if len(texts) > 1 else texts * 2
-        prompt = DESCRIBED.format(self.rng.choice(("image", "product image", "wikipedia image")), given)
-        image = self.rng.choice(self.gallery.photographs[number])
-        return Lesson("described", prompt, image, "photographs", target, tuple(texts))
+        one, other = self.rng.sample(self.gallery.photographs[number], 2)
+        texts = tuple(self.said[number])
+        words = " ".join(self.rng.sample(texts, self.rng.randint(1, len(texts))))
+        shown = (DESCRIBED.format(self.rng.choice(("image", "product image", "wikipedia image")), words), other)
+        return Lesson("described", self.rng.choice(ENTRY), one, "", texts[0], texts, (), number, shown)
 
     def _name(self) -> Lesson:
         number = self.rng.choice(self.named if self.rng.random() < 0.8 or not self.tones else self.tones)
