@@ -68,6 +68,13 @@ def class_lines(offsets: list[str], root: Path) -> list[str]:
     ]
 
 
+def names_in_wordnet(root: Path) -> list[str]:
+    """All names of each class and its kind as one text, such as "jersey, T-shirt, tee shirt, garment"."""
+    nouns, _ = read_wordnet(root)
+    classes = [line.split(maxsplit=1) for line in NAMES.read_text().splitlines()]
+    return [", ".join([*nouns[offset][0], *words.split(", ")[1:]]) for offset, words in classes]
+
+
 if __name__ == "__main__":
     known = [line.split()[0] for line in NAMES.read_text().splitlines()]
     NAMES.write_text("\n".join(class_lines(known, Path(sys.argv[1]))) + "\n")

@@ -1,7 +1,7 @@
 r"""Trains the bypass of `compact`: from an image to the sentence vectors of what is said of it.
 
     python -m pretraining.photographs CLONES FOLDER
-    python -m pretraining.image_sentences FOLDER bypass.safetensors
+    python -m pretraining.image_sentences FOLDER WORDNET bypass.safetensors
 
 A contrastive loss in both directions over batches of images and one of the texts of each; the vision encoder and the
 sentence encoder are frozen, so features and text vectors are computed once. Prints how often a held-out photograph is
@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from pretraining.class_names import names_in_wordnet
 from pretraining.photographs import LIST
 from vlm2vec.cache import cache_folder
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.compact.model import DEFAULTS, Bypass
 from vlm2vec.models.backbones.compact.parts import SENTENCE_LAYERS, EfficientNetLite, load_sentence_encoder
-from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, names_of_classes
+from vlm2vec.models.backbones.compact.seen_classes import SeenClasses
 from vlm2vec.models.pooling import mean
 from vlm2vec.models.vision.vision_cache import VisionCache, chunks
 
@@ -91,18 +92,11 @@ def found(bypass: Bypass, features_NTF: torch.Tensor, texts_ND: torch.Tensor) ->
 
 def write(bypass: Bypass, path: Path) -> str:
     """Writes the weights and the sentence vectors of the classes in float16; returns the SHA-256 of the file."""
-    tensors = bypass.state_dict() | {"class_sentences": bypass.class_sentences.vectors_CD}
-    save_file({name: value.half().contiguous() for name, value in tensors.items()}, path)
+    save_file({name: value.half().contiguous() for name, value in bypass.state_dict().items()}, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def new_bypass(vision: EfficientNetLite, encoder: Any, tokenizer: Any) -> Bypass:
-    """An untrained bypass, with the sentence vectors of the classes: of their names and kinds."""
-    names = sentence_vectors(names_of_classes(), encoder, tokenizer)
-    return Bypass(SeenClasses(vision.classifier, names), DROPOUT)
-
-
-def main(folder: str, output: str) -> None:
+def main(folder: str, wordnet: str, output: str) -> None:
     """Trains on the photographs of a folder and writes the first bypass."""
     rows = [json.loads(line) for line in (Path(folder) / LIST).read_text().splitlines()]
     encoder, tokenizer = load_sentence_encoder(SENTENCE_LAYERS, torch.float32)
@@ -117,7 +111,8 @@ def main(folder: str, output: str) -> None:
     order = torch.randperm(len(rows))
     held, kept = order[:HELD_OUT], order[HELD_OUT:]
     held_texts = torch.stack([texts[row][min(1, len(texts[row]) - 1)] for row in held.tolist()])
-    bypass = new_bypass(vision, encoder, tokenizer).eval()
+    classes = sentence_vectors(names_in_wordnet(Path(wordnet)), encoder, tokenizer)
+    bypass = Bypass(SeenClasses(vision.classifier, classes), DROPOUT).eval()
     print("held out, untrained:", found(bypass, features_NTF[held], held_texts), flush=True)
     train(bypass.train(), features_NTF[kept], [texts[row] for row in kept.tolist()])
     print("held out, trained:", found(bypass, features_NTF[held], held_texts), flush=True)

@@ -1,7 +1,7 @@
 r"""Pretrains `compact`: an input gets the sentence vector of what it shows, or of what it asks for.
 
     python -m pretraining.photographs CLONES PHOTOGRAPHS
-    python -m pretraining.image_sentences PHOTOGRAPHS bypass.safetensors
+    python -m pretraining.image_sentences PHOTOGRAPHS WORDNET bypass.safetensors
     python -m pretraining.teach_sentence PHOTOGRAPHS DEMO CLIPART STAMPS WORDNET bypass.safetensors trained.safetensors
     python -m pretraining.ship trained.safetensors
 
@@ -38,7 +38,7 @@ from pretraining.teach_names import teach_names
 from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.compact.model import DEFAULTS, Compact, new_model
 from vlm2vec.models.backbones.compact.parts import FINAL_DIM, SENTENCE_LAYERS, EfficientNetLite, load_sentence_encoder
-from vlm2vec.models.backbones.compact.weights import LORA_A, LORA_B, PARTS, write_pretrained
+from vlm2vec.models.backbones.compact.weights import CLASSES, LORA_A, LORA_B, PARTS, write_pretrained
 from vlm2vec.models.pooling import mean
 from vlm2vec.types import EmbeddingInput
 
@@ -95,7 +95,7 @@ class Pupil:
             if LORA_A in name or LORA_B in name:
                 scale = ALPHA / RANK if LORA_B in name else 1.0
                 found[name.replace("base_model.model.", "").replace(".default.weight", "")] = scale * value
-            elif name.partition(".")[0] in PARTS:
+            elif name.partition(".")[0] in PARTS and not name.endswith(CLASSES):
                 found[name] = value
         return found
 
@@ -231,7 +231,7 @@ def main(photographs: str, demo: str, art: str, cut_outs: str, wordnet: str, byp
     encoder, tokenizer = load_sentence_encoder(SENTENCE_LAYERS, torch.float32)
     answers = Answers(lessons.banks, lambda texts: sentence_vectors(texts, encoder, tokenizer))
     parts = {name: value.float() for name, value in load_file(bypass).items()}
-    model = new_model(vision, encoder, tokenizer, parts.pop("class_sentences"), DROPOUT)
+    model = new_model(vision, encoder, tokenizer, parts[f"class_sentences{CLASSES}"], DROPOUT)
     model.bypass.load_state_dict(parts)
     teach_names(model.bypass, lessons, answers)
     pupil = Pupil(Compact(model, tokenizer, DEFAULTS), lessons.gallery)

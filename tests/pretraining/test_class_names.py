@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.class_names import kind_of, read_wordnet
+from pretraining import class_names
+from pretraining.class_names import kind_of, names_in_wordnet, read_wordnet
 from vlm2vec import UserError
 from vlm2vec.models.backbones.compact.seen_classes import NAMES
 
@@ -40,6 +41,23 @@ def test_the_kind_of_a_thing_is_the_nearest_everyday_word_above_it() -> None:
 def test_a_folder_without_wordnet_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unpack the Debian package wordnet-base"):
         read_wordnet(tmp_path)
+
+
+def test_a_class_has_all_its_names_and_its_kind_in_its_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "usr/share/wordnet"
+    base.mkdir(parents=True)
+    (base / "data.noun").write_text(
+        "03595614 06 n 03 jersey 0 T-shirt 0 tee_shirt 0 000 | a close-fitting pullover\n"
+        "03630383 06 n 01 lab_coat 0 000 | a light coat\n"
+    )
+    for part in ("verb", "adj", "adv"):
+        (base / f"data.{part}").write_text("")
+    names = tmp_path / "names.txt"
+    names.write_text("03595614 jersey, garment\n03630383 lab coat\n")
+    monkeypatch.setattr(class_names, "NAMES", names)
+    assert names_in_wordnet(tmp_path) == ["jersey, T-shirt, tee shirt, garment", "lab coat"]
 
 
 def test_wordnet_is_read_as_nouns_by_offset_and_words_by_definitions(tmp_path: Path) -> None:

@@ -108,6 +108,6 @@ def test_training_brings_images_near_their_texts_and_what_is_written_reads_back(
     assert found(bypass, shown[:40], texts_ND)["hit@1"] > max(60, 3 * before)
     assert len(write(bypass, tmp_path / "x.safetensors")) == 64
     saved = load_file(tmp_path / "x.safetensors")
-    again = Bypass(SeenClasses(classifier, saved.pop("class_sentences").float()))
+    again = Bypass(SeenClasses(classifier, saved["class_sentences.vectors_CD"].float()))
     again.load_state_dict({name: value.float() for name, value in saved.items()})
     torch.testing.assert_close(again(shown[:5]), bypass(shown[:5]), rtol=0, atol=5e-3)

@@ -216,7 +216,7 @@ class Compact(CompactBackbone, DecoderBackbone):
 
     name: ClassVar[str] = "compact"
     media_tokens: ClassVar[Mapping[str, MediaTokens]] = {"compact": NUMBERED}
-    trained_modules: ClassVar[list[str]] = ["projector", "bypass", "choice"]
+    trained_modules: ClassVar[list[str]] = ["bypass"]  # a few hundred steps undo what projector and choice have learned
     _pooling = "mean"
     _attention = "bidirectional"
 

@@ -24,7 +24,7 @@ NAMES = Path(__file__).with_name("class_names.txt")
 class SeenClasses(nn.Module):
     """Features [.., F] -> vector [.., D] expected over the classes that the vision encoder sees.
 
-    Neither trained nor saved: classifier and vectors come from the packaged parts.
+    Not trained. The vectors are part of a saved model and of its fingerprint; the classifier is the vision encoder's.
 
     Args:
         classifier: The vision encoder's last layer, [C, 1280].
@@ -39,7 +39,7 @@ class SeenClasses(nn.Module):
         super().__init__()
         self.register_buffer("weight_CF", classifier.weight.detach().float(), persistent=False)
         self.register_buffer("bias_C", classifier.bias.detach().float(), persistent=False)
-        self.register_buffer("vectors_CD", vectors_CD, persistent=False)
+        self.register_buffer("vectors_CD", vectors_CD)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Mean of the classes' vectors, weighted by the classes' probabilities."""

@@ -22,6 +22,7 @@ PARTS = ("projector", "bypass", "choice")
 """Modules whose weights the file has as they are."""
 SHA256 = ".sha256"
 POSITIONS = "projector.positions"
+CLASSES = ".vectors_CD"  # at the end of the names of vectors of classes, which a new model has
 LORA_A, LORA_B = ".lora_A", ".lora_B"
 
 
@@ -48,6 +49,7 @@ def load_pretrained(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         weights: Tensors as `write_pretrained` writes them, without the vectors of the classes.
     """
     own, modules = model.state_dict(), dict(model.named_modules())
+    weights = weights | {name: value for name, value in own.items() if name.endswith(CLASSES)}
     if own[POSITIONS].shape != weights[POSITIONS].shape:
         weights = weights | {POSITIONS: own[POSITIONS]}
     for part in PARTS:
