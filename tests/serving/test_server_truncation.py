@@ -18,7 +18,7 @@ from vlm2vec.serving.settings import ServeSettings
 from vlm2vec.serving.truncation import TextLimits, Truncation
 from vlm2vec.types import EmbeddingInput
 
-LIMIT = 512  # tokens of a text that the built-in model reads
+LIMIT = 510  # tokens of a text that the built-in model reads, besides its first and last
 LONG = " ".join(f"word{number}" for number in range(400))
 
 

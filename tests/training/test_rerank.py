@@ -131,7 +131,7 @@ def test_a_product_head_starts_at_the_cosine_of_the_sides_pooled_as_by_the_embed
 def test_a_trained_reranker_lowers_its_loss_and_loads_with_equal_scores(
     values: dict[str, Any], rerank: dict[str, Any], lora: dict[str, Any] | None
 ) -> None:
-    recipe = changed(values, rerank=rerank, lora=lora, data={"sets": ["Color"]}, train={"steps": 12})
+    recipe = changed(values, rerank=rerank, lora=lora, data={"sets": ["Color"]}, train={"steps": 16})
     folder = train(recipe)
     log = json.loads((folder / "log.json").read_text())
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
