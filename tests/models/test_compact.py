@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny.compact import SMALL, draw_image, mixed_inputs
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
 from vlm2vec.media.images import ImageRef
@@ -13,23 +14,6 @@ from vlm2vec.models.backbones.compact import weights
 from vlm2vec.models.backbones.compact.parts import EfficientNetLite, package_file
 from vlm2vec.models.device import best_dtype, floating_type
 from vlm2vec.models.vision.vision_cache import VisionCache
-
-SMALL = {"num_layers": 2, "visual_tokens": 4, "image_size": 64}
-
-
-def draw_image(seed: int, size: tuple[int, int] = (48, 40)) -> ImageRef:
-    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size, 3), dtype=np.uint8)
-    return ImageRef.of(Image.fromarray(pixels))
-
-
-def mixed_inputs() -> list[EmbeddingInput]:
-    return [
-        EmbeddingInput(text="a"),
-        EmbeddingInput(images=(draw_image(0),)),
-        EmbeddingInput(text="a much longer text that pads the others " * 3),
-        EmbeddingInput(text="between <|image_1|> and <|image_2|>", images=(draw_image(1), draw_image(2, (90, 20)))),
-        EmbeddingInput(text="what is it?", images=(draw_image(0),), instruction="Answer"),
-    ]
 
 
 @pytest.fixture(scope="module", params=["compact", "compact-dual"])

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from tiny.compact import SMALL, draw_image, mixed_inputs
 
 from vlm2vec import Embedder, EmbeddingInput, UserError
-from vlm2vec.media.images import ImageRef
 from vlm2vec.models.backbones.attention import first_token_reads_last
 from vlm2vec.models.backbones.compact.model import BYPASS_SCALE, CellChoice, names_of_places, new_model
 from vlm2vec.models.backbones.compact.parts import FINAL_DIM, VISION_DIM, load_sentence_encoder
@@ -19,23 +18,7 @@ from vlm2vec.models.backbones.compact.seen_classes import SeenClasses, input_vec
 from vlm2vec.models.checkpoints import folder as checkpoint
 from vlm2vec.models.verification.fingerprint import describe
 
-SMALL = {"num_layers": 2, "visual_tokens": 4, "image_size": 64}
 TEXTS = ["a dog", "two children play football on a field of grass", ""]
-
-
-def draw_image(seed: int, size: tuple[int, int] = (48, 40)) -> ImageRef:
-    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size, 3), dtype=np.uint8)
-    return ImageRef.of(Image.fromarray(pixels))
-
-
-def mixed_inputs() -> list[EmbeddingInput]:
-    return [
-        EmbeddingInput(text="a"),
-        EmbeddingInput(images=(draw_image(0),)),
-        EmbeddingInput(text="a much longer text that pads the others " * 3),
-        EmbeddingInput(text="between <|image_1|> and <|image_2|>", images=(draw_image(1), draw_image(2, (90, 20)))),
-        EmbeddingInput(text="what is it?", images=(draw_image(0),), instruction="Answer"),
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,14 @@ from vlm2vec.models.backbones.compact.seen_classes import NAMES
 LINES = NAMES.read_text().splitlines()
 
 
+def write_wordnet(root: Path, nouns: str, others: str) -> None:
+    base = root / "usr/share/wordnet"
+    base.mkdir(parents=True)
+    (base / "data.noun").write_text(nouns)
+    for part in ("verb", "adj", "adv"):
+        (base / f"data.{part}").write_text(others)
+
+
 def test_every_class_of_imagenet_has_a_line_in_the_order_of_its_synsets() -> None:
     offsets = [line.split()[0] for line in LINES]
     assert len(offsets) == 1000
@@ -46,14 +54,12 @@ def test_a_folder_without_wordnet_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_class_has_all_its_names_and_its_kind_in_its_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = tmp_path / "usr/share/wordnet"
-    base.mkdir(parents=True)
-    (base / "data.noun").write_text(
+    write_wordnet(
+        tmp_path,
         "03595614 06 n 03 jersey 0 T-shirt 0 tee_shirt 0 000 | a close-fitting pullover\n"
-        "03630383 06 n 01 lab_coat 0 000 | a light coat\n"
+        "03630383 06 n 01 lab_coat 0 000 | a light coat\n",
+        "",
     )
-    for part in ("verb", "adj", "adv"):
-        (base / f"data.{part}").write_text("")
     names = tmp_path / "names.txt"
     names.write_text("03595614 jersey, garment\n03630383 lab coat\n")
     monkeypatch.setattr(class_names, "NAMES", names)
@@ -61,14 +67,12 @@ def test_a_class_has_all_its_names_and_its_kind_in_its_sentence(
 
 
 def test_wordnet_is_read_as_nouns_by_offset_and_words_by_definitions(tmp_path: Path) -> None:
-    base = tmp_path / "usr/share/wordnet"
-    base.mkdir(parents=True)
-    (base / "data.noun").write_text(
+    write_wordnet(
+        tmp_path,
         "  1 a licence\n"
-        "00000010 05 n 02 hound 0 hound_dog 0 002 @ 00000020 n 0000 ~ 00000030 n 0000 | a dog that hunts; dog\n"
+        "00000010 05 n 02 hound 0 hound_dog 0 002 @ 00000020 n 0000 ~ 00000030 n 0000 | a dog that hunts; dog\n",
+        "00000040 30 v 01 bark 0 000 | what a dog does\n",
     )
-    for part in ("verb", "adj", "adv"):
-        (base / f"data.{part}").write_text("00000040 30 v 01 bark 0 000 | what a dog does\n")
     nouns, found = read_wordnet(tmp_path)
     assert nouns == {"00000010": (["hound", "hound dog"], ["00000020"])}
     assert (found["dog"], found["hunts"]) == (4, 1)

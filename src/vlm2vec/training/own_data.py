@@ -107,7 +107,7 @@ def _settings(base: str, num_pairs: int, folder: Path, output: Path, has_held_ou
 def _by_family(base: str) -> dict[str, Any]:
     """Returns model, LoRA and training settings for a base.
 
-    The built-in model uses the temperature of the recipe `photos`, and 5e-4 as on the demo (docs/explain/log.md). With
+    The built-in model uses a temperature of 0.1 and a learning rate of 5e-4 (docs/explain/log.md). With
     the values for large models (2e-5 and 0.02) it learns nothing in a few hundred steps. Other models use the settings
     of VLM2Vec-V2 (arXiv 2507.04590 and the learning rate of its released script).
     """
